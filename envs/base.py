@@ -1,0 +1,167 @@
+"""The protocol that every environment follows, and the registry of names.
+
+An environment is one module: a pydantic model of its options, a class that follows `Environment`, and one call of
+`register`. Nothing else of the project needs to know it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from opid_core.errors import ConfigError
+
+TURN_LINE = "Now it's your turn"
+"""How the last paragraph of every prompt begins; a step skill is put right before it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task instance of a split. `payload` is what the environment needs to reset to it, opaque to everyone else."""
+
+    task_id: str
+    task_type: str
+    payload: Any = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the world answers to one action. `won` is whether the task's goal holds now."""
+
+    observation: str
+    reward: float
+    done: bool
+    won: bool
+
+
+@dataclass(frozen=True)
+class PromptParts:
+    """The parts of one user message, in their order (ENVIRONMENTS, "Common"). Joined by newlines, empty parts left out.
+
+    `task` is the line that states the task; `history` holds one rendered text a past step, oldest first, and
+    `history_header` the sentence before them (dropped with the last of them); `current` the current step and
+    observation; `actions` the admissible actions; `turn` the paragraph that begins with `TURN_LINE`.
+    """
+
+    role: str
+    task: str
+    history_header: str
+    history: tuple[str, ...]
+    current: str
+    actions: str
+    turn: str
+
+
+class Environment(Protocol):
+    """One running episode at a time; instances are cheap and share their read-only data.
+
+    `prompt_parts` and `parse_action` are pure: they depend on their arguments alone, so a prompt can be rebuilt from
+    the rows of the `steps` table.
+    """
+
+    admissible_actions: Sequence[str]
+    """The actions the world offers now (set by `reset` and `step`; empty where an environment lists none)."""
+
+    task_text: str
+    """The task in words, as the prompt's task line states it (set by `reset`)."""
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The explicit, ordered task list of `split`. Raises ConfigError for an unknown split."""
+        ...
+
+    def reset(self, task: Task) -> str:
+        """Start `task` from its initial state and return the first observation."""
+        ...
+
+    def step(self, action: str) -> StepResult:
+        """Do one action (as `parse_action` returned it). An action the world refuses is an observation, no error."""
+        ...
+
+    @staticmethod
+    def parse_action(response_text: str) -> tuple[str, bool]:
+        """The action in a policy's response, and whether the response is well-formed."""
+        ...
+
+    @staticmethod
+    def prompt_parts(
+        task_text: str,
+        history: Sequence[tuple[str, str]],
+        observation: str,
+        admissible_actions: Sequence[str],
+        history_length: int,
+    ) -> PromptParts:
+        """The prompt of step `len(history)` (0-based); `history` holds (observation, action) of all past steps,
+        of which the last `history_length` are shown."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Registration:
+    options: type[BaseModel]
+    factory: Callable[[Any], Environment]
+
+
+_BUILT_IN = {"alfworld": "envs.alfworld"}
+_REGISTRY: dict[str, _Registration] = {}
+
+
+def register(name: str, options: type[BaseModel], factory: Callable[[Any], Environment]) -> None:
+    """Make `name` available to `make`: `factory` gets the validated `options`."""
+    _REGISTRY[name] = _Registration(options, factory)
+
+
+def _registration(name: str) -> _Registration:
+    if name not in _REGISTRY and name in _BUILT_IN:
+        importlib.import_module(_BUILT_IN[name])
+    if name not in _REGISTRY:
+        known = sorted({*_REGISTRY, *_BUILT_IN})
+        raise ConfigError(f"environment.name: unknown environment {name!r}; known: {', '.join(known)}")
+    return _REGISTRY[name]
+
+
+def validate_options(name: str, options: Mapping[str, Any] | BaseModel | None) -> BaseModel:
+    """The environment's options as its own model. Raises ConfigError that names the field and the nearest valid one."""
+    model = _registration(name).options
+    if isinstance(options, model):
+        return options
+    try:
+        return model.model_validate(dict(options or {}))
+    except ValidationError as error:
+        raise ConfigError(describe_validation_error(error, model, "environment.options")) from None
+
+
+def make(name: str, options: Mapping[str, Any] | BaseModel | None = None) -> Environment:
+    """A new environment called `name`. Raises ConfigError for an unknown name or bad options."""
+    return _registration(name).factory(validate_options(name, options))
+
+
+def describe_validation_error(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
+    """One line a problem: the field's full name, what is wrong, and the nearest valid name of an unknown key."""
+    lines = []
+    for problem in error.errors():
+        names = [str(part) for part in problem["loc"]]
+        path = ".".join([*([where] if where else []), *names])
+        if problem["type"] == "extra_forbidden":
+            valid = _field_names(model, names[:-1])
+            near = difflib.get_close_matches(names[-1], valid, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+            lines.append(f"{path}: unknown key; {hint}")
+        else:
+            lines.append(f"{path}: {problem['msg']} (got {problem['input']!r})")
+    return "\n".join(lines)
+
+
+def _field_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for name in path:
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        choices = [annotation, *getattr(annotation, "__args__", ())]
+        nested = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)

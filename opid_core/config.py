@@ -1,0 +1,353 @@
+"""The configuration of a campaign: one YAML file, every field documented here, unknown keys refused.
+
+Presets set the numbers in which the paper's text and its released code differ; a value written in the file wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from envs.base import describe_validation_error, validate_options
+from opid_core.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all config models: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EnvironmentConfig(Section):
+    """Which world, and the rules of an episode around it."""
+
+    name: str = "alfworld"
+    """Registered environment: alfworld, or one of your own (see `envs.base.register`)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The environment's own options, checked by its own model."""
+    max_steps: int = Field(30, ge=1)
+    """An episode is truncated after this many actions."""
+    history_length: int = Field(5, ge=0)
+    """How many past (observation, action) pairs the prompt shows."""
+    episode_timeout_s: float = Field(600.0, gt=0)
+    """Wall-clock limit of one episode; beyond it the episode is truncated."""
+    success_reward: float = Field(10.0, gt=0)
+    """Reward of a won episode (`released`: 10, `paper`: 1)."""
+    invalid_action_penalty: float = Field(0.1, ge=0)
+    """Taken off the score of each step whose response was malformed (`paper`: 0)."""
+    train_split: str = "train"
+    """Split whose tasks are sampled for training."""
+
+
+class RolloutConfig(Section):
+    """How episodes are sampled."""
+
+    tasks_per_iteration: int = Field(16, ge=1)
+    """Task instances (groups) an iteration."""
+    group_size: int = Field(8, ge=1)
+    """Episodes sampled for each task instance."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature. Learning needs 1.0: any other value biases the ratio and is refused."""
+    max_prompt_tokens: int = Field(2048, ge=16)
+    """Longer prompts lose their oldest history first."""
+    max_response_tokens: int = Field(512, ge=1)
+    """Longest response."""
+
+    @model_validator(mode="after")
+    def _unbiased(self) -> RolloutConfig:
+        if self.temperature != 1.0:
+            raise ValueError(
+                "temperature must be 1.0 while training: the PPO ratio assumes it (evaluation has its own)"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """The inference engine (vLLM, in process)."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of the engine's weights."""
+    max_concurrent: int = Field(128, ge=1)
+    """Most sequences decoded at once."""
+    kv_cache_mib: int = Field(512, ge=16)
+    """Memory of the KV cache in MiB (CPU, and GPU when the learner shares the card)."""
+    gpu_memory_fraction: float = Field(0.4, gt=0, le=0.95)
+    """Share of the GPU's memory the engine may take (GPU only)."""
+    canary_tolerance: float = Field(1e-3, gt=0)
+    """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
+    float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""
+
+
+class LlmConfig(Section):
+    """An OpenAI-compatible endpoint for the analyzer. The key comes from the environment variable named here."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address of the endpoint."""
+    model: str = "default"
+    """Model name to ask for."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; it is never stored or logged."""
+    temperature: float = Field(0.4, ge=0)
+    """Sampling temperature of the analyzer."""
+    max_tokens: int = Field(4096, ge=1)
+    """Completion limit of one analysis."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Time limit of one request."""
+    max_retries: int = Field(3, ge=0)
+    """Retries of transient errors (429, 5xx, time-outs)."""
+    concurrency: int = Field(16, ge=1)
+    """Requests in flight at once."""
+
+
+class AnalyzerConfig(Section):
+    """Where skills come from."""
+
+    backend: Literal["hindsight", "llm"] = "hindsight"
+    """`hindsight`: rules over the finished trajectories; `llm`: one call a trajectory to an endpoint."""
+    max_step_skills: int = Field(5, ge=0)
+    """At most this many step skills a trajectory."""
+    failed_only: bool = False
+    """Analyse failed trajectories only."""
+    max_failure_rate: float = Field(0.1, ge=0, le=1)
+    """More failed analyses than this share fail the iteration's gate."""
+    selector_min_group_size: int = Field(2, ge=2)
+    """Statistics selector: smallest state group."""
+    selector_var_quantile: float = Field(0.75, ge=0, le=1)
+    """Statistics selector: state groups at or above this quantile of return variance are eligible."""
+    selector_top_k: int = Field(1, ge=0)
+    """Statistics selector: critical steps a trajectory."""
+    llm: LlmConfig = LlmConfig()
+    """The endpoint (backend `llm`)."""
+
+
+class MethodConfig(Section):
+    """The learning signal (ALGORITHM, sections 2 to 7)."""
+
+    name: Literal["grpo", "opid"] = "opid"
+    """`grpo`: outcome advantage alone; `opid`: plus the routed skill advantages."""
+    baseline: Literal["step", "trajectory"] = "step"
+    """Group statistics over all step samples (`released`) or one value a trajectory (`paper`)."""
+    normalize: Literal["mean", "mean_std"] = "mean_std"
+    """Subtract the group's mean, or also divide by its standard deviation."""
+    tied_groups: Literal["keep", "zero"] = "keep"
+    """What a group of equal outcomes contributes: the penalty's variance scaled to unit size (`keep`), or nothing."""
+    lambda_episode: float = Field(0.001, ge=0)
+    """Weight of the episode skill's advantage; 0 turns episode skills off."""
+    lambda_step: float = Field(0.001, ge=0)
+    """Weight of the step skill's advantage; 0 turns step skills off."""
+    normalize_skill: bool = False
+    """Standardise the skill signal over all tokens that carry it."""
+    clip_skill: float | None = Field(None, gt=0)
+    """Clip the skill signal to [-c, c]."""
+    gamma: float = Field(0.95, gt=0, le=1)
+    """Discount of the step returns (statistics selector)."""
+
+
+class LearnerConfig(Section):
+    """The update (ALGORITHM, section 7)."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """AdamW's learning rate."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the iteration's samples."""
+    mini_batch_samples: int = Field(256, ge=1)
+    """Step samples of one optimizer step (the last one of a pass may be smaller)."""
+    micro_batch_tokens: int = Field(16384, ge=64)
+    """Most tokens (prompt + response) of one forward and backward pass; changes memory, never the result."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """PPO clip below 1."""
+    clip_high: float = Field(0.2, gt=0)
+    """PPO clip above 1."""
+    dual_clip: float | None = Field(3.0, gt=1)
+    """Dual clip of negative advantages; null turns it off."""
+    kl_coefficient: float = Field(0.01, ge=0)
+    """Weight of the k3 KL to the reference policy; 0 skips its forward passes."""
+    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    """How token losses become one number, over the whole mini-batch."""
+    max_gradient_norm: float = Field(1.0, gt=0)
+    """Gradient clipping."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the training weights."""
+    gradient_checkpointing: bool = False
+    """Trade compute for activation memory."""
+
+
+class WarmStartConfig(Section):
+    """Imitation of expert episodes: how a tiny policy is made. Not used when `policy` names a model folder."""
+
+    episodes: int = Field(3000, ge=1)
+    """Expert episodes."""
+    skill_share: float = Field(0.4, ge=0, le=1)
+    """Share of samples with a skill in the prompt, so that the policy can use skills in context."""
+    noise: float = Field(0.2, ge=0, le=1)
+    """Chance of a random or failing action in a demonstration, which the expert then has to correct."""
+    imitate_noise: float = Field(0.0, ge=0, le=1)
+    """Share of the noisy actions that are imitated too (an imperfect demonstrator leaves RL room)."""
+    seconds: float | None = Field(None, gt=0)
+    """Stop after this many seconds of training; null trains the given epochs."""
+    epochs: int = Field(4, ge=1)
+    """Passes over the demonstrations."""
+    batch_size: int = Field(16, ge=1)
+    """Samples a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Peak learning rate (linear warm-up, cosine decay)."""
+    prompt_loss_weight: float = Field(0.1, ge=0)
+    """Weight of the loss on prompt tokens."""
+    hidden_size: int = Field(128, ge=16)
+    """Width of the tiny policy."""
+    layers: int = Field(2, ge=1)
+    """Depth of the tiny policy."""
+    heads: int = Field(4, ge=1)
+    """Attention heads."""
+
+
+class EvaluationConfig(Section):
+    """Success on a fixed panel of held-out tasks."""
+
+    split: str = "valid_unseen"
+    """Split the panel is taken from."""
+    tasks: int = Field(128, ge=1)
+    """Panel size: the first tasks of the split."""
+    every: int = Field(10, ge=0)
+    """Evaluate after every so many iterations; 0 evaluates only before the first and after the last."""
+    temperatures: tuple[float, ...] = (0.4,)
+    """Sampling temperatures, each a full pass over the panel."""
+    final_tasks: int | None = Field(None, ge=1)
+    """Panel size before the first and after the last iteration; null: `tasks`."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go beside the store."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files under `<root>/<campaign>/tensorboard`."""
+    wandb_project: str | None = None
+    """Weights & Biases project (needs the extra `wandb`)."""
+
+
+class CampaignConfig(Section):
+    """A campaign: a chain of iterations under one name in one store."""
+
+    campaign: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the campaign: its folder in the store."""
+    root: str = "runs"
+    """Root of the store: a folder."""
+    seed: int = Field(0, ge=0)
+    """All randomness derives from it."""
+    iterations: int = Field(150, ge=0)
+    """Length of the campaign."""
+    preset: Literal["released", "paper"] = "released"
+    """Numbers where the paper's text and its code differ: reward, penalty and baseline rule."""
+    policy: str | None = None
+    """Base policy: an HF folder (untied embeddings, tokenizer with it); null makes one by warm start."""
+    threads: int = Field(2, ge=1)
+    """CPU threads of engine and learner."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
+    analyzer: AnalyzerConfig = AnalyzerConfig()
+    method: MethodConfig = MethodConfig()
+    learner: LearnerConfig = LearnerConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("preset", "released") not in PRESETS:
+            return data
+        return _merge(PRESETS[data.get("preset", "released")], data)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "released": {
+        "environment": {"success_reward": 10.0, "invalid_action_penalty": 0.1},
+        "method": {"baseline": "step", "normalize": "mean_std"},
+    },
+    "paper": {
+        "environment": {"success_reward": 1.0, "invalid_action_penalty": 0.0},
+        "method": {"baseline": "trajectory", "normalize": "mean_std"},
+    },
+}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
+    """Read a campaign's YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
+
+    Raises ConfigError that names the file, the field and the allowed values.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of config keys, got {type(data).__name__}")
+    for override in overrides:
+        data = _merge(data, _parse_override(override))
+    return build_config(data, str(path))
+
+
+def build_config(data: Mapping[str, Any], source: str = "config") -> CampaignConfig:
+    """A checked config from plain data. `source` names it in errors."""
+    try:
+        config = CampaignConfig.model_validate(data)
+        options = validate_options(config.environment.name, config.environment.options)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + describe_validation_error(error, CampaignConfig)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    environment = config.environment.model_copy(update={"options": options.model_dump(mode="json")})
+    return config.model_copy(update={"environment": environment})
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected key=value, as in --set learner.learning_rate=1e-5")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
+    if isinstance(nested, str):
+        try:  # YAML 1.1 reads 1e-5 as text
+            nested = float(nested)
+        except ValueError:
+            pass
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def config_hash(config: CampaignConfig) -> str:
+    """sha256 of the canonical JSON of the config."""
+    return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

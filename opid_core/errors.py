@@ -1,0 +1,33 @@
+"""The project's exceptions: one small hierarchy, imported by every package and importing none.
+
+What may be retried is decided by type: only `InfrastructureError` is. A bad episode or a failed analyzer call is
+recorded as data and is no exception at the pipeline's level.
+"""
+
+
+class OpidError(Exception):
+    """Any error that OPID raises on purpose. Its text says what is wrong and what to do."""
+
+
+class ConfigError(OpidError):
+    """Bad input from the user: a config value, a path, a missing extra. Raised before any work is done."""
+
+
+class DataError(OpidError):
+    """Data that cannot be used as it is: a game file, a table, a checkpoint. The text names the file and the field."""
+
+
+class InfrastructureError(OpidError):
+    """A fault outside the program (storage, engine, network, time-out): the same call may succeed later."""
+
+
+class AnalyzerReplyError(OpidError):
+    """An analyzer reply without a usable skill (section 3 of the algorithm page): recorded, never scored as a skill."""
+
+
+class GateError(OpidError):
+    """A table broke an expectation of severity `fail`: nothing is committed."""
+
+
+class NumericsError(OpidError):
+    """A number that must not be: a non-finite loss or gradient, or engine and learner apart on the same tokens."""

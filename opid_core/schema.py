@@ -1,0 +1,171 @@
+"""The tables of an iteration: flat, one row a step (or episode), each schema with a version.
+
+Columns marked `volatile` hold wall-clock readings; all else is the same whenever config, seed and data are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import pyarrow as pa
+
+VERSION = 1
+"""Raised with any change of any table."""
+
+_VOLATILE = {b"volatile": b"1"}
+
+_i32, _i64, _f32, _f64, _text, _flag = pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string(), pa.bool_()
+
+
+def _table(*fields: tuple[str, pa.DataType] | pa.Field, nullable: tuple[str, ...] = ()) -> pa.Schema:
+    built = [f if isinstance(f, pa.Field) else pa.field(f[0], f[1], nullable=f[0] in nullable) for f in fields]
+    return pa.schema(built, metadata={b"version": str(VERSION).encode()})
+
+
+STEPS = _table(
+    ("campaign", _text),
+    ("iteration", _i32),
+    ("group_id", _text),
+    ("trajectory_id", _text),
+    ("step", _i32),
+    ("task_id", _text),
+    ("task_type", _text),
+    ("task_text", _text),
+    ("observation", _text),
+    ("admissible_actions", pa.list_(_text)),
+    ("prompt_text", _text),
+    ("prompt_ids", pa.list_(_i32)),
+    ("history_dropped", _i32),
+    ("response_text", _text),
+    ("response_ids", pa.list_(_i32)),
+    ("rollout_log_probs", pa.list_(_f32)),
+    ("action", _text),
+    ("is_valid", _flag),
+    ("reward", _f32),
+    ("done", _flag),
+    ("truncated", _flag),
+    ("policy_version", _i32),
+    ("seed", _i64),
+)
+"""One decision a row. `prompt_text` is the user message before the chat template; `observation` is what the policy saw
+before acting; `reward` is the environment's own for the action; `history_dropped` counts history entries cut for length."""
+
+TRAJECTORIES = _table(
+    ("campaign", _text),
+    ("iteration", _i32),
+    ("group_id", _text),
+    ("trajectory_id", _text),
+    ("task_id", _text),
+    ("task_type", _text),
+    ("outcome", _text),
+    ("return", _f32),
+    ("steps", _i32),
+    ("tokens", _i32),
+    pa.field("seconds", _f32, nullable=False, metadata=_VOLATILE),
+    ("error", _text),
+    nullable=("error",),
+)
+"""One episode a row. outcome: success | failure | truncated | broken; tokens: response tokens."""
+OUTCOMES = ("success", "failure", "truncated", "broken")
+
+SKILLS = _table(
+    ("skill_id", _text),
+    ("trajectory_id", _text),
+    ("kind", _text),
+    ("step", _i32),
+    ("text", _text),
+    ("outcome", _text),
+    ("analyzer", _text),
+    ("model", _text),
+    ("prompt_hash", _text),
+    ("attempts", _i32),
+    ("tokens", _i32),
+    pa.field("seconds", _f32, nullable=True, metadata=_VOLATILE),
+    ("error", _text),
+    ("raw_reply", _text),
+    nullable=("step", "model", "prompt_hash", "tokens", "seconds", "error", "raw_reply"),
+)
+"""One skill a row, and one row of kind `failed` (empty text, `error` set) a failed analysis."""
+SKILL_KINDS = ("episode", "step", "failed")
+
+ROUTES = _table(
+    ("trajectory_id", _text),
+    ("step", _i32),
+    ("route", _text),
+    ("skill_id", _text),
+    ("reason", _text),
+    nullable=("skill_id",),
+)
+"""One row a step sample. route: step | episode | none; skill_id: the row of `skills` that is injected."""
+ROUTE_NAMES = ("step", "episode", "none")
+
+SCORES = _table(
+    ("trajectory_id", _text),
+    ("step", _i32),
+    ("old_log_probs", pa.list_(_f32)),
+    ("skill_log_probs", pa.list_(_f32)),
+    ("reference_log_probs", pa.list_(_f32)),
+    ("skill_prompt_ids", pa.list_(_i32)),
+    ("history_dropped", _i32),
+    ("outcome_advantage", _f32),
+    ("skill_advantages", pa.list_(_f32)),
+    ("trained", _flag),
+    nullable=("skill_log_probs", "reference_log_probs", "skill_prompt_ids"),
+)
+"""One row a step sample. `skill_log_probs` is null where nothing is routed, `reference_log_probs` where the KL term is
+off; `skill_advantages` already carry their lambda; `trained` is false for steps of broken episodes."""
+
+METRICS = _table(
+    ("iteration", _i32),
+    ("name", _text),
+    ("value", _f64),
+    nullable=("value",),
+)
+"""One number a row (a long table: new metrics need no new schema). Names ending in `_s` or `_per_s` are wall-clock."""
+
+EVALUATIONS = _table(
+    ("iteration", _i32),
+    ("temperature", _f32),
+    ("task_id", _text),
+    ("task_type", _text),
+    ("outcome", _text),
+    ("return", _f32),
+    ("steps", _i32),
+    ("valid_actions", _i32),
+    ("admissible_actions", _i32),
+    ("tokens", _i32),
+    ("seed", _i64),
+)
+"""One evaluated episode a row. `admissible_actions` counts the actions taken that were on offer."""
+
+TABLES: dict[str, pa.Schema] = {
+    "steps": STEPS,
+    "trajectories": TRAJECTORIES,
+    "skills": SKILLS,
+    "routes": ROUTES,
+    "scores": SCORES,
+    "metrics": METRICS,
+    "evaluations": EVALUATIONS,
+}
+
+LOG_PROB_COLUMNS = ("rollout_log_probs", "old_log_probs", "skill_log_probs", "reference_log_probs", "skill_advantages")
+"""Columns stored byte-stream-split: their floats compress better so."""
+
+
+def from_rows(name: str, rows: list[dict]) -> pa.Table:
+    """Rows (dicts with every column) as table `name`. pyarrow raises on a missing type or an overflow."""
+    return pa.Table.from_pylist(rows, schema=TABLES[name])
+
+
+def content_hash(table: pa.Table) -> str:
+    """sha256 over all columns but the volatile ones: equal for equal data, whatever the clock said."""
+    kept = [f.name for f in table.schema if not (f.metadata or {}).get(b"volatile")]
+    table = table.select(kept).combine_chunks()
+    if "name" in table.column_names and "value" in table.column_names:  # metrics: drop wall-clock rows
+        names = table.column("name").to_pylist()
+        table = table.filter(pa.array([not n.endswith("_s") for n in names]))
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
