@@ -5,6 +5,7 @@ Presets set the numbers in which the paper's text and its released code differ; 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -31,15 +32,15 @@ class EnvironmentConfig(Section):
     """Registered environment: alfworld, or one of your own (see `envs.base.register`)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The environment's own options, checked by its own model."""
-    max_steps: int = Field(30, ge=1)
+    max_steps: int = Field(default=30, ge=1)
     """An episode is truncated after this many actions."""
-    history_length: int = Field(5, ge=0)
+    history_length: int = Field(default=5, ge=0)
     """How many past (observation, action) pairs the prompt shows."""
-    episode_timeout_s: float = Field(600.0, gt=0)
+    episode_timeout_s: float = Field(default=600.0, gt=0)
     """Wall-clock limit of one episode; beyond it the episode is truncated."""
-    success_reward: float = Field(10.0, gt=0)
+    success_reward: float = Field(default=10.0, gt=0)
     """Reward of a won episode (`released`: 10, `paper`: 1)."""
-    invalid_action_penalty: float = Field(0.1, ge=0)
+    invalid_action_penalty: float = Field(default=0.1, ge=0)
     """Taken off the score of each step whose response was malformed (`paper`: 0)."""
     train_split: str = "train"
     """Split whose tasks are sampled for training."""
@@ -48,15 +49,15 @@ class EnvironmentConfig(Section):
 class RolloutConfig(Section):
     """How episodes are sampled."""
 
-    tasks_per_iteration: int = Field(16, ge=1)
+    tasks_per_iteration: int = Field(default=16, ge=1)
     """Task instances (groups) an iteration."""
-    group_size: int = Field(8, ge=1)
+    group_size: int = Field(default=8, ge=1)
     """Episodes sampled for each task instance."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature. Learning needs 1.0: any other value biases the ratio and is refused."""
-    max_prompt_tokens: int = Field(2048, ge=16)
+    max_prompt_tokens: int = Field(default=2048, ge=16)
     """Longer prompts lose their oldest history first."""
-    max_response_tokens: int = Field(512, ge=1)
+    max_response_tokens: int = Field(default=512, ge=1)
     """Longest response."""
 
     @model_validator(mode="after")
@@ -73,13 +74,13 @@ class EngineConfig(Section):
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type of the engine's weights."""
-    max_concurrent: int = Field(128, ge=1)
+    max_concurrent: int = Field(default=128, ge=1)
     """Most sequences decoded at once."""
-    kv_cache_mib: int = Field(512, ge=16)
+    kv_cache_mib: int = Field(default=512, ge=16)
     """Memory of the KV cache in MiB (CPU, and GPU when the learner shares the card)."""
-    gpu_memory_fraction: float = Field(0.4, gt=0, le=0.95)
+    gpu_memory_fraction: float = Field(default=0.4, gt=0, le=0.95)
     """Share of the GPU's memory the engine may take (GPU only)."""
-    canary_tolerance: float = Field(1e-3, gt=0)
+    canary_tolerance: float = Field(default=1e-3, gt=0)
     """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
     float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""
 
@@ -93,15 +94,15 @@ class LlmConfig(Section):
     """Model name to ask for."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; it is never stored or logged."""
-    temperature: float = Field(0.4, ge=0)
+    temperature: float = Field(default=0.4, ge=0)
     """Sampling temperature of the analyzer."""
-    max_tokens: int = Field(4096, ge=1)
+    max_tokens: int = Field(default=4096, ge=1)
     """Completion limit of one analysis."""
-    timeout_s: float = Field(120.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0)
     """Time limit of one request."""
-    max_retries: int = Field(3, ge=0)
+    max_retries: int = Field(default=3, ge=0)
     """Retries of transient errors (429, 5xx, time-outs)."""
-    concurrency: int = Field(16, ge=1)
+    concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
 
 
@@ -110,17 +111,17 @@ class AnalyzerConfig(Section):
 
     backend: Literal["hindsight", "llm"] = "hindsight"
     """`hindsight`: rules over the finished trajectories; `llm`: one call a trajectory to an endpoint."""
-    max_step_skills: int = Field(5, ge=0)
+    max_step_skills: int = Field(default=5, ge=0)
     """At most this many step skills a trajectory."""
     failed_only: bool = False
     """Analyse failed trajectories only."""
-    max_failure_rate: float = Field(0.1, ge=0, le=1)
+    max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """More failed analyses than this share fail the iteration's gate."""
-    selector_min_group_size: int = Field(2, ge=2)
+    selector_min_group_size: int = Field(default=2, ge=2)
     """Statistics selector: smallest state group."""
-    selector_var_quantile: float = Field(0.75, ge=0, le=1)
+    selector_var_quantile: float = Field(default=0.75, ge=0, le=1)
     """Statistics selector: state groups at or above this quantile of return variance are eligible."""
-    selector_top_k: int = Field(1, ge=0)
+    selector_top_k: int = Field(default=1, ge=0)
     """Statistics selector: critical steps a trajectory."""
     llm: LlmConfig = LlmConfig()
     """The endpoint (backend `llm`)."""
@@ -137,44 +138,44 @@ class MethodConfig(Section):
     """Subtract the group's mean, or also divide by its standard deviation."""
     tied_groups: Literal["keep", "zero"] = "keep"
     """What a group of equal outcomes contributes: the penalty's variance scaled to unit size (`keep`), or nothing."""
-    lambda_episode: float = Field(0.001, ge=0)
+    lambda_episode: float = Field(default=0.001, ge=0)
     """Weight of the episode skill's advantage; 0 turns episode skills off."""
-    lambda_step: float = Field(0.001, ge=0)
+    lambda_step: float = Field(default=0.001, ge=0)
     """Weight of the step skill's advantage; 0 turns step skills off."""
     normalize_skill: bool = False
     """Standardise the skill signal over all tokens that carry it."""
-    clip_skill: float | None = Field(None, gt=0)
+    clip_skill: float | None = Field(default=None, gt=0)
     """Clip the skill signal to [-c, c]."""
-    gamma: float = Field(0.95, gt=0, le=1)
+    gamma: float = Field(default=0.95, gt=0, le=1)
     """Discount of the step returns (statistics selector)."""
 
 
 class LearnerConfig(Section):
     """The update (ALGORITHM, section 7)."""
 
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0)
     """AdamW's learning rate."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's betas."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=1, ge=1)
     """Passes over the iteration's samples."""
-    mini_batch_samples: int = Field(256, ge=1)
+    mini_batch_samples: int = Field(default=256, ge=1)
     """Step samples of one optimizer step (the last one of a pass may be smaller)."""
-    micro_batch_tokens: int = Field(16384, ge=64)
+    micro_batch_tokens: int = Field(default=16384, ge=64)
     """Most tokens (prompt + response) of one forward and backward pass; changes memory, never the result."""
-    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
     """PPO clip below 1."""
-    clip_high: float = Field(0.2, gt=0)
+    clip_high: float = Field(default=0.2, gt=0)
     """PPO clip above 1."""
-    dual_clip: float | None = Field(3.0, gt=1)
+    dual_clip: float | None = Field(default=3.0, gt=1)
     """Dual clip of negative advantages; null turns it off."""
-    kl_coefficient: float = Field(0.01, ge=0)
+    kl_coefficient: float = Field(default=0.01, ge=0)
     """Weight of the k3 KL to the reference policy; 0 skips its forward passes."""
     aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
     """How token losses become one number, over the whole mini-batch."""
-    max_gradient_norm: float = Field(1.0, gt=0)
+    max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
@@ -187,29 +188,29 @@ class LearnerConfig(Section):
 class WarmStartConfig(Section):
     """Imitation of expert episodes: how a tiny policy is made. Not used when `policy` names a model folder."""
 
-    episodes: int = Field(3000, ge=1)
+    episodes: int = Field(default=3000, ge=1)
     """Expert episodes."""
-    skill_share: float = Field(0.4, ge=0, le=1)
+    skill_share: float = Field(default=0.4, ge=0, le=1)
     """Share of samples with a skill in the prompt, so that the policy can use skills in context."""
-    noise: float = Field(0.2, ge=0, le=1)
+    noise: float = Field(default=0.2, ge=0, le=1)
     """Chance of a random or failing action in a demonstration, which the expert then has to correct."""
-    imitate_noise: float = Field(0.0, ge=0, le=1)
+    imitate_noise: float = Field(default=0.0, ge=0, le=1)
     """Share of the noisy actions that are imitated too (an imperfect demonstrator leaves RL room)."""
-    seconds: float | None = Field(None, gt=0)
+    seconds: float | None = Field(default=None, gt=0)
     """Stop after this many seconds of training; null trains the given epochs."""
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(default=4, ge=1)
     """Passes over the demonstrations."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Samples a step."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate (linear warm-up, cosine decay)."""
-    prompt_loss_weight: float = Field(0.1, ge=0)
+    prompt_loss_weight: float = Field(default=0.1, ge=0)
     """Weight of the loss on prompt tokens."""
-    hidden_size: int = Field(128, ge=16)
+    hidden_size: int = Field(default=128, ge=16)
     """Width of the tiny policy."""
-    layers: int = Field(2, ge=1)
+    layers: int = Field(default=2, ge=1)
     """Depth of the tiny policy."""
-    heads: int = Field(4, ge=1)
+    heads: int = Field(default=4, ge=1)
     """Attention heads."""
 
 
@@ -218,13 +219,13 @@ class EvaluationConfig(Section):
 
     split: str = "valid_unseen"
     """Split the panel is taken from."""
-    tasks: int = Field(128, ge=1)
+    tasks: int = Field(default=128, ge=1)
     """Panel size: the first tasks of the split."""
-    every: int = Field(10, ge=0)
+    every: int = Field(default=10, ge=0)
     """Evaluate after every so many iterations; 0 evaluates only before the first and after the last."""
     temperatures: tuple[float, ...] = (0.4,)
     """Sampling temperatures, each a full pass over the panel."""
-    final_tasks: int | None = Field(None, ge=1)
+    final_tasks: int | None = Field(default=None, ge=1)
     """Panel size before the first and after the last iteration; null: `tasks`."""
 
 
@@ -244,15 +245,15 @@ class CampaignConfig(Section):
     """Name of the campaign: its folder in the store."""
     root: str = "runs"
     """Root of the store: a folder."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """All randomness derives from it."""
-    iterations: int = Field(150, ge=0)
+    iterations: int = Field(default=150, ge=0)
     """Length of the campaign."""
     preset: Literal["released", "paper"] = "released"
     """Numbers where the paper's text and its code differ: reward, penalty and baseline rule."""
     policy: str | None = None
     """Base policy: an HF folder (untied embeddings, tokenizer with it); null makes one by warm start."""
-    threads: int = Field(2, ge=1)
+    threads: int = Field(default=2, ge=1)
     """CPU threads of engine and learner."""
     environment: EnvironmentConfig = EnvironmentConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -330,15 +331,15 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not separator or not key.strip():
         raise ConfigError(f"--set {text!r}: expected key=value, as in --set learner.learning_rate=1e-5")
     try:
-        nested: Any = yaml.safe_load(value)
+        leaf = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
-    if isinstance(nested, str):
-        try:  # YAML 1.1 reads 1e-5 as text
-            nested = float(nested)
-        except ValueError:
-            pass
-    for part in reversed(key.strip().split(".")):
+    if isinstance(leaf, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-5 as text
+            leaf = float(leaf)
+    *parents, last = key.strip().split(".")
+    nested: dict[str, Any] = {last: leaf}
+    for part in reversed(parents):
         nested = {part: nested}
     return nested
 

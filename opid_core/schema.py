@@ -49,7 +49,7 @@ STEPS = _table(
     ("seed", _i64),
 )
 """One decision a row. `prompt_text` is the user message before the chat template; `observation` is what the policy saw
-before acting; `reward` is the environment's own for the action; `history_dropped` counts history entries cut for length."""
+before acting; `reward` is the environment's own for the action; `history_dropped` counts entries cut for length."""
 
 TRAJECTORIES = _table(
     ("campaign", _text),

@@ -47,17 +47,7 @@ def from_tables(
 
     `step_returns` [rows of `steps`], when given, becomes each step's `step_return`.
     """
-    columns = (
-        "trajectory_id",
-        "step",
-        "observation",
-        "admissible_actions",
-        "response_text",
-        "action",
-        "is_valid",
-        "reward",
-    )
-    rows = steps.select([*columns, "task_text"]).to_pylist()
+    rows = steps.to_pylist()
     returns = step_returns if step_returns is not None else [0.0] * len(rows)
     by_trajectory: dict[str, list[Step]] = {}
     task_texts: dict[str, str] = {}
