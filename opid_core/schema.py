@@ -125,7 +125,7 @@ METRICS = _table(
 """One number a row (a long table: new metrics need no new schema). Names ending in `_s` or `_per_s` are wall-clock."""
 
 EVALUATIONS = _table(
-    ("iteration", _i32),
+    ("policy_version", _i32),
     ("temperature", _f32),
     ("task_id", _text),
     ("task_type", _text),
@@ -137,7 +137,7 @@ EVALUATIONS = _table(
     ("tokens", _i32),
     ("seed", _i64),
 )
-"""One evaluated episode a row. `admissible_actions` counts the actions taken that were on offer."""
+"""One evaluated episode a row; policy_version k is the policy that k updates made. `admissible_actions` counts the actions taken that were on offer."""
 
 TABLES: dict[str, pa.Schema] = {
     "steps": STEPS,
