@@ -10,7 +10,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -97,6 +97,43 @@ class Environment(Protocol):
     ) -> PromptParts:
         """The prompt of step `len(history)` (0-based); `history` holds (observation, action) of all past steps,
         of which the last `history_length` are shown."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an expert does next, and the reasoning that leads there in a few words."""
+
+    action: str
+    thought: str
+
+
+class Expert(Protocol):
+    """Plays one episode from what the player sees, for imitation."""
+
+    def observe(self, action: str, observation: str) -> None:
+        """Take in what an action (anybody's) led to."""
+        ...
+
+    def decide(self, admissible_actions: Sequence[str]) -> Decision:
+        """The next action."""
+        ...
+
+
+@runtime_checkable
+class HasExpert(Protocol):
+    """An environment that can show how it is played; a warm start needs one."""
+
+    fixed_phrases: Sequence[str]
+    """The wording that its prompts share: a tiny tokenizer makes one token of each."""
+
+    def expert(self, observation: str) -> Expert:
+        """A new expert for the episode that `reset` just started with `observation`."""
+        ...
+
+    @staticmethod
+    def response_text(decision: Decision) -> str:
+        """The decision as a policy would have to write it, so that `parse_action` finds the action."""
         ...
 
 

@@ -188,19 +188,20 @@ class LearnerConfig(Section):
 class WarmStartConfig(Section):
     """Imitation of expert episodes: how a tiny policy is made. Not used when `policy` names a model folder."""
 
-    episodes: int = Field(default=3000, ge=1)
+    episodes: int = Field(default=5000, ge=1)
     """Expert episodes."""
     skill_share: float = Field(default=0.4, ge=0, le=1)
     """Share of samples with a skill in the prompt, so that the policy can use skills in context."""
-    noise: float = Field(default=0.2, ge=0, le=1)
-    """Chance of a random or failing action in a demonstration, which the expert then has to correct."""
-    imitate_noise: float = Field(default=0.0, ge=0, le=1)
-    """Share of the noisy actions that are imitated too (an imperfect demonstrator leaves RL room)."""
+    detours: float = Field(default=0.1, ge=0, le=1)
+    """Chance that a random or failing action is played instead of the expert's, which is still what is imitated:
+    teaches recovery."""
+    clumsiness: float = Field(default=0.0, ge=0, le=1)
+    """Chance that the demonstrator itself acts at random, which is imitated too: leaves reinforcement learning room."""
     seconds: float | None = Field(default=None, gt=0)
     """Stop after this many seconds of training; null trains the given epochs."""
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over the demonstrations."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Samples a step."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate (linear warm-up, cosine decay)."""

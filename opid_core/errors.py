@@ -17,6 +17,10 @@ class DataError(OpidError):
     """Data that cannot be used as it is: a game file, a table, a checkpoint. The text names the file and the field."""
 
 
+class EnvironmentFault(OpidError):
+    """An environment broke in an episode: the episode is recorded as `broken` and masked, the others go on."""
+
+
 class InfrastructureError(OpidError):
     """A fault outside the program (storage, engine, network, time-out): the same call may succeed later."""
 

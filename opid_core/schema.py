@@ -137,7 +137,8 @@ EVALUATIONS = _table(
     ("tokens", _i32),
     ("seed", _i64),
 )
-"""One evaluated episode a row; policy_version k is the policy that k updates made. `admissible_actions` counts the actions taken that were on offer."""
+"""One evaluated episode a row; policy_version k is the policy that k updates made. `admissible_actions` counts the
+actions taken that were on offer."""
 
 TABLES: dict[str, pa.Schema] = {
     "steps": STEPS,

@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh clone: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+# PyTorch's CPU builds are not on PyPI; any index or folder that has torch==2.13.0+cpu will do.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint install docs clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/opid train configs/quickstart.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+docs: $(INSTALLED)
+	$(BIN)/python -m flows.reference > docs/configuration.md
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements/cpu.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "OPID needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --retries 1 --timeout 60 --extra-index-url $(TORCH_INDEX) "$$(grep -E '^torch==' requirements/cpu.lock | cut -d' ' -f1)"
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,103 @@
+"""ALFWorld: text games in a household, played on a native simulator (ENVIRONMENTS, "ALFWorld")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from envs.alfworld import generator as generated
+from envs.alfworld.demonstrator import Demonstrator, response_text
+from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game
+from envs.alfworld.tasks import game_of, pick, stored_splits, stored_tasks
+from envs.alfworld.text import FIXED_PHRASES, parse_action, prompt_parts
+from envs.alfworld.world import BANNER, World
+from envs.base import StepResult, Task, register
+
+__all__ = ["AlfworldEnvironment", "AlfworldOptions", "Game", "World", "parse_action", "prompt_parts"]
+
+TaskType = Literal[
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+]
+
+
+class AlfworldOptions(BaseModel):
+    """Which games, in which order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str = "generated"
+    """`generated`, or a folder: of packs (`train.jsonl.xz` ...) or as alfworld-download makes it (`$ALFWORLD_DATA`)."""
+    task_types: tuple[TaskType, ...] = Field(default=TASK_TYPES, min_length=1)
+    """The task types to use."""
+    manifest: str | None = None
+    """File of task ids a split, in task order: JSON `{"train": [id, ...]}`, or text with a `split id` pair a line."""
+    generator: generated.GeneratorOptions = generated.GeneratorOptions()
+    """The generated games."""
+
+    @field_validator("task_types")
+    @classmethod
+    def _distinct(cls, task_types: tuple[TaskType, ...]) -> tuple[TaskType, ...]:
+        if len(set(task_types)) < len(task_types):
+            raise ValueError("a task type is named twice")
+        return task_types
+
+
+class AlfworldEnvironment:
+    """One running episode of ALFWorld. Raises ConfigError for a data folder that cannot be used.
+
+    `reset` returns the game's first observation without its banner and its task sentence (the prompt shows that on its
+    own); `world` plays the game as textworld does.
+    """
+
+    parse_action = staticmethod(parse_action)
+    prompt_parts = staticmethod(prompt_parts)
+    response_text = staticmethod(response_text)
+    fixed_phrases = FIXED_PHRASES
+
+    def __init__(self, options: AlfworldOptions) -> None:
+        self.options = options
+        self.admissible_actions: Sequence[str] = ()
+        self.task_text = ""
+        if options.data != "generated":
+            stored_splits(options.data)
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of `split`: of the chosen types, in the manifest's order if there is one."""
+        options = self.options
+        if options.data == "generated":
+            found = generated.tasks(split, options.generator, options.task_types)
+        else:
+            found = stored_tasks(options.data, split, options.task_types)
+        return pick(found, options.manifest, split) if options.manifest else found
+
+    def reset(self, task: Task) -> str:
+        """Start `task`. Raises DataError for a game that cannot be used."""
+        self.world = World(game_of(task, self.options.generator))
+        observation = self.world.reset()
+        self.task_text = f"{TASK_LINE}{self.world.game.task_desc}."
+        self._update()
+        return observation.removeprefix(BANNER).removesuffix(self.task_text).rstrip()
+
+    def step(self, action: str) -> StepResult:
+        """Do `action`; the reward is 1 the moment the game is won, else 0."""
+        observation = self.world.step(action)
+        self._update()
+        won = self.world.won
+        return StepResult(observation, reward=1.0 if won else 0.0, done=won, won=won)
+
+    def expert(self, observation: str) -> Demonstrator:
+        """An expert for the episode that `reset` just started with `observation`."""
+        return Demonstrator(self.task_text, observation)
+
+    def _update(self) -> None:
+        self.admissible_actions = [command for command in self.world.admissible_commands if command != "help"]
+
+
+register("alfworld", AlfworldOptions, AlfworldEnvironment)

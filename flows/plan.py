@@ -1,0 +1,135 @@
+"""Before a campaign: check all that can be checked without work, and say what it will take (`--dry-run`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from envs.base import HasExpert
+from infra.store import check_writable
+from opid_core.analyzers.llm import api_key
+from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError
+from opid_core.models import check_policy_folder, count_parameters
+from tasks.evaluate import panel
+from tasks.rollout import sample_tasks
+from tasks.stage import environment_maker
+from tasks.track import require_wandb
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Estimates in MiB. Memory is of one process that holds engine, learner and reference."""
+
+    parameters: int
+    engine_mib: float
+    learner_mib: float
+    reference_mib: float
+    activations_mib: float
+    stored_per_iteration_mib: float
+
+    @property
+    def memory_mib(self) -> float:
+        return self.engine_mib + self.learner_mib + self.reference_mib + self.activations_mib
+
+
+def check(config: CampaignConfig) -> None:
+    """Raise ConfigError or DataError for anything that would stop the campaign later. Touches nothing."""
+    check_policy_and_engine(Path(config.policy) if config.policy else None)
+    environment = environment_maker(config)()
+    if config.policy is None and not isinstance(environment, HasExpert):
+        raise ConfigError(
+            f"policy: environment {config.environment.name!r} has no expert to imitate; name a base policy folder"
+        )
+    for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
+        environment.reset(task)
+    if config.analyzer.backend == "llm":
+        api_key(config.analyzer.llm)
+    if config.tracking.wandb_project is not None:
+        require_wandb()
+    _check_prefect_api()
+    check_writable(config.root, int(sizes(config).stored_per_iteration_mib * 2**20 * (config.iterations + 1)))
+
+
+def check_policy_and_engine(folder: Path | None) -> None:
+    """Raise ConfigError for an unusable policy folder (None: a warm start will make it) or a missing engine."""
+    if folder is not None:
+        check_policy_folder(folder)
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError("the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]'")
+
+
+def _check_prefect_api() -> None:
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return
+    import httpx
+
+    try:
+        httpx.get(f"{url.rstrip('/')}/health", timeout=5.0).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ConfigError(
+            f"PREFECT_API_URL={url}: no healthy Prefect server there ({error}); start it, or unset the variable to use "
+            "the in-process API"
+        ) from None
+
+
+def largest_panel(config: CampaignConfig) -> int:
+    """Tasks of the largest evaluation of the campaign."""
+    return max(config.evaluation.tasks, config.evaluation.final_tasks or 0)
+
+
+def sizes(config: CampaignConfig) -> Sizes:
+    """Estimates from the policy's shape; activations: 34 values a token and layer width (no checkpointing), 2 with."""
+    shape = count_parameters(Path(config.policy) if config.policy else None, config.warm_start)
+    learner, engine = config.learner, config.engine
+    weights = shape.parameters / 2**20
+    per_token = (2 if learner.gradient_checkpointing else 34) * shape.layers * shape.hidden_size * _BYTES[learner.dtype]
+    logits = 4 * 3 * shape.vocab_size * config.rollout.max_response_tokens / max(1, config.rollout.max_prompt_tokens)
+    episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
+    rows = episodes * config.environment.max_steps
+    master = 4 if learner.dtype != "float32" else 0
+    return Sizes(
+        parameters=shape.parameters,
+        engine_mib=weights * _BYTES[engine.dtype] + engine.kv_cache_mib,
+        learner_mib=weights * (2 * _BYTES[learner.dtype] + 8 + master),
+        reference_mib=weights * _BYTES[learner.dtype] if learner.kl_coefficient > 0 else 0.0,
+        activations_mib=learner.micro_batch_tokens * (per_token + logits) / 2**20,
+        stored_per_iteration_mib=weights * (_BYTES[learner.dtype] + 8 + _BYTES[learner.dtype] + master)
+        + rows * config.rollout.max_prompt_tokens * 2 / 2**20,
+    )
+
+
+def show(config: CampaignConfig, console: Console) -> None:
+    """Print the plan: the whole config, the stages, episodes, and the estimates."""
+    estimated, rollout, evaluation = sizes(config), config.rollout, config.evaluation
+    console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+    episodes = rollout.tasks_per_iteration * rollout.group_size
+    samples = episodes * config.environment.max_steps
+    table = Table("plan", "", show_header=False)
+    policy = config.policy or f"warm start from {config.warm_start.episodes} expert episodes"
+    table.add_row("policy", f"{policy}, {estimated.parameters / 1e6:.2f}M parameters")
+    table.add_row("iterations", f"{config.iterations}: rollout, extract_skills, route, rescore, update, commit")
+    table.add_row("episodes", f"{rollout.tasks_per_iteration} groups x {rollout.group_size} = {episodes} an iteration")
+    table.add_row("samples", f"at most {samples} an iteration, mini-batches of {config.learner.mini_batch_samples}")
+    panels = f"{evaluation.tasks} tasks every {evaluation.every} iterations" if evaluation.every else "no tasks between"
+    table.add_row("evaluation", f"{panels}, {largest_panel(config)} before and after")
+    table.add_row(
+        "memory (estimate)",
+        f"{estimated.memory_mib:.0f} MiB: engine {estimated.engine_mib:.0f}, learner {estimated.learner_mib:.0f}, "
+        f"reference {estimated.reference_mib:.0f}, activations {estimated.activations_mib:.0f}",
+    )
+    total = estimated.stored_per_iteration_mib * (config.iterations + 1)
+    table.add_row(
+        "store (at most)", f"{estimated.stored_per_iteration_mib:.1f} MiB an iteration, {total:.0f} MiB in all"
+    )
+    console.print(table)
+    console.print("Dry run: nothing was written.")

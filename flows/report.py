@@ -1,0 +1,167 @@
+"""What a campaign achieved: a summary in Markdown and a plot, derived from committed manifests alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from infra.manifest import Manifest
+from infra.store import CampaignStore, manifests, read_table
+from opid_core.statistics import SuccessRate, table_success
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Success of one policy at one temperature."""
+
+    policy_version: int
+    temperature: float
+    success: SuccessRate
+    admissible: float
+    """Share of actions that the world offered."""
+
+
+def evaluations(store: CampaignStore, chain: list[Manifest]) -> list[Evaluated]:
+    """All evaluations of a campaign, by policy version and temperature."""
+    found = []
+    for manifest in chain:
+        if "evaluations" not in manifest.tables:
+            continue
+        table = read_table(store, manifest.tables["evaluations"])
+        for temperature in sorted(set(table.column("temperature").to_pylist())):
+            part = table.filter(pc.equal(table.column("temperature"), temperature))
+            steps = pc.sum(part.column("steps")).as_py()
+            found.append(
+                Evaluated(
+                    policy_version=manifest.policy_version,
+                    temperature=temperature,
+                    success=table_success(part),
+                    admissible=pc.sum(part.column("admissible_actions")).as_py() / max(1, steps),
+                )
+            )
+    return found
+
+
+def write_report(store: CampaignStore) -> Path:
+    """Write `report/summary.md` and `report/success.png` into the campaign's folder; returns the folder."""
+    chain = manifests(store)
+    folder = store.folder / "report"
+    folder.mkdir(exist_ok=True)
+    evaluated = evaluations(store, chain)
+    (folder / "summary.md").write_text(summary(store, chain, evaluated), encoding="utf-8")
+    _plot(chain, evaluated, folder / "success.png", store.campaign)
+    return folder
+
+
+def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluated]) -> str:
+    """The table of evaluations and the commands to look further."""
+    lines = [
+        f"# Campaign {store.campaign}",
+        "",
+        f"{len(chain) - 1} iterations committed. Success on the held-out panel (95% Wilson interval):",
+        "",
+        "| policy after | temperature | games | success (micro) | 95% interval | macro | admissible actions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for e in evaluated:
+        s = e.success
+        lines.append(
+            f"| {e.policy_version} updates | {e.temperature:g} | {s.episodes} | {s.micro:.1%} "
+            f"| {s.low:.1%} to {s.high:.1%} | {s.macro:.1%} | {e.admissible:.1%} |"
+        )
+    for first, last in _first_and_last(evaluated):
+        apart = last.success.low > first.success.high
+        verdict = "the intervals do not overlap" if apart else "the intervals overlap: no certain change"
+        lines += [
+            "",
+            f"Temperature {first.temperature:g}: {first.success.micro:.1%} before, {last.success.micro:.1%} after "
+            f"{last.policy_version} updates; {verdict}.",
+        ]
+    lines += [
+        "",
+        "![success](success.png)",
+        "",
+        "Look further:",
+        "",
+        "```",
+        f"opid status {store.campaign} --root {store.root}",
+        f"tensorboard --logdir {store.folder / 'tensorboard'}",
+        f"python -c \"import pandas; print(pandas.read_parquet('{_newest(store, chain, 'skills')}'))\"",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _newest(store: CampaignStore, chain: list[Manifest], table: str) -> Path:
+    for manifest in reversed(chain):
+        if table in manifest.tables:
+            return store.folder / manifest.tables[table].path
+    return store.folder
+
+
+def _first_and_last(evaluated: list[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:
+    by_temperature: dict[float, list[Evaluated]] = {}
+    for e in evaluated:
+        by_temperature.setdefault(e.temperature, []).append(e)
+    return [(found[0], found[-1]) for found in by_temperature.values() if len(found) > 1]
+
+
+def _plot(chain: list[Manifest], evaluated: list[Evaluated], path: Path, title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    points = [
+        (m.policy_version - 1, m.metrics["rollout/success_micro"])
+        for m in chain
+        if "rollout/success_micro" in m.metrics
+    ]
+    if points:
+        axes.plot(
+            *zip(*points, strict=True), color="0.7", linewidth=1, label="training rollouts (other games each time)"
+        )
+    for temperature in sorted({e.temperature for e in evaluated}):
+        part = [e for e in evaluated if e.temperature == temperature]
+        middle = [e.success.micro for e in part]
+        errors = [[e.success.micro - e.success.low for e in part], [e.success.high - e.success.micro for e in part]]
+        axes.errorbar(
+            [e.policy_version for e in part],
+            middle,
+            yerr=errors,
+            marker="o",
+            capsize=3,
+            label=f"held-out panel, temperature {temperature:g} (95%)",
+        )
+    axes.set(xlabel="updates", ylabel="success", title=title, ylim=(0, 1))
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize="small")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def print_report(folder: Path, console: Console) -> None:
+    """Print the summary and where it lies."""
+    console.print(Markdown((folder / "summary.md").read_text(encoding="utf-8")))
+    console.print(f"Report: {folder / 'summary.md'}, plot: {folder / 'success.png'}", soft_wrap=True)
+
+
+def show_evaluations(table: pa.Table, console: Console) -> None:
+    """Print success by temperature and task type."""
+    for temperature in sorted(set(table.column("temperature").to_pylist())):
+        success = table_success(table.filter(pc.equal(table.column("temperature"), temperature)))
+        shown = Table("task type", "success", title=f"temperature {temperature:g}")
+        for name, share in success.per_type.items():
+            shown.add_row(name, f"{share:.1%}")
+        shown.add_row("micro, 95% interval", f"{success.micro:.1%} ({success.low:.1%} to {success.high:.1%})")
+        shown.add_row("macro", f"{success.macro:.1%}")
+        console.print(shown)

@@ -1,0 +1,28 @@
+"""Process-wide settings that libraries read when they are imported: call `apply` before importing any of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def apply(root: str | Path) -> None:
+    """Quiet, offline, self-contained libraries; whatever the user has set stays.
+
+    Prefect's local state lives under `<root>/.prefect`: it is a convenience and may be deleted at any time.
+    """
+    defaults = {
+        "PREFECT_HOME": str(Path(root).resolve() / ".prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,195 @@
+"""The commit of an iteration: one small JSON file that lists every object of it and names its predecessor.
+
+`content` hashes only what training is made of, so it is equal for two runs of the same config and seed although their
+attempts, run ids and clocks differ; `prev` hashes the predecessor's bytes, so no manifest can be edited unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opid_core.config import canonical_json
+from opid_core.errors import DataError
+
+START: Literal["start"] = "start"
+"""Key of the genesis manifest: the initial policy (version 0) and its evaluation, before any training."""
+
+OBSERVED_TABLES = ("metrics", "evaluations")
+"""Tables that only look at a campaign: they do not enter `content`, so evaluating more often changes no seed."""
+
+WEIGHT_SUFFIX = ".safetensors"
+
+
+class Record(BaseModel):
+    """Base of what a manifest holds: unknown keys are errors, values never change, numbers are finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileRecord(Record):
+    """One immutable object of the store. `path` is relative to the campaign's folder."""
+
+    path: str
+    size: int
+    """Bytes."""
+    sha256: str
+    rows: int | None = None
+    """Tables only, as are the next two."""
+    schema_version: int | None = None
+    content_hash: str | None = None
+    """`schema.content_hash`: equal for equal data, whatever the clock said."""
+
+
+class FolderRecord(Record):
+    """A folder of immutable objects, such as a policy. `uri` is relative to the campaign's folder."""
+
+    uri: str
+    files: tuple[FileRecord, ...]
+
+
+class ExpectationResult(Record):
+    """What one expectation found in one table."""
+
+    expectation: str
+    column: str
+    passed: bool
+    failing_rows: tuple[dict[str, Any], ...] = ()
+    """Keys of the first failing rows, with the offending value where there is one."""
+    observed: Any = None
+
+
+class GateResult(Record):
+    """What the gate of one table found."""
+
+    table: str
+    passed: bool
+    expectations: tuple[ExpectationResult, ...]
+
+
+class Manifest(Record):
+    """The commit of one iteration (or of the start). Made by `new_manifest` only, which fills in the hashes."""
+
+    iteration: int | Literal["start"]
+    tables: dict[str, FileRecord]
+    policy: FolderRecord
+    policy_version: int = Field(ge=0)
+    """Version of `policy`: 0 at the start, k + 1 after iteration k."""
+    gates: dict[str, GateResult]
+    config_hash: str
+    code_version: str
+    seeds: dict[str, int]
+    prefect_run_id: str | None
+    metrics: dict[str, float | None]
+    """A few headline numbers; the table `metrics` holds all."""
+    created_at: str
+    """ISO 8601, UTC."""
+    prev: str | None
+    """sha256 of the previous manifest's bytes; null at the start."""
+    content: str
+    """sha256 over the tables' content hashes, the policy's weights and the previous `content`."""
+    checksum: str
+    """sha256 of the canonical JSON of all other fields."""
+
+
+def new_manifest(
+    *,
+    iteration: int | Literal["start"],
+    tables: Mapping[str, FileRecord],
+    policy: FolderRecord,
+    gates: Sequence[GateResult],
+    config_hash: str,
+    code_version: str,
+    seeds: Mapping[str, int],
+    prefect_run_id: str | None,
+    metrics: Mapping[str, float | None],
+    created_at: str,
+    previous: Manifest | None,
+) -> Manifest:
+    """A manifest with its hashes. `previous` is the manifest of the iteration before (None only at the start).
+
+    Raises DataError when `previous` is not that manifest.
+    """
+    expected = None if iteration == START else START if iteration == 0 else iteration - 1
+    given = previous.iteration if previous else None
+    if given != expected:
+        raise DataError(f"manifest of iteration {iteration}: its predecessor must be {expected}, got {given}")
+    fields: dict[str, Any] = {
+        "iteration": iteration,
+        "tables": dict(tables),
+        "policy": policy,
+        "policy_version": 0 if iteration == START else iteration + 1,
+        "gates": {gate.table: gate for gate in gates},
+        "config_hash": config_hash,
+        "code_version": code_version,
+        "seeds": dict(seeds),
+        "prefect_run_id": prefect_run_id,
+        "metrics": dict(metrics),
+        "created_at": created_at,
+        "prev": hashlib.sha256(to_bytes(previous)).hexdigest() if previous else None,
+        "content": _content(iteration, tables, policy, previous.content if previous else None),
+    }
+    try:
+        draft = Manifest(**fields, checksum="")
+    except ValidationError as error:
+        raise DataError(f"manifest of iteration {iteration}: {_problems(error)}") from None
+    return draft.model_copy(update={"checksum": _checksum(draft)})
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The manifest as stored: JSON, sorted keys, two spaces of indent, UTF-8."""
+    return (json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def from_bytes(data: bytes, source: str, previous: Manifest | None) -> Manifest:
+    """The manifest stored in `data`, checked against itself and against its predecessor.
+
+    Raises DataError that names `source` for anything but the bytes that `to_bytes` wrote after `previous`.
+    """
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise DataError(f"{source}: not a manifest: {_problems(error)}") from None
+    if _checksum(manifest) != manifest.checksum or to_bytes(manifest) != data:
+        raise DataError(f"{source}: the manifest was changed after its commit (checksum differs)")
+    prev = hashlib.sha256(to_bytes(previous)).hexdigest() if previous else None
+    if manifest.prev != prev:
+        raise DataError(
+            f"{source}: broken chain: it names {manifest.prev} as its predecessor, "
+            f"but manifest {previous.iteration if previous else None} hashes to {prev}"
+        )
+    return manifest
+
+
+def iteration_seed(campaign_seed: int, iteration: int, prev_content: str) -> int:
+    """Seed of an iteration, 0 <= seed < 2**63, from the campaign's seed and the `content` of the manifest before."""
+    digest = hashlib.sha256(f"{campaign_seed}:{iteration}:{prev_content}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _content(
+    iteration: int | Literal["start"], tables: Mapping[str, FileRecord], policy: FolderRecord, prev_content: str | None
+) -> str:
+    parts = {
+        "iteration": iteration,
+        "tables": {name: record.content_hash for name, record in tables.items() if name not in OBSERVED_TABLES},
+        "weights": {
+            file.path.removeprefix(policy.uri + "/"): file.sha256
+            for file in policy.files
+            if file.path.endswith(WEIGHT_SUFFIX)
+        },
+        "prev": prev_content,
+    }
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _checksum(manifest: Manifest) -> str:
+    return hashlib.sha256(canonical_json(manifest.model_dump(mode="json", exclude={"checksum"})).encode()).hexdigest()
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())

@@ -1,0 +1,184 @@
+"""Policies as HF folders: making a tiny one, and checking one before any work is done with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opid_core.config import WarmStartConfig
+from opid_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""Widths of one attention head that both the CPU and the GPU kernels of vLLM take."""
+
+TINY_VOCABULARY = 1024
+"""Entries of a tiny policy's vocabulary before the fixed phrases."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+"""What travels with the weights from policy to policy, unchanged."""
+
+
+def make_tiny_policy(
+    *, vocab_size: int, hidden_size: int, layers: int, heads: int, max_positions: int, seed: int
+) -> PreTrainedModel:
+    """A randomly initialised Qwen2 causal language model in float32 with untied embeddings.
+
+    `max_positions`: longest prompt + response in tokens. The same seed gives the same weights; the global random
+    state stays as it was. Raises ConfigError where no vLLM kernel takes hidden_size / heads.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    head_size, rest = divmod(hidden_size, heads)
+    if rest or head_size not in HEAD_SIZES:
+        raise ConfigError(
+            f"warm_start: hidden_size / heads = {hidden_size} / {heads} must be one of "
+            f"{', '.join(map(str, HEAD_SIZES))} (widths of an attention head that the engine takes)"
+        )
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    config.architectures = ["Qwen2ForCausalLM"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Qwen2ForCausalLM(config).float()
+
+
+def check_policy_folder(folder: str | Path) -> None:
+    """Raise ConfigError that names what is wrong with a base policy folder; read its small files only."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"policy: {folder} is not a folder; give a local HF model folder, or null for a warm start")
+    config = _read_json(folder / "config.json")
+    tokenizer_config = _read_json(folder / "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ConfigError(f"policy: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    if not tokenizer_config.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+        raise ConfigError(
+            f"policy: the tokenizer in {folder} has no chat template (`chat_template` in tokenizer_config.json, or "
+            "chat_template.jinja): prompts are single user messages rendered through it"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(f"policy: {folder} has no safetensors weights (*.safetensors)")
+    if config.get("tie_word_embeddings", _tied_by_default(config)):
+        raise ConfigError(
+            f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "
+            "engine that gets new weights would keep the old output layer without a word. Make an untied copy first: "
+            f"python -c \"from opid_core.models import untie; untie('{folder}', '{folder}-untied')\""
+        )
+
+
+def untie(source: str | Path, target: str | Path) -> None:
+    """Write to `target` a copy of the HF folder `source` whose output layer is a parameter of its own.
+
+    Both compute the same function. Raises ConfigError where `target` exists.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source, target = Path(source), Path(target)
+    if target.exists():
+        raise ConfigError(f"untie: {target} exists already; name a new folder")
+    if not (source / "config.json").is_file():
+        raise ConfigError(f"untie: {source} is no HF model folder (config.json is missing)")
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    save_policy(model, target, tokenizer_from=source)
+
+
+def save_policy(
+    model: PreTrainedModel, folder: str | Path, *, tokenizer_from: str | Path, state_dict: dict[str, Any] | None = None
+) -> None:
+    """Write an HF folder: safetensors, config.json, and the tokenizer's files copied from another HF folder.
+
+    `state_dict`: the full weights, where the model itself holds only a share of them.
+    """
+    folder, origin = Path(folder), Path(tokenizer_from)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, state_dict=state_dict)
+    for name in TOKENIZER_FILES:
+        if (origin / name).is_file() and origin.resolve() != folder.resolve():
+            shutil.copyfile(origin / name, folder / name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"policy: {path} is missing; give a complete HF model folder") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"policy: {path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"policy: {path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _tied_by_default(config: dict[str, Any]) -> bool:
+    """Whether the architecture ties its embeddings where config.json does not say."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = str(config.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"policy: config.json names an unknown model_type {model_type!r}")
+    return bool(CONFIG_MAPPING[model_type]().tie_word_embeddings)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a policy's size follows from."""
+
+    parameters: int
+    layers: int
+    hidden_size: int
+    vocab_size: int
+
+
+def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Shape:
+    """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if folder is None:
+        with torch.device("meta"):
+            model = make_tiny_policy(
+                vocab_size=TINY_VOCABULARY,
+                hidden_size=warm_start.hidden_size,
+                layers=warm_start.layers,
+                heads=warm_start.heads,
+                max_positions=1,
+                seed=0,
+            )
+    else:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return Shape(
+        parameters=model.num_parameters(),
+        layers=model.config.num_hidden_layers,
+        hidden_size=model.config.hidden_size,
+        vocab_size=model.config.vocab_size,
+    )

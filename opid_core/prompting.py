@@ -1,0 +1,98 @@
+"""From the parts of a prompt to its text and tokens, with a skill in it or not (ALGORITHM, section 5)."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from envs.base import PromptParts
+from opid_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EPISODE_TITLE = "Episode skill:"
+STEP_TITLE = "Step skill:"
+"""The first lines of the two blocks; fixed, because policies are warm-started on them."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """`text` is the user message before the chat template, `ids` the tokens of the templated prompt, `history_dropped`
+    the number of oldest history entries cut for length."""
+
+    text: str
+    ids: list[int]
+    history_dropped: int
+
+
+def render(parts: PromptParts) -> str:
+    """The user message: the non-empty parts in their order, joined by newlines."""
+    lines = (
+        parts.role,
+        parts.task,
+        parts.history_header,
+        *parts.history,
+        parts.current,
+        parts.actions,
+        parts.turn,
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def inject(parts: PromptParts, kind: Literal["episode", "step"], skill: str) -> PromptParts:
+    """`parts` with the skill in a titled block: an episode skill right after the task line, a step skill right before
+    the turn paragraph. Without a task line both go before the turn paragraph, without that to the end; a blank skill
+    leaves the prompt byte for byte. Source: ALGORITHM, section 5.
+    """
+    if kind not in ("episode", "step"):
+        raise DataError(f"kind of skill: {kind!r} is none of episode, step")
+    if not skill.strip():
+        return parts
+    if kind == "episode" and parts.task:
+        return replace(parts, task=f"{parts.task}\n{EPISODE_TITLE}\n{skill}")
+    block = f"{EPISODE_TITLE if kind == 'episode' else STEP_TITLE}\n{skill}"
+    return replace(parts, turn=f"{block}\n{parts.turn}" if parts.turn else block)
+
+
+def drop_history(parts: PromptParts, count: int) -> PromptParts:
+    """`parts` without its `count` oldest history entries; the header goes with the last of them."""
+    history = parts.history[count:]
+    return replace(parts, history=history, history_header=parts.history_header if history else "") if count else parts
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, max_prompt_tokens: int) -> EncodedPrompt:
+    """The prompt through the tokenizer's chat template (generation prompt added), in at most `max_prompt_tokens`.
+
+    As few history entries as need be are dropped, oldest first; nothing else ever is. Raises DataError where the
+    prompt does not fit even without history, ConfigError for a tokenizer without a chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError("the policy's tokenizer has no chat template: use an instruct model, or add one")
+    whole = _encode(tokenizer, parts, 0)
+    if len(whole.ids) <= max_prompt_tokens:
+        return whole
+    encoded = {0: whole}
+
+    def fits(dropped: int) -> bool:
+        if dropped not in encoded:
+            encoded[dropped] = _encode(tokenizer, parts, dropped)
+        return len(encoded[dropped].ids) <= max_prompt_tokens
+
+    everything = len(parts.history)
+    dropped = bisect.bisect_left(range(everything + 1), True, key=fits)
+    if dropped > everything:
+        raise DataError(
+            f"prompt of task {parts.task!r}: {len(encoded[everything].ids)} tokens without any history, "
+            f"max_prompt_tokens is {max_prompt_tokens}"
+        )
+    return encoded[dropped]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, dropped: int) -> EncodedPrompt:
+    text = render(drop_history(parts, dropped))
+    templated = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    return EncodedPrompt(text, tokenizer.encode(str(templated), add_special_tokens=False), dropped)

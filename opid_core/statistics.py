@@ -1,0 +1,100 @@
+"""Numbers a person looks at: success rates with their intervals, and the metrics of an iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """Share of won episodes: `micro` over episodes, `macro` over task types, and Wilson's interval of `micro`."""
+
+    episodes: int
+    micro: float
+    macro: float
+    low: float
+    high: float
+    per_type: dict[str, float]
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (95% by default). No trials: (0, 1)."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, z * z
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def success_rate(outcomes: Sequence[str], task_types: Sequence[str]) -> SuccessRate:
+    """Success of episodes; broken ones (the environment's fault) are left out."""
+    wins: dict[str, list[bool]] = {}
+    for outcome, task_type in zip(outcomes, task_types, strict=True):
+        if outcome != "broken":
+            wins.setdefault(task_type, []).append(outcome == "success")
+    total, won = sum(map(len, wins.values())), sum(map(sum, wins.values()))
+    per_type = {task_type: sum(w) / len(w) for task_type, w in sorted(wins.items())}
+    low, high = wilson_interval(won, total)
+    return SuccessRate(
+        episodes=total,
+        micro=won / total if total else math.nan,
+        macro=sum(per_type.values()) / len(per_type) if per_type else math.nan,
+        low=low,
+        high=high,
+        per_type=per_type,
+    )
+
+
+def table_success(table: pa.Table) -> SuccessRate:
+    """`success_rate` of a `trajectories` or `evaluations` table."""
+    return success_rate(table.column("outcome").to_pylist(), table.column("task_type").to_pylist())
+
+
+def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]:
+    """Success, return, lengths and action quality of an iteration's rollouts."""
+    success = table_success(trajectories)
+    offered = steps.column("admissible_actions").to_pylist()
+    on_offer = [action in actions for action, actions in zip(steps.column("action").to_pylist(), offered, strict=True)]
+    metrics = {
+        "rollout/success_micro": success.micro,
+        "rollout/success_macro": success.macro,
+        "rollout/return": _mean(trajectories, "return"),
+        "rollout/steps": _mean(trajectories, "steps"),
+        "rollout/response_tokens": _mean_length(steps, "response_ids"),
+        "rollout/prompt_tokens": _mean_length(steps, "prompt_ids"),
+        "rollout/valid_actions": _mean(steps, "is_valid"),
+        "rollout/admissible_actions": sum(on_offer) / len(on_offer) if on_offer else math.nan,
+        "rollout/prompts_cut": pc.sum(pc.greater(steps.column("history_dropped"), 0)).as_py() or 0,
+        "rollout/broken": pc.sum(pc.equal(trajectories.column("outcome"), "broken")).as_py() or 0,
+    }
+    return {**metrics, **{f"rollout/success/{name}": share for name, share in success.per_type.items()}}
+
+
+def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) -> dict[str, float]:
+    """How many trajectories have skills, how many analyses failed, and what the steps were routed to."""
+    kinds = skills.column("kind").to_pylist()
+    route_names = routes.column("route").to_pylist()
+    count = max(1, trajectories.num_rows)
+    shares = {name: route_names.count(name) / max(1, len(route_names)) for name in ("step", "episode", "none")}
+    return {
+        "skills/coverage": kinds.count("episode") / count,
+        "skills/failed": kinds.count("failed") / count,
+        "skills/step_skills": kinds.count("step") / count,
+        **{f"routes/{name}": share for name, share in shares.items()},
+    }
+
+
+def _mean(table: pa.Table, column: str) -> float:
+    value = pc.mean(table.column(column).cast(pa.float64())).as_py()
+    return math.nan if value is None else value
+
+
+def _mean_length(table: pa.Table, column: str) -> float:
+    value = pc.mean(pc.list_value_length(table.column(column))).as_py()
+    return math.nan if value is None else value

@@ -1,0 +1,87 @@
+"""Success of a policy on the fixed held-out panel -> `evaluations`."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from prefect import task
+
+from envs.base import Task
+from opid_core.config import CampaignConfig
+from opid_core.episodes import Engine, Episode, EpisodeRequest, run_episodes
+from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.seeds import derive
+from opid_core.statistics import table_success
+from opid_core.tables import evaluations_table
+from tasks import workers
+from tasks.progress import report
+from tasks.stage import RETRIES, Context, StageResult, environment_maker, episode_settings, merge, save, timed
+
+
+def panel(config: CampaignConfig, count: int) -> list[Task]:
+    """The first `count` tasks of the evaluation split. Raises ConfigError when there are fewer."""
+    tasks = environment_maker(config)().tasks(config.evaluation.split)
+    if len(tasks) < count:
+        raise ConfigError(
+            f"evaluation: the split {config.evaluation.split!r} has {len(tasks)} tasks, the panel needs {count}"
+        )
+    return list(tasks[:count])
+
+
+def play_panel(
+    config: CampaignConfig, engine: Engine, tokenizer, version: int, count: int, iteration: int | None = None
+) -> pa.Table:
+    """Play the panel once at each temperature. Its seeds are the campaign's: every policy meets the same draws."""
+    tasks = panel(config, count)
+    passes = []
+    for temperature in config.evaluation.temperatures:
+        asked = [
+            EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, "evaluation", temperature, index))
+            for index, task in enumerate(tasks)
+        ]
+        finished: list[Episode] = []
+
+        def progress(episode: Episode, finished=finished, temperature=temperature) -> None:
+            finished.append(episode)
+            won = sum(e.outcome == "success" for e in finished)
+            note = f"temperature {temperature:g}: {won / len(finished):.0%} won"
+            report(iteration, "evaluate", len(finished), count, note)
+
+        settings = episode_settings(config, temperature)
+        episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, progress)
+        passes.append(evaluations_table(episodes, version, temperature))
+    return pa.concat_tables(passes)
+
+
+def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
+    """Success by temperature, with Wilson's interval."""
+    import pyarrow.compute as pc
+
+    metrics = {}
+    for temperature in sorted(set(evaluations.column("temperature").to_pylist())):
+        success = table_success(evaluations.filter(pc.equal(evaluations.column("temperature"), temperature)))
+        name = f"evaluation/t{temperature:g}"
+        metrics |= {
+            f"{name}/success_micro": success.micro,
+            f"{name}/success_macro": success.macro,
+            f"{name}/success_low": success.low,
+            f"{name}/success_high": success.high,
+        }
+    return metrics
+
+
+@task(name="evaluate", **RETRIES)
+def evaluate(context: Context, count: int) -> StageResult:
+    """Evaluate `context.policy` on `count` tasks of the panel."""
+    metrics: dict[str, float] = {}
+    iteration = None if context.iteration == "start" else context.iteration
+    report(iteration, "evaluate", 0, count)
+    engine = workers.engine(context)
+    tokenizer = workers.tokenizer(context.store, context.policy)
+    with timed(metrics, "seconds/evaluate_s"):
+        try:
+            evaluations = play_panel(context.config, engine, tokenizer, context.policy.version, count, iteration)
+        except InfrastructureError:
+            workers.close_engine()
+            raise
+    saved = save(context, "evaluations", evaluations, {})
+    return merge(saved, StageResult(metrics={**metrics, **evaluation_metrics(evaluations)}))

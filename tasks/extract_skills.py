@@ -1,0 +1,35 @@
+"""Stage 2: hindsight on finished trajectories -> `skills`."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from opid_core.analyzers import analyze
+from opid_core.skills import skills_table
+from tasks.progress import report
+from tasks.stage import RETRIES, Context, StageResult, load, merge, save, timed
+
+
+@task(name="extract_skills", **RETRIES)
+def extract_skills(context: Context, rolled_out: StageResult) -> StageResult:
+    """Read each trajectory of the iteration and write down what it teaches."""
+    assert context.iteration != "start"
+    tables, config = load(context, rolled_out), context.config
+    metrics: dict[str, float] = {}
+
+    def progress(done: int, total: int) -> None:
+        report(context.iteration if context.iteration != "start" else None, "extract skills", done, total)
+
+    with timed(metrics, "seconds/extract_skills_s"):
+        analyses = analyze(
+            tables["steps"],
+            tables["trajectories"],
+            config.analyzer,
+            gamma=config.method.gamma,
+            penalty=config.environment.invalid_action_penalty,
+            on_progress=progress,
+        )
+    skills = skills_table(analyses, tables["trajectories"])
+    metrics["tokens/extract_skills"] = sum(analysis.tokens or 0 for analysis in analyses)
+    saved = save(context, "skills", skills, tables, max_failure_rate=config.analyzer.max_failure_rate)
+    return merge(saved, StageResult(metrics=metrics))

@@ -1,0 +1,97 @@
+"""Stage 1: groups of episodes with the current policy -> `steps`, `trajectories`."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from prefect import task
+
+from envs.base import Task
+from opid_core.config import CampaignConfig
+from opid_core.episodes import Episode, EpisodeRequest, run_episodes
+from opid_core.errors import DataError, InfrastructureError
+from opid_core.seeds import derive
+from opid_core.statistics import rollout_metrics
+from opid_core.tables import steps_table, trajectories_table
+from tasks import workers
+from tasks.progress import report
+from tasks.stage import RETRIES, Context, StageResult, environment_maker, episode_settings, merge, save, timed
+
+
+def sample_tasks(config: CampaignConfig, iteration: int) -> list[Task]:
+    """The tasks of an iteration: the training split in an order shuffled anew for each pass over it, each task once a
+    pass, as far as whole iterations go. A function of the campaign's seed and the iteration alone."""
+    tasks = environment_maker(config)().tasks(config.environment.train_split)
+    count = config.rollout.tasks_per_iteration
+    if len(tasks) < count:
+        raise DataError(
+            f"split {config.environment.train_split!r} has {len(tasks)} tasks, rollout.tasks_per_iteration is {count}"
+        )
+    iterations_a_pass = len(tasks) // count
+    passes, place = divmod(iteration, iterations_a_pass)
+    order = random.Random(derive(config.seed, "task order", passes)).sample(range(len(tasks)), len(tasks))
+    return [tasks[i] for i in order[place * count : (place + 1) * count]]
+
+
+def requests(context: Context) -> list[EpisodeRequest]:
+    """One request an episode: `group_size` members for each sampled task, each with a seed of its own."""
+    assert context.iteration != "start"
+    return [
+        EpisodeRequest(
+            trajectory_id=f"{context.iteration:06d}-{group:04d}-{member:02d}",
+            group_id=f"{context.iteration:06d}-{group:04d}",
+            task=chosen,
+            seed=derive(context.seed, "episode", group, member),
+        )
+        for group, chosen in enumerate(sample_tasks(context.config, context.iteration))
+        for member in range(context.config.rollout.group_size)
+    ]
+
+
+@task(name="rollout", **RETRIES)
+def rollout(context: Context) -> StageResult:
+    """Play the iteration's episodes; every token the engine sampled is used, or the stage fails."""
+    assert context.iteration != "start"
+    config, iteration = context.config, context.iteration
+    metrics: dict[str, float] = {}
+    with timed(metrics, "seconds/push_s"):
+        engine = workers.engine(context)
+    asked = requests(context)
+    finished: list[Episode] = []
+
+    def progress(episode: Episode) -> None:
+        finished.append(episode)
+        won = sum(e.outcome == "success" for e in finished)
+        tokens_per_s = (engine.tokens_generated - sampled_before) / (time.monotonic() - started_s)
+        note = f"{won / len(finished):.0%} won, {tokens_per_s:.0f} tokens/s"
+        report(iteration, "rollout", len(finished), len(asked), note)
+
+    report(iteration, "rollout", 0, len(asked))
+    sampled_before, started_s = engine.tokens_generated, time.monotonic()
+    with timed(metrics, "seconds/rollout_s"):
+        try:
+            episodes = run_episodes(
+                engine,
+                workers.tokenizer(context.store, context.policy),
+                environment_maker(config),
+                asked,
+                episode_settings(config, config.rollout.temperature),
+                progress,
+            )
+        except InfrastructureError:
+            workers.close_engine()
+            raise
+    sampled, used = engine.tokens_generated - sampled_before, sum(e.tokens for e in episodes)
+    if sampled != used:
+        raise DataError(f"rollout: {sampled} tokens generated but {used} used; report this as a bug")
+    steps = steps_table(episodes, config.campaign, iteration, context.policy.version)
+    trajectories = trajectories_table(episodes, config.campaign, iteration)
+    metrics |= rollout_metrics(steps, trajectories)
+    metrics["tokens/rollout"] = used
+    related = {"steps": steps, "trajectories": trajectories}
+    return merge(
+        save(context, "steps", steps, related, policy_version=context.policy.version),
+        save(context, "trajectories", trajectories, related),
+        StageResult(metrics=metrics),
+    )

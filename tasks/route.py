@@ -1,0 +1,21 @@
+"""Stage 3: critical-first routing of every step -> `routes`."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from opid_core.routing import route_table
+from opid_core.statistics import skill_metrics
+from tasks.progress import report
+from tasks.stage import RETRIES, Context, StageResult, load, merge, save
+
+
+@task(name="route", **RETRIES)
+def route(context: Context, rolled_out: StageResult, extracted: StageResult) -> StageResult:
+    """Decide for each step which skill it is scored under, if any."""
+    assert context.iteration != "start"
+    report(context.iteration, "route")
+    tables = load(context, rolled_out, extracted)
+    routes = route_table(tables["steps"], tables["skills"], context.config.method)
+    metrics = skill_metrics(tables["trajectories"], tables["skills"], routes)
+    return merge(save(context, "routes", routes, tables), StageResult(metrics=metrics))

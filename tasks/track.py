@@ -1,0 +1,47 @@
+"""Metrics of committed iterations to TensorBoard and Weights & Biases. What they show can be rebuilt from the store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from infra.manifest import Manifest
+from infra.store import CampaignStore, read_table
+from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError
+
+
+def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> None:
+    """Write the metrics of the newest iteration of `chain`."""
+    manifest = chain[-1]
+    assert manifest.iteration != "start"
+    rows = read_table(store, manifest.tables["metrics"]).to_pylist()
+    metrics = {row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])}
+    if config.tracking.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(store.folder / "tensorboard"), purge_step=manifest.iteration) as writer:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, manifest.iteration)
+    if config.tracking.wandb_project is not None:
+        wandb = require_wandb()
+        run = wandb.init(
+            project=config.tracking.wandb_project,
+            id=config.campaign,
+            name=config.campaign,
+            resume="allow",
+            config=config.model_dump(mode="json"),
+        )
+        run.log(metrics, step=manifest.iteration)
+        run.finish()
+
+
+def require_wandb():
+    """The wandb module. Raises ConfigError that says what to install."""
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "tracking.wandb_project is set but wandb is not installed: pip install 'opid[wandb]'"
+        ) from None
+    return wandb

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+import lzma
+from dataclasses import replace
+
+import pytest
+
+from envs.alfworld import AlfworldEnvironment, AlfworldOptions
+from envs.alfworld.games import TASK_TYPES, Game, read_folder, read_pack
+from envs.base import StepResult, make
+from opid_core.errors import ConfigError, DataError
+from tests.envs.test_alfworld_world import small_game
+
+
+def pack_line(game: Game) -> str:
+    return json.dumps(
+        {
+            "path": game.game_id,
+            "task_type": game.task_type,
+            "task_desc": game.task_desc,
+            "pddl_problem": game.pddl_problem,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.xz"])
+def test_pack_and_environment(tmp_path, name):
+    text = "\n".join([pack_line(small_game("cool")), "", pack_line(small_game("two"))])
+    (tmp_path / name).write_bytes(lzma.compress(text.encode()) if name.endswith("xz") else text.encode())
+    assert read_pack(tmp_path / name) == [small_game("cool"), small_game("two")]
+
+    manifest = tmp_path / "manifest.txt"
+    manifest.write_text("# order of play\ntrain small/two\ntrain small/cool\n")
+    environment = make("alfworld", {"data": str(tmp_path), "manifest": str(manifest)})
+    tasks = environment.tasks("train")
+    assert [task.task_id for task in tasks] == ["small/two", "small/cool"]
+    assert environment.reset(tasks[1]) == (
+        "You are in the middle of a room. Looking quickly around you, you see "
+        "a desk 2, a desk 1, a fridge 1, a microwave 1, and a sinkbasin 1."
+    )
+    assert environment.task_text == "Your task is to: put a thing."
+    assert "help" not in environment.admissible_actions
+    assert "look" in environment.admissible_actions
+    for command in ("go to desk 1", "take apple 2 from desk 1", "go to fridge 1", "open fridge 1", "cool it"):
+        assert environment.step(command).reward == 0.0
+    environment.step("cool apple 2 with fridge 1")
+    assert environment.step("move apple 2 to fridge 1") == StepResult(
+        "You move the apple 2 to the fridge 1.", reward=1.0, done=True, won=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not valid JSON"),
+        ("[]", "line 2: expected a JSON object, got list"),
+        ('{"path": "a"}', "line 2, field task_type: expected a non-empty text, got None"),
+        (pack_line(replace(small_game(), game_id="b", task_type="fly")), "line 2, field task_type: unknown 'fly'"),
+        (pack_line(small_game()), "line 2, field path: 'small/cool' is already on line 1"),
+    ],
+)
+def test_bad_pack_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "train.jsonl"
+    path.write_text(pack_line(small_game()) + "\n" + line + "\n")
+    with pytest.raises(DataError) as caught:
+        read_pack(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train small/cool\ntrain small/cool\n", "line 2: task 'small/cool' is named twice"),
+        ("train small/cool\n\ntrain small/none\n", "line 3: no task 'small/none'"),
+        ("train\n", "line 1: expected `split id`"),
+        ('{"train": ["small/none"]}', "train, entry 1: no task 'small/none'"),
+        ('{"train": "small/cool"}', "field train: expected a list"),
+        ('{"train": [}', "line 1: not valid JSON"),
+    ],
+)
+def test_bad_manifests_are_refused(tmp_path, text, message):
+    (tmp_path / "train.jsonl").write_text(pack_line(small_game()))
+    manifest = tmp_path / "ids"
+    manifest.write_text(text)
+    environment = AlfworldEnvironment(AlfworldOptions(data=str(tmp_path), manifest=str(manifest)))
+    with pytest.raises(DataError) as caught:
+        environment.tasks("train")
+    assert str(manifest) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_alfworld_download_folder(tmp_path, monkeypatch):
+    game = small_game()
+    for trial, solvable in (("T2", True), ("T1", True), ("T3", False)):
+        folder = tmp_path / "json_2.1.1" / "valid_seen" / "cool-Apple" / trial
+        folder.mkdir(parents=True)
+        grammar = '"task": [{"rhs": "Your task is to: put a thing."}]'
+        data = {"pddl_problem": game.pddl_problem, "grammar": grammar, "solvable": solvable}
+        (folder / "game.tw-pddl").write_text(json.dumps(data))
+        (folder / "traj_data.json").write_text(json.dumps({"task_type": game.task_type}))
+    expected = [replace(game, game_id="cool-Apple/T1"), replace(game, game_id="cool-Apple/T2")]
+    assert read_folder(tmp_path / "json_2.1.1" / "valid_seen") == expected
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    environment = make("alfworld", {"data": "$ALFWORLD_DATA"})
+    assert [task.task_id for task in environment.tasks("valid_seen")] == ["cool-Apple/T1", "cool-Apple/T2"]
+    with pytest.raises(ConfigError, match=r"unknown split 'train'; \$ALFWORLD_DATA has: valid_seen"):
+        environment.tasks("train")
+    with pytest.raises(ConfigError, match="no game of look_at_obj_in_light"):
+        make("alfworld", {"data": "$ALFWORLD_DATA", "task_types": ["look_at_obj_in_light"]}).tasks("valid_seen")
+
+
+def test_bad_options_are_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    for options, message in (
+        ({"data": "$ALFWORLD_DATA"}, "the environment variable is not set"),
+        ({"data": str(tmp_path / "none")}, "is no folder"),
+        ({"data": str(tmp_path)}, "holds neither packs"),
+        ({"task_type": []}, "did you mean 'task_types'"),
+        ({"task_types": []}, "at least 1 item"),
+        ({"task_types": ["look_at_obj_in_light"] * 2}, "named twice"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make("alfworld", options)
+
+
+def test_generated_games_are_the_default():
+    environment = make("alfworld", {"generator": {"size": "small", "train": 12}})
+    tasks = environment.tasks("train")
+    assert len(tasks) == 12
+    assert {task.task_type for task in tasks} == set(TASK_TYPES)
+    assert environment.reset(tasks[0]) == environment.reset(tasks[0])
+    assert environment.task_text.startswith("Your task is to: ")
+    with pytest.raises(ConfigError, match="unknown split"):
+        environment.tasks("test")

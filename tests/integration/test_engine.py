@@ -1,0 +1,179 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opid_core.config import EngineConfig, LearnerConfig
+from opid_core.errors import ConfigError, DataError, NumericsError
+from tests.tiny_policy import EOS_ID, make_tiny_policy_folder, random_tokens
+
+pytestmark = pytest.mark.integration
+
+CONFIG = EngineConfig(max_concurrent=8, kv_cache_mib=16)
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+    return make_tiny_policy_folder(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="module")
+def engine(policy_folder):
+    from opid_core.engines.vllm import VllmEngine
+
+    return VllmEngine(policy_folder, CONFIG, max_model_len=128, threads=1, seed=0)  # the last test closes it
+
+
+@pytest.fixture
+def learner(policy_folder):
+    from opid_core.learner import Learner
+
+    learner = Learner(policy_folder, LearnerConfig(learning_rate=1e-2, kl_coefficient=0.0), threads=1, seed=0)
+    yield learner
+    learner.close()
+
+
+def prompts(count: int, seed: int = 0) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [random_tokens(generator, int(length)) for length in generator.integers(3, 60, size=count)]
+
+
+def generate(engine, count: int, temperature: float = 1.0):
+    """All completions by request id, and the engine steps at which they came."""
+    for index, prompt_ids in enumerate(prompts(count)):
+        engine.submit(f"r{index}", prompt_ids, max_tokens=4 + 3 * index, temperature=temperature, seed=index)
+    finished, steps = {}, {}
+    step = 0
+    while not engine.is_idle:
+        step += 1
+        for completion in engine.step():
+            finished[completion.request_id] = completion
+            steps[completion.request_id] = step
+    return finished, steps
+
+
+def test_completions_end_at_eos_or_the_limit_and_every_generated_token_is_returned(engine):
+    before = engine.tokens_generated
+    finished, steps = generate(engine, 12)
+    assert sorted(finished) == sorted(f"r{index}" for index in range(12))
+    for index in range(12):
+        completion = finished[f"r{index}"]
+        assert len(completion.log_probs) == len(completion.token_ids)
+        assert EOS_ID not in completion.token_ids[:-1]
+        if completion.finish_reason == "stop":
+            assert completion.token_ids[-1] == EOS_ID
+        else:
+            assert completion.finish_reason == "length"
+            assert len(completion.token_ids) == 4 + 3 * index
+    assert engine.tokens_generated - before == sum(len(c.token_ids) for c in finished.values())
+    # No barrier: a response that ends early is returned at once, and the places it frees are taken (12 > 8 places).
+    assert steps["r0"] <= 4
+    assert len(set(steps.values())) > 3
+
+
+def test_log_probs_are_at_temperature_one_whatever_the_sampling_temperature(engine, learner):
+    from opid_core.scoring import TokenSequence
+
+    for temperature in (0.4, 1.0):
+        finished, _ = generate(engine, 6, temperature)
+        sequences = [TokenSequence(p, finished[f"r{i}"].token_ids) for i, p in enumerate(prompts(6))]
+        for index, scored in enumerate(learner.score(sequences)):
+            np.testing.assert_allclose(finished[f"r{index}"].log_probs, scored, atol=1e-4)
+
+
+def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(policy_folder, engine):
+    engine.load_weights(_weights(policy_folder))  # a fresh prefix cache, as the other process has
+    finished, _ = generate(engine, 10)
+    engine.load_weights(_weights(policy_folder))
+    again, _ = generate(engine, 10)
+    assert again == finished
+    script = (
+        "import sys; from pathlib import Path; from tests.integration.test_engine import CONFIG, generate;"
+        "from opid_core.engines.vllm import VllmEngine;"
+        "engine = VllmEngine(Path(sys.argv[1]), CONFIG, max_model_len=128, threads=1, seed=0);"
+        "print('RESULT', repr(sorted(generate(engine, 10)[0].items())))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(policy_folder)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    result = next(line for line in run.stdout.splitlines() if line.startswith("RESULT"))
+    assert result == "RESULT " + repr(sorted(finished.items()))
+
+
+def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(engine, learner, policy_folder):
+    from opid_core.engines.vllm import canary_gap
+    from opid_core.learner import TrainingSample
+
+    engine.load_weights(learner.named_weights())
+    assert canary_gap(engine, learner.score, prompts(4)) < 1e-4
+    finished, _ = generate(engine, 8)
+    samples = [
+        TrainingSample(
+            prompt_ids, done.token_ids, done.log_probs, None, np.full(len(done.token_ids), 1.0 - 2 * (i % 2))
+        )
+        for i, prompt_ids in enumerate(prompts(8))
+        for done in [finished[f"r{i}"]]
+    ]
+    learner.update(samples, seed=0)
+    with pytest.raises(NumericsError, match="does not hold the learner's weights"):
+        canary_gap(engine, learner.score, prompts(4))
+    engine.load_weights(learner.named_weights())
+    assert canary_gap(engine, learner.score, prompts(4)) < 1e-4
+    engine.load_weights(_weights(policy_folder))
+
+
+def test_an_incomplete_push_is_refused(engine, policy_folder):
+    partial = [(name, tensor) for name, tensor in _weights(policy_folder) if name != "lm_head.weight"]
+    with pytest.raises(DataError, match=r"1 weights are missing, such as lm_head\.weight"):
+        engine.load_weights(partial)
+    engine.load_weights(_weights(policy_folder))
+
+
+def test_weights_and_canary_wait_for_an_idle_engine(engine, learner):
+    from opid_core.engines.vllm import canary_gap
+
+    engine.submit("busy", [5, 6, 7], max_tokens=2, temperature=1.0, seed=0)
+    with pytest.raises(DataError, match="load_weights: 1 requests still run"):
+        engine.load_weights([])
+    with pytest.raises(DataError, match="canary: 1 requests still run"):
+        canary_gap(engine, learner.score, prompts(1))
+    while not engine.is_idle:
+        engine.step()
+
+
+def test_an_empty_prompt_and_one_beyond_the_model_length_are_refused(engine):
+    for length in (0, 127):
+        with pytest.raises(DataError, match="request long"):
+            engine.submit("long", [5] * length, max_tokens=2, temperature=1.0, seed=0)
+    assert engine.is_idle
+
+
+def test_a_cache_too_small_for_one_sequence_is_a_config_error(policy_folder):
+    from opid_core.engines.vllm import VllmEngine
+
+    with pytest.raises(ConfigError, match="vLLM refuses"):
+        VllmEngine(policy_folder, CONFIG, max_model_len=100_000, threads=1, seed=0)
+
+
+def test_closing_an_engine_leaves_the_learner_alive_and_a_new_one_can_start(engine, policy_folder, learner, tmp_path):
+    from opid_core.engines.vllm import VllmEngine, canary_gap
+
+    engine.close()
+    for _ in range(2):
+        fresh = VllmEngine(policy_folder, CONFIG, max_model_len=128, threads=1, seed=0)
+        assert canary_gap(fresh, learner.score, prompts(2)) < 1e-4
+        fresh.close()
+        learner.save(tmp_path)  # takes part in the process group
+
+
+def _weights(folder):
+    from safetensors.torch import load_file
+
+    return list(load_file(folder / "model.safetensors").items())

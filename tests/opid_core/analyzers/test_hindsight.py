@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import pytest
+
+from opid_core.analyzers import hindsight
+from opid_core.config import AnalyzerConfig
+from opid_core.trajectory import Step, Trajectory
+
+CONFIG = AnalyzerConfig()
+CLEAN_APPLE = [
+    "go to cabinet 1",
+    "open cabinet 1",
+    "look",
+    "go to countertop 2",
+    "take apple 1 from countertop 2",
+    "go to sinkbasin 1",
+    "clean apple 1 with sinkbasin 1",
+    "inventory",
+    "go to fridge 1",
+    "open fridge 1",
+    "move apple 1 to fridge 1",
+]
+WORKFLOW = [
+    "go to countertop",
+    "take apple",
+    "go to sinkbasin",
+    "clean apple",
+    "go to fridge",
+    "open fridge",
+    "move apple to fridge",
+]
+
+
+def episode(
+    trajectory_id: str,
+    actions: list[str],
+    outcome: str = "success",
+    observations: dict[int, str] | None = None,
+    invalid: tuple[int, ...] = (),
+) -> Trajectory:
+    """An episode whose observations are a function of the actions so far, unless given."""
+    given = observations or {}
+    steps = tuple(
+        Step(
+            step=number,
+            observation=given.get(number, "after: " + " / ".join(actions[:number])),
+            admissible_actions=(),
+            response_text=f"<think>so</think><action>{action}</action>",
+            action=action,
+            is_valid=number not in invalid,
+            reward=0.0,
+        )
+        for number, action in enumerate(actions)
+    )
+    return Trajectory(trajectory_id, "g", "task", "clean", "put a clean apple in the fridge", outcome, steps)
+
+
+@pytest.mark.parametrize(
+    ("action", "general"),
+    [
+        ("take apple 1 from countertop 2", "take apple"),
+        ("move apple 1 to fridge 1", "move apple to fridge"),
+        ("heat egg 12 with microwave 1", "heat egg"),
+        ("use desklamp 1", "use desklamp"),
+        ("look", "look"),
+        ("search[size 10 shoes]", "search[size 10 shoes]"),
+        ("", ""),
+    ],
+)
+def test_generalise(action, general):
+    assert hindsight.generalise(action) == general
+
+
+def test_workflow_drops_search_looks_and_repeats():
+    assert hindsight.workflow_steps(CLEAN_APPLE) == WORKFLOW
+    assert hindsight.workflow_steps(["take a 1 from b 1", "take a 2 from b 1"]) == ["take a"]
+    assert hindsight.workflow_skill(CLEAN_APPLE) == (
+        "Plan: go to countertop, take apple, go to sinkbasin, clean apple, go to fridge, open fridge, "
+        "move apple to fridge."
+    )
+    assert hindsight.workflow_skill(["look"]) == ""
+
+
+def test_avoidance_and_step_templates():
+    skill = hindsight.avoidance_skill(missed=["take apple", "clean apple"], repeated=["look"], wrong=["take pan"])
+    assert skill == "Do not skip: take apple, clean apple. Do not repeat: look. Avoid: take pan."
+    assert hindsight.avoidance_skill() == "Do not waste steps."
+    assert hindsight.avoidance_skill(wrong=list("abcde")) == "Avoid: a, b, c, d."
+    assert hindsight.step_skill("open fridge 1") == "Do now: open fridge 1"
+
+
+def test_a_success_becomes_its_workflow():
+    failed_first = ["take apple 1 from countertop 1", *CLEAN_APPLE]
+    trajectory = episode("x", failed_first, observations={1: "Nothing happens."})
+    (analysis,) = hindsight.analyze([trajectory], CONFIG, {"x": [0, 5]})
+    assert analysis.episode_skill == hindsight.workflow_skill(CLEAN_APPLE)
+    assert analysis.summary.startswith("Succeeded in 12 steps: go to countertop, take apple")
+    # at critical steps its own action, unless that failed
+    assert analysis.step_skills == {5: "Do now: take apple 1 from countertop 2"}
+    assert (analysis.analyzer, analysis.error) == ("hindsight", None)
+
+
+def test_a_success_without_a_known_working_action_is_a_failed_analysis():
+    (analysis,) = hindsight.analyze([episode("x", ["open fridge 1"], invalid=(0,))], CONFIG, {"x": [0]})
+    assert analysis.error is not None
+    assert (analysis.episode_skill, analysis.step_skills) == ("", {})
+
+
+def test_a_failure_misses_what_every_sibling_success_did():
+    short = [a for a in CLEAN_APPLE if a not in ("look", "inventory")]
+    successes = [episode("s", CLEAN_APPLE), episode("t", short)]
+    failure = episode("f", ["go to countertop 2", "take apple 2 from countertop 2", "go to fridge 1"], "truncated")
+    analysis = hindsight.analyze([*successes, failure], CONFIG, {})[2]
+    assert analysis.episode_skill == "Do not skip: clean apple, move apple to fridge."
+    assert analysis.summary.startswith("Failed after 3 steps, 0 of them without effect. Do not skip")
+
+
+def test_a_step_done_too_seldom_is_missed():
+    twice = ["take mug 1 from desk 1", "move mug 1 to shelf 1", "take mug 2 from desk 1", "move mug 2 to shelf 1"]
+    missed = hindsight.missed_steps(episode("f", twice[:2], "failure"), [episode("s", twice)])
+    assert missed == ["take mug", "move mug to shelf"]
+    assert hindsight.missed_steps(episode("f", twice, "failure"), [episode("s", twice)]) == []
+    assert hindsight.missed_steps(episode("f", twice[:1], "failure"), []) == []
+
+
+def test_a_failure_repeats():
+    loop = ["go to desk 1", "go to bed 1", "go to desk 1", "go to bed 1", "open safe 1", "open safe 1", "look"]
+    (analysis,) = hindsight.analyze([episode("f", loop, "failure")], CONFIG, {})
+    assert analysis.episode_skill == "Do not repeat: go to desk, go to bed, open safe."
+    spread = ["look", "go to desk 1", "look", "go to bed 1", "look"]
+    (analysis,) = hindsight.analyze([episode("f", spread, "failure")], CONFIG, {})
+    assert analysis.episode_skill == "Do not repeat: look."
+
+
+def test_a_failure_did_the_wrong_thing():
+    actions = ["take pan 1 from desk 1", "take apple 1 from shelf 1", "open safe 1", "go to bed 1"]
+    failure = episode("f", actions, "failure", observations={3: "Nothing happens."}, invalid=(3,))
+    success = episode("s", ["take apple 1 from shelf 1"])
+    analysis = hindsight.analyze([failure, success], CONFIG, {})[0]
+    assert analysis.episode_skill == "Avoid: open safe, go to bed, take pan."
+    assert "2 of them without effect" in analysis.summary
+    alone = hindsight.analyze([failure], CONFIG, {})[0]
+    assert alone.episode_skill == "Avoid: open safe, go to bed."
+
+
+def test_the_first_divergence_and_critical_steps_name_the_siblings_action():
+    # both see "room" first; f leaves the sibling's way there, meets its later state "desk" and strays again
+    success = episode("s", ["look", "go to desk 1", "take mug 1 from desk 1"], observations={0: "room", 2: "desk"})
+    failure = episode("f", ["look", "go to bed 1", "go to desk 1", "look"], "failure", {0: "room", 1: "x", 3: "desk"})
+    longer = episode("t", ["wait", "go to desk 1", "examine mug 1", "use mug 1"], observations={0: "room", 2: "desk"})
+    # step 0: f did what s did there, so the first divergence is at step 3; the shorter sibling is followed
+    analyses = hindsight.analyze([longer, failure, success], CONFIG, {"f": [1, 3]})
+    assert analyses[1].step_skills == {3: "Do now: take mug 1 from desk 1"}
+    # without s the divergence is at step 0, and the critical step 3 follows; step 1 is a state no success saw
+    analyses = hindsight.analyze([longer, failure], CONFIG, {"f": [1, 3]})
+    assert analyses[1].step_skills == {0: "Do now: wait", 3: "Do now: examine mug 1"}
+    assert hindsight.analyze([failure], CONFIG, {"f": [1, 3]})[0].step_skills == {}
+
+
+def test_the_same_text_with_other_actions_on_offer_is_another_state():
+    def one(trajectory_id: str, action: str, offered: tuple[str, ...], outcome: str) -> Trajectory:
+        step = Step(0, "room", offered, "", action, True, 0.0)
+        return Trajectory(trajectory_id, "g", "task", "t", "text", outcome, (step,))
+
+    success = one("s", "a", ("a", "b"), "success")
+    same = one("f", "b", ("b", "a"), "failure")
+    other = one("h", "b", ("b", "a", "c"), "failure")
+    analyses = hindsight.analyze([success, same, other], CONFIG, {"h": [0]})
+    assert [a.step_skills for a in analyses] == [{}, {0: "Do now: a"}, {}]
+
+
+def test_the_siblings_last_visit_of_a_state_counts():
+    success = episode("s", ["go to bed 1", "go to desk 1", "open desk 1"], observations={0: "room", 2: "room"})
+    failure = episode("f", ["look"], "failure", {0: "room"})
+    assert hindsight.analyze([success, failure], CONFIG, {})[1].step_skills == {0: "Do now: open desk 1"}
+
+
+def test_max_step_skills_failed_only_and_broken():
+    success, failure = episode("s", CLEAN_APPLE), episode("f", ["look"], "failure")
+    broken, empty = episode("b", ["look"], "broken"), episode("e", [], "failure")
+    capped = CONFIG.model_copy(update={"max_step_skills": 2})
+    analyses = hindsight.analyze([success, broken, empty, failure], capped, {"s": [4, 5, 6]})
+    assert [a.trajectory_id for a in analyses] == ["s", "f"]
+    assert list(analyses[0].step_skills) == [4, 5]
+    failed_only = CONFIG.model_copy(update={"failed_only": True})
+    assert [a.trajectory_id for a in hindsight.analyze([success, failure], failed_only, {})] == ["f"]

@@ -1,0 +1,41 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opid_core.statistics import success_rate, wilson_interval
+
+
+def test_wilson_interval_equals_the_published_example():
+    # 30 of 100: (0.3 + 1.92073/100 ± 1.959964 * sqrt(0.0021 + 3.841459/40000)) / 1.03841459
+    low, high = wilson_interval(30, 100)
+    assert low == pytest.approx(0.218949, abs=1e-6)
+    assert high == pytest.approx(0.395849, abs=1e-6)
+
+
+def test_no_trials_say_nothing():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_holds_the_share_and_stays_a_probability(case):
+    successes, trials = case
+    low, high = wilson_interval(successes, trials)
+    assert 0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1
+
+
+def test_micro_counts_episodes_macro_counts_types_and_broken_episodes_do_not_count():
+    rate = success_rate(
+        ["success", "success", "success", "truncated", "failure", "broken"],
+        ["a", "a", "a", "a", "b", "b"],
+    )
+    assert rate.episodes == 5
+    assert rate.micro == 3 / 5
+    assert rate.per_type == {"a": 0.75, "b": 0.0}
+    assert rate.macro == 0.375
+
+
+def test_an_empty_table_has_no_rate():
+    assert math.isnan(success_rate([], []).micro)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from infra.manifest import Manifest
+from infra.store import CampaignStore, manifests, new_attempt, open_campaign, put_folder, read_table, verify
+from opid_core.config import CampaignConfig, build_config, config_hash
+from opid_core.errors import DataError
+from opid_core.schema import from_rows
+from tasks import progress
+from tasks.commit import build_manifest, code_version, commit, metric_rows
+from tasks.stage import Context, Policy, StageResult, save
+
+
+@pytest.fixture
+def config(tmp_path) -> CampaignConfig:
+    return build_config({"campaign": "demo", "root": str(tmp_path / "runs"), "seed": 4})
+
+
+@pytest.fixture
+def store(config) -> CampaignStore:
+    return open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+
+
+def make_policy(store: CampaignStore, tmp_path, version: int) -> Policy:
+    attempt = new_attempt()
+    local = tmp_path / attempt
+    local.mkdir()
+    (local / "model.safetensors").write_bytes(b"weights %d" % version)
+    return Policy(version, put_folder(store, local, f"policies/{version:06d}/{attempt}"))
+
+
+def make_context(config, store, tmp_path, parent: Manifest | None) -> Context:
+    policy = Policy(parent.policy_version, parent.policy) if parent else make_policy(store, tmp_path, 0)
+    iteration = "start" if parent is None else len(manifests(store)) - 1
+    return Context(config, store, iteration, new_attempt(), 11, policy, policy)
+
+
+METRICS = {"rollout/success_micro": 0.25, "seconds/rollout_s": 1.5, "rollout/broken": 0, "rollout/return": math.nan}
+
+
+def test_metric_rows_are_sorted_and_undefined_numbers_are_null():
+    assert metric_rows(3, METRICS) == [
+        {"iteration": 3, "name": "rollout/broken", "value": 0.0},
+        {"iteration": 3, "name": "rollout/return", "value": None},
+        {"iteration": 3, "name": "rollout/success_micro", "value": 0.25},
+        {"iteration": 3, "name": "seconds/rollout_s", "value": 1.5},
+    ]
+
+
+def test_the_manifest_holds_what_the_stages_made(config, store, tmp_path):
+    context = make_context(config, store, tmp_path, None)
+    result = save(context, "metrics", from_rows("metrics", metric_rows(-1, METRICS)), {})
+    result = replace(result, metrics=METRICS)
+    facts = {"created_at": datetime(2026, 1, 2, tzinfo=UTC), "code_version": "0.1.0", "prefect_run_id": None}
+    manifest = build_manifest(context, context.policy, result, None, **facts)
+    assert manifest.iteration == "start"
+    assert manifest.policy_version == 0
+    assert manifest.tables == result.tables
+    assert manifest.gates == {"metrics": result.gates[0]}
+    assert manifest.config_hash == config_hash(config)
+    assert manifest.seeds == {"campaign": 4, "iteration": 11}
+    assert manifest.metrics == {"rollout/success_micro": 0.25, "rollout/return": None}
+    assert manifest.created_at == "2026-01-02T00:00:00.000+00:00"
+    with pytest.raises(DataError, match="predecessor must be start, got None"):
+        build_manifest(replace(context, iteration=0), context.policy, result, None, **facts)
+
+
+def test_commits_chain_and_a_slower_run_adopts_the_faster(config, store, tmp_path):
+    notes = []
+    stop = progress.listen(lambda event: notes.append((event.iteration, event.stage, event.note)))
+    start_context = make_context(config, store, tmp_path, None)
+    start = commit.fn(
+        start_context, start_context.policy, [StageResult(metrics={"evaluation/t1/success_micro": 0.5})], None
+    )
+    context = make_context(config, store, tmp_path, start)
+    results = [StageResult(metrics=METRICS)]
+    first = commit.fn(context, make_policy(store, tmp_path, 1), results, start)
+    again = commit.fn(replace(context, attempt=new_attempt()), make_policy(store, tmp_path, 1), results, start)
+    stop()
+    assert first == again
+    assert manifests(store) == [start, first]
+    assert (first.iteration, first.policy_version) == (0, 1)
+    assert read_table(store, first.tables["metrics"]).to_pylist() == metric_rows(0, METRICS)
+    assert set(read_table(store, start.tables["metrics"]).column("iteration").to_pylist()) == {-1}
+    assert verify(store) == 4
+    assert notes == [
+        (None, "committed", "start: committed, evaluation/t1/success 50.0%"),
+        (0, "committed", "0: committed, rollout/success 25.0%"),
+        (0, "committed", "0: committed by another run, adopted, rollout/success 25.0%"),
+    ]
+
+
+def test_the_code_version_begins_with_the_packages():
+    assert code_version().startswith("0.1.0")

@@ -1,0 +1,406 @@
+"""Every expectation of every suite has a table that breaks it and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opid_core.errors import DataError, GateError
+from opid_core.schema import TABLES, from_rows
+from tasks import gates, suites
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def valid() -> Rows:
+    """Two trajectories of one group: `a` won in two steps, `b` failed in one and its analysis too."""
+    steps = [("a", 0, [3, 4]), ("a", 1, [5]), ("b", 0, [3, 6, 7])]
+    routes = [("a", 0, "step", "a/0"), ("a", 1, "episode", "a/episode"), ("b", 0, "none", None)]
+    return {
+        "steps": [
+            {
+                "campaign": "demo",
+                "iteration": 2,
+                "group_id": "g",
+                "trajectory_id": trajectory_id,
+                "step": step,
+                "task_id": "t",
+                "task_type": "pick",
+                "task_text": "put a mug on a desk",
+                "observation": "You see a mug 1.",
+                "admissible_actions": ["look"],
+                "prompt_text": "Your task: put a mug on a desk",
+                "prompt_ids": [1, 2],
+                "history_dropped": 0,
+                "response_text": "",
+                "response_ids": response_ids,
+                "rollout_log_probs": [-0.5] * len(response_ids),
+                "action": "look",
+                "is_valid": True,
+                "reward": 0.0,
+                "done": False,
+                "truncated": False,
+                "policy_version": 2,
+                "seed": 7,
+            }
+            for trajectory_id, step, response_ids in steps
+        ],
+        "trajectories": [
+            {
+                "campaign": "demo",
+                "iteration": 2,
+                "group_id": "g",
+                "trajectory_id": trajectory_id,
+                "task_id": "t",
+                "task_type": "pick",
+                "outcome": outcome,
+                "return": 10.0 if outcome == "success" else 0.0,
+                "steps": steps,
+                "tokens": 3,
+                "seconds": 0.5,
+                "error": None,
+            }
+            for trajectory_id, outcome, steps in [("a", "success", 2), ("b", "failure", 1)]
+        ],
+        "skills": [
+            {
+                "skill_id": skill_id,
+                "trajectory_id": skill_id[0],
+                "kind": kind,
+                "step": step,
+                "text": "" if kind == "failed" else "Take the mug first.",
+                "outcome": "success",
+                "analyzer": "hindsight",
+                "model": None,
+                "prompt_hash": None,
+                "attempts": 1,
+                "tokens": None,
+                "seconds": None,
+                "error": "no reply" if kind == "failed" else None,
+                "raw_reply": None,
+            }
+            for skill_id, kind, step in [
+                ("a/episode", "episode", None),
+                ("a/0", "step", 0),
+                ("b/failed", "failed", None),
+            ]
+        ],
+        "routes": [
+            {"trajectory_id": t, "step": s, "route": route, "skill_id": skill_id, "reason": "as planned"}
+            for t, s, route, skill_id in routes
+        ],
+        "scores": [
+            {
+                "trajectory_id": trajectory_id,
+                "step": step,
+                "old_log_probs": [-0.5] * len(ids),
+                "skill_log_probs": None if trajectory_id == "b" else [-0.25] * len(ids),
+                "reference_log_probs": [-0.75] * len(ids),
+                "skill_prompt_ids": None if trajectory_id == "b" else [1, 9, 2],
+                "history_dropped": 0,
+                "outcome_advantage": 1.0,
+                "skill_advantages": [0.0 if trajectory_id == "b" else 0.25] * len(ids),
+                "trained": True,
+            }
+            for trajectory_id, step, ids in steps
+        ],
+        "metrics": [
+            {"iteration": 2, "name": "rollout/return", "value": 5.0},
+            {"iteration": 2, "name": "undefined", "value": None},
+        ],
+        "evaluations": [
+            {
+                "policy_version": 3,
+                "temperature": temperature,
+                "task_id": task_id,
+                "task_type": "pick",
+                "outcome": "success",
+                "return": 10.0,
+                "steps": 4,
+                "valid_actions": 4,
+                "admissible_actions": 3,
+                "tokens": 40,
+                "seed": 5,
+            }
+            for temperature in (0.5, 1.0)
+            for task_id in ("t", "u")
+        ],
+    }
+
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "steps": {"iteration": 2, "policy_version": 2},
+    "trajectories": {"iteration": 2, "group_size": 2},
+    "skills": {"max_failure_rate": 0.5, "analyzed": ["a", "b"]},
+    "routes": {},
+    "scores": {},
+    "metrics": {"iteration": 2, "required_metrics": ["rollout/return"]},
+    "evaluations": {"policy_version": 3, "panel_size": 2},
+}
+
+
+def tables(rows: Rows) -> dict[str, pa.Table]:
+    return {name: from_rows(name, rows[name]) for name in rows}
+
+
+def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
+    """(expectation, column) of each broken expectation, from the error's text."""
+    built = tables(rows)
+    with pytest.raises(GateError) as caught:
+        gates.check(name, built[name], built, **(LIMITS[name] if limits is None else limits))
+    lines = [line for line in str(caught.value).splitlines() if not line.startswith("  ")]
+    found = [re.fullmatch(rf"table {name}: (\w+)(?: on column (.*?))? failed \(.*\)", line) for line in lines]
+    return [(match[1].removeprefix("expect_"), match[2] or "") for match in found if match]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_valid_tables_pass_and_the_result_is_plain_data(name):
+    built = tables(valid())
+    result = gates.check(name, built[name], built, **LIMITS[name])
+    assert result.table == name
+    assert result.passed
+    assert all(e.passed and not e.failing_rows for e in result.expectations)
+    assert len(result.expectations) == sum(
+        len(frame.suite) for frame in suites.frames(name, built[name], built, suites.Limits(**LIMITS[name]))
+    )
+    assert json.loads(result.model_dump_json())["passed"] is True
+
+
+@pytest.mark.parametrize("name", ["skills", "metrics", "trajectories", "steps", "routes", "scores"])
+def test_tables_without_rows_pass(name):
+    empty = {other: from_rows(other, []) for other in TABLES}
+    assert gates.check(name, empty[name], empty, max_failure_rate=0.0).passed
+
+
+IN_SET, BETWEEN = "column_values_to_be_in_set", "column_values_to_be_between"
+PAIR, REGEX = "column_pair_values_to_be_equal", "column_values_to_match_regex"
+COMPOUND, AT_LEAST = "compound_columns_to_be_unique", "column_pair_values_a_to_be_greater_than_b"
+
+
+def put(row: int, **values: Any) -> Callable[[list[dict]], Any]:
+    return lambda rows: rows[row].update(values)
+
+
+def repeat(row: int, **values: Any) -> Callable[[list[dict]], Any]:
+    return lambda rows: rows.append({**rows[row], **values})
+
+
+def drop(row: int) -> Callable[[list[dict]], Any]:
+    return lambda rows: rows.pop(row)
+
+
+BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
+    ("steps", repeat(0), COMPOUND, "trajectory_id, step"),
+    ("steps", put(0, task_text=None), IN_SET, "missing_column"),
+    ("steps", drop(1), IN_SET, "row_present"),
+    ("steps", repeat(2, step=1), IN_SET, "row_expected"),
+    ("steps", put(0, reward=math.inf), IN_SET, "not_finite_reward"),
+    ("steps", put(0, prompt_text=" \n"), REGEX, "prompt_text"),
+    ("steps", put(0, prompt_ids=[]), BETWEEN, "n_prompt_ids"),
+    ("steps", put(0, response_ids=[], rollout_log_probs=[]), BETWEEN, "n_response_ids"),
+    ("steps", put(0, history_dropped=-1), BETWEEN, "history_dropped"),
+    ("steps", put(0, rollout_log_probs=[-0.5]), PAIR, "n_rollout_log_probs, n_response_ids"),
+    ("steps", put(0, rollout_log_probs=[-0.5, -math.inf]), IN_SET, "n_not_finite_rollout_log_probs"),
+    ("steps", put(0, rollout_log_probs=[-0.5, math.nan]), IN_SET, "n_not_finite_rollout_log_probs"),
+    ("steps", put(0, rollout_log_probs=[-0.5, None]), IN_SET, "n_not_finite_rollout_log_probs"),
+    ("steps", put(0, rollout_log_probs=[-0.5, 0.001]), BETWEEN, "max_rollout_log_probs"),
+    ("steps", put(0, policy_version=1), IN_SET, "policy_version"),
+    ("steps", put(0, iteration=1), IN_SET, "iteration"),
+    ("trajectories", put(0, outcome="lost"), IN_SET, "outcome"),
+    ("trajectories", put(0, task_id=None), IN_SET, "missing_column"),
+    ("trajectories", put(0, **{"return": math.nan}), IN_SET, "not_finite_return"),
+    ("trajectories", put(0, tokens=-1), BETWEEN, "tokens"),
+    ("trajectories", put(0, seconds=-0.1), BETWEEN, "seconds"),
+    ("trajectories", put(0, steps=3), PAIR, "steps, n_step_rows"),
+    ("trajectories", put(0, outcome="broken"), IN_SET, "broken_without_error"),
+    ("trajectories", put(0, iteration=1), IN_SET, "iteration"),
+    ("trajectories", drop(1), IN_SET, "group_members"),
+    ("skills", put(1, skill_id="a/episode"), "column_values_to_be_unique", "skill_id"),
+    ("skills", put(1, analyzer=None), IN_SET, "missing_column"),
+    ("skills", put(0, kind="hint"), IN_SET, "kind"),
+    ("skills", put(0, outcome="won"), IN_SET, "outcome"),
+    ("skills", repeat(1, skill_id="again"), COMPOUND, "trajectory_id, subject"),
+    ("skills", repeat(0, skill_id="c/episode", trajectory_id="c"), IN_SET, "trajectory_known"),
+    ("skills", put(1, step=2), IN_SET, "step_known"),
+    ("skills", put(0, step=0), IN_SET, "step_fits_kind"),
+    ("skills", put(0, text=" "), IN_SET, "text_fits_kind"),
+    ("skills", put(2, text="skill of a failure"), IN_SET, "text_fits_kind"),
+    ("skills", put(2, error=None), IN_SET, "error_fits_kind"),
+    ("skills", put(0, attempts=-1), BETWEEN, "attempts"),
+    ("skills", put(0, tokens=-1), BETWEEN, "tokens"),
+    ("routes", repeat(0), COMPOUND, "trajectory_id, step"),
+    ("routes", drop(2), IN_SET, "row_present"),
+    ("routes", repeat(2, step=1), IN_SET, "row_expected"),
+    ("routes", put(2, reason=None), IN_SET, "missing_column"),
+    ("routes", put(2, reason=""), REGEX, "reason"),
+    ("routes", put(0, skill_id="a/episode"), IN_SET, "skill_fits_route"),
+    ("routes", put(0, skill_id="a/1"), IN_SET, "skill_fits_route"),
+    ("routes", put(0, skill_id=None), IN_SET, "skill_fits_route"),
+    ("routes", put(2, skill_id="a/episode"), IN_SET, "skill_fits_route"),
+    ("routes", put(2, route="episode", skill_id="a/episode"), IN_SET, "skill_fits_route"),
+    ("scores", repeat(0), COMPOUND, "trajectory_id, step"),
+    ("scores", drop(0), IN_SET, "row_present"),
+    ("scores", put(0, trained=None), IN_SET, "missing_column"),
+    ("scores", put(0, old_log_probs=[-0.5]), PAIR, "n_old_log_probs, n_response_ids"),
+    ("scores", put(0, skill_log_probs=[-0.5] * 3), PAIR, "n_skill_log_probs, n_response_ids"),
+    ("scores", put(0, reference_log_probs=[]), PAIR, "n_reference_log_probs, n_response_ids"),
+    ("scores", put(0, old_log_probs=[-math.inf, -0.5]), IN_SET, "n_not_finite_old_log_probs"),
+    ("scores", put(0, skill_log_probs=[math.nan, -0.5]), IN_SET, "n_not_finite_skill_log_probs"),
+    ("scores", put(0, reference_log_probs=[math.nan, -0.5]), IN_SET, "n_not_finite_reference_log_probs"),
+    ("scores", put(0, old_log_probs=[0.5, -0.5]), BETWEEN, "max_old_log_probs"),
+    ("scores", put(0, skill_log_probs=[0.5, -0.5]), BETWEEN, "max_skill_log_probs"),
+    ("scores", put(0, reference_log_probs=[0.5, -0.5]), BETWEEN, "max_reference_log_probs"),
+    ("scores", put(0, skill_advantages=[0.5]), PAIR, "n_skill_advantages, n_response_ids"),
+    ("scores", put(0, skill_advantages=[0.5, math.inf]), IN_SET, "n_not_finite_skill_advantages"),
+    ("scores", put(0, outcome_advantage=math.nan), IN_SET, "not_finite_outcome_advantage"),
+    ("scores", put(0, skill_log_probs=None, skill_advantages=[0.0, 0.0]), IN_SET, "scored_as_routed"),
+    ("scores", put(2, skill_log_probs=[-0.5] * 3), IN_SET, "scored_as_routed"),
+    ("scores", put(2, skill_log_probs=[-0.5] * 3, trained=False), IN_SET, "scored_as_routed"),
+    ("scores", put(2, skill_advantages=[0.0, 0.25, 0.0]), IN_SET, "signal_without_skill"),
+    ("scores", put(0, reference_log_probs=None), "column_unique_value_count_to_be_between", "has_reference"),
+    ("scores", put(0, history_dropped=-1), BETWEEN, "history_dropped"),
+    ("metrics", repeat(0), COMPOUND, "iteration, name"),
+    ("metrics", put(1, name=None), IN_SET, "missing_column"),
+    ("metrics", put(1, name=""), REGEX, "name"),
+    ("metrics", put(0, value=math.nan), IN_SET, "not_finite_value"),
+    ("metrics", put(0, iteration=3), IN_SET, "iteration"),
+    ("metrics", drop(0), "column_distinct_values_to_contain_set", "name"),
+    ("evaluations", put(0, task_id="u"), COMPOUND, "policy_version, temperature, task_id"),
+    ("evaluations", put(0, task_type=None), IN_SET, "missing_column"),
+    ("evaluations", put(0, outcome="won"), IN_SET, "outcome"),
+    ("evaluations", put(0, **{"return": math.inf}), IN_SET, "not_finite_return"),
+    ("evaluations", put(0, tokens=-1), BETWEEN, "tokens"),
+    ("evaluations", put(0, valid_actions=-1), BETWEEN, "valid_actions"),
+    ("evaluations", put(0, admissible_actions=-1), BETWEEN, "admissible_actions"),
+    ("evaluations", put(0, valid_actions=5), AT_LEAST, "steps, valid_actions"),
+    ("evaluations", put(0, admissible_actions=5), AT_LEAST, "steps, admissible_actions"),
+    ("evaluations", drop(0), IN_SET, "episodes_of_panel"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "break_table", "expectation", "column"), BROKEN, ids=[f"{b[0]}-{b[3]}-{i}" for i, b in enumerate(BROKEN)]
+)
+def test_a_broken_table_fails_exactly_its_expectation(name, break_table, expectation, column):
+    rows = valid()
+    break_table(rows[name])
+    assert failures(name, rows) == [(expectation, column)]
+
+
+def test_the_few_faults_that_touch_two_expectations():
+    rows = valid()
+    rows["trajectories"].append({**rows["trajectories"][1]})
+    assert failures("trajectories", rows, {}) == [("column_values_to_be_unique", "trajectory_id")]
+    rows = valid()
+    rows["trajectories"][0]["steps"] = -1
+    assert failures("trajectories", rows) == [(BETWEEN, "steps"), (PAIR, "steps, n_step_rows")]
+    rows = valid()
+    rows["steps"][0]["step"] = -1
+    assert failures("steps", rows) == [(BETWEEN, "step"), (IN_SET, "row_present"), (IN_SET, "row_expected")]
+    rows = valid()
+    rows["evaluations"][0]["temperature"] = -0.5
+    assert failures("evaluations", rows, {}) == [(BETWEEN, "temperature")]
+    rows = valid()
+    rows["evaluations"] = []
+    assert failures("evaluations", rows) == [("table_row_count_to_be_between", "")]
+    rows = valid()
+    rows["scores"].append({**rows["scores"][2], "step": 1})
+    assert (IN_SET, "row_expected") in failures("scores", rows)
+    rows = valid()
+    rows["routes"][0]["route"] = "both"
+    assert failures("routes", rows) == [(IN_SET, "route"), (IN_SET, "skill_fits_route")]
+
+
+def test_versions_may_not_be_negative_when_no_version_is_asked_for():
+    rows = valid()
+    rows["steps"][0]["policy_version"] = -1
+    assert failures("steps", rows, {}) == [(BETWEEN, "policy_version")]
+    rows["evaluations"][0]["policy_version"] = -1
+    assert failures("evaluations", rows, {}) == [(BETWEEN, "policy_version")]
+
+
+def test_steps_of_broken_episodes_must_not_be_trained():
+    rows = valid()
+    rows["trajectories"][0] |= {"outcome": "broken", "error": "the world broke"}
+    assert failures("scores", rows) == [(IN_SET, "broken_but_trained")]
+    for row in rows["scores"][:2]:
+        row["trained"] = False
+    built = tables(rows)
+    assert gates.check("scores", built["scores"], built).passed
+
+
+def test_failure_rate_counts_trajectories_not_skills():
+    rows = valid()  # one of two analyses failed, one of three rows
+    built = tables(rows)
+    assert gates.check("skills", built["skills"], built, max_failure_rate=0.5).passed
+    assert failures("skills", rows, {"max_failure_rate": 0.49}) == [("column_mean_to_be_between", "analysis_failed")]
+
+
+def test_an_analyzed_trajectory_without_skills_or_failure_is_named():
+    rows = valid()
+    rows["skills"].pop(2)
+    built = tables(rows)
+    with pytest.raises(GateError, match=r'on column analysis_present failed \(1 of 2 rows\)\n  {"trajectory_id":"?b?'):
+        gates.check("skills", built["skills"], built, analyzed=["a", "b"])
+    assert gates.check("skills", built["skills"], built, analyzed=["a"]).passed
+
+
+def test_the_error_names_table_expectation_column_and_the_first_ten_rows():
+    rows = valid()
+    rows["metrics"] = [{"iteration": 2, "name": f"m{i:02d}", "value": math.inf} for i in range(12)]
+    built = tables(rows)
+    with pytest.raises(GateError) as caught:
+        gates.check("metrics", built["metrics"], built)
+    first, *shown = str(caught.value).splitlines()
+    assert first == "table metrics: expect_column_values_to_be_in_set on column not_finite_value failed (12 of 12 rows)"
+    assert [json.loads(line) for line in shown] == [
+        {"iteration": 2, "name": f"m{i:02d}", "not_finite_value": True} for i in range(10)
+    ]
+
+
+def test_missing_columns_tables_and_relations_are_named():
+    built = tables(valid())
+    with pytest.raises(GateError, match="table routes: wrong columns: reason: expected string, got no such column"):
+        gates.check("routes", built["routes"].drop_columns(["reason"]), built)
+    with pytest.raises(DataError, match="gate of table scores: needs the related tables routes"):
+        gates.check("scores", built["scores"], {n: t for n, t in built.items() if n != "routes"})
+    with pytest.raises(DataError, match="unknown table 'episodes'; known tables: steps, trajectories"):
+        gates.check("episodes", built["steps"], {})
+
+
+@given(
+    st.lists(
+        st.none() | st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), max_size=4),
+        max_size=8,
+    ),
+    st.integers(0, 3),
+)
+def test_plain_columns_of_lists_agree_with_python(lists, offset):
+    schema = pa.schema([pa.field("skill_log_probs", pa.list_(pa.float32()))])
+    frame = suites.plain(pa.table({"skill_log_probs": lists}, schema=schema).slice(offset))
+    for row, values in zip(frame.to_dict("records"), lists[offset:], strict=True):
+        if values is None:
+            assert math.isnan(row["n_skill_log_probs"])
+        else:
+            assert row["n_skill_log_probs"] == len(values)
+        assert row["n_not_finite_skill_log_probs"] == sum(not math.isfinite(v) for v in values or ())
+        assert row["n_nonzero_skill_log_probs"] == sum(v != 0 for v in values or ())
+        if values and not any(math.isnan(v) for v in values):
+            assert row["max_skill_log_probs"] == max(values)
+        else:
+            assert math.isnan(row["max_skill_log_probs"])
+
+
+def test_importing_the_gates_loads_neither_prefect_nor_great_expectations():
+    code = "import sys, tasks.gates; sys.exit(any(m in sys.modules for m in ('prefect', 'great_expectations')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
