@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
 from infra.manifest import Manifest
 from infra.store import CampaignStore, manifests, read_table
-from opid_core.statistics import SuccessRate, table_success
+from opid_core.statistics import SuccessRate, by_temperature, table_success
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,14 @@ def evaluations(store: CampaignStore, chain: list[Manifest]) -> list[Evaluated]:
         if "evaluations" not in manifest.tables:
             continue
         table = read_table(store, manifest.tables["evaluations"])
-        for temperature in sorted(set(table.column("temperature").to_pylist())):
-            part = table.filter(pc.equal(table.column("temperature"), temperature))
-            steps = pc.sum(part.column("steps")).as_py()
+        for temperature, part in by_temperature(table).items():
+            steps = sum(part.column("steps").to_pylist())
             found.append(
                 Evaluated(
                     policy_version=manifest.policy_version,
                     temperature=temperature,
                     success=table_success(part),
-                    admissible=pc.sum(part.column("admissible_actions")).as_py() / max(1, steps),
+                    admissible=sum(part.column("admissible_actions").to_pylist()) / max(1, steps),
                 )
             )
     return found
@@ -157,8 +155,8 @@ def print_report(folder: Path, console: Console) -> None:
 
 def show_evaluations(table: pa.Table, console: Console) -> None:
     """Print success by temperature and task type."""
-    for temperature in sorted(set(table.column("temperature").to_pylist())):
-        success = table_success(table.filter(pc.equal(table.column("temperature"), temperature)))
+    for temperature, part in by_temperature(table).items():
+        success = table_success(part)
         shown = Table("task type", "success", title=f"temperature {temperature:g}")
         for name, share in success.per_type.items():
             shown.add_row(name, f"{share:.1%}")

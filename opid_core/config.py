@@ -5,7 +5,6 @@ Presets set the numbers in which the paper's text and its released code differ; 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -303,6 +302,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConf
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot read the config: not UTF-8 text ({error.reason})") from None
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -335,9 +336,6 @@ def _parse_override(text: str) -> dict[str, Any]:
         leaf = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
-    if isinstance(leaf, str):
-        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-5 as text
-            leaf = float(leaf)
     *parents, last = key.strip().split(".")
     nested: dict[str, Any] = {last: leaf}
     for part in reversed(parents):

@@ -19,9 +19,14 @@ from opid_core.seeds import derive
 class Completion(Protocol):
     """A finished response; `log_probs` are the sampled tokens' at temperature 1 over the full vocabulary."""
 
-    request_id: str
-    token_ids: list[int]
-    log_probs: list[float]
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def token_ids(self) -> list[int]: ...
+
+    @property
+    def log_probs(self) -> list[float]: ...
 
 
 class Engine(Protocol):

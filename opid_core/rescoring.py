@@ -6,6 +6,7 @@ One policy, the old one, scores with and without the skill; a rollout engine's l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,11 +171,17 @@ def _batch(rows, routes: pa.Table, old, under_skill, outcomes: list[str], config
 
 
 def _select(batch: methods.Batch, indices: np.ndarray) -> methods.Batch:
-    picked = {
-        name: value[indices] if isinstance(value, np.ndarray) else [value[i] for i in indices]
-        for name, value in vars(batch).items()
-    }
-    return methods.Batch(**picked)
+    return replace(
+        batch,
+        scores=batch.scores[indices],
+        outcomes=batch.outcomes[indices],
+        group_ids=[batch.group_ids[i] for i in indices],
+        trajectory_ids=[batch.trajectory_ids[i] for i in indices],
+        response_mask=batch.response_mask[indices],
+        old_log_probs=batch.old_log_probs[indices],
+        skill_log_probs=batch.skill_log_probs[indices],
+        routes=[batch.routes[i] for i in indices],
+    )
 
 
 def _metrics(rows, prompts, old, under_skill, batch: methods.Batch, found: methods.Advantages) -> dict[str, float]:

@@ -125,5 +125,6 @@ def frozen_scorer(folder: str | Path, config: LearnerConfig) -> Callable[[Sequen
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype)).to(device)
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.dtype))
+    policy.to(device)  # pyright: ignore[reportArgumentType]
     return lambda sequences: score(policy, sequences, micro_batch_tokens=config.micro_batch_tokens)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,12 @@ def table_success(table: pa.Table) -> SuccessRate:
     return success_rate(table.column("outcome").to_pylist(), table.column("task_type").to_pylist())
 
 
+def by_temperature(evaluations: pa.Table) -> dict[float, pa.Table]:
+    """The rows of an `evaluations` table by sampling temperature, coldest first."""
+    temperatures = evaluations.column("temperature").to_numpy()
+    return {float(f"{t:g}"): evaluations.filter(pa.array(temperatures == t)) for t in np.unique(temperatures)}
+
+
 def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]:
     """Success, return, lengths and action quality of an iteration's rollouts."""
     success = table_success(trajectories)
@@ -70,8 +76,8 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
         "rollout/prompt_tokens": _mean_length(steps, "prompt_ids"),
         "rollout/valid_actions": _mean(steps, "is_valid"),
         "rollout/admissible_actions": sum(on_offer) / len(on_offer) if on_offer else math.nan,
-        "rollout/prompts_cut": pc.sum(pc.greater(steps.column("history_dropped"), 0)).as_py() or 0,
-        "rollout/broken": pc.sum(pc.equal(trajectories.column("outcome"), "broken")).as_py() or 0,
+        "rollout/prompts_cut": float((steps.column("history_dropped").to_numpy() > 0).sum()),
+        "rollout/broken": float(trajectories.column("outcome").to_pylist().count("broken")),
     }
     return {**metrics, **{f"rollout/success/{name}": share for name, share in success.per_type.items()}}
 
@@ -91,10 +97,10 @@ def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) ->
 
 
 def _mean(table: pa.Table, column: str) -> float:
-    value = pc.mean(table.column(column).cast(pa.float64())).as_py()
-    return math.nan if value is None else value
+    values = table.column(column).to_pylist()
+    return float(np.mean(values)) if values else math.nan
 
 
 def _mean_length(table: pa.Table, column: str) -> float:
-    value = pc.mean(pc.list_value_length(table.column(column))).as_py()
-    return math.nan if value is None else value
+    lengths = [len(ids) for ids in table.column(column).to_pylist()]
+    return float(np.mean(lengths)) if lengths else math.nan

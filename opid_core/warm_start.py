@@ -75,7 +75,8 @@ def warm_start(
         heads=settings.heads,
         max_positions=rollout.max_prompt_tokens + rollout.max_response_tokens,
         seed=seed,
-    ).to(device)
+    )
+    model.to(device)  # pyright: ignore[reportArgumentType]
     train(
         model,
         demonstrations,
@@ -84,7 +85,8 @@ def warm_start(
         pad_id=tokenizer.pad_token_id,
         on_step=lambda step, steps, loss: on_progress("imitate", step, steps, f"loss {loss:.3f}"),
     )
-    model.to("cpu").save_pretrained(folder)
+    model.to("cpu")  # pyright: ignore[reportArgumentType]
+    model.save_pretrained(folder)
 
 
 def require_expert(environment: Environment) -> HasExpert:

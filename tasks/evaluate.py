@@ -10,7 +10,7 @@ from opid_core.config import CampaignConfig
 from opid_core.episodes import Engine, Episode, EpisodeRequest, run_episodes
 from opid_core.errors import ConfigError, InfrastructureError
 from opid_core.seeds import derive
-from opid_core.statistics import table_success
+from opid_core.statistics import by_temperature, table_success
 from opid_core.tables import evaluations_table
 from tasks import workers
 from tasks.progress import report
@@ -35,7 +35,9 @@ def play_panel(
     passes = []
     for temperature in config.evaluation.temperatures:
         asked = [
-            EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, "evaluation", temperature, index))
+            EpisodeRequest(
+                task.task_id, task.task_id, task, derive(config.seed, "evaluation", f"{temperature:g}", index)
+            )
             for index, task in enumerate(tasks)
         ]
         finished: list[Episode] = []
@@ -54,11 +56,9 @@ def play_panel(
 
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
     """Success by temperature, with Wilson's interval."""
-    import pyarrow.compute as pc
-
     metrics = {}
-    for temperature in sorted(set(evaluations.column("temperature").to_pylist())):
-        success = table_success(evaluations.filter(pc.equal(evaluations.column("temperature"), temperature)))
+    for temperature, part in by_temperature(evaluations).items():
+        success = table_success(part)
         name = f"evaluation/t{temperature:g}"
         metrics |= {
             f"{name}/success_micro": success.micro,

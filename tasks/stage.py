@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-import envs
-from envs.base import Environment
+from envs.base import Environment, make, validate_options
 from infra.manifest import FileRecord, FolderRecord, GateResult
 from infra.store import CampaignStore, read_table, write_table
 from opid_core.config import CampaignConfig
@@ -83,11 +82,9 @@ def timed(metrics: dict[str, float], name: str) -> Iterator[None]:
 
 def environment_maker(config: CampaignConfig) -> Callable[[], Environment]:
     """A function that makes one episode's environment after the other."""
-    name, options = (
-        config.environment.name,
-        envs.base.validate_options(config.environment.name, config.environment.options),
-    )
-    return lambda: envs.make(name, options)
+    name = config.environment.name
+    options = validate_options(name, config.environment.options)
+    return lambda: make(name, options)
 
 
 def episode_settings(config: CampaignConfig, temperature: float) -> EpisodeSettings:

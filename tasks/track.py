@@ -39,7 +39,7 @@ def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest
 def require_wandb():
     """The wandb module. Raises ConfigError that says what to install."""
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
             "tracking.wandb_project is set but wandb is not installed: pip install 'opid[wandb]'"

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import pytest
+
+from opid_core.config import CampaignConfig, build_config, config_hash, load_config
+from opid_core.errors import ConfigError
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "campaign.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_minimal_file_gets_the_released_numbers(tmp_path):
+    config = load_config(write(tmp_path, "campaign: first\n"))
+    assert config.campaign == "first"
+    assert config.environment.success_reward == 10.0
+    assert config.environment.invalid_action_penalty == 0.1
+    assert (config.method.baseline, config.method.normalize) == ("step", "mean_std")
+    # The environment's options are stored as its own model has them, defaults included.
+    assert config.environment.options["generator"]["train"] == 3553
+
+
+def test_the_paper_preset_and_a_value_that_wins_over_it(tmp_path):
+    config = load_config(write(tmp_path, "campaign: c\npreset: paper\nenvironment: {invalid_action_penalty: 0.5}\n"))
+    assert config.environment.success_reward == 1.0
+    assert config.environment.invalid_action_penalty == 0.5
+    assert config.method.baseline == "trajectory"
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(tmp_path):
+    path = write(tmp_path, "campaign: c\nseed: 1\nlearner: {epochs: 2, weight_decay: 0.5}\n")
+    config = load_config(
+        path,
+        [
+            "seed=2",
+            "seed=3",
+            "preset=paper",
+            "learner.learning_rate=1e-5",
+            "learner.weight_decay=0",
+            "learner.dual_clip=null",
+            "evaluation.temperatures=[0.4, 1.0]",
+            "tracking.tensorboard=false",
+            "environment.options.generator.size=small",
+        ],
+    )
+    assert config.seed == 3
+    assert config.environment.success_reward == 1.0
+    assert config.learner.learning_rate == 1e-5
+    assert (config.learner.epochs, config.learner.weight_decay, config.learner.dual_clip) == (2, 0.0, None)
+    assert config.evaluation.temperatures == (0.4, 1.0)
+    assert config.tracking.tensorboard is False
+    assert config.environment.options["generator"]["size"] == "small"
+
+
+def test_exponents_without_a_point_are_numbers_in_the_file_and_in_overrides(tmp_path):
+    """YAML 1.1 reads 1e-5 as text."""
+    path = write(tmp_path, "campaign: c\nlearner: {learning_rate: 1e-5, dual_clip: 2e0}\n")
+    assert (load_config(path).learner.learning_rate, load_config(path).learner.dual_clip) == (1e-5, 2.0)
+    overridden = load_config(path, ["learner.learning_rate=3e-4", "evaluation.temperatures=[4e-1]"])
+    assert (overridden.learner.learning_rate, overridden.evaluation.temperatures) == (3e-4, (0.4,))
+
+
+def test_text_that_looks_like_a_number_stays_text(tmp_path):
+    path = write(tmp_path, "campaign: c\n")
+    assert load_config(path, ["campaign='7'"]).campaign == "7"
+    assert load_config(path, ["campaign=1e5"]).campaign == "1e5"
+    assert load_config(path, ["policy=nan"]).policy == "nan"
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", " =3"])
+def test_an_override_without_a_key_or_value_sign(tmp_path, override):
+    with pytest.raises(ConfigError, match=r"--set '.*': expected key=value"):
+        load_config(write(tmp_path, "campaign: c\n"), [override])
+
+
+def test_an_override_that_is_no_yaml(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set 'seed=\[': the value is not valid YAML"):
+        load_config(write(tmp_path, "campaign: c\n"), ["seed=["])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed: 3", r"sed: unknown key; did you mean 'seed'\?"),
+        ("learner: {learning_rat: 1}", r"learner\.learning_rat: unknown key; did you mean 'learning_rate'\?"),
+        ("tracking: {xyz: 1}", r"tracking\.xyz: unknown key; valid keys: tensorboard, wandb_project"),
+        ("analyzer: {llm: {modle: m}}", r"analyzer\.llm\.modle: unknown key; did you mean 'model'\?"),
+        (
+            "environment: {options: {generator: {sise: small}}}",
+            r"environment\.options\.generator\.sise: unknown key; did you mean 'size'\?",
+        ),
+        ("environment: {options: {task_types: [fly]}}", r"environment\.options\.task_types\.0: Input should be '"),
+        ("environment: {name: chess}", r"environment\.name: unknown environment 'chess'; known: .*alfworld"),
+        ("preset: fast", r"preset: Input should be 'released' or 'paper' \(got 'fast'\)"),
+        ("method: {name: ppo}", r"method\.name: Input should be 'grpo' or 'opid' \(got 'ppo'\)"),
+        ("iterations: -1", r"iterations: .*greater than or equal to 0 \(got -1\)"),
+        ("seed: many", r"seed: .*valid integer.* \(got 'many'\)"),
+        ("rollout: {temperature: 0.7}", "temperature must be 1.0 while training"),
+        ("learner: 3", r"learner: .* \(got 3\)"),
+    ],
+)
+def test_errors_name_the_file_the_field_and_what_is_allowed(tmp_path, text, message):
+    path = write(tmp_path, f"campaign: c\n{text}\n")
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 65])
+def test_campaign_names_are_folder_names(name):
+    with pytest.raises(ConfigError, match=r"config: campaign: String should match pattern"):
+        build_config({"campaign": name})
+
+
+def test_several_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        build_config({"campaign": "c", "sed": 1, "iterations": -1})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot read the config: No such file"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot read the config: Is a directory"):
+        load_config(tmp_path)
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.yaml: cannot read the config: not UTF-8"):
+        load_config(binary)
+
+
+def test_text_that_is_no_config(tmp_path):
+    with pytest.raises(ConfigError, match=r"campaign\.yaml: not valid YAML: (.|\n)*line 2"):
+        load_config(write(tmp_path, "campaign: c\nseed: [1\n"))
+    with pytest.raises(ConfigError, match="expected a mapping of config keys, got list"):
+        load_config(write(tmp_path, "- campaign\n"))
+    with pytest.raises(ConfigError, match="expected a mapping of config keys, got NoneType"):
+        load_config(write(tmp_path, ""))
+    with pytest.raises(ConfigError, match="campaign: Field required"):
+        load_config(write(tmp_path, "seed: 1\n"))
+
+
+def test_the_hash_depends_on_values_alone(tmp_path):
+    one = load_config(write(tmp_path, "campaign: c\nseed: 1\nlearner: {epochs: 1, learning_rate: 0.001}\n"))
+    same = load_config(write(tmp_path, "learner: {learning_rate: 1.0e-3}\nseed: 1\ncampaign: c\n"))
+    assert config_hash(one) == config_hash(same)
+    assert config_hash(one) != config_hash(one.model_copy(update={"seed": 2}))
+    # A stored config that is read again is the same config.
+    assert config_hash(build_config(one.model_dump(mode="json"))) == config_hash(one)
+
+
+def test_the_hash_is_the_one_of_the_written_text():
+    import hashlib
+    import json
+
+    config = build_config({"campaign": "c"})
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert config_hash(config) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_configs_are_frozen():
+    config = build_config({"campaign": "c"})
+    assert isinstance(config, CampaignConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 2  # pyright: ignore[reportAttributeAccessIssue]
