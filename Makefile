@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh clone: `make quickstart` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
-# PyTorch's CPU builds are not on PyPI; any index or folder that has torch==2.13.0+cpu will do.
+# PyTorch's CPU builds are not on PyPI; any index that has torch==2.13.0+cpu will do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -20,7 +20,8 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 docs: $(INSTALLED)
-	$(BIN)/python -m flows.reference > docs/configuration.md
+	$(BIN)/python -m flows.reference > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
 
 install: $(INSTALLED)
 

@@ -45,7 +45,7 @@ def train(
     Example: [bold]opid train configs/quickstart.yaml --set iterations=5 --set campaign=short[/]
     """
     config = load_config(config_path, overrides)
-    settings.apply(config.root)
+    settings.apply()
     from flows import plan
 
     plan.check(config)
@@ -58,6 +58,7 @@ def train(
     from infra.store import find_campaign, manifests, open_campaign
 
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    settings.make_prefect_home()
     committed = max(0, len(manifests(store)) - 1)
     if committed:
         console.print(f"Resuming {config.campaign} after {committed} of {config.iterations} iterations.")
@@ -79,7 +80,7 @@ def evaluate(
     Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300[/]
     """
     config = load_config(config_path, overrides)
-    settings.apply(config.root)
+    settings.apply()
     from flows import plan
     from flows.evaluate import evaluate_folder, newest_policy
     from flows.report import show_evaluations
@@ -102,7 +103,7 @@ def warm_start_command(
     Example: [bold]opid warm-start configs/quickstart.yaml --out my_policy[/]
     """
     config = load_config(config_path, overrides)
-    settings.apply(config.root)
+    settings.apply()
     from flows.warm_start import make_warm_start
 
     make_warm_start(config, out, device, console)
@@ -147,6 +148,9 @@ def main() -> None:
     except OpidError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. The same command continues after the last committed iteration.")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from envs.base import HasExpert
 from infra.store import check_writable
 from opid_core.analyzers.llm import api_key
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.models import check_policy_folder, count_parameters
+from opid_core.warm_start import require_expert
 from tasks.evaluate import panel
 from tasks.rollout import sample_tasks
 from tasks.stage import environment_maker
@@ -45,10 +45,8 @@ def check(config: CampaignConfig) -> None:
     """Raise ConfigError or DataError for anything that would stop the campaign later. Touches nothing."""
     check_policy_and_engine(Path(config.policy) if config.policy else None)
     environment = environment_maker(config)()
-    if config.policy is None and not isinstance(environment, HasExpert):
-        raise ConfigError(
-            f"policy: environment {config.environment.name!r} has no expert to imitate; name a base policy folder"
-        )
+    if config.policy is None:
+        require_expert(environment)
     for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
         environment.reset(task)
     if config.analyzer.backend == "llm":

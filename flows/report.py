@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Console
@@ -13,6 +15,9 @@ from rich.table import Table
 from infra.manifest import Manifest
 from infra.store import CampaignStore, manifests, read_table
 from opid_core.statistics import SuccessRate, by_temperature, table_success
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def write_report(store: CampaignStore) -> Path:
     folder.mkdir(exist_ok=True)
     evaluated = evaluations(store, chain)
     (folder / "summary.md").write_text(summary(store, chain, evaluated), encoding="utf-8")
-    _plot(chain, evaluated, folder / "success.png", store.campaign)
+    save_plot(folder / "success.png", [(store.campaign, lambda axes: draw_campaign(axes, chain, evaluated))])
     return folder
 
 
@@ -73,7 +78,7 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
             f"| {e.policy_version} updates | {e.temperature:g} | {s.episodes} | {s.micro:.1%} "
             f"| {s.low:.1%} to {s.high:.1%} | {s.macro:.1%} | {e.admissible:.1%} |"
         )
-    for first, last in _first_and_last(evaluated):
+    for first, last in first_and_last(evaluated):
         apart = last.success.low > first.success.high
         verdict = "the intervals do not overlap" if apart else "the intervals overlap: no certain change"
         lines += [
@@ -104,24 +109,19 @@ def _newest(store: CampaignStore, chain: list[Manifest], table: str) -> Path:
     return store.folder
 
 
-def _first_and_last(evaluated: list[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:
+def first_and_last(evaluated: list[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:
     by_temperature: dict[float, list[Evaluated]] = {}
     for e in evaluated:
         by_temperature.setdefault(e.temperature, []).append(e)
     return [(found[0], found[-1]) for found in by_temperature.values() if len(found) > 1]
 
 
-def _plot(chain: list[Manifest], evaluated: list[Evaluated], path: Path, title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+def draw_campaign(axes: Axes, chain: list[Manifest], evaluated: list[Evaluated]) -> None:
+    """Success of the training rollouts by iteration, and of the held-out panel by update with its intervals."""
     points = [
         (m.policy_version - 1, m.metrics["rollout/success_micro"])
         for m in chain
-        if "rollout/success_micro" in m.metrics
+        if m.metrics.get("rollout/success_micro") is not None
     ]
     if points:
         axes.plot(
@@ -129,22 +129,34 @@ def _plot(chain: list[Manifest], evaluated: list[Evaluated], path: Path, title: 
         )
     for temperature in sorted({e.temperature for e in evaluated}):
         part = [e for e in evaluated if e.temperature == temperature]
-        middle = [e.success.micro for e in part]
         errors = [[e.success.micro - e.success.low for e in part], [e.success.high - e.success.micro for e in part]]
         axes.errorbar(
             [e.policy_version for e in part],
-            middle,
+            [e.success.micro for e in part],
             yerr=errors,
             marker="o",
             capsize=3,
             label=f"held-out panel, temperature {temperature:g} (95%)",
         )
-    axes.set(xlabel="updates", ylabel="success", title=title, ylim=(0, 1))
+    axes.set(xlabel="updates", ylabel="success", ylim=(0, 1))
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize="small")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+
+
+def save_plot(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) -> None:
+    """Write a PNG with one panel a (title, drawing function), side by side, and one legend."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2 + 5 * len(panels), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (title, draw) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        draw(axes)
+        axes.set_title(title)
+        if place == 1:
+            axes.legend(loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=110)
 
 
 def print_report(folder: Path, console: Console) -> None:

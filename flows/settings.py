@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from pathlib import Path
 
 
 def apply(root: str | Path) -> None:
     """Quiet, offline, self-contained libraries; whatever the user has set stays.
 
-    Prefect's local state lives under `<root>/.prefect`: it is a convenience and may be deleted at any time.
+    Prefect's local state lives under `<root>/.prefect`: it is a convenience and may be deleted at any time. Nothing is
+    written before `make_prefect_home`.
     """
     defaults = {
-        "PREFECT_HOME": str(Path(root).resolve() / ".prefect"),
+        "PREFECT_HOME": str(Path(root).resolve() / ".prefect" / "home"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_LOGGING_LEVEL": "ERROR",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
@@ -27,4 +30,11 @@ def apply(root: str | Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # Prefect makes its home while it is imported, but not the home's parent, and warns: a check must leave no trace.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+
+
+def make_prefect_home() -> None:
+    """Make the folder that `apply` chose: Prefect's server needs it."""
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     logging.getLogger("great_expectations").setLevel(logging.WARNING)

@@ -15,9 +15,11 @@ def show_status(root: Path, campaign: str, last: int, console: Console) -> None:
     store = find_campaign(root, campaign)
     chain, config = manifests(store), read_config(store)
     done, planned = max(0, len(chain) - 1), config["iterations"]
-    state = "finished" if done >= planned else "started, nothing committed yet" if not chain else "unfinished"
-    console.print(f"[bold]{campaign}[/] in {store.folder}: {done} of {planned} iterations committed, {state}")
-    table = Table("iteration", "committed", "success", "KL", "skills on", "evaluation", "gates")
+    state = "nothing committed yet" if not chain else "unfinished" if done < planned else "finished"
+    console.print(
+        f"[bold]{campaign}[/] in {store.folder}: {done} iterations committed of {planned} first planned, {state}"
+    )
+    table = Table("iteration", "committed", "success", "KL to old policy", "skills on", "evaluation", "gates")
     for manifest in chain[-last:]:
         numbers = manifest.metrics
         evaluation = ", ".join(
@@ -30,7 +32,7 @@ def show_status(root: Path, campaign: str, last: int, console: Console) -> None:
             str(manifest.iteration),
             manifest.created_at[:19].replace("T", " "),
             _share(numbers.get("rollout/success_micro")),
-            "" if (kl := numbers.get("update/kl_reference")) is None else f"{kl:.4f}",
+            "" if (kl := numbers.get("update/kl_k3")) is None else f"{kl:.4f}",
             _share(numbers.get("skills/coverage")),
             evaluation,
             f"{passed} of {len(manifest.gates)} passed",

@@ -76,9 +76,9 @@ class EngineConfig(Section):
     max_concurrent: int = Field(default=128, ge=1)
     """Most sequences decoded at once."""
     kv_cache_mib: int = Field(default=512, ge=16)
-    """Memory of the KV cache in MiB (CPU, and GPU when the learner shares the card)."""
+    """Memory of the KV cache in MiB (CPU only)."""
     gpu_memory_fraction: float = Field(default=0.4, gt=0, le=0.95)
-    """Share of the GPU's memory the engine may take (GPU only)."""
+    """Share of the GPU's memory the engine may take, its KV cache included (GPU only)."""
     canary_tolerance: float = Field(default=1e-3, gt=0)
     """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
     float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from envs.base import Environment, Task
@@ -185,22 +185,21 @@ def _take_turn(tokenizer: Any, state: _Live, completion: Completion, settings: E
     assert state.prompt is not None
     text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
     action, is_valid = environment.parse_action(text)
-    offered = tuple(environment.admissible_actions)
-    result = environment.step(action)
-    episode.turns.append(
-        Turn(
-            observation=state.observation,
-            admissible_actions=offered,
-            prompt=state.prompt,
-            response_ids=completion.token_ids,
-            response_text=text,
-            log_probs=completion.log_probs,
-            action=action,
-            is_valid=is_valid,
-            reward=result.reward * settings.success_reward,
-            seed=state.seed,
-        )
+    turn = Turn(
+        observation=state.observation,
+        admissible_actions=tuple(environment.admissible_actions),
+        prompt=state.prompt,
+        response_ids=completion.token_ids,
+        response_text=text,
+        log_probs=completion.log_probs,
+        action=action,
+        is_valid=is_valid,
+        reward=0.0,
+        seed=state.seed,
     )
+    episode.turns.append(turn)  # before the world acts: its tokens were sampled, even if the world breaks now
+    result = environment.step(action)
+    episode.turns[-1] = replace(turn, reward=result.reward * settings.success_reward)
     state.observation = result.observation
     if result.won:
         return "success"

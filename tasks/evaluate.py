@@ -83,5 +83,5 @@ def evaluate(context: Context, count: int) -> StageResult:
         except InfrastructureError:
             workers.close_engine()
             raise
-    saved = save(context, "evaluations", evaluations, {})
+    saved = save(context, "evaluations", evaluations, {}, policy_version=context.policy.version, panel_size=count)
     return merge(saved, StageResult(metrics={**metrics, **evaluation_metrics(evaluations)}))

@@ -31,5 +31,11 @@ def extract_skills(context: Context, rolled_out: StageResult) -> StageResult:
         )
     skills = skills_table(analyses, tables["trajectories"])
     metrics["tokens/extract_skills"] = sum(analysis.tokens or 0 for analysis in analyses)
-    saved = save(context, "skills", skills, tables, max_failure_rate=config.analyzer.max_failure_rate)
+    wanted = [
+        row["trajectory_id"]
+        for row in tables["trajectories"].select(["trajectory_id", "outcome"]).to_pylist()
+        if row["outcome"] != "broken" and not (config.analyzer.failed_only and row["outcome"] == "success")
+    ]
+    limit = config.analyzer.max_failure_rate
+    saved = save(context, "skills", skills, tables, max_failure_rate=limit, analyzed=wanted)
     return merge(saved, StageResult(metrics=metrics))

@@ -91,7 +91,7 @@ def rollout(context: Context) -> StageResult:
     metrics["tokens/rollout"] = used
     related = {"steps": steps, "trajectories": trajectories}
     return merge(
-        save(context, "steps", steps, related, policy_version=context.policy.version),
-        save(context, "trajectories", trajectories, related),
+        save(context, "steps", steps, related, iteration=iteration, policy_version=context.policy.version),
+        save(context, "trajectories", trajectories, related, iteration=iteration, group_size=config.rollout.group_size),
         StageResult(metrics=metrics),
     )

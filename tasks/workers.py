@@ -15,6 +15,7 @@ import numpy as np
 
 from infra.store import CampaignStore, folder_path
 from opid_core.config import CampaignConfig
+from opid_core.errors import OpidError
 from tasks.stage import Context, Policy
 
 if TYPE_CHECKING:
@@ -68,10 +69,14 @@ def engine(context: Context) -> VllmEngine:
     if _engine is None:
         _engine = make_engine(config, folder_path(store, context.policy.folder))
     live = learner(context)
-    _engine.load_weights(live.named_weights())
     encode = tokenizer(store, context.policy).encode
     prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
-    canary_gap(_engine, live.score, prompts)
+    try:
+        _engine.load_weights(live.named_weights())
+        canary_gap(_engine, live.score, prompts)
+    except OpidError:
+        close_engine()
+        raise
     _engine_policy = context.policy
     return _engine
 

@@ -1,0 +1,154 @@
+"""`python -m flows.reference`: docs/configuration.md, made from the config models themselves."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
+from envs.alfworld import AlfworldOptions
+from infra.store import MAY_DIFFER
+from opid_core.config import PRESETS, CampaignConfig
+
+ENVIRONMENT_OPTIONS: dict[str, type[BaseModel]] = {"alfworld": AlfworldOptions}
+"""The options model of each environment that comes with OPID."""
+
+_INTRODUCTION = f"""\
+# Configuration
+
+One YAML file describes a campaign; `configs/quickstart.yaml` is an example. This page is made from the config models
+by `make docs`.
+
+* A key left out has its default; only `campaign` must be given. An unknown key or value is refused, with the nearest
+  valid name.
+* A dotted key below is a nested key of the file: `learner.learning_rate` stands in the section `learner`.
+* `--set KEY=VALUE` of the commands overrides the file: `--set learner.learning_rate=1e-5 --set campaign=second`.
+* `opid train CONFIG --dry-run` prints every value that a run would have.
+* A campaign is continued with the config that it was created with. Only {", ".join(f"`{key}`" for key in MAY_DIFFER)}
+  may differ; any other change is refused with the difference, and needs another campaign name.
+"""
+
+_NOUNS: dict[Any, tuple[str, str]] = {
+    bool: ("`true`, `false`", "truth values"),
+    int: ("integer", "integers"),
+    float: ("number", "numbers"),
+    str: ("text", "texts"),
+}
+"""A type in words, of one value and of several."""
+
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def reference() -> str:
+    """The whole page in Markdown: a table a section, environments' options, presets."""
+    parts = [_INTRODUCTION]
+    for prefix, model in sections(CampaignConfig):
+        parts.append(_section(f"`{prefix}`" if prefix else "Top level", prefix, model))
+        if prefix == "environment":
+            parts += [
+                _section(f"`{nested}` for `name: {name}`", nested, nested_model)
+                for name, options in ENVIRONMENT_OPTIONS.items()
+                for nested, nested_model in sections(options, "environment.options")
+            ]
+    return "\n".join([*parts, _presets()])
+
+
+def sections(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """(dotted key, model) of `model` and of all models nested in it, outer ones first."""
+    yield prefix, model
+    for name, field in model.model_fields.items():
+        if _is_model(field.annotation):
+            yield from sections(field.annotation, f"{prefix}.{name}" if prefix else name)
+
+
+def rows(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, str]]:
+    """(dotted key, allowed values, default, meaning) of each field of `model` that is no section of its own."""
+    return [
+        (
+            f"{prefix}.{name}" if prefix else name,
+            allowed(field),
+            "(required)" if field.is_required() else f"`{_as_yaml(field)}`",
+            " ".join((field.description or "").split()),
+        )
+        for name, field in model.model_fields.items()
+        if not _is_model(field.annotation)
+    ]
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a field takes, in words: its type and its bounds."""
+    bounds = [
+        f"{sign} {getattr(constraint, name):g}"
+        for constraint in field.metadata
+        for name, sign in _BOUNDS.items()
+        if hasattr(constraint, name)
+    ]
+    patterns = [f"matching `{c.pattern}`" for c in field.metadata if getattr(c, "pattern", None)]
+    lengths = [f"(at least {c.min_length})" for c in field.metadata if hasattr(c, "min_length")]
+    choices = [c for c in get_args(field.annotation) if c is not type(None)] if _is_union(field.annotation) else []
+    words = " ".join([_in_words(choices[0] if choices else field.annotation), *patterns, ", ".join(bounds + lengths)])
+    return words.strip() + (", or `null`" if choices else "")
+
+
+def _in_words(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is dict:
+        return "mapping"
+    if origin is tuple and get_origin(arguments[0]) is Literal:
+        return f"list of {_in_words(arguments[0])}"
+    if origin is tuple:
+        count = "" if Ellipsis in arguments else f"{len(arguments)} "
+        return f"list of {count}{_NOUNS[arguments[0]][1]}"
+    return _NOUNS[annotation][0]
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, types.UnionType)
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _as_yaml(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    text = yaml.safe_dump(to_jsonable_python(default), default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()
+
+
+def _section(title: str, prefix: str, model: type[BaseModel]) -> str:
+    summary = " ".join((model.__doc__ or "").split())
+    return f"## {title}\n\n{summary}\n\n" + _table(
+        ("key", "allowed values", "default", "meaning"),
+        [(f"`{key}`", *others) for key, *others in rows(model, prefix)],
+    )
+
+
+def _presets() -> str:
+    names = list(PRESETS)
+    keys = [(section, key) for section, values in PRESETS[names[0]].items() for key in values]
+    introduction = (
+        "## Presets\n\n"
+        "What `preset` sets: the numbers in which the paper's text and its released code differ. "
+        "A value written in the file wins.\n\n"
+    )
+    return introduction + _table(
+        ("key", *(f"`{name}`" for name in names)),
+        [(f"`{section}.{key}`", *(f"`{PRESETS[name][section][key]}`" for name in names)) for section, key in keys],
+    )
+
+
+def _table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *(tuple(cell.replace("|", "\\|") for cell in row) for row in body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

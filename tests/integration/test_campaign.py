@@ -1,0 +1,236 @@
+"""One tiny campaign through the real command: engine, learner, orchestration and gates; then the same one killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.manifest import Manifest
+from infra.store import CampaignStore, find_campaign, folder_path, manifests, read_table, verify
+from opid_core.config import LearnerConfig
+from opid_core.models import check_policy_folder
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT_S = 300.0
+CONFIG = """
+campaign: tiny
+seed: 3
+iterations: 2
+threads: 1
+environment:
+  options: {generator: {size: small, train: 40, valid_unseen: 8}}
+  max_steps: 4
+  history_length: 2
+rollout: {tasks_per_iteration: 2, group_size: 3, max_prompt_tokens: 464, max_response_tokens: 24}
+engine: {kv_cache_mib: 32, max_concurrent: 8}
+method: {lambda_episode: 0.01, lambda_step: 0.01}
+learner: {learning_rate: 1.0e-3, mini_batch_samples: 16, micro_batch_tokens: 2048}
+warm_start: {episodes: 30, epochs: 1, batch_size: 16, hidden_size: 64, layers: 1, heads: 2}
+evaluation: {tasks: 4, every: 0, temperatures: [1.0]}
+"""
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    """`opid train` as the leader of a process group of its own, its output in a file: no full pipe can stop it."""
+    root.mkdir(exist_ok=True)
+    config = root / "tiny.yaml"
+    config.write_text(CONFIG, encoding="utf-8")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with open(root / "output.txt", "a", encoding="utf-8") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "train", str(config), "--set", f"root={root}"],
+            cwd=REPOSITORY,
+            env={**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """The whole group at once, as a crash of the machine does."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=LIMIT_S)
+
+
+def finish(process: subprocess.Popen[str], root: Path) -> str:
+    """What all runs under `root` have printed, once this one has ended well."""
+    try:
+        code = process.wait(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise
+    printed = (root / "output.txt").read_text(encoding="utf-8")
+    assert code == 0, printed
+    return printed
+
+
+@dataclass(frozen=True)
+class Campaign:
+    store: CampaignStore
+    chain: list[Manifest]
+    printed: str
+
+    def rows(self, table: str, iteration: int) -> list[dict[str, Any]]:
+        return read_table(self.store, self.chain[iteration + 1].tables[table]).to_pylist()
+
+    def policy(self, version: int) -> Path:
+        return folder_path(self.store, self.chain[version].policy, verify=True)
+
+
+def opened(root: Path, printed: str) -> Campaign:
+    store = find_campaign(root, "tiny")
+    return Campaign(store, manifests(store), printed)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory) -> Campaign:
+    root = tmp_path_factory.mktemp("undisturbed")
+    return opened(root, finish(start(root), root))
+
+
+def test_the_chain_is_whole(campaign):
+    assert [manifest.iteration for manifest in campaign.chain] == ["start", 0, 1]
+    assert [manifest.policy_version for manifest in campaign.chain] == [0, 1, 2]
+    stages = {"steps", "trajectories", "skills", "routes", "scores", "metrics"}
+    assert [set(manifest.tables) for manifest in campaign.chain] == [
+        {"metrics", "evaluations"},
+        stages,
+        {*stages, "evaluations"},  # the last iteration is evaluated
+    ]
+    for manifest in campaign.chain:
+        assert set(manifest.gates) == set(manifest.tables)
+        assert all(gate.passed and gate.expectations for gate in manifest.gates.values())
+        for name, record in manifest.tables.items():
+            assert read_table(campaign.store, record).num_rows == record.rows
+            assert record.rows or name == "skills"
+    # Every file of three policies, three tables of metrics, two of evaluations and ten of the stages.
+    policy_files = sum(len(manifest.policy.files) for manifest in campaign.chain)
+    assert verify(campaign.store) == policy_files + 3 + 2 + 10
+
+
+@pytest.mark.parametrize("iteration", [0, 1])
+def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, iteration):
+    steps, trajectories = campaign.rows("steps", iteration), campaign.rows("trajectories", iteration)
+    key = [(row["trajectory_id"], row["step"]) for row in steps]
+    assert len(set(key)) == len(key) == sum(row["steps"] for row in trajectories)
+    groups = [row["group_id"] for row in trajectories]
+    assert [groups.count(group) for group in sorted(set(groups))] == [3, 3]
+    assert len({row["task_id"] for row in trajectories}) == 2
+    for table in ("routes", "scores"):
+        assert [(row["trajectory_id"], row["step"]) for row in campaign.rows(table, iteration)] == key
+    metrics = {row["name"]: row["value"] for row in campaign.rows("metrics", iteration)}
+    lengths = [len(row["response_ids"]) for row in steps]
+    assert metrics["tokens/rollout"] == sum(lengths) == sum(row["tokens"] for row in trajectories)
+    assert max(lengths) <= 24
+    assert {row["policy_version"] for row in steps} == {iteration}
+    assert len({row["seed"] for row in steps}) == len(steps)
+    # A skill is followed from its row to the route to the tokens it moved.
+    skills = {row["skill_id"]: row for row in campaign.rows("skills", iteration)}
+    routed = 0
+    for route, score in zip(campaign.rows("routes", iteration), campaign.rows("scores", iteration), strict=True):
+        assert (route["route"] == "none") == (route["skill_id"] is None) == (score["skill_log_probs"] is None)
+        if route["skill_id"] is None:
+            assert not any(score["skill_advantages"])
+            continue
+        routed += 1
+        assert skills[route["skill_id"]]["kind"] == route["route"]
+        delta = np.subtract(score["skill_log_probs"], score["old_log_probs"])
+        np.testing.assert_allclose(score["skill_advantages"], 0.01 * delta, atol=1e-7)
+    assert routed > 0
+
+
+def test_stored_log_probs_are_those_of_the_stored_policies(campaign):
+    """Scored again from the folders alone: iteration 1's old policy is policy 1, its reference policy 0."""
+    from opid_core.scoring import TokenSequence, frozen_scorer
+
+    steps, scores = campaign.rows("steps", 1), campaign.rows("scores", 1)
+    plain = [TokenSequence(row["prompt_ids"], row["response_ids"]) for row in steps]
+    with_skill = [
+        (row, TokenSequence(row["skill_prompt_ids"], sequence.response_ids))
+        for row, sequence in zip(scores, plain, strict=True)
+        if row["skill_prompt_ids"] is not None
+    ]
+    old, reference = (frozen_scorer(campaign.policy(version), LearnerConfig()) for version in (1, 0))
+    for column, found in (("old_log_probs", old(plain)), ("reference_log_probs", reference(plain))):
+        for row, log_probs in zip(scores, found, strict=True):
+            np.testing.assert_allclose(row[column], log_probs, atol=1e-4)
+    for (row, _), log_probs in zip(with_skill, old([sequence for _, sequence in with_skill]), strict=True):
+        np.testing.assert_allclose(row["skill_log_probs"], log_probs, atol=1e-4)
+    # The engine sampled with the same weights.
+    for row, score in zip(steps, scores, strict=True):
+        np.testing.assert_allclose(row["rollout_log_probs"], score["old_log_probs"], atol=1e-3)
+
+
+def test_policies_load_and_every_update_changed_them(campaign):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = []
+    for version in range(3):
+        folder = campaign.policy(version)
+        check_policy_folder(folder)
+        assert AutoTokenizer.from_pretrained(folder).chat_template
+        state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+        weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
+        assert bool(torch.isfinite(weights[-1]).all())
+    for before, after in pairwise(weights):
+        change = (after - before).abs().max().item()
+        assert 0 < change < 0.1  # AdamW moves no weight by more than about its learning rate (1e-3) a step
+
+
+def test_the_report_is_written(campaign):
+    folder = campaign.store.folder / "report"
+    assert "2 iterations committed" in (folder / "summary.md").read_text(encoding="utf-8")
+    assert (folder / "success.png").read_bytes().startswith(b"\x89PNG")
+    for note in ("start: committed", "0: committed", "1: committed", "Report: "):
+        assert note in campaign.printed
+    assert "Traceback" not in campaign.printed
+
+
+def test_status_reads_the_chain(campaign, monkeypatch, capsys):
+    from flows import cli
+
+    monkeypatch.setattr(sys, "argv", ["opid", "status", "tiny", "--root", str(campaign.store.root)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "2 of 2 iterations committed, finished" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_killed_campaign_resumes_to_the_same_content(campaign, tmp_path):
+    root = tmp_path / "killed"
+    process = start(root)
+    first = root / "tiny" / "_commits" / "000000.json"
+    deadline_s = time.monotonic() + LIMIT_S
+    while not first.exists():
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            kill(process)
+            pytest.fail((root / "output.txt").read_text(encoding="utf-8"))
+        time.sleep(0.02)
+    kill(process)
+    assert process.returncode == -signal.SIGKILL
+    assert not (first.parent / "000001.json").exists()
+    committed = first.read_bytes()
+
+    resumed = opened(root, finish(start(root), root))
+    assert "Resuming tiny after 1 of 2 iterations." in resumed.printed
+    assert first.read_bytes() == committed
+    assert [manifest.content for manifest in resumed.chain] == [manifest.content for manifest in campaign.chain]
+    # What `content` leaves out is the same too: evaluations, and all metrics but wall-clock readings.
+    for table in ("evaluations", "metrics"):
+        assert resumed.chain[-1].tables[table].content_hash == campaign.chain[-1].tables[table].content_hash
+    verify(resumed.store)

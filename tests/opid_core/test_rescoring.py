@@ -1,0 +1,367 @@
+"""From tables to training samples, with a policy whose log-probs are known by hand.
+
+Every token of a response has the log-prob -(tokens of the prompt) / 100, so the skill's delta is
+-(tokens that the skill adds to the prompt, less those of the history it drops) / 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.base import TURN_LINE, PromptParts
+from opid_core.config import CampaignConfig, build_config
+from opid_core.prompting import encode
+from opid_core.rescoring import rescore_steps, skill_prompts, training_samples
+from opid_core.schema import from_rows
+from opid_core.scoring import TokenSequence
+from tests.tiny_policy import VOCABULARY, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+EPISODE_SKILL, STEP_SKILL = "take mug 1", "go to desk 2 ."
+# The titles "Episode skill:" and "Step skill:" are two words each: the skills add 5 and 7 tokens.
+
+
+def prompt_parts(
+    task_text: str,
+    history: Sequence[tuple[str, str]],
+    observation: str,
+    admissible_actions: Sequence[str],
+    history_length: int,
+) -> PromptParts:
+    return PromptParts(
+        role="",
+        task=task_text,
+        history_header="",
+        history=tuple(f"{seen} : {action}" for seen, action in history[max(len(history) - history_length, 0) :]),
+        current=observation,
+        actions=" ".join(admissible_actions),
+        turn=TURN_LINE,
+    )
+
+
+def config(**method: Any) -> CampaignConfig:
+    numbers = {"baseline": "trajectory", "normalize": "mean", "lambda_episode": 0.5, "lambda_step": 0.25}
+    return build_config(
+        {
+            "campaign": "c",
+            "environment": {"invalid_action_penalty": 1.0, "history_length": 2},
+            "rollout": {"max_prompt_tokens": 64},
+            "method": {"name": "opid", **numbers, **method},
+        }
+    )
+
+
+# trajectory, outcome, responses (their number of tokens), which responses are malformed
+EPISODES = (
+    ("won", "success", (2, 1), ()),
+    ("lost", "truncated", (3,), ()),
+    ("clumsy", "failure", (1, 1), (1,)),
+    ("broken", "broken", (4,), ()),
+)
+
+
+def observation(step: int) -> str:
+    return f"room {step + 1}"
+
+
+def steps_rows() -> list[dict[str, Any]]:
+    rows = []
+    for name, _, lengths, malformed in EPISODES:
+        history: list[tuple[str, str]] = []
+        for step, length in enumerate(lengths):
+            parts = prompt_parts("put mug 1 in drawer 1", history, observation(step), ["look", "open drawer 1"], 2)
+            prompt = encode(TOKENIZER, parts, 64)
+            history.append((observation(step), "look"))
+            rows.append(
+                {
+                    "campaign": "c",
+                    "iteration": 0,
+                    "group_id": "g",
+                    "trajectory_id": name,
+                    "step": step,
+                    "task_id": "t",
+                    "task_type": "kind",
+                    "task_text": "put mug 1 in drawer 1",
+                    "observation": observation(step),
+                    "admissible_actions": ["look", "open drawer 1"],
+                    "prompt_text": prompt.text,
+                    "prompt_ids": prompt.ids,
+                    "history_dropped": prompt.history_dropped,
+                    "response_text": "look",
+                    "response_ids": [VOCABULARY.index("look")] * length,
+                    "rollout_log_probs": [-len(prompt.ids) / 100 - 0.125] * length,
+                    "action": "look",
+                    "is_valid": step not in malformed,
+                    "reward": 0.0,
+                    "done": step == len(lengths) - 1,
+                    "truncated": False,
+                    "policy_version": 0,
+                    "seed": 1,
+                }
+            )
+    return rows
+
+
+def trajectories_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "campaign": "c",
+            "iteration": 0,
+            "group_id": "g",
+            "trajectory_id": name,
+            "task_id": "t",
+            "task_type": "kind",
+            "outcome": outcome,
+            "return": 10.0 if outcome == "success" else 0.0,
+            "steps": len(lengths),
+            "tokens": sum(lengths),
+            "seconds": 0.0,
+            "error": "stuck" if outcome == "broken" else None,
+        }
+        for name, outcome, lengths, _ in EPISODES
+    ]
+
+
+def skill_row(skill_id: str, trajectory_id: str, step: int | None, text: str) -> dict[str, Any]:
+    return {
+        "skill_id": skill_id,
+        "trajectory_id": trajectory_id,
+        "kind": "episode" if step is None else "step",
+        "step": step,
+        "text": text,
+        "outcome": "success",
+        "analyzer": "by hand",
+        "model": None,
+        "prompt_hash": None,
+        "attempts": 1,
+        "tokens": None,
+        "seconds": None,
+        "error": None,
+        "raw_reply": None,
+    }
+
+
+SKILLS = [skill_row("won/episode", "won", None, EPISODE_SKILL), skill_row("won/1", "won", 1, STEP_SKILL)]
+ROUTED = {("won", 0): ("episode", "won/episode"), ("won", 1): ("step", "won/1")}
+
+
+def tables(routed: dict[tuple[str, int], tuple[str, str]] | None = None) -> dict[str, Any]:
+    rows, routed = steps_rows(), ROUTED if routed is None else routed
+    routes = []
+    for row in rows:
+        route, skill_id = routed.get((row["trajectory_id"], row["step"]), ("none", None))
+        routes.append(
+            {
+                "trajectory_id": row["trajectory_id"],
+                "step": row["step"],
+                "route": route,
+                "skill_id": skill_id,
+                "reason": "by hand",
+            }
+        )
+    return {
+        "steps": from_rows("steps", rows),
+        "trajectories": from_rows("trajectories", trajectories_rows()),
+        "skills": from_rows("skills", SKILLS),
+        "routes": from_rows("routes", routes),
+    }
+
+
+def score(sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
+    return [np.full(len(s.response_ids), -len(s.prompt_ids) / 100, np.float32) for s in sequences]
+
+
+def rescore(given: dict[str, Any], config: CampaignConfig, score_reference=None):
+    return rescore_steps(
+        *(given[name] for name in ("steps", "trajectories", "skills", "routes")),
+        prompt_parts=prompt_parts,
+        tokenizer=TOKENIZER,
+        score=score,
+        score_reference=score_reference,
+        config=config,
+    )
+
+
+def test_log_probs_of_all_three_policies():
+    given = tables()
+    scores, _ = rescore(given, config(), lambda sequences: [log_probs - 1 for log_probs in score(sequences)])
+    lengths = [len(row["prompt_ids"]) for row in given["steps"].to_pylist()]
+    # 2 of the template; task 6, observation 2, actions 4, turn line 4; the second steps have "room 1 : look" too.
+    assert lengths == [18, 22, 18, 18, 22, 18]
+    rows = scores.to_pylist()
+    assert [len(row["old_log_probs"]) for row in rows] == [2, 1, 3, 1, 1, 4]
+    for row, length in zip(rows, lengths, strict=True):
+        assert row["old_log_probs"] == pytest.approx([-length / 100] * len(row["old_log_probs"]))
+        assert row["reference_log_probs"] == pytest.approx([-length / 100 - 1] * len(row["old_log_probs"]))
+    assert rows[0]["skill_log_probs"] == pytest.approx([-0.23, -0.23])  # 18 + 5 tokens
+    assert rows[1]["skill_log_probs"] == pytest.approx([-0.29])  # 22 + 7
+    assert [row["skill_log_probs"] for row in rows[2:]] == [None] * 4
+    assert [row["skill_prompt_ids"] is None for row in rows] == [False, False, True, True, True, True]
+
+
+def test_advantages():
+    """Scores less the penalty of the step: won 10, 10; lost 0; clumsy 0, -1. One value a trajectory: 10, 0, -0.5;
+    their mean is 19/6, and the broken episode is no part of it."""
+    scores, _ = rescore(tables(), config())
+    rows = scores.to_pylist()
+    mean = 19 / 6
+    expected = [10 - mean, 10 - mean, -mean, -mean, -1 - mean, 0.0]
+    assert [row["outcome_advantage"] for row in rows] == pytest.approx(expected)
+    assert rows[0]["skill_advantages"] == pytest.approx([0.5 * -0.05] * 2)
+    assert rows[1]["skill_advantages"] == pytest.approx([0.25 * -0.07])
+    assert [row["skill_advantages"] for row in rows[2:]] == [[0.0] * 3, [0.0], [0.0], [0.0] * 4]
+    assert [row["trained"] for row in rows] == [True] * 5 + [False]
+
+
+def test_a_skill_on_a_broken_episode_teaches_nothing():
+    """It is scored (the table says what the skill would have done) but carries no advantage, whatever the method does
+    over all tokens that have a signal."""
+    given = tables({**ROUTED, ("broken", 0): ("episode", "won/episode")})
+    rows = rescore(given, config(normalize_skill=True))[0].to_pylist()
+    assert rows[5]["skill_log_probs"] == pytest.approx([-0.23] * 4)
+    assert (rows[5]["skill_advantages"], rows[5]["trained"]) == ([0.0] * 4, False)
+    without = rescore(tables(), config(normalize_skill=True))[0].to_pylist()
+    assert [row["skill_advantages"] for row in rows] == [row["skill_advantages"] for row in without]
+
+
+def test_without_a_reference_there_are_no_reference_log_probs():
+    scores, _ = rescore(tables(), config(), score_reference=None)
+    assert scores.column("reference_log_probs").null_count == scores.num_rows
+    assert training_samples(tables()["steps"], scores)[0].reference_log_probs is None
+
+
+def test_the_samples_of_the_learner():
+    given = tables()
+    scores, _ = rescore(given, config(), score)
+    samples = training_samples(given["steps"], scores)
+    kept = given["steps"].to_pylist()[:5]  # the broken episode is last
+    assert [sample.prompt_ids for sample in samples] == [row["prompt_ids"] for row in kept]
+    assert [sample.response_ids for sample in samples] == [row["response_ids"] for row in kept]
+    # Outcome 10 - 19/6, skill -0.025 on both tokens of the first response.
+    np.testing.assert_allclose(samples[0].advantages, [41 / 6 - 0.025] * 2, rtol=1e-6)
+    np.testing.assert_allclose(samples[4].advantages, [-25 / 6], rtol=1e-6)
+    np.testing.assert_allclose(samples[1].old_log_probs, [-0.22], rtol=1e-6)
+    assert samples[1].reference_log_probs is not None
+    np.testing.assert_allclose(samples[1].reference_log_probs, [-0.22], rtol=1e-6)
+    assert {array.dtype for s in samples for array in (s.advantages, s.old_log_probs)} == {np.dtype(np.float32)}
+
+
+def test_metrics():
+    _, metrics = rescore(tables(), config())
+    # Responses with a skill: two tokens of delta -0.05 and one of -0.07. Shares over the trained tokens:
+    # outcome 3 * 41/6 + 3 * 19/6 + 19/6 + 25/6, skill 2 * 0.025 + 0.0175.
+    outcome, skill = 3 * 41 / 6 + 4 * 19 / 6 + 25 / 6, 0.0675
+    assert metrics == pytest.approx(
+        {
+            "advantage_share/outcome": outcome / (outcome + skill),
+            "advantage_share/skill": skill / (outcome + skill),
+            "rollout/tie_rate": 0.0,
+            "rescore/engine_gap_max": 0.125,
+            "rescore/skill_delta_mean": -0.17 / 3,
+            "rescore/skill_delta_std": 0.02 * 2**0.5 / 3,
+            "rescore/prompts_cut": 0,
+            "tokens/rescore": 12 + 3,
+        },
+        abs=1e-6,
+    )
+
+
+def test_skill_prompts_are_the_plain_prompts_with_the_skill_in_them():
+    given = tables({**ROUTED, ("clumsy", 1): ("episode", "won/episode")})
+    rows = given["steps"].to_pylist()
+    prompts = skill_prompts(rows, given["skills"], given["routes"], prompt_parts, TOKENIZER, config())
+    assert [prompt is None for prompt in prompts] == [False, False, True, True, False, True]
+    texts = [prompt.text if prompt else "" for prompt in prompts]
+    assert texts[0].splitlines() == [
+        "put mug 1 in drawer 1",
+        "Episode skill:",
+        EPISODE_SKILL,
+        "room 1",
+        "look open drawer 1",
+        TURN_LINE,
+    ]
+    assert texts[1].splitlines() == [
+        "put mug 1 in drawer 1",
+        "room 1 : look",
+        "room 2",
+        "look open drawer 1",
+        "Step skill:",
+        STEP_SKILL,
+        TURN_LINE,
+    ]
+    for row, text in zip(rows, texts, strict=True):
+        if text:
+            assert (
+                text.replace("Episode skill:\ntake mug 1\n", "").replace(f"Step skill:\n{STEP_SKILL}\n", "")
+                == (row["prompt_text"])
+            )
+
+
+def test_a_skill_pushes_out_the_oldest_history_and_is_counted():
+    """28 tokens hold the plain prompt (22) but not the one with the step skill (29) until its history (4) is gone."""
+    tight = config().model_copy(update={"rollout": config().rollout.model_copy(update={"max_prompt_tokens": 28})})
+    scores, metrics = rescore(tables(), tight)
+    row = scores.to_pylist()[1]
+    assert row["history_dropped"] == 1
+    assert len(row["skill_prompt_ids"]) == 25
+    assert metrics["rescore/prompts_cut"] == 1
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    given = tables()
+    rows = {row["trajectory_id"] + str(row["step"]): row for row in rescore(given, config())[0].to_pylist()}
+    order = [4, 1, 5, 0, 3, 2]
+    shuffled, _ = rescore({**given, "steps": given["steps"].take(order)}, config())
+    found = shuffled.to_pylist()
+    assert [row["trajectory_id"] + str(row["step"]) for row in found] == [list(rows)[index] for index in order]
+    for row in found:
+        expected = rows[row["trajectory_id"] + str(row["step"])]
+        assert row["outcome_advantage"] == pytest.approx(expected["outcome_advantage"], rel=1e-6)
+        assert {**row, "outcome_advantage": 0} == {**expected, "outcome_advantage": 0}
+
+
+def test_opid_with_lambda_zero_is_grpo_bit_for_bit():
+    given = tables()
+    off, _ = rescore(given, config(lambda_episode=0.0, lambda_step=0.0))
+    grpo, _ = rescore(given, config(name="grpo"))
+    assert off.equals(grpo)
+    assert not any(any(row["skill_advantages"]) for row in off.to_pylist())
+    only_step, _ = rescore(given, config(lambda_episode=0.0))
+    found = [row["skill_advantages"] for row in only_step.to_pylist()]
+    assert found[0] == [0.0, 0.0]
+    assert found[1] == pytest.approx([-0.0175])
+
+
+def test_nothing_routed_asks_for_no_skill_scores():
+    asked = []
+
+    def counting(sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
+        asked.append(len(sequences))
+        return score(sequences)
+
+    given = tables({})
+    scores, metrics = rescore_steps(
+        *(given[name] for name in ("steps", "trajectories", "skills", "routes")),
+        prompt_parts=prompt_parts,
+        tokenizer=TOKENIZER,
+        score=counting,
+        score_reference=None,
+        config=config(),
+    )
+    assert asked == [6]
+    assert scores.column("skill_log_probs").null_count == 6
+    assert (metrics["advantage_share/skill"], metrics["rescore/skill_delta_mean"]) == (0.0, 0.0)
+
+
+def test_an_iteration_whose_episodes_all_broke_teaches_nothing():
+    given = tables()
+    outcomes = given["trajectories"].to_pylist()
+    broken = from_rows("trajectories", [{**row, "outcome": "broken"} for row in outcomes])
+    scores, metrics = rescore({**given, "trajectories": broken}, config())
+    assert not any(row["trained"] or row["outcome_advantage"] for row in scores.to_pylist())
+    assert training_samples(given["steps"], scores) == []
+    assert metrics["advantage_share/outcome"] == 0.0
