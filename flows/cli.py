@@ -45,7 +45,7 @@ def train(
     Example: [bold]opid train configs/quickstart.yaml --set iterations=5 --set campaign=short[/]
     """
     config = load_config(config_path, overrides)
-    settings.apply()
+    settings.apply(config.root)
     from flows import plan
 
     plan.check(config)
@@ -80,7 +80,7 @@ def evaluate(
     Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300[/]
     """
     config = load_config(config_path, overrides)
-    settings.apply()
+    settings.apply(config.root)
     from flows import plan
     from flows.evaluate import evaluate_folder, newest_policy
     from flows.report import show_evaluations
@@ -103,7 +103,7 @@ def warm_start_command(
     Example: [bold]opid warm-start configs/quickstart.yaml --out my_policy[/]
     """
     config = load_config(config_path, overrides)
-    settings.apply()
+    settings.apply(config.root)
     from flows.warm_start import make_warm_start
 
     make_warm_start(config, out, device, console)

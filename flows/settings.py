@@ -30,6 +30,7 @@ def apply(root: str | Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     # Prefect makes its home while it is imported, but not the home's parent, and warns: a check must leave no trace.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 
@@ -37,4 +38,3 @@ def apply(root: str | Path) -> None:
 def make_prefect_home() -> None:
     """Make the folder that `apply` chose: Prefect's server needs it."""
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)

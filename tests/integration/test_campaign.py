@@ -208,7 +208,10 @@ def test_status_reads_the_chain(campaign, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
-    assert "2 of 2 iterations committed, finished" in capsys.readouterr().out.replace("\n", " ")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 iterations committed" in printed
+    assert "finished" in printed
+    assert f"Newest policy: {campaign.store.folder}/policies/000002/" in printed.replace(": ", ":").replace(":", ": ")
 
 
 def test_a_killed_campaign_resumes_to_the_same_content(campaign, tmp_path):

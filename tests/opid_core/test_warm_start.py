@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def make_environment():
     return envs.make("alfworld", OPTIONS)
 
 
-def shown(seed: int = 0, max_steps: int = 20, **changes) -> list[Shown]:
+def shown(seed: int = 0, max_steps: int = 20, **changes: Any) -> list[Shown]:
     config = WarmStartConfig(**{"episodes": 12, "skill_share": 0.0, "detours": 0.0, **changes})
     return demonstrate(make_environment, "train", config, max_steps=max_steps, history_length=3, seed=seed)
 
@@ -106,7 +107,7 @@ def test_the_limits_of_episodes():
 
 
 def test_the_same_seed_shows_the_same():
-    choices = {"detours": 0.3, "clumsiness": 0.2, "skill_share": 0.5}
+    choices: dict[str, Any] = {"detours": 0.3, "clumsiness": 0.2, "skill_share": 0.5}
     assert shown(seed=4, **choices) == shown(seed=4, **choices)
     assert shown(seed=4, **choices) != shown(seed=5, **choices)
     # An episode depends on its own index and seed alone: asking for more changes none.
