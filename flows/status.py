@@ -17,7 +17,8 @@ def show_status(root: Path, campaign: str, last: int, console: Console) -> None:
     done, planned = max(0, len(chain) - 1), config["iterations"]
     state = "nothing committed yet" if not chain else "unfinished" if done < planned else "finished"
     console.print(
-        f"[bold]{campaign}[/] in {store.folder}: {done} iterations committed of {planned} first planned, {state}"
+        f"[bold]{campaign}[/] in {store.folder}: {done} iterations committed of {planned} first planned, {state}",
+        soft_wrap=True,
     )
     table = Table("iteration", "committed", "success", "KL to old policy", "skills on", "evaluation", "gates")
     for manifest in chain[-last:]:
@@ -39,7 +40,7 @@ def show_status(root: Path, campaign: str, last: int, console: Console) -> None:
         )
     console.print(table)
     if chain:
-        console.print(f"Newest policy: {store.folder / chain[-1].policy.uri}")
+        console.print(f"Newest policy: {store.folder / chain[-1].policy.uri}", soft_wrap=True)
     if done < planned:
         console.print("Continue with the same `opid train CONFIG` command.")
 

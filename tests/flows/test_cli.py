@@ -63,6 +63,7 @@ def files_of(folder: Path) -> dict[str, bytes | None]:
 def refused(monkeypatch, capsys, folder: Path, *arguments: object) -> str:
     """The error of a command that must be refused without a trace under `folder`."""
     before = files_of(folder)
+    capsys.readouterr()  # what making the inputs has printed
     code = opid(monkeypatch, *arguments)
     printed = capsys.readouterr()
     assert code == 2, printed

@@ -247,7 +247,9 @@ def test_the_samples_of_the_learner():
     np.testing.assert_allclose(samples[1].old_log_probs, [-0.22], rtol=1e-6)
     assert samples[1].reference_log_probs is not None
     np.testing.assert_allclose(samples[1].reference_log_probs, [-0.22], rtol=1e-6)
-    assert {np.asarray(array).dtype for s in samples for array in (s.advantages, s.old_log_probs)} == {np.dtype(np.float32)}
+    assert {np.asarray(array).dtype for s in samples for array in (s.advantages, s.old_log_probs)} == {
+        np.dtype(np.float32)
+    }
 
 
 def test_metrics():
