@@ -62,11 +62,14 @@ def drop_history(parts: PromptParts, count: int) -> PromptParts:
     return replace(parts, history=history, history_header=parts.history_header if history else "") if count else parts
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, max_prompt_tokens: int) -> EncodedPrompt:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, parts: PromptParts, max_prompt_tokens: int, *, may_exceed: bool = False
+) -> EncodedPrompt:
     """The prompt through the tokenizer's chat template (generation prompt added), in at most `max_prompt_tokens`.
 
-    As few history entries as need be are dropped, oldest first; nothing else ever is. Raises DataError where the
-    prompt does not fit even without history, ConfigError for a tokenizer without a chat template.
+    As few history entries as need be are dropped, oldest first; nothing else ever is. A prompt that does not fit even
+    without history raises DataError, or is returned so if it `may_exceed` the limit (for scoring, where the limit is
+    a matter of memory only). Raises ConfigError for a tokenizer without a chat template.
     """
     if not tokenizer.chat_template:
         raise ConfigError("the policy's tokenizer has no chat template: use an instruct model, or add one")
@@ -82,6 +85,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, max_prompt_to
 
     everything = len(parts.history)
     dropped = bisect.bisect_left(range(everything + 1), True, key=fits)
+    if dropped > everything and may_exceed:
+        return encoded[everything]
     if dropped > everything:
         raise DataError(
             f"prompt of task {parts.task!r}: {len(encoded[everything].ids)} tokens without any history, "

@@ -113,7 +113,8 @@ def skill_prompts(
             row["admissible_actions"],
             config.environment.history_length,
         )
-        prompts.append(encode(tokenizer, inject(parts, kind, texts[skill_id]), config.rollout.max_prompt_tokens))
+        with_skill = inject(parts, kind, texts[skill_id])
+        prompts.append(encode(tokenizer, with_skill, config.rollout.max_prompt_tokens, may_exceed=True))
     return prompts
 
 

@@ -113,6 +113,8 @@ def test_task_skill_and_observation_always_stay():
     assert encode(make_tokenizer(), skilled, WHOLE + 5).history_dropped == 0
     with pytest.raises(DataError, match="27 tokens without any history"):
         encode(make_tokenizer(), skilled, WHOLE - 12)
+    exceeding = encode(make_tokenizer(), skilled, WHOLE - 12, may_exceed=True)
+    assert (len(exceeding.ids), exceeding.history_dropped) == (27, 3)
 
 
 def test_a_tokenizer_without_chat_template_is_refused():
