@@ -62,8 +62,12 @@ def train(
     committed = max(0, len(manifests(store)) - 1)
     if committed:
         console.print(f"Resuming {config.campaign} after {committed} of {config.iterations} iterations.")
-    with live_progress(config, console, committed):
-        run_campaign(config)
+    try:
+        with live_progress(config, console, committed):
+            run_campaign(config)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command continues after the last committed iteration.")
+        raise typer.Exit(130) from None
     print_report(write_report(find_campaign(config.root, config.campaign)), console)
 
 
@@ -148,9 +152,6 @@ def main() -> None:
     except OpidError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. The same command continues after the last committed iteration.")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from pathlib import Path
@@ -30,7 +29,6 @@ def apply(root: str | Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     # Prefect makes its home while it is imported, but not the home's parent, and warns: a check must leave no trace.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 

@@ -61,7 +61,8 @@ def _batches() -> Any:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations
 
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    for name in ("great_expectations", "great_expectations.data_context.types.base"):  # the latter sets its own level
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = great_expectations.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
     return (
