@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra import store as stores
+from infra.manifest import (
+    START,
+    ExpectationResult,
+    FolderRecord,
+    GateResult,
+    from_bytes,
+    iteration_seed,
+    new_manifest,
+    to_bytes,
+)
+from infra.objects import read
+from infra.store import (
+    commit,
+    manifests,
+    new_attempt,
+    next_iteration,
+    open_campaign,
+    verify,
+)
+from opid_core.errors import DataError, GateError
+from tests.infra.stored import CONFIG, all_files, make_chain, make_manifest
+
+# Commits
+
+
+def test_commits_form_a_chain(store, tmp_path):
+    assert (manifests(store), next_iteration([])) == ([], START)
+    chain = make_chain(store, tmp_path, 3)
+    assert [m.iteration for m in chain] == [START, 0, 1]
+    assert [m.policy_version for m in chain] == [0, 1, 2]
+    assert next_iteration(chain) == 2
+    assert all_files(store.folder / "_commits") == ["000000.json", "000001.json", "start.json"]
+    assert chain[0].prev is None
+    assert verify(store) == 3 * 4
+
+
+def test_content_is_blind_to_clocks_attempts_and_runs_but_not_to_data(tmp_path):
+    chains = []
+    for name, seconds in (("first", 1.0), ("second", 2.0)):
+        store = open_campaign(tmp_path / name, "demo", CONFIG)
+        for _ in range(3):
+            chain = manifests(store)
+            commit(store, make_manifest(store, tmp_path, chain[-1] if chain else None, seconds=seconds))
+        chains.append(manifests(store))
+    first, second = chains
+    assert [m.content for m in first] == [m.content for m in second]
+    assert len({m.content for m in first}) == 3
+    assert all(a.prev != b.prev for a, b in zip(first[1:], second[1:], strict=True))
+    other = make_manifest(store, tmp_path, second[-2], weights=b"other")
+    assert other.content != second[-1].content
+
+
+def test_extra_evaluations_and_metrics_do_not_change_the_content(store, tmp_path):
+    manifest = make_manifest(store, tmp_path, None)
+    tables = {"scores": manifest.tables["scores"]}
+    fields = manifest.model_dump(exclude={"prev", "content", "checksum", "policy_version", "gates", "tables", "policy"})
+    bare = new_manifest(**fields, tables=tables, policy=manifest.policy, gates=[], previous=None)
+    assert bare.content == manifest.content
+    assert new_manifest(**fields, tables={}, policy=manifest.policy, gates=[], previous=None).content != bare.content
+
+
+def test_a_loser_adopts_the_winner(store, tmp_path):
+    start = make_chain(store, tmp_path, 1)[0]
+    winner, loser = (make_manifest(store, tmp_path, start) for _ in range(2))
+    assert commit(store, winner) == (winner, True)
+    assert commit(store, loser) == (winner, False)
+    assert manifests(store) == [start, winner]
+
+
+def _commit_at_once(store, manifest, barrier, results) -> None:
+    barrier.wait()
+    standing, won = commit(store, manifest)
+    results.put((won, to_bytes(standing)))
+
+
+def test_of_racing_processes_exactly_one_wins_and_all_return_its_manifest(store, tmp_path):
+    context = multiprocessing.get_context("fork")
+    start = make_chain(store, tmp_path, 1)[0]
+    racers = [make_manifest(store, tmp_path, start) for _ in range(4)]
+    barrier, results = context.Barrier(len(racers)), context.Queue()
+    processes = [context.Process(target=_commit_at_once, args=(store, m, barrier, results)) for m in racers]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(won for won, _ in found) == [False, False, False, True]
+    assert {data for _, data in found} == {read(store.folder / "_commits" / "000000.json")}
+    assert {to_bytes(m) for m in racers} > {found[0][1]}
+
+
+def test_parts_and_temporary_files_without_a_manifest_do_not_exist_for_readers(store, tmp_path):
+    chain = make_chain(store, tmp_path, 1)
+    make_manifest(store, tmp_path, chain[-1])  # killed before its commit
+    (store.folder / "_commits" / ".000000.json.0123.tmp").write_bytes(b"half a manif")
+    assert manifests(store) == chain
+    assert next_iteration(manifests(store)) == 0
+    assert verify(store) == 4
+
+
+def test_readers_stop_at_the_first_missing_manifest_and_a_fork_is_refused(store, tmp_path):
+    chain = make_chain(store, tmp_path, 3)
+    (store.folder / "_commits" / "000000.json").unlink()
+    assert manifests(store) == chain[:1]
+    assert commit(store, make_manifest(store, tmp_path, chain[0]))[1]
+    with pytest.raises(DataError, match=r"000001.json: broken chain: .*, but manifest 0 hashes to "):
+        manifests(store)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"rollout/return": 0.5', '"rollout/return": 0.9'), ('"passed": true', '"passed": false'), ("{\n", "{\n\n")],
+)
+@pytest.mark.parametrize("name", ["start.json", "000000.json", "000001.json"])
+def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
+    make_chain(store, tmp_path, 3)
+    path = store.folder / "_commits" / name
+    edit(path, old, new)
+    with pytest.raises(DataError, match=f"{path}: the manifest was changed after its commit"):
+        manifests(store)
+
+
+def test_a_manifest_that_is_replaced_or_no_manifest_is_named(store, tmp_path):
+    start, first = make_chain(store, tmp_path, 2)
+    path = store.folder / "_commits" / "start.json"
+    original = path.read_bytes()
+    path.write_bytes(to_bytes(make_manifest(store, tmp_path, None)))  # whole, but not the one that was followed
+    with pytest.raises(DataError, match=r"000000.json: broken chain: it names "):
+        manifests(store)
+    path.write_bytes(original)
+    edit(path, '"content"', '"contents"')
+    with pytest.raises(DataError, match=f"{path}: not a manifest: content: Field required; contents: Extra inputs"):
+        manifests(store)
+    path.write_bytes(original)
+    (store.folder / "_commits" / "000001.json").write_bytes(to_bytes(first))
+    with pytest.raises(DataError, match=r"000001.json: broken chain"):
+        manifests(store)
+    assert from_bytes(original, "start", None) == start
+
+
+def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path):
+    start = make_manifest(store, tmp_path, None)
+    failed = GateResult(
+        table="scores",
+        passed=False,
+        expectations=(ExpectationResult(expectation="unique", column="step", passed=False),),
+    )
+    with pytest.raises(GateError, match="iteration start: not committed, the gates of scores failed"):
+        commit(store, start.model_copy(update={"gates": {"scores": failed}}))
+    first = make_manifest(store, tmp_path, start)
+    with pytest.raises(DataError, match="iteration 0: not committed, the iteration before it is not"):
+        commit(store, first)
+    part = store.folder / start.tables["scores"].path
+    data = part.read_bytes()
+    part.unlink()
+    with pytest.raises(DataError, match=f"{part}: missing"):
+        commit(store, start)
+    part.write_bytes(data)
+    commit(store, make_manifest(store, tmp_path, None))
+    with pytest.raises(DataError, match="iteration 0, not committed: broken chain"):
+        commit(store, first)
+    with pytest.raises(DataError, match="manifest of iteration 0: its predecessor must be start, got 0"):
+        new_manifest(
+            **first.model_dump(exclude={"prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}),
+            tables={},
+            policy=FolderRecord(uri="policies/000001/a", files=()),
+            gates=[],
+            previous=first,
+        )
+    assert [m.iteration for m in manifests(store)] == [START]
+
+
+def test_verify_names_the_first_bad_file(store, tmp_path):
+    chain = make_chain(store, tmp_path, 2)
+    for manifest in chain:
+        path = store.folder / manifest.policy.files[0].path
+        path.write_bytes(b"Weights")
+    with pytest.raises(DataError, match=f"{store.folder / chain[0].policy.files[0].path}: damaged"):
+        verify(store)
+
+
+# Ids and seeds
+
+
+def test_attempt_ids_are_unique_and_sort_by_time(monkeypatch):
+    times = iter([1_700_000_000_123_000_000, 1_700_000_000_124_000_000, 1_700_000_000_124_000_000])
+    monkeypatch.setattr(stores.time, "time_ns", lambda: next(times))
+    first, second, third = (new_attempt() for _ in range(3))
+    assert first.startswith("20231114T221320123-")
+    assert first < second
+    assert second.startswith("20231114T221320124-")
+    assert second != third
+
+
+def test_the_iteration_seed_is_pinned():
+    # printf 7:3:ab | sha256sum -> first 8 bytes, shifted right by one bit
+    assert iteration_seed(7, 3, "ab") == 4177858226530625676
+
+
+@given(st.integers(0, 2**64), st.integers(0, 2**31), st.text(max_size=64))
+def test_iteration_seeds_fit_63_bits_and_depend_on_every_part(seed, iteration, content):
+    value = iteration_seed(seed, iteration, content)
+    assert 0 <= value < 2**63
+    assert value == iteration_seed(seed, iteration, content)
+    others = {
+        iteration_seed(seed + 1, iteration, content),
+        iteration_seed(seed, iteration + 1, content),
+        iteration_seed(seed, iteration, content + "0"),
+    }
+    assert value not in others
