@@ -58,6 +58,8 @@ class ExpectationResult(Record):
     expectation: str
     column: str
     passed: bool
+    severity: Literal["fail", "warn"] = "fail"
+    """`fail` keeps the table from being committed, `warn` is only recorded."""
     failing_rows: tuple[dict[str, Any], ...] = ()
     """Keys of the first failing rows, with the offending value where there is one."""
     observed: Any = None
@@ -88,6 +90,8 @@ class Manifest(Record):
     """A few headline numbers; the table `metrics` holds all."""
     created_at: str
     """ISO 8601, UTC."""
+    degraded: tuple[str, ...] = ()
+    """Why the iteration was committed although its failure budget was exceeded; empty for a sound one."""
     prev: str | None
     """sha256 of the previous manifest's bytes; null at the start."""
     content: str
@@ -109,6 +113,7 @@ def new_manifest(
     metrics: Mapping[str, float | None],
     created_at: str,
     previous: Manifest | None,
+    degraded: Sequence[str] = (),
 ) -> Manifest:
     """A manifest with its hashes. `previous` is the manifest of the iteration before (None only at the start).
 
@@ -130,6 +135,7 @@ def new_manifest(
         "prefect_run_id": prefect_run_id,
         "metrics": dict(metrics),
         "created_at": created_at,
+        "degraded": tuple(degraded),
         "prev": hashlib.sha256(to_bytes(previous)).hexdigest() if previous else None,
         "content": _content(iteration, tables, policy, previous.content if previous else None),
     }

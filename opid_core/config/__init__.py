@@ -1,0 +1,32 @@
+"""The configuration of a campaign: one file a group of sections."""
+
+from opid_core.config.campaign import CampaignConfig
+from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
+from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
+from opid_core.config.loading import build_config, load_config, parse_overrides
+from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT
+from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
+from opid_core.config.section import Section
+from opid_core.config.skills import AnalyzerConfig, LlmConfig
+
+__all__ = [
+    "PRESETS",
+    "PRESETS_BY_ENVIRONMENT",
+    "AnalyzerConfig",
+    "CampaignConfig",
+    "EngineConfig",
+    "EnvironmentConfig",
+    "EvaluationConfig",
+    "LearnerConfig",
+    "LlmConfig",
+    "MethodConfig",
+    "RecoveryConfig",
+    "RolloutConfig",
+    "Section",
+    "StorageConfig",
+    "TrackingConfig",
+    "WarmStartConfig",
+    "build_config",
+    "load_config",
+    "parse_overrides",
+]

@@ -1,0 +1,67 @@
+"""The configuration of a campaign: one YAML file, every field documented in its section, unknown keys refused.
+
+Presets set the numbers in which the paper's text and its released code differ; a value written in the file wins.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
+from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
+from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, merge
+from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
+from opid_core.config.section import Section
+from opid_core.config.skills import AnalyzerConfig
+
+
+class CampaignConfig(Section):
+    """A campaign: a chain of iterations under one name in one store."""
+
+    campaign: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the campaign: its folder in the store."""
+    root: str = "runs"
+    """Root of the store: a folder (also as `file://`), or `s3://bucket/prefix`."""
+    seed: int = Field(default=0, ge=0)
+    """All randomness derives from it."""
+    iterations: int = Field(default=150, ge=0)
+    """Length of the campaign."""
+    preset: Literal["released", "paper"] = "released"
+    """Numbers where the paper's text and its code differ: reward, penalty and baseline rule."""
+    policy: str | None = None
+    """Base policy: an HF folder (untied embeddings, tokenizer with it); null makes one by warm start."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads of engine and learner."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
+    analyzer: AnalyzerConfig = AnalyzerConfig()
+    method: MethodConfig = MethodConfig()
+    learner: LearnerConfig = LearnerConfig()
+    warm_start: WarmStartConfig = WarmStartConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+
+    @field_validator("root")
+    @classmethod
+    def _known_store(cls, root: str) -> str:
+        if "@" in root.partition("://")[2].split("/")[0]:
+            raise ValueError("no credentials in the address; they come from the standard AWS chain")
+        if not root or ("://" in root and not re.match(r"(file:///|s3://[^/:]+)", root)):
+            raise ValueError("must be a folder, file:///FOLDER or s3://BUCKET/PREFIX")
+        return root
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("preset", "released") not in PRESETS:
+            return data
+        preset = data.get("preset", "released")
+        environment = data.get("environment")
+        name = environment.get("name") if isinstance(environment, dict) else None
+        return merge(merge(PRESETS[preset], PRESETS_BY_ENVIRONMENT.get((preset, name), {})), data)

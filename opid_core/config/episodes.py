@@ -1,0 +1,84 @@
+"""Sections of the config about playing episodes: the world, the sampling, the engine, the evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from opid_core.config.section import Section
+
+
+class EnvironmentConfig(Section):
+    """Which world, and the rules of an episode around it."""
+
+    name: str = "alfworld"
+    """alfworld, webshop, search_qa, or one of your own as `module:name` (see docs/environments.md)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The environment's own options, checked by its own model."""
+    max_steps: int = Field(default=30, ge=1)
+    """An episode is truncated after this many actions."""
+    history_length: int = Field(default=5, ge=0)
+    """How many past (observation, action) pairs the prompt shows."""
+    episode_timeout_s: float = Field(default=600.0, gt=0)
+    """Wall-clock limit of one episode; beyond it the episode is truncated."""
+    success_reward: float = Field(default=10.0, gt=0)
+    """Reward of a won episode (`released`: 10, `paper`: 1)."""
+    invalid_action_penalty: float = Field(default=0.1, ge=0)
+    """Taken off the score of each step whose response was malformed (`released`: 0.1, search_qa 0.01; `paper`: 0)."""
+    train_split: str = "train"
+    """Split whose tasks are sampled for training."""
+
+
+class RolloutConfig(Section):
+    """How episodes are sampled."""
+
+    tasks_per_iteration: int = Field(default=16, ge=1)
+    """Task instances (groups) an iteration."""
+    group_size: int = Field(default=8, ge=1)
+    """Episodes sampled for each task instance."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature. Learning needs 1.0: any other value biases the ratio and is refused."""
+    max_prompt_tokens: int = Field(default=2048, ge=16)
+    """Longer prompts lose their oldest history first."""
+    max_response_tokens: int = Field(default=512, ge=1)
+    """Longest response."""
+
+    @model_validator(mode="after")
+    def _unbiased(self) -> RolloutConfig:
+        if self.temperature != 1.0:
+            raise ValueError(
+                "temperature must be 1.0 while training: the PPO ratio assumes it (evaluation has its own)"
+            )
+        return self
+
+
+class EngineConfig(Section):
+    """The inference engine (vLLM, in process)."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of the engine's weights."""
+    max_concurrent: int = Field(default=128, ge=1)
+    """Most sequences decoded at once."""
+    kv_cache_mib: int = Field(default=512, ge=16)
+    """Memory of the KV cache in MiB (CPU only)."""
+    gpu_memory_fraction: float = Field(default=0.4, gt=0, le=0.95)
+    """Share of the GPU's memory the engine may take, its KV cache included (GPU only)."""
+    canary_tolerance: float = Field(default=1e-3, gt=0)
+    """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
+    float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""
+
+
+class EvaluationConfig(Section):
+    """Success on a fixed panel of held-out tasks."""
+
+    split: str = "valid_unseen"
+    """Split the panel is taken from."""
+    tasks: int = Field(default=128, ge=1)
+    """Panel size: the first tasks of the split."""
+    every: int = Field(default=10, ge=0)
+    """Evaluate after every so many iterations; 0 evaluates only before the first and after the last."""
+    temperatures: tuple[float, ...] = (0.4,)
+    """Sampling temperatures, each a full pass over the panel."""
+    final_tasks: int | None = Field(default=None, ge=1)
+    """Panel size before the first and after the last iteration; null: `tasks`."""

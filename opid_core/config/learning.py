@@ -1,0 +1,99 @@
+"""Sections of the config about learning: the signal, the update, the warm start."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from opid_core.config.section import Section
+
+
+class MethodConfig(Section):
+    """The learning signal (ALGORITHM, sections 2 to 7)."""
+
+    name: Literal["grpo", "opid"] = "opid"
+    """`grpo`: outcome advantage alone; `opid`: plus the routed skill advantages."""
+    baseline: Literal["step", "trajectory"] = "step"
+    """Group statistics over all step samples (`released`) or one value a trajectory (`paper`)."""
+    normalize: Literal["mean", "mean_std"] = "mean_std"
+    """Subtract the group's mean, or also divide by its standard deviation."""
+    tied_groups: Literal["keep", "zero"] = "keep"
+    """What a group of equal outcomes contributes: the penalty's variance scaled to unit size (`keep`), or nothing."""
+    lambda_episode: float = Field(default=0.001, ge=0)
+    """Weight of the episode skill's advantage; 0 turns episode skills off."""
+    lambda_step: float = Field(default=0.001, ge=0)
+    """Weight of the step skill's advantage; 0 turns step skills off."""
+    normalize_skill: bool = False
+    """Standardise the skill signal over all tokens that carry it."""
+    clip_skill: float | None = Field(default=None, gt=0)
+    """Clip the skill signal to [-c, c]."""
+    gamma: float = Field(default=0.95, gt=0, le=1)
+    """Discount of the step returns (statistics selector)."""
+
+
+class LearnerConfig(Section):
+    """The update (ALGORITHM, section 7)."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """AdamW's learning rate."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's weight decay."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the iteration's samples."""
+    mini_batch_samples: int = Field(default=256, ge=1)
+    """Step samples of one optimizer step (the last one of a pass may be smaller)."""
+    micro_batch_tokens: int = Field(default=16384, ge=64)
+    """Most tokens (prompt + response) of one forward and backward pass; changes memory, never the result."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """PPO clip below 1."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """PPO clip above 1."""
+    dual_clip: float | None = Field(default=3.0, gt=1)
+    """Dual clip of negative advantages; null turns it off."""
+    kl_coefficient: float = Field(default=0.01, ge=0)
+    """Weight of the k3 KL to the reference policy; 0 skips its forward passes."""
+    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    """How token losses become one number, over the whole mini-batch."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradient clipping."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that share the update, started by torchrun: one a GPU; on a CPU `threads` is divided among them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the training weights."""
+    gradient_checkpointing: bool = False
+    """Trade compute for activation memory."""
+
+
+class WarmStartConfig(Section):
+    """Imitation of expert episodes: how a tiny policy is made. Not used when `policy` names a model folder."""
+
+    episodes: int = Field(default=5000, ge=1)
+    """Expert episodes."""
+    skill_share: float = Field(default=0.4, ge=0, le=1)
+    """Share of samples with a skill in the prompt, so that the policy can use skills in context."""
+    detours: float = Field(default=0.1, ge=0, le=1)
+    """Chance that a random or failing action is played instead of the expert's, which is still what is imitated:
+    teaches recovery."""
+    clumsiness: float = Field(default=0.0, ge=0, le=1)
+    """Chance that the demonstrator itself acts at random, which is imitated too: leaves reinforcement learning room."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Stop after this many seconds of training; null trains the given epochs."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the demonstrations."""
+    batch_size: int = Field(default=32, ge=1)
+    """Samples a step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak learning rate (linear warm-up, cosine decay)."""
+    prompt_loss_weight: float = Field(default=0.1, ge=0)
+    """Weight of the loss on prompt tokens."""
+    hidden_size: int = Field(default=128, ge=16)
+    """Width of the tiny policy."""
+    layers: int = Field(default=2, ge=1)
+    """Depth of the tiny policy."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads."""

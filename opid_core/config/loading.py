@@ -1,0 +1,71 @@
+"""From a YAML file and overrides to a checked config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from envs.base import describe_validation_error, validate_options
+from opid_core.config.campaign import CampaignConfig
+from opid_core.config.presets import merge
+from opid_core.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
+    """Read a campaign's YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
+
+    Raises ConfigError that names the file, the field and the allowed values.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot read the config: not UTF-8 text ({error.reason})") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of config keys, got {type(data).__name__}")
+    return build_config(merge(data, parse_overrides(overrides)), str(path))
+
+
+def build_config(data: Mapping[str, Any], source: str = "config") -> CampaignConfig:
+    """A checked config from plain data. `source` names it in errors."""
+    try:
+        config = CampaignConfig.model_validate(data)
+        options = validate_options(config.environment.name, config.environment.options)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + describe_validation_error(error, CampaignConfig)) from None
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    environment = config.environment.model_copy(update={"options": options.model_dump(mode="json")})
+    return config.model_copy(update={"environment": environment})
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`key.sub=value` texts (values are YAML) as one nested dict; later ones win. Raises ConfigError."""
+    data: dict[str, Any] = {}
+    for override in overrides:
+        data = merge(data, _parse_override(override))
+    return data
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r}: expected key=value, as in --set learner.learning_rate=1e-5")
+    try:
+        leaf = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
+    *parents, last = key.strip().split(".")
+    nested: dict[str, Any] = {last: leaf}
+    for part in reversed(parents):
+        nested = {part: nested}
+    return nested

@@ -1,0 +1,38 @@
+"""Sections of the config about where and how a campaign runs."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from opid_core.config.section import Section
+
+
+class StorageConfig(Section):
+    """How the store is reached. Credentials are never written here: they come from the standard AWS chain."""
+
+    endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^@/]+/?$")
+    """Address of an S3-compatible server for a root of `s3://`; null: AWS, or what the AWS settings say."""
+
+
+class RecoveryConfig(Section):
+    """What is tried again after a fault outside the program, how often, and what counts as one."""
+
+    stage_timeout_s: float = Field(default=7200.0, gt=0)
+    """A stage that takes longer is ended, its engine and learner are killed, and it is tried again."""
+    stage_retries: int = Field(default=5, ge=0)
+    """Further tries of a stage after an infrastructure fault (storage, engine, learner, time-out, out of memory)."""
+    retry_delay_s: float = Field(default=2.0, ge=0)
+    """Wait before the first further try of a stage; doubled each time, with up to half of it added at random."""
+    iteration_attempts: int = Field(default=3, ge=1)
+    """An iteration that still fails is tried whole so many times before the campaign stops."""
+    lease_ttl_s: float = Field(default=30.0, ge=1)
+    """A driver that has not renewed its lease for so long is taken for dead, and another may take over."""
+
+
+class TrackingConfig(Section):
+    """Where metrics go beside the store."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files under `<root>/<campaign>/tensorboard`."""
+    wandb_project: str | None = None
+    """Weights & Biases project (needs the extra `wandb`)."""
