@@ -18,8 +18,19 @@ from opid_core.errors import ConfigError
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
     """Read a campaign's YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
 
+    A file may name another one that it `extends` (a path from its own folder): it then holds only what differs.
     Raises ConfigError that names the file, the field and the allowed values.
     """
+    return build_config(merge(read_config_file(Path(path)), parse_overrides(overrides)), str(path))
+
+
+def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a config file, those of the file that it extends below them; not checked yet.
+
+    `extending`: the files that led here. Raises ConfigError for a file that cannot be read or extends itself.
+    """
+    if path.resolve() in extending:
+        raise ConfigError(f"{path}: extends: the files extend each other in a circle")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -32,7 +43,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConf
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of config keys, got {type(data).__name__}")
-    return build_config(merge(data, parse_overrides(overrides)), str(path))
+    base = data.pop("extends", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: extends: expected the path of a config file, got {base!r}")
+    return merge(read_config_file(path.parent / base, (*extending, path.resolve())), data)
 
 
 def build_config(data: Mapping[str, Any], source: str = "config") -> CampaignConfig:

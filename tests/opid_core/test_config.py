@@ -145,6 +145,29 @@ def test_text_that_is_no_config(tmp_path):
         load_config(write(tmp_path, "seed: 1\n"))
 
 
+def test_a_file_holds_only_what_differs_from_the_one_it_extends(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "base.yaml").write_text("campaign: base\nseed: 4\nlearner: {ranks: 2, zero_stage: 3}\n")
+    (tmp_path / "parts" / "next.yaml").write_text("extends: ../base.yaml\nseed: 5\n")
+    config = load_config(write(tmp_path, "extends: parts/next.yaml\ncampaign: last\nlearner: {ranks: 1}\n"), ["seed=6"])
+    assert (config.campaign, config.seed) == ("last", 6)
+    assert (config.learner.ranks, config.learner.zero_stage) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: campaign.yaml\ncampaign: c\n", "campaign.yaml: extends: the files extend each other in a circle"),
+        ("extends: none.yaml\ncampaign: c\n", "none.yaml: cannot read the config: No such file"),
+        ("extends: [a]\ncampaign: c\n", "campaign.yaml: extends: expected the path of a config file, got ['a']"),
+    ],
+)
+def test_files_that_cannot_be_extended(tmp_path, text, message):
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, text))
+    assert message in str(raised.value)
+
+
 def test_the_hash_depends_on_values_alone(tmp_path):
     one = load_config(write(tmp_path, "campaign: c\nseed: 1\nlearner: {epochs: 1, learning_rate: 0.001}\n"))
     same = load_config(write(tmp_path, "learner: {learning_rate: 1.0e-3}\nseed: 1\ncampaign: c\n"))

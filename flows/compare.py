@@ -1,0 +1,158 @@
+"""`opid compare`: several methods with several seeds, as campaigns of one study that start from one policy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from rich.console import Console
+from rich.table import Table
+
+from flows import plan
+from flows.campaign import run_campaign
+from flows.display import live_progress
+from flows.warm_start import make_warm_start
+from opid_core.config import CampaignConfig, load_config
+from opid_core.errors import ConfigError
+
+MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high", "rollout.resample_tied_rounds")
+"""Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods by label (the `campaign` of their files), and the seeds that each is run with."""
+
+    name: str
+    methods: dict[str, CampaignConfig]
+    seeds: tuple[int, ...]
+    baseline: str
+    """Label of the method that the others are compared with: the first that learns from outcomes alone."""
+
+    def campaigns(self) -> list[tuple[str, int, CampaignConfig]]:
+        """(label, seed, config) of every campaign, seed by seed."""
+        return [
+            (label, seed, config.model_copy(update={"campaign": f"{label}-seed{seed}", "seed": seed}))
+            for seed in self.seeds
+            for label, config in self.methods.items()
+        ]
+
+
+def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence[str] = ()) -> Study:
+    """The study of the config files `paths`, with the seeds from each file's `seed` on.
+
+    Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO) unless one of the files is
+    that. The campaigns lie under `<root>/<name>`. Raises ConfigError for files that do not fit together.
+    """
+    methods: dict[str, CampaignConfig] = {}
+    for path in paths:
+        config = load_config(path, overrides)
+        config = config.model_copy(update={"root": f"{config.root.rstrip('/')}/{name}"})
+        if config.campaign in methods:
+            raise ConfigError(f"{path}: campaign: {config.campaign!r} is the name of another method of the study")
+        methods[config.campaign] = config
+    first = next(iter(methods.values()))
+    for config, path in zip(methods.values(), paths, strict=True):
+        if differing := _differences(first, config):
+            raise ConfigError(
+                f"{path}: {', '.join(differing)}: differs from {paths[0]}; the methods of a study may differ in "
+                + ", ".join(MAY_VARY)
+            )
+    baselines = [label for label, config in methods.items() if _is_outcome_only(config)]
+    for label, config in list(methods.items()):
+        if config.method.name == "opid" and not any(_is_twin(methods[name], config) for name in baselines):
+            without = config.method.model_copy(update={"lambda_episode": 0.0, "lambda_step": 0.0})
+            twin = f"{label}-lambda0"
+            methods[twin] = config.model_copy(update={"campaign": twin, "method": without})
+            baselines.append(twin)
+    return Study(
+        name=name,
+        methods=methods,
+        seeds=tuple(first.seed + n for n in range(seeds)),
+        baseline=baselines[0] if baselines else next(iter(methods)),
+    )
+
+
+def check(study: Study) -> None:
+    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError."""
+    for config in study.methods.values():
+        plan.check(config)
+
+
+def show(study: Study, console: Console) -> None:
+    """Print what the study will run."""
+    table = Table("method", "signal", "campaigns", title=f"study {study.name}")
+    for label, config in study.methods.items():
+        changed = config.method.model_dump(exclude_defaults=True)
+        names = ", ".join(f"{label}-seed{seed}" for seed in study.seeds)
+        table.add_row(label, json.dumps(changed, sort_keys=True), names)
+    console.print(table)
+    first = next(iter(study.methods.values()))
+    count = len(study.methods) * len(study.seeds)
+    console.print(
+        f"{count} campaigns of {first.iterations} iterations under {first.root}, compared with {study.baseline}; "
+        f"one policy for all: {first.policy or 'made by warm start once'}."
+    )
+
+
+@flow(name="compare", flow_run_name="{study.name}", validate_parameters=False)
+def run_study(study: Study, console: Console) -> None:
+    """Run or resume every campaign of the study, one after the other."""
+    policy = shared_policy(study, console)
+    for label, seed, config in study.campaigns():
+        console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
+        config = config.model_copy(update={"policy": policy})
+        with live_progress(config, console):
+            run_campaign(config)
+
+
+def shared_policy(study: Study, console: Console) -> str:
+    """The folder of the policy that all campaigns start from: the configs' own, or one made by warm start, once."""
+    first = next(iter(study.methods.values()))
+    if first.policy is not None:
+        return first.policy
+    folder = study_folder(study) / "policy"
+    if not folder.exists():
+        unfinished = folder.with_name("policy.unfinished")
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        make_warm_start(first, unfinished, "cpu", console)
+        unfinished.rename(folder)
+    return str(folder)
+
+
+def study_folder(study: Study) -> Path:
+    """The study's local folder: the store's root, or `runs/<study>` for a root on S3."""
+    root = next(iter(study.methods.values())).root
+    return Path("runs") / study.name if root.startswith("s3://") else Path(root.removeprefix("file://"))
+
+
+def _differences(one: CampaignConfig, other: CampaignConfig) -> list[str]:
+    """Keys in which two configs differ although they may not."""
+    mine, theirs = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    keys = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
+    return [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in MAY_VARY)]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_outcome_only(config: CampaignConfig) -> bool:
+    method = config.method
+    return method.name == "grpo" or (method.name == "opid" and method.lambda_episode == method.lambda_step == 0)
+
+
+def _is_twin(baseline: CampaignConfig, config: CampaignConfig) -> bool:
+    """Whether `baseline` is `config` without its skill signal."""
+    shared = ("baseline", "normalize", "tied_groups")
+    same_method = all(getattr(baseline.method, name) == getattr(config.method, name) for name in shared)
+    return same_method and baseline.learner == config.learner and baseline.rollout == config.rollout

@@ -1,0 +1,266 @@
+"""What a study found: a table a question, and curves, derived from the committed manifests of its campaigns alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool
+
+from flows.compare import Study, study_folder
+from flows.report import Evaluated, evaluations, save_plot
+from infra.manifest import Manifest
+from infra.store import CampaignStore, find_campaign, manifests, read_table
+from opid_core.comparison import Difference, Estimate, area_under_curve, difference, success, success_by_type
+from opid_core.errors import ConfigError
+from opid_core.statistics import by_temperature
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished campaign of a study."""
+
+    seed: int
+    chain: list[Manifest]
+    evaluated: list[Evaluated]
+    final: dict[float, pa.Table]
+    """The last policy's evaluation by temperature."""
+    before: dict[float, pa.Table]
+    """The first policy's."""
+    numbers: dict[str, float]
+    """Means over iterations of the table `metrics`."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one temperature."""
+
+    method: str
+    temperature: float
+    seeds: tuple[int, ...]
+    tasks: int
+    before: float
+    """Success (micro) of the policy that it started from, the mean over seeds."""
+    micro: Estimate
+    macro: Estimate
+    by_type: dict[str, float]
+    curve_mean: float
+    """Success averaged over the training episodes seen."""
+    against_baseline: Difference | None
+
+
+def read_runs(study: Study) -> tuple[dict[str, list[Run]], list[str]]:
+    """The finished campaigns by method, and the names of those that are not finished."""
+    runs: dict[str, list[Run]] = {label: [] for label in study.methods}
+    unfinished = []
+    for label, seed, config in study.campaigns():
+        try:
+            store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
+        except ConfigError:
+            unfinished.append(config.campaign)
+            continue
+        chain = manifests(store)
+        if len(chain) <= config.iterations:
+            unfinished.append(config.campaign)
+        else:
+            runs[label].append(_run(store, seed, chain))
+    return runs, unfinished
+
+
+def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
+    """A row a method and temperature, paired with the baseline over the seeds that both have."""
+    found = []
+    for label, mine in runs.items():
+        for temperature in sorted({t for run in mine for t in run.final}):
+            won, types = _outcomes(mine, temperature)
+            micro, macro = success(won, types)
+            curves = [_curve(run, temperature) for run in mine]
+            found.append(
+                Row(
+                    method=label,
+                    temperature=temperature,
+                    seeds=tuple(run.seed for run in mine),
+                    tasks=won.shape[1],
+                    before=float(np.mean([_won(run.before[temperature]).mean() for run in mine])),
+                    micro=micro,
+                    macro=macro,
+                    by_type=success_by_type(won, types),
+                    curve_mean=float(np.mean([area_under_curve(episodes, shares) for episodes, shares in curves])),
+                    against_baseline=None
+                    if label == study.baseline
+                    else _against(mine, runs[study.baseline], temperature),
+                )
+            )
+    return found
+
+
+def write_comparison(study: Study) -> Path:
+    """Write `compare/` (summary.md, results.json, curves.png) into the study's folder; returns it.
+
+    Raises ConfigError when no campaign of the study is finished yet.
+    """
+    runs, unfinished = read_runs(study)
+    if not any(runs.values()):
+        raise ConfigError(f"study {study.name}: no campaign is finished yet; run `opid compare` without --report-only")
+    found = rows(study, runs)
+    folder = study_folder(study) / "compare"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.md").write_text(summary(study, runs, found, unfinished), encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps([asdict(row) for row in found], indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    temperatures = sorted({row.temperature for row in found})
+    panels = [(f"temperature {t:g}", lambda axes, t=t: draw_curves(axes, runs, t)) for t in temperatures]
+    save_plot(folder / "curves.png", panels)
+    return folder
+
+
+def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfinished: Sequence[str]) -> str:
+    """The tables, in Markdown."""
+    first = next(iter(study.methods.values()))
+    episodes = first.iterations * first.rollout.tasks_per_iteration * first.rollout.group_size
+    lines = [
+        f"# Study {study.name}",
+        "",
+        f"Seeds {', '.join(map(str, study.seeds))}; {first.iterations} iterations, {episodes} training episodes each; "
+        "the final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
+        "(seeds, then tasks within them).",
+        "",
+    ]
+    if unfinished:
+        lines += [f"**Not finished, left out:** {', '.join(unfinished)}", ""]
+    types = sorted({name for row in found for name in row.by_type})
+    lines += _table(
+        ["method", "temperature", "seeds", "tasks", "before", "success (micro)", "success (macro)", *types],
+        [
+            [
+                *(r.method, f"{r.temperature:g}", str(len(r.seeds)), str(r.tasks), _share(r.before)),
+                *(_interval(r.micro), _interval(r.macro)),
+                *(_share(r.by_type.get(name)) for name in types),
+            ]
+            for r in found
+        ],
+    )
+    lines += ["", f"## Against {study.baseline}", ""]
+    lines += [
+        "Paired by seed and task; p: two-sided sign-flip test over tasks, blind to the draw of training runs.",
+        "",
+    ]
+    lines += _table(
+        ["method", "temperature", "difference (95%)", "p"],
+        [
+            [
+                r.method,
+                f"{r.temperature:g}",
+                _interval(r.against_baseline.estimate),
+                f"{r.against_baseline.p_value:.3f}",
+            ]
+            for r in found
+            if r.against_baseline is not None
+        ],
+    )
+    lines += ["", "## Sample efficiency", "", "Success averaged over the training episodes seen.", ""]
+    lines += _table(
+        ["method", *(f"temperature {t:g}" for t in sorted({r.temperature for r in found}))],
+        [
+            [label, *(_share(r.curve_mean) for r in found if r.method == label)]
+            for label in dict.fromkeys(r.method for r in found)
+        ],
+    )
+    lines += ["", "![curves](curves.png)", "", "## Signal and cost", "", "Means over iterations and seeds.", ""]
+    lines += _numbers(runs)
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(axes: Axes, runs: dict[str, list[Run]], temperature: float) -> None:
+    """Success by training episodes seen: a thin line a seed, the mean bold."""
+    for number, (label, mine) in enumerate(runs.items()):
+        curves = [_curve(run, temperature) for run in mine if temperature in run.final]
+        for episodes, shares in curves:
+            axes.plot(episodes, shares, color=f"C{number}", linewidth=0.7, alpha=0.4)
+        if curves:
+            mean = np.mean([shares for _, shares in curves], axis=0)
+            axes.plot(curves[0][0], mean, color=f"C{number}", marker="o", label=label)
+    axes.set(xlabel="training episodes", ylabel="success", ylim=(0, 1))
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.grid(alpha=0.3)
+
+
+def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> Run:
+    values: dict[str, list[float]] = {}
+    for manifest in chain[1:]:
+        for row in read_table(store, manifest.tables["metrics"]).to_pylist():
+            if row["value"] is not None:
+                values.setdefault(row["name"], []).append(row["value"])
+    return Run(
+        seed=seed,
+        chain=chain,
+        evaluated=evaluations(store, chain),
+        final=by_temperature(read_table(store, chain[-1].tables["evaluations"])),
+        before=by_temperature(read_table(store, chain[0].tables["evaluations"])),
+        numbers={name: float(np.mean(found)) for name, found in values.items()},
+    )
+
+
+def _outcomes(runs: Sequence[Run], temperature: float) -> tuple[Bool[np.ndarray, "seeds tasks"], list[str]]:
+    tables = [run.final[temperature].sort_by("task_id") for run in runs]
+    panels = [table.column("task_id").to_pylist() for table in tables]
+    if any(panel != panels[0] for panel in panels):
+        raise ConfigError("the campaigns of a study were evaluated on different tasks: they cannot be compared")
+    return np.stack([_won(table) for table in tables]), tables[0].column("task_type").to_pylist()
+
+
+def _won(evaluation: pa.Table) -> Bool[np.ndarray, " tasks"]:
+    return np.array([outcome == "success" for outcome in evaluation.column("outcome").to_pylist()])
+
+
+def _against(mine: Sequence[Run], baseline: Sequence[Run], temperature: float) -> Difference | None:
+    shared = {run.seed for run in mine} & {run.seed for run in baseline}
+    if not shared:
+        return None
+    pair = ([run for run in runs if run.seed in shared] for runs in (mine, baseline))
+    return difference(*(_outcomes(runs, temperature)[0] for runs in pair))
+
+
+def _curve(run: Run, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Training episodes seen and success, at each evaluation."""
+    played = np.cumsum([0, *(manifest.tables["trajectories"].rows or 0 for manifest in run.chain[1:])])
+    points = [(played[e.policy_version], e.success.micro) for e in run.evaluated if e.temperature == temperature]
+    episodes, shares = zip(*points, strict=True)
+    return np.array(episodes, np.float64), np.array(shares)
+
+
+def _numbers(runs: dict[str, list[Run]]) -> list[str]:
+    """Shares of the advantage's components, ties, and what each phase took."""
+    prefixes = ("advantage_share/", "rollout/tie_rate", "skills/coverage", "seconds/stage/", "tokens/")
+    names = sorted(
+        {name for mine in runs.values() for run in mine for name in run.numbers if name.startswith(prefixes)}
+    )
+    finished = {label: mine for label, mine in runs.items() if mine}
+
+    def mean(mine: Sequence[Run], name: str) -> str:
+        values = [run.numbers[name] for run in mine if name in run.numbers]
+        return f"{np.mean(values):.4g}" if values else ""
+
+    return _table(["", *finished], [[name, *(mean(mine, name) for mine in finished.values())] for name in names])
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    cells: list[Sequence[Any]] = [header, ["---"] * len(header), *body]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from opid_core.comparison import area_under_curve, difference, success, success_by_type
+from opid_core.errors import DataError
+
+TYPES = ["cool", "cool", "cool", "heat"]
+WON = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], bool)  # two seeds, four tasks
+
+
+def test_micro_and_macro_are_means_over_seeds():
+    micro, macro = success(WON, TYPES)
+    assert micro.mean == 4 / 8
+    # cool: 3 of 6, heat: 1 of 2
+    assert macro.mean == (3 / 6 + 1 / 2) / 2
+    assert success_by_type(WON, TYPES) == {"cool": 0.5, "heat": 0.5}
+
+
+def test_the_interval_is_the_bootstrap_of_seeds_then_tasks():
+    # One seed, one won of two tasks: two draws with replacement give 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
+    micro, _ = success(np.array([[1, 0]], bool), ["a", "a"])
+    assert (micro.low, micro.high) == (0.0, 1.0)
+    # Ten seeds that agree on every task leave the draw of tasks alone; equal tasks leave nothing.
+    micro, _ = success(np.ones((10, 3), bool), ["a", "a", "b"])
+    assert (micro.mean, micro.low, micro.high) == (1.0, 1.0, 1.0)
+
+
+def test_a_paired_difference_and_its_sign_flip_test():
+    # Task differences 1, 1, 1, 1: of the 16 sign patterns two are as extreme, so p is near 1/8.
+    found = difference(np.ones((1, 4), bool), np.zeros((1, 4), bool))
+    assert found.estimate.mean == 1.0
+    assert found.p_value == pytest.approx(2 / 16, abs=0.01)
+    assert difference(WON, WON).p_value == 1.0
+
+
+def test_methods_on_other_tasks_cannot_be_paired():
+    with pytest.raises(DataError, match="cannot be paired"):
+        difference(WON, WON[:, :3])
+    with pytest.raises(DataError, match=r"expected outcomes \[seeds, 3 tasks\]"):
+        success(WON, TYPES[:3])
+
+
+def test_area_under_a_curve_by_hand():
+    # Trapezoids: 100 * (0.2 + 0.4) / 2 + 200 * (0.4 + 0.4) / 2 = 110, over 300 episodes.
+    assert area_under_curve(np.array([0.0, 100, 300]), np.array([0.2, 0.4, 0.4])) == pytest.approx(110 / 300)
+    assert area_under_curve(np.array([0.0]), np.array([0.3])) == 0.3
+
+
+@given(arrays.arrays(bool, st.tuples(st.integers(1, 3), st.integers(1, 6))))
+def test_intervals_hold_the_mean_and_swapping_methods_turns_the_sign(won):
+    micro, macro = success(won, ["a"] * won.shape[1], draws=200)
+    assert micro == macro
+    assert micro.low - 1e-12 <= micro.mean <= micro.high + 1e-12
+    there, back = difference(won, ~won, draws=200), difference(~won, won, draws=200)
+    assert there.estimate.mean == -back.estimate.mean
+    assert there.p_value == back.p_value
