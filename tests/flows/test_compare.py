@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.compare import MAY_VARY, Study, load_study
+from flows.compare_report import read_runs, rows, write_comparison
+from infra.manifest import START, new_manifest
+from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
+from opid_core import schema
+from opid_core.errors import ConfigError
+
+BASE = """
+campaign: {label}
+root: {root}
+seed: 5
+iterations: 1
+policy: somewhere
+rollout: {{tasks_per_iteration: 2, group_size: 2}}
+method: {method}
+"""
+
+
+def config_file(folder: Path, label: str, method: str, more: str = "") -> Path:
+    path = folder / f"{label}.yaml"
+    path.write_text(BASE.format(label=label, root=folder / "runs", method=method) + more, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    files = [config_file(tmp_path, "plain", "{name: grpo}"), config_file(tmp_path, "skills", "{name: opid}")]
+    return load_study("mine", files, 2)
+
+
+def test_a_study_has_every_method_with_every_seed(study, tmp_path):
+    assert [(label, seed, config.campaign) for label, seed, config in study.campaigns()] == [
+        ("plain", 5, "plain-seed5"),
+        ("skills", 5, "skills-seed5"),
+        ("plain", 6, "plain-seed6"),
+        ("skills", 6, "skills-seed6"),
+    ]
+    assert {config.root for _, _, config in study.campaigns()} == {f"{tmp_path}/runs/mine"}
+    assert {config.seed for _, seed, config in study.campaigns() if seed == 6} == {6}
+    assert study.baseline == "plain"  # GRPO is OPID's twin: no other is added
+
+
+def test_opid_without_a_twin_gets_one(tmp_path):
+    study = load_study("mine", [config_file(tmp_path, "skills", "{name: opid, lambda_step: 0.1}")], 1)
+    assert list(study.methods) == ["skills", "skills-lambda0"]
+    twin, method = study.methods["skills-lambda0"].method, study.methods["skills"].method
+    assert (twin.lambda_episode, twin.lambda_step) == (0.0, 0.0)
+    assert twin.model_copy(update={"lambda_episode": method.lambda_episode, "lambda_step": 0.1}) == method
+    assert study.baseline == "skills-lambda0"
+    # GRPO with another baseline rule is no twin
+    files = [
+        config_file(tmp_path, "skills", "{name: opid}"),
+        config_file(tmp_path, "other", "{name: grpo, tied_groups: zero}"),
+    ]
+    assert list(load_study("mine", files, 1).methods) == ["skills", "other", "skills-lambda0"]
+
+
+def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
+    first = config_file(tmp_path, "plain", "{name: grpo}")
+    second = config_file(tmp_path, "skills", "{name: opid}", "learner: {learning_rate: 1.0}\nthreads: 1\n")
+    with pytest.raises(ConfigError) as raised:
+        load_study("mine", [first, second], 1)
+    assert str(raised.value) == (
+        f"{second}: learner.learning_rate, threads: differs from {first}; the methods of a study may differ in "
+        + ", ".join(MAY_VARY)
+    )
+    with pytest.raises(ConfigError, match="'plain' is the name of another method"):
+        load_study("mine", [first, first], 1)
+
+
+def test_the_report_pairs_methods_by_seed_and_task(study):
+    for (label, seed, config), (before, after) in zip(
+        study.campaigns(), [("ff", "sf"), ("ff", "ss"), ("sf", "sf"), ("sf", "ss")], strict=True
+    ):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, before, after, share=0.25 if label == "skills" else 0.0)
+    folder = write_comparison(study)
+    plain, skills = json.loads((folder / "results.json").read_text())
+    assert (plain["method"], plain["seeds"], plain["tasks"], plain["temperature"]) == ("plain", [5, 6], 2, 1.0)
+    assert (plain["before"], plain["micro"]["mean"], skills["micro"]["mean"]) == (0.25, 0.5, 1.0)
+    assert (plain["by_type"], plain["against_baseline"]) == ({"cool": 1.0, "heat": 0.0}, None)
+    assert skills["against_baseline"]["estimate"]["mean"] == 0.5
+    # seed 5 went from 0 to 1, seed 6 from 1/2 to 1, over 4 episodes
+    assert skills["curve_mean"] == (0.5 + 0.75) / 2
+    text = (folder / "summary.md").read_text()
+    assert "| skills | 1 | 50.0% (" in text  # against plain
+    assert "| advantage_share/skill | 0 | 0.25 |" in text
+    assert (folder / "curves.png").stat().st_size > 1000
+
+
+def test_unfinished_campaigns_are_named_and_left_out(study):
+    with pytest.raises(ConfigError, match="no campaign is finished yet"):
+        write_comparison(study)
+    config = study.campaigns()[0][2]
+    finished(open_campaign(config.root, config.campaign, config.model_dump(mode="json")), 5, "ff", "ss", share=0.0)
+    runs, unfinished = read_runs(study)
+    assert unfinished == ["skills-seed5", "plain-seed6", "skills-seed6"]
+    (row,) = rows(study, runs)
+    assert (row.method, row.seeds) == ("plain", (5,))
+    assert "**Not finished, left out:** skills-seed5" in (write_comparison(study) / "summary.md").read_text()
+
+
+def finished(store: CampaignStore, seed: int, before: str, after: str, share: float) -> None:
+    """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure)."""
+    previous = None
+    for iteration, version, outcomes in ((START, 0, before), (0, 1, after)):
+        tables = {
+            "evaluations": [_evaluated(version, task, outcome, seed) for task, outcome in enumerate(outcomes)],
+            "metrics": [{"iteration": -1, "name": "advantage_share/skill", "value": share}],
+        }
+        if previous is not None:
+            tables["trajectories"] = [_trajectory(f"{n}") for n in range(4)]
+        folder = Path(store.root) / f"local-{seed}-{version}"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        attempt = new_attempt()
+        previous = new_manifest(
+            iteration=iteration,
+            tables={
+                name: write_table(store, name, iteration, attempt, schema.from_rows(name, found))
+                for name, found in tables.items()
+            },
+            policy=put_folder(store, folder, f"policies/{version:06d}/{attempt}"),
+            gates=[],
+            config_hash="c" * 64,
+            code_version="0.1.0",
+            seeds={"campaign": seed},
+            prefect_run_id=None,
+            metrics={},
+            created_at="2026-01-01T00:00:00.000+00:00",
+            previous=previous,
+        )
+        commit(store, previous)
+
+
+def _evaluated(version: int, task: int, outcome: str, seed: int) -> dict:
+    return {
+        "policy_version": version,
+        "temperature": 1.0,
+        "task_id": f"task-{task}",
+        "task_type": ("cool", "heat")[task],
+        "outcome": {"s": "success", "f": "failure"}[outcome],
+        "return": 0.0,
+        "steps": 1,
+        "valid_actions": 1,
+        "admissible_actions": 1,
+        "tokens": 1,
+        "seed": seed,
+    }
+
+
+def _trajectory(name: str) -> dict:
+    return {
+        "campaign": "c",
+        "iteration": 0,
+        "group_id": "g",
+        "trajectory_id": name,
+        "task_id": "task-0",
+        "task_type": "cool",
+        "outcome": "success",
+        "return": 1.0,
+        "steps": 1,
+        "tokens": 1,
+        "seconds": 0.0,
+        "error": None,
+    }
