@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import shutil
 from dataclasses import dataclass
@@ -88,27 +90,43 @@ def check_policy_folder(folder: str | Path) -> None:
         raise ConfigError(
             f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "
             "engine that gets new weights would keep the old output layer without a word. Make an untied copy first: "
-            f"python -c \"from opid_core.models import untie; untie('{folder}', '{folder}-untied')\""
+            f"opid prepare {folder} --out {folder}-untied"
         )
 
 
-def untie(source: str | Path, target: str | Path) -> None:
-    """Write to `target` a copy of the HF folder `source` whose output layer is a parameter of its own.
+def prepare_policy(source: str | Path, target: str | Path) -> None:
+    """Write to `target` the HF folder of a model from an HF folder or a GGUF file (dequantised to float32), with an
+    output layer that is a parameter of its own. Both compute the same function.
 
-    Both compute the same function. Raises ConfigError where `target` exists.
+    Raises ConfigError where `source` is neither, or `target` exists.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source, target = Path(source), Path(target)
     if target.exists():
-        raise ConfigError(f"untie: {target} exists already; name a new folder")
-    if not (source / "config.json").is_file():
-        raise ConfigError(f"untie: {source} is no HF model folder (config.json is missing)")
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    save_policy(model, target, tokenizer_from=source)
+        raise ConfigError(f"--out: {target} exists already; name a new folder")
+    is_gguf = source.suffix == ".gguf"
+    if not (source if is_gguf else source / "config.json").is_file():
+        raise ConfigError(f"{source} is neither an HF model folder (config.json is missing) nor a GGUF file")
+    if is_gguf and importlib.util.find_spec("gguf") is None:
+        raise ConfigError(f"{source}: reading a GGUF file needs a package: pip install gguf")
+    unfinished = target.with_name(target.name + ".unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    if is_gguf:
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(unfinished)
+    else:
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    config: Any = copy.deepcopy(loaded.config)
+    config.tie_word_embeddings = False
+    if is_gguf:
+        del config.quantization_config  # it says how the file was stored
+    model = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
+    model.load_state_dict(loaded.state_dict())  # the tied output layer is in it under a name of its own
+    save_policy(model, unfinished, tokenizer_from=unfinished if is_gguf else source)
+    unfinished.rename(target)
 
 
 def save_policy(

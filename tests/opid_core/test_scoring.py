@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opid_core.errors import ConfigError, DataError
-from opid_core.models import check_policy_folder, make_tiny_policy, untie
+from opid_core.models import check_policy_folder, make_tiny_policy, prepare_policy
 from opid_core.scoring import ResponseScorer, TokenSequence, micro_batches, response_mask, score
 from tests.tiny_policy import VOCABULARY, make_tiny_policy_folder, random_tokens
 
@@ -148,7 +148,7 @@ def test_a_missing_folder_is_refused(tmp_path):
         check_policy_folder(tmp_path / "nothing")
 
 
-def test_a_tied_policy_is_refused_and_untie_mends_it(policy_folder, tmp_path):
+def test_a_tied_policy_is_refused_and_prepare_mends_it(policy_folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(policy_folder)
@@ -157,7 +157,7 @@ def test_a_tied_policy_is_refused_and_untie_mends_it(policy_folder, tmp_path):
     model.save_pretrained(policy_folder)
     with pytest.raises(ConfigError, match="ties its output layer"):
         check_policy_folder(policy_folder)
-    untie(policy_folder, tmp_path / "untied")
+    prepare_policy(policy_folder, tmp_path / "untied")
     check_policy_folder(tmp_path / "untied")
     sequences = random_sequences(3)
     tied, untied = (
@@ -167,4 +167,4 @@ def test_a_tied_policy_is_refused_and_untie_mends_it(policy_folder, tmp_path):
     for one, other in zip(tied, untied, strict=True):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ConfigError, match="exists already"):
-        untie(policy_folder, tmp_path / "untied")
+        prepare_policy(policy_folder, tmp_path / "untied")
