@@ -16,6 +16,9 @@ EPISODE_TITLE = "Episode skill:"
 STEP_TITLE = "Step skill:"
 """The first lines of the two blocks; fixed, because policies are warm-started on them."""
 
+_MARK = "\ufffc"
+"""Stands for the message where the text that a chat template puts around it is wanted."""
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -96,8 +99,28 @@ def encode(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, dropped: int) -> EncodedPrompt:
+    """The prompt without its `dropped` oldest history entries; its special tokens are those of the template alone.
+
+    A message that spells one (an item page may say `<|im_end|>`) is tokenised apart from the template, as ordinary
+    text; any other prompt is tokenised whole.
+    """
     text = render(drop_history(parts, dropped))
-    templated = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
-    return EncodedPrompt(text, tokenizer.encode(str(templated), add_special_tokens=False), dropped)
+    templated = _templated(tokenizer, text)
+    special = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
+    if not any(token.content in text or token.normalized for token in special):  # normalised: spelled in many ways
+        return EncodedPrompt(text, _ids(tokenizer, templated), dropped)
+    before, mark, after = _templated(tokenizer, _MARK).partition(_MARK)
+    message = templated.removeprefix(before).removesuffix(after)  # as the template shows it: some trim it
+    if not mark or f"{before}{message}{after}" != templated:
+        raise ConfigError("the policy's chat template does not show the user message once, in one place: use another")
+    message_ids = _ids(tokenizer, message, split_special_tokens=True)
+    return EncodedPrompt(text, [*_ids(tokenizer, before), *message_ids, *_ids(tokenizer, after)], dropped)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    messages = [{"role": "user", "content": message}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = False) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)

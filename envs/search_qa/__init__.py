@@ -126,6 +126,13 @@ class SearchQaEnvironment:
         found = self._engine.search([query], self.options.retrieval.top_k)[0] if query else []
         return StepResult(information([passage.contents for passage in found]), reward=0.0, done=False, won=False)
 
+    def forbidden_texts(self, task: Task) -> Sequence[str]:
+        """The golden answers, without those that the question itself holds and those that are just yes or no."""
+        question: Question = task.payload
+        asked = f" {normalize_answer(question.question)} "
+        answers = {answer: normalize_answer(answer) for answer in question.golden_answers}
+        return [a for a, words in answers.items() if words not in ("", "yes", "no") and f" {words} " not in asked]
+
     def expert(self, observation: str) -> Expert:
         """An expert for the episode that `reset` just started. Raises ConfigError for questions that were not
         generated."""

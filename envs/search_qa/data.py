@@ -25,6 +25,10 @@ class Question:
     data_source: str
     split: str = ""
 
+    @property
+    def task_id(self) -> str:
+        return f"{self.data_source}/{self.question_id}"
+
 
 def existing_file(path: str, field: str) -> Path:
     """The file at `path` (`~` and environment variables expanded). Raises ConfigError that names the config field."""
@@ -58,7 +62,7 @@ def read_questions(file: Path) -> list[Question]:
     already has, and for a file without questions.
     """
     questions: list[Question] = []
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[str, int] = {}
     for number, where, entry in _json_lines(file):
         answers = entry.get("golden_answers")
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
@@ -66,18 +70,17 @@ def read_questions(file: Path) -> list[Question]:
         question = Question(
             question_id=_id(entry, where),
             question=" ".join(_text(entry, "question", where).split()),
-            golden_answers=tuple(answers),
+            golden_answers=tuple(_characters(answer, "golden_answers", where) for answer in answers),
             data_source=_text(entry, "data_source", where),
             split=_text(entry, "split", where) if "split" in entry else "",
         )
-        key = (question.data_source, question.question_id)
-        if key in seen:
+        if question.task_id in seen:
             raise DataError(
-                f"{where}, field id: {question.question_id!r} of {question.data_source} is already on line {seen[key]}"
+                f"{where}, field id: question {question.task_id} is already on line {seen[question.task_id]}"
             )
         if questions and bool(question.split) != bool(questions[0].split):
             raise DataError(f"{where}, field split: some lines have it, some do not")
-        seen[key] = number
+        seen[question.task_id] = number
         questions.append(question)
     if not questions:
         raise DataError(f"{file}: no questions")
@@ -101,9 +104,9 @@ def _json_lines(file: Path) -> Iterator[tuple[int, str, dict]]:
                     continue
                 where = f"{file}, line {number}"
                 try:
-                    entry = json.loads(line)
+                    entry = json.loads(line.rstrip())
                 except json.JSONDecodeError as error:
-                    raise DataError(f"{where}: not valid JSON: {error}") from None
+                    raise DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}") from None
                 if not isinstance(entry, dict):
                     raise DataError(f"{where}: expected a JSON object, got {type(entry).__name__}")
                 yield number, where, entry
@@ -115,11 +118,20 @@ def _id(entry: dict, where: str) -> str:
     value = entry.get("id")
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"{where}, field id: expected a non-empty text or a number, got {value!r}")
-    return str(value)
+    return _characters(str(value), "id", where)
 
 
 def _text(entry: dict, field: str, where: str) -> str:
     value = entry.get(field)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}, field {field}: expected a non-empty text, got {value!r}")
-    return value
+    return _characters(value, field, where)
+
+
+def _characters(text: str, field: str, where: str) -> str:
+    """`text`, unless JSON escapes in it stand for half a character (`\\ud83d`), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}, field {field}: half a character (surrogate) at position {error.start}") from None
+    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.search_qa.client import SearchClient
@@ -42,6 +43,10 @@ class RetrievalOptions(BaseModel):
     def _address(self) -> RetrievalOptions:
         if (self.engine == "server") != (self.url is not None):
             raise ValueError("url: give it with engine `server`, and only then")
+        try:
+            httpx.URL(self.url or "")
+        except httpx.InvalidURL as error:
+            raise ValueError(f"url: {error}") from None
         return self
 
 

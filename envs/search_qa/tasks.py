@@ -62,9 +62,7 @@ def generated_tasks(options: GeneratorOptions, split: str, manifest: str | None 
 
 def tasks_of(questions: Sequence[Question]) -> list[Task]:
     """One task a question; its type is the data source, so that a report by type is one by data set."""
-    return [
-        Task(f"{question.data_source}/{question.question_id}", question.data_source, question) for question in questions
-    ]
+    return [Task(question.task_id, question.data_source, question) for question in questions]
 
 
 @functools.lru_cache(maxsize=4)
@@ -76,4 +74,4 @@ def _by_split(file: Path, _modified_ns: int) -> dict[str, list[Question]]:
 
 
 def _hash(question: Question) -> str:
-    return hashlib.sha256(f"{question.data_source}/{question.question_id}".encode()).hexdigest()
+    return hashlib.sha256(question.task_id.encode()).hexdigest()

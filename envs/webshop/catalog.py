@@ -24,6 +24,7 @@ DEFAULT_PRICE = 100.0
 _PRODUCTS, _INSTRUCTIONS = "items_shuffle", "items_ins_v2"
 _HUMAN, _REVIEWS = "items_human_ins.json", "reviews.json"
 _ASIN_LENGTH = 10
+_MOST_COMBINATIONS = 1_000_000
 _COLUMNS = ("asins", "categories", "price_ranges", "synthetic_goals", "human_goals")
 _CHUNK_CHARACTERS = 1 << 20
 _LONGEST_LITERAL = 10
@@ -233,7 +234,7 @@ def _prices(pricing: object, where: str) -> dict[str, Any]:
         prices = tuple(float(part) for part in parts[:2])
     except ValueError:
         prices = ()
-    if not prices:
+    if not prices or not all(map(math.isfinite, prices)):
         raise DataError(f"{where}, field pricing: expected prices such as '$9.99 - $19.99', got {pricing!r}")
     return {"prices": prices, "price_text": " to ".join(f"${price}" for price in prices)}
 
@@ -252,7 +253,11 @@ def _options(options: object, where: str) -> dict[str, tuple[str, ...]]:
         if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
             raise DataError(f"{where}.{name}: expected a list of objects")
         texts = [_text(value, "value", f"{where}.{name}") for value in values]
-        cleaned[name.lower()] = tuple(text.strip().replace("/", " | ").lower() for text in texts)
+        cleaned[_characters(name, where).lower()] = tuple(t.strip().replace("/", " | ").lower() for t in texts)
+    if (combinations := math.prod(map(len, cleaned.values()))) > _MOST_COMBINATIONS:
+        raise DataError(
+            f"{where}: {combinations:,} combinations, a goal each; at most {_MOST_COMBINATIONS:,} are allowed"
+        )
     return cleaned
 
 
@@ -297,8 +302,8 @@ def _reviews_by_asin(path: Path) -> dict[str, tuple[str, tuple[Review, ...]]]:
         for review in entry["reviews"]:
             if not isinstance(review, dict) or not {"score", "stars"} & review.keys():
                 raise DataError(f"{where}, field reviews: expected objects with title, stars and review")
-            score = review["score"] if "score" in review else review["stars"]
-            reviews.append(Review(str(review.get("title", "")), str(score), str(review.get("review", ""))))
+            shown = (review.get("title", ""), review.get("score", review.get("stars")), review.get("review", ""))
+            reviews.append(Review(*(_characters(str(text), f"{where}, field reviews") for text in shown)))
         found[_text(entry, "asin", where)] = (str(entry.get("average_rating")), tuple(reviews))
     return found
 
@@ -307,7 +312,7 @@ def _text(entry: Mapping, field: str, where: str) -> str:
     value = entry.get(field)
     if not isinstance(value, str):
         raise DataError(f"{where}, field {field}: expected a text, got {value!r:.80}")
-    return value
+    return _characters(value, f"{where}, field {field}")
 
 
 def _texts(entry: Mapping, field: str, where: str) -> tuple[str, ...]:
@@ -316,7 +321,16 @@ def _texts(entry: Mapping, field: str, where: str) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
         raise DataError(f"{where}, field {field}: expected a list of texts, got {value!r:.80}")
-    return tuple(values)
+    return tuple(_characters(one, f"{where}, field {field}") for one in values)
+
+
+def _characters(text: str, where: str) -> str:
+    """`text`, unless JSON escapes in it stand for half a character (`\\ud83d`), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half a character (surrogate) at position {error.start}") from None
+    return text
 
 
 def _json_file(path: Path, expected: type) -> Any:
@@ -344,6 +358,8 @@ def _array_entries(path: Path) -> Iterator[Any]:
             while True:
                 start = _after_white_space(text, position)
                 if text.startswith("]", start):
+                    if text[start + 1 :].strip() or file.read().strip():
+                        raise DataError(f"{path}: more follows the end of its JSON array")
                     return
                 if index >= 0 and text.startswith(",", start):
                     start = _after_white_space(text, start + 1)

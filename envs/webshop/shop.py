@@ -10,7 +10,7 @@ from envs.webshop.goals import Goal, GoalKind, Goals
 from envs.webshop.nouns import Nouns
 from envs.webshop.reward import OptionMatching, Score, score
 from envs.webshop.search import SearchEngine, SearchIndex, open_index
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 
 _PRODUCTS_IN_MEMORY = 2048
 _SEARCHES_IN_MEMORY = 4096
@@ -48,4 +48,8 @@ def open_shop(data: str, goal_kind: GoalKind, goal_seed: int, engine: SearchEngi
     if goal_kind == "human" and files.human is None:
         raise ConfigError(f"environment.options.goals: {files.products.parent} holds no items_human_ins.json")
     catalog = Catalog(files)
-    return Shop(catalog, Goals(catalog, goal_kind, goal_seed), Nouns(catalog), open_index(engine, catalog))
+    goals = Goals(catalog, goal_kind, goal_seed)
+    if not len(goals):
+        source = files.instructions if goal_kind == "synthetic" else files.human
+        raise DataError(f"{source}: holds no {goal_kind} goal for a product of {files.products.name}")
+    return Shop(catalog, goals, Nouns(catalog), open_index(engine, catalog))

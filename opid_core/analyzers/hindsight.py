@@ -1,7 +1,8 @@
 """Skills by rules, no LLM: what a trajectory shows when it is held against its siblings (ALGORITHM, section 3).
 
 A success becomes a workflow of generalised steps, a failure a rule of what to avoid; step skills name an action at a
-critical step. Works on actions and observations as text; the only words it knows of an environment are the table below.
+critical step. Works on actions and observations as text; the only words it knows of an environment are those below. No
+skill tells an answer: the policy would learn to say it, not to find it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from opid_core.config import AnalyzerConfig
 from opid_core.skills import Analysis, clean_skill, select_step_skills
@@ -32,14 +34,30 @@ MOVING_VERBS = ("go", "open", "close")
 CUT_BEFORE = {"take": " from ", "clean": " with ", "heat": " with ", "cool": " with ", "slice": " with "}
 """Where the generalised form of an action ends: where and with what it was done is seen in the steps around it."""
 
+SEARCH, ANSWER = "search", "answer"
+"""Tags that an action may stand in, and so say what kind of action it is."""
+_TAGGED = re.compile(rf"<({SEARCH}|{ANSWER})>(.*)</\1>", re.DOTALL)
+
 MAX_LISTED = 4
 """Most steps that one sentence of an avoidance rule lists."""
 
 
+def worded(action: str) -> str:
+    """The action in words: `<search>Tavi</search>` -> "search: Tavi"; an answer goes unsaid: `<answer>Tavi</answer>` ->
+    "answer". An action without tags stays as it is."""
+    tagged = _TAGGED.fullmatch(action)
+    if not tagged:
+        return action
+    if f"<{ANSWER}>" in action:
+        return ANSWER
+    tag, argument = tagged.groups()
+    return f"{tag}: {argument}" if argument else tag
+
+
 def generalise(action: str) -> str:
     """The action without its entity numbers and its obvious instruments: "take apple 1 from desk 2" -> "take apple"."""
-    if "[" in action:  # a call with an argument, whose numbers mean something
-        return action
+    if "[" in action or _TAGGED.fullmatch(action):  # with an argument, whose numbers mean something
+        return worded(action)
     kept = re.sub(r"(?<=[a-z]) \d{1,3}(?= |$)", "", action)
     return kept.split(CUT_BEFORE.get(_verb(action), "\0"))[0]
 
@@ -80,7 +98,7 @@ def avoidance_skill(*, missed: Sequence[str] = (), repeated: Sequence[str] = (),
 
 def step_skill(action: str) -> str:
     """The step skill that names one action of the environment."""
-    return clean_skill(TEMPLATES["step"].format(action=action))
+    return clean_skill(TEMPLATES["step"].format(action=worded(action)))
 
 
 def analyze(
@@ -91,6 +109,7 @@ def analyze(
 
     `critical` maps a trajectory id to its critical steps, as the statistics selector found them.
     """
+    group = _without_answers(group)
     successes = sorted((t for t in group if t.won and t.steps), key=lambda t: (len(t.steps), t.trajectory_id))
     analyses = []
     for trajectory in group:
@@ -137,6 +156,35 @@ def missed_steps(trajectory: Trajectory, successes: Sequence[Trajectory]) -> lis
             needed[step] -= 1
             missed.append(step)
     return missed[::-1]
+
+
+def _without_answers(group: Sequence[Trajectory]) -> list[Trajectory]:
+    """The group without what its answers say, nor its queries that name the answer of a success (a question may)."""
+    right = {
+        words
+        for trajectory in group
+        if trajectory.won
+        for step in trajectory.steps
+        for answer in re.findall(f"<{ANSWER}>(.*?)</{ANSWER}>", step.action, re.DOTALL)
+        if (words := _words(answer)) not in _words(trajectory.task_text)
+    }
+
+    def without(step: Step) -> Step:
+        tagged = _TAGGED.fullmatch(step.action)
+        if not tagged or step.action in step.admissible_actions:
+            return step
+        if f"<{ANSWER}>" in step.action:
+            return replace(step, action=f"<{ANSWER}></{ANSWER}>")
+        named = any(words in _words(tagged[2]) for words in right)
+        return replace(step, action=f"<{tagged[1]}></{tagged[1]}>") if named else step
+
+    return [replace(trajectory, steps=tuple(without(step) for step in trajectory.steps)) for trajectory in group]
+
+
+def _words(text: str) -> str:
+    """The words of a text between spaces, as answers are compared: lower case, no punctuation, no articles."""
+    words = re.sub(r"[^\w\s]", "", text.lower()).split()
+    return " ".join(["", *(word for word in words if word not in ("a", "an", "the")), ""])
 
 
 def _repeated(trajectory: Trajectory) -> list[str]:

@@ -42,12 +42,13 @@ def test_a_corpus_is_read_plain_or_compressed(tmp_path, name, pack):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: not valid JSON"),
+        ("{", "line 2, column 2: not valid JSON: Expecting property name"),
         ("[]", "line 2: expected a JSON object, got list"),
         ('{"contents": "x"}', "line 2, field id: expected a non-empty text or a number, got None"),
         ('{"id": "2"}', "line 2, field contents: expected a non-empty text, got None"),
         ('{"id": "2", "contents": " "}', "line 2, field contents: expected a non-empty text, got ' '"),
         (passage_line(), "line 2, field id: '1' is already on line 1"),
+        ('{"id": "2", "contents": "x\\ud83d"}', "line 2, field contents: half a character (surrogate) at position 1"),
     ],
 )
 def test_bad_passages_are_named(tmp_path, line, message):
@@ -62,7 +63,7 @@ def test_bad_passages_are_named(tmp_path, line, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 2: not valid JSON"),
+        ("nonsense", "line 2, column 1: not valid JSON: Expecting value"),
         (question_line(2, id=True), "line 2, field id: expected a non-empty text or a number, got True"),
         (question_line(2, question=""), "line 2, field question: expected a non-empty text, got ''"),
         (
@@ -73,7 +74,8 @@ def test_bad_passages_are_named(tmp_path, line, message):
         (question_line(2, golden_answers=[3]), "line 2, field golden_answers"),
         (question_line(2, data_source=None), "line 2, field data_source: expected a non-empty text, got None"),
         (question_line(2, split="train"), "line 2, field split: some lines have it, some do not"),
-        (question_line(1), "line 2, field id: 'q1' of nq is already on line 1"),
+        (question_line(1), "line 2, field id: question nq/q1 is already on line 1"),
+        (question_line(2, golden_answers=["x", "\ud83d"]), "line 2, field golden_answers: half a character"),
     ],
 )
 def test_bad_questions_are_named(tmp_path, line, message):
@@ -83,6 +85,12 @@ def test_bad_questions_are_named(tmp_path, line, message):
         read_questions(file)
     assert str(file) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_two_questions_that_make_the_same_task_id_are_refused(tmp_path):
+    write_lines(tmp_path / "q.jsonl", question_line(0, "nq", id="dev/1"), question_line(0, "nq/dev", id="1"))
+    with pytest.raises(DataError, match=r"q\.jsonl, line 2, field id: question nq/dev/1 is already on line 1"):
+        read_questions(tmp_path / "q.jsonl")
 
 
 def test_empty_and_broken_files_are_refused(tmp_path):
@@ -152,6 +160,7 @@ def test_bad_options_are_refused(tmp_path):
         ({"retrieval": {"engine": "server"}}, "url: give it with engine `server`"),
         ({"retrieval": {"url": "http://127.0.0.1/retrieve"}}, "url: give it with engine `server`"),
         ({"retrieval": {"engine": "server", "url": "localhost:8000"}}, r"retrieval\.url: String should match pattern"),
+        ({"retrieval": {"engine": "server", "url": "http://[::zz]/retrieve"}}, "url: Invalid IPv6 address"),
         ({"retrieval": {"topk": 3}}, "unknown key; did you mean 'top_k'"),
         ({"generator": {"passages": 5}}, "greater than or equal to 50"),
         ({"max_turns": 0}, "greater than or equal to 1"),
@@ -164,6 +173,6 @@ def test_a_bad_corpus_is_refused_at_the_first_reset(tmp_path):
     corpus = write_lines(tmp_path / "c.jsonl", passage_line(), "{")
     questions = write_lines(tmp_path / "q.jsonl", question_line(1, split="train"))
     environment = make("search_qa", {"corpus": corpus, "questions": questions})
-    with pytest.raises(DataError, match=r"c\.jsonl, line 2: not valid JSON"):
+    with pytest.raises(DataError, match=r"c\.jsonl, line 2, column 2: not valid JSON"):
         environment.reset(environment.tasks("train")[0])
     assert not list((tmp_path / "cache" / "search_qa").iterdir())  # nothing half built is left

@@ -79,6 +79,15 @@ def test_an_answer_inside_a_search_block_ends_the_episode(environment):
     assert environment.step(action).won
 
 
+def test_golden_answers_are_forbidden_but_for_what_the_question_says(environment):
+    def forbidden(question: str, *answers: str) -> list[str]:
+        return list(environment.forbidden_texts(Task("x", "nq", Question("1", question, answers, "nq"))))
+
+    assert forbidden("Who wrote it?", "The Poet", "Ann Lee") == ["The Poet", "Ann Lee"]
+    assert forbidden("Which is older, the Alpha or Beta?", "Alpha", "beta", "Alphabet") == ["Alphabet"]
+    assert forbidden("Is it so?", "Yes", "no", "...") == []
+
+
 def test_group_members_start_and_go_on_alike():
     first, second = make("search_qa", SMALL), make("search_qa", SMALL)
     for task in first.tasks("train")[:5]:

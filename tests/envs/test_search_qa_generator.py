@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -62,11 +65,31 @@ def test_same_options_same_bytes():
     assert world(seed=6).digest != first.digest
 
 
+DIGEST, QUESTIONS = "1cc746eb19b8c490", "ef35a8093ebc0b3c"
+"""Of the passages and the questions of the small world."""
+
+
 def test_the_bytes_are_the_same_on_every_machine():
     made = world()
     questions = json.dumps([[q.question, q.golden_answers, q.data_source] for s in SPLITS for q in made.questions[s]])
-    assert made.digest[:16] == "1cc746eb19b8c490"
-    assert hashlib.sha256(questions.encode()).hexdigest()[:16] == "ef35a8093ebc0b3c"
+    assert made.digest[:16] == DIGEST
+    assert hashlib.sha256(questions.encode()).hexdigest()[:16] == QUESTIONS
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_bytes_are_the_same_in_every_process(hash_seed):
+    """Whatever the process makes of the hash of a text."""
+    program = (
+        "import hashlib, json; from envs.search_qa.generator import SPLITS, GeneratorOptions, make_world; "
+        "made = make_world(GeneratorOptions(passages=120, train=60, valid_unseen=20)); "
+        "asked = [[q.question, q.golden_answers, q.data_source] for s in SPLITS for q in made.questions[s]]; "
+        "print(made.digest[:16], hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16])"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    made = subprocess.run(
+        [sys.executable, "-c", program], check=True, env=environment, capture_output=True, text=True
+    ).stdout
+    assert made.split() == [DIGEST, QUESTIONS]
 
 
 @given(st.integers(0, 2**31), st.sampled_from([50, 61, 200]))

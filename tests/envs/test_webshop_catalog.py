@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from envs.webshop.catalog import Catalog, HumanGoal, Product, Review, find_files, read_products
 from envs.webshop.generator import GeneratorOptions, write_catalog
+from envs.webshop.shop import open_shop
 from opid_core.errors import ConfigError, DataError
 
 
@@ -202,6 +207,30 @@ def test_the_stored_catalog_gives_back_what_was_read(tmp_path):
             "items_human_ins.json, B000000MUG, entry 0, field instruction_options",
         ),
         ({"reviews__json": [{"asin": "B000000MUG"}]}, "reviews.json, entry 0, field reviews"),
+        (
+            {"reviews__json": [{"asin": "B000000MUG", "reviews": [{"title": "\ud83d", "stars": 5}]}]},
+            "reviews.json, entry 0, field reviews: half a character (surrogate) at position 0",
+        ),
+        (
+            {"items_shuffle__json": json.dumps([raw_product("B1")]) + "\n[]"},
+            "items_shuffle.json: more follows the end of its JSON array",
+        ),
+        (
+            {"products": [raw_product("B1", pricing="$" + "9" * 400)]},
+            "product 0, field pricing: expected prices such as",
+        ),
+        (
+            {"products": [raw_product("B1", name="mug \ud83d")]},
+            "product 0, field name: half a character (surrogate) at position 4",
+        ),
+        (
+            {"products": [raw_product("B1", customization_options={"\ud83d": [{"value": "x"}]})]},
+            "product 0, field customization_options: half a character",
+        ),
+        (
+            {"products": [raw_product("B1", customization_options={n: [{"value": "x"}] * 101 for n in "abc"})]},
+            "product 0, field customization_options: 1,030,301 combinations, a goal each; at most 1,000,000",
+        ),
     ],
 )
 def test_malformed_files_are_named(tmp_path, files, message):
@@ -210,6 +239,26 @@ def test_malformed_files_are_named(tmp_path, files, message):
         Catalog(find_files(str(data)))
     assert message in str(caught.value)
     assert not list((tmp_path / "cache").glob("webshop/*"))  # nothing half done is left
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "message"),
+    [
+        (
+            "synthetic",
+            {"items_ins_v2__json": "{}"},
+            r"items_ins_v2\.json: holds no synthetic goal for a product of items_sh",
+        ),
+        (
+            "human",
+            {"items_human_ins__json": "{}"},
+            r"items_human_ins\.json: holds no human goal for a product of items_sh",
+        ),
+    ],
+)
+def test_data_without_goals_are_named(tmp_path, kind, files, message):
+    with pytest.raises(DataError, match=message):
+        open_shop(str(small_data(tmp_path / "data", **files)), kind, 233, "bm25")
 
 
 def test_files_are_found_by_the_originals_names(tmp_path, monkeypatch):
@@ -258,6 +307,19 @@ def test_the_same_seed_makes_the_same_bytes(tmp_path):
     assert contents("a")["items_shuffle.json"] != contents("other")["items_shuffle.json"]
     products = {name: list(read_products(find_files(str(tmp_path / name)))) for name in ("a", "longer")}
     assert products["longer"][:40] == products["a"]
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_the_bytes_are_the_same_in_every_process(tmp_path, hash_seed):
+    """Whatever the process makes of the hash of a text."""
+    program = (
+        "import pathlib, sys; from envs.webshop.generator import GeneratorOptions, write_catalog; "
+        "write_catalog(GeneratorOptions(products=40), pathlib.Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=environment)
+    together = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.json")))
+    assert hashlib.sha256(together).hexdigest()[:16] == "853e7d80f029254c"
 
 
 def test_the_generated_catalog_is_varied(tmp_path):

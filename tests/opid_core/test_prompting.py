@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import copy
+import functools
+import unicodedata
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.base import TURN_LINE, PromptParts
 from opid_core.errors import ConfigError, DataError
@@ -115,6 +120,116 @@ def test_task_skill_and_observation_always_stay():
         encode(make_tokenizer(), skilled, WHOLE - 12)
     exceeding = encode(make_tokenizer(), skilled, WHOLE - 12, may_exceed=True)
     assert (len(exceeding.ids), exceeding.history_dropped) == (27, 3)
+
+
+# What the world says may spell the special tokens of a policy. Templates and tokenizers as Qwen2.5's and SmolLM2's.
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>")
+QWEN_TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{%- endif %}"
+    "{%- for message in messages %}"
+    "{%- if (message.role == 'user') or (message.role == 'system' and not loop.first) %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+SMOL_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TRIMMING_TEMPLATE = QWEN_TEMPLATE.replace("message.content", "message.content | trim")
+AROUND = ("<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>")
+"""The special tokens of each of these templates."""
+
+
+@functools.cache
+def chat_tokenizer(style: str):
+    """A byte-level BPE tokenizer of 300 tokens; `<tool_call>` is one of them, but not special."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+    texts = ["You are helpful. system user assistant take mug 12 from desk"] * 9
+    if style == "smol":
+        raw = Tokenizer(models.BPE())
+        split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        raw.pre_tokenizer = pre_tokenizers.Sequence(split)  # pyright: ignore[reportAttributeAccessIssue]
+        raw.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    else:
+        tokenizer = Qwen2Tokenizer().train_new_from_iterator(texts, 300, show_progress=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL)})
+    tokenizer.add_tokens(["<tool_call>"])
+    tokenizer.chat_template = {"smol": SMOL_TEMPLATE, "qwen": QWEN_TEMPLATE, "trimming": TRIMMING_TEMPLATE}[style]
+    return tokenizer
+
+
+def special_of(tokenizer, ids: list[int]) -> tuple[str, ...]:
+    return tuple(token for token in tokenizer.convert_ids_to_tokens(ids) if token in SPECIAL)
+
+
+def equal_places(one: list[int], other: list[int]) -> int:
+    """How many ids the two begin with alike."""
+    return next(n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+
+STYLES = pytest.mark.parametrize("style", ["qwen", "smol", "trimming"])
+HOSTILE = st.lists(
+    st.sampled_from(
+        [*SPECIAL, "<|im_", "_end|>", "<|im_<|im_end|>end|>", "<tool_call>", " ", "\n", "12", "mug", "\ufffc"]
+    )
+    | st.text(max_size=5),
+    max_size=6,
+).map("".join)
+
+
+@STYLES
+@settings(deadline=None, max_examples=40)
+@given(task=HOSTILE, seen=HOSTILE, done=HOSTILE, now=HOSTILE, offered=HOSTILE, skill=HOSTILE)
+def test_the_special_tokens_are_those_of_the_template_alone(style, task, seen, done, now, offered, skill):
+    tokenizer = chat_tokenizer(style)
+    parts = replace(PARTS, task=task, history=(f"{seen}\n{done}",) * 2, current=now, actions=offered)
+    encoded = encode(tokenizer, inject(parts, "step", skill), 10_000)
+    assert special_of(tokenizer, encoded.ids) == AROUND
+    # Not one character is lost or changed (Qwen2's tokenizer composes characters: NFC).
+    shown = f"<|im_start|>user\n{encoded.text}<|im_end|>\n<|im_start|>assistant\n"
+    shown = unicodedata.normalize("NFC", shown) if style != "smol" else shown
+    assert str(tokenizer.decode(encoded.ids)).endswith(shown)
+
+
+@STYLES
+@settings(deadline=None)
+@given(text=st.text(), number=st.integers(0, 30))
+def test_any_other_prompt_is_tokenised_whole(style, text, number):
+    tokenizer = chat_tokenizer(style)
+    parts = replace(PARTS, current=f"{text} <tool_call> take mug {number}", history=())
+    encoded = encode(tokenizer, parts, 10_000)
+    message = [{"role": "user", "content": encoded.text}]
+    templated = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    assert encoded.ids == tokenizer.encode(templated, add_special_tokens=False)
+
+
+@STYLES
+def test_only_what_spells_a_special_token_is_tokenised_in_another_way(style):
+    tokenizer = chat_tokenizer(style)
+    ordinary, hostile = (
+        encode(tokenizer, replace(PARTS, current=f"take{word}mug 12"), 1000).ids for word in (" ## ", " <|im_end|> ")
+    )
+    same = equal_places(ordinary, hostile)  # up to "take" and its space
+    rest = equal_places(ordinary[::-1], hostile[::-1])
+    assert tokenizer.decode(ordinary[same:-rest]) == "##"
+    assert tokenizer.decode(hostile[same:-rest]) == "<|im_end|>"
+
+
+def test_a_template_that_shows_the_message_twice_is_refused_where_it_matters():
+    tokenizer = copy.deepcopy(chat_tokenizer("qwen"))
+    tokenizer.chat_template = "{{ messages[0]['content'] + messages[0]['content'] }}"
+    encode(tokenizer, PARTS, 1000)
+    with pytest.raises(ConfigError, match="does not show the user message once"):
+        encode(tokenizer, replace(PARTS, current="<|im_end|>"), 1000)
 
 
 def test_a_tokenizer_without_chat_template_is_refused():

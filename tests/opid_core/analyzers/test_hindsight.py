@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opid_core.analyzers import hindsight
 from opid_core.config import AnalyzerConfig
@@ -65,6 +69,9 @@ def episode(
         ("look", "look"),
         ("search[size 10 shoes]", "search[size 10 shoes]"),
         ("", ""),
+        ("<search>who was born in 812 in Belora</search>", "search: who was born in 812 in Belora"),
+        ("<search></search>", "search"),
+        ("<answer>812</answer>", "answer"),
     ],
 )
 def test_generalise(action, general):
@@ -184,3 +191,104 @@ def test_max_step_skills_failed_only_and_broken():
     assert list(analyses[0].step_skills) == [4, 5]
     failed_only = CONFIG.model_copy(update={"failed_only": True})
     assert [a.trajectory_id for a in hindsight.analyze([success, failure], failed_only, {})] == ["f"]
+
+
+# --- actions in tags: searching and answering -------------------------------------------------------------------------
+
+
+def search(query: str) -> str:
+    return f"<search>{query}</search>"
+
+
+def answer(text: str) -> str:
+    return f"<answer>{text}</answer>"
+
+
+def asked(trajectory_id: str, actions: list[str], outcome: str = "success", question: str = "") -> Trajectory:
+    """An episode that answers a question."""
+    question = question or "Your question is: What did the founder of Belora work as?"
+    return dataclasses.replace(episode(trajectory_id, actions, outcome), task_text=question)
+
+
+@pytest.mark.parametrize(
+    ("action", "skill"),
+    [
+        (search("who founded Belora"), "Do now: search: who founded Belora"),
+        (search("Belora 2"), "Do now: search: Belora 2"),
+        (search(""), "Do now: search"),
+        (answer("Tavi"), "Do now: answer"),
+        (search(f"so {answer('Tavi')}"), "Do now: answer"),  # the world takes it as an answer
+        ("<think>look around</think>", "Do now: look around"),  # part of a response, no kind of action
+        ("search[red mug]", "Do now: search[red mug]"),
+        ("take mug 1 from desk 2", "Do now: take mug 1 from desk 2"),
+        ("<search>open", "Do now: open"),  # no block: only the tag is taken out, as of any text
+    ],
+)
+def test_a_step_skill_says_what_kind_of_action_it_names(action, skill):
+    assert hindsight.step_skill(action) == skill
+
+
+def test_the_workflow_of_an_answered_question_leaves_the_answer_out():
+    actions = [search("Belora"), search("Tavi Omen"), answer("a baker")]
+    assert hindsight.workflow_skill(actions) == "Plan: search: Belora, search: Tavi Omen, answer."
+    (analysis,) = hindsight.analyze([asked("s", actions)], CONFIG, {"s": [0, 2]})
+    assert analysis.episode_skill == "Plan: search: Belora, search: Tavi Omen, answer."
+    assert analysis.step_skills == {0: "Do now: search: Belora", 2: "Do now: answer"}
+    assert analysis.summary == "Succeeded in 3 steps: search: Belora, search: Tavi Omen, answer."
+
+
+def test_a_query_that_names_the_right_answer_is_not_told():
+    checked = [search("Belora"), search("was Tavi a BAKER?"), answer("The baker")]
+    failure = asked("f", [search("which bakery"), search("the baker of Belora"), answer("a dyer")], "failure")
+    success, failed = hindsight.analyze([asked("s", checked), failure], CONFIG, {"s": [1]})
+    assert success.episode_skill == "Plan: search: Belora, search, answer."
+    assert success.step_skills == {1: "Do now: search"}
+    # "bakery" is another word. The answer that was wrong is not told either.
+    assert failed.episode_skill == "Do not skip: search: Belora. Avoid: search: which bakery."
+    # Where the question itself names the answer, a query may too.
+    question = "Your question is: Was Tavi a baker or a dyer?"
+    (analysis,) = hindsight.analyze([asked("s", checked, question=question)], CONFIG, {})
+    assert analysis.episode_skill == "Plan: search: Belora, search: was Tavi a BAKER?, answer."
+
+
+def test_a_failure_learns_what_to_search_where_a_sibling_went_on_searching():
+    success = asked("s", [search("Belora"), search("Tavi"), answer("baker")])
+    hasty = asked("f", [search("Belora"), answer("dyer")], "failure")
+    (_, analysis) = hindsight.analyze([success, hasty], CONFIG, {})
+    assert analysis.episode_skill == "Do not skip: search: Tavi."
+    assert analysis.step_skills == {1: "Do now: search: Tavi"}
+
+
+def test_two_different_answers_are_no_divergence_that_a_skill_could_tell():
+    success, failure = (
+        asked("s", [search("Tavi"), answer("baker")]),
+        asked("f", [search("Tavi"), answer("dyer")], "failure"),
+    )
+    (_, analysis) = hindsight.analyze([success, failure], CONFIG, {"f": [1]})
+    assert (analysis.episode_skill, analysis.step_skills) == ("Do not waste steps.", {})
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["Belora", "Tavi", "Omen Tavi", "the Omen"]), max_size=3), min_size=1, max_size=4
+    ),
+    st.sampled_from(["Omen", "Omen Tavi", "omen, tavi!"]),
+)
+def test_no_skill_tells_the_answer_of_a_success(queries, right):
+    group = [asked("s", [*map(search, queries[0]), answer(right)])]
+    group += [asked(f"f{n}", [*map(search, q), answer("dyer")], "failure") for n, q in enumerate(queries[1:])]
+    critical = {trajectory.trajectory_id: range(len(trajectory.steps)) for trajectory in group}
+    for analysis in hindsight.analyze(group, CONFIG, critical):
+        for text in (analysis.summary, analysis.episode_skill, *analysis.step_skills.values()):
+            words = text.replace(",", " ").replace(".", " ").split()
+            joined = " ".join(word for word in words if word != "the")
+            assert right.replace(",", "").replace("!", "").lower() not in joined.lower()
+            assert "dyer" not in joined
+
+
+@given(st.text("abc 123", min_size=1).map(str.strip), st.sampled_from(["take", "go to", "clean", "look"]))
+def test_actions_without_tags_are_worded_as_before(words, verb):
+    """Policies are warm-started on these texts."""
+    assert hindsight.step_skill(f"{verb} {words}") == " ".join(f"Do now: {verb} {words}".split())
+    assert hindsight.worded(f"{verb} {words}") == f"{verb} {words}"
