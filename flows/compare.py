@@ -20,7 +20,7 @@ from flows.warm_start import make_warm_start
 from opid_core.config import CampaignConfig, load_config
 from opid_core.errors import ConfigError
 
-MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high", "rollout.resample_tied_rounds")
+MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
 """Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
 
 

@@ -20,6 +20,9 @@ def tiny_model(seed: int = 0, **changes):
     return model
 
 
+COUNTED_MODEL = tiny_model()
+
+
 def random_sequences(count: int, seed: int = 0) -> list[TokenSequence]:
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, 30, size=(count, 2))
@@ -90,6 +93,61 @@ def test_micro_batches_hold_each_sequence_once_within_the_budget(lengths, budget
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+class CountingScorer(ResponseScorer):
+    """Remembers which sequences went through the model, and each forward pass' rows and padded width."""
+
+    def __init__(self, policy) -> None:
+        super().__init__(policy)
+        self.seen: list[TokenSequence] = []
+        self.shapes: list[tuple[int, int]] = []
+
+    def forward(self, sequences, entropy=False):
+        self.seen.extend(sequences)
+        base = self.policy.base_model
+        hook = base.register_forward_pre_hook(
+            lambda _, __, inputs: self.shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+        )
+        try:
+            return super().forward(sequences, entropy)
+        finally:
+            hook.remove()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 8)), max_size=12), st.integers(1, 120), st.integers(0, 9))
+def test_scoring_drops_duplicates_and_pads_no_sample(lengths, budget, seed):
+    generator = np.random.default_rng(seed)
+    sequences = [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
+    scorer = CountingScorer(COUNTED_MODEL)
+    scores = score(scorer, sequences, micro_batch_tokens=budget)
+    assert [len(row) for row in scores] == [response for _, response in lengths]
+    assert sorted(map(id, scorer.seen)) == sorted(map(id, sequences))  # each one once
+    # Every row that the model computes is a sample's, and no batch is wider than its longest sample.
+    assert sum(rows for rows, _ in scorer.shapes) == len(sequences)
+    assert [rows * width <= budget or rows == 1 for rows, width in scorer.shapes] == [True] * len(scorer.shapes)
+    assert max((width for _, width in scorer.shapes), default=0) == max(map(len, sequences), default=0)
+
+
+def test_the_output_layer_runs_on_response_positions_only():
+    model, rows = tiny_model(), []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(tuple(inputs[0].shape)))
+    # One batch of padded size 2 x 6: 3 + 1 responses of 12 positions.
+    score(model, [TokenSequence([5, 6, 7], [8, 9, 10]), TokenSequence([5], [6])], micro_batch_tokens=64)
+    hook.remove()
+    assert rows == [(4, 64)]
+
+
+def test_no_attention_mask_is_built():
+    """A mask would take attention's slower path, and is not needed: padding stands behind every real position."""
+    model, masks = tiny_model(), []
+    hook = model.base_model.layers[0].register_forward_pre_hook(
+        lambda _, __, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    score(model, random_sequences(3), micro_batch_tokens=1000)
+    hook.remove()
+    assert masks == [None]
 
 
 @settings(max_examples=20)
