@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from envs.alfworld import generator as generated
 from envs.alfworld.demonstrator import Demonstrator
 from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game
+from envs.alfworld.original import require_textworld
+from envs.alfworld.processes import TextworldWorld
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
 from envs.alfworld.text import FIXED_PHRASES, parse_action, prompt_parts, response_text
 from envs.alfworld.world import BANNER, World
@@ -29,10 +32,13 @@ TaskType = Literal[
 
 
 class AlfworldOptions(BaseModel):
-    """Which games, in which order."""
+    """Which games, in which order, on which engine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
+    engine: Literal["native", "textworld"] = "native"
+    """`native`: the simulator; `textworld`: the original, with the same observations but far slower and in a process
+    an episode (`pip install 'opid[alfworld]'`)."""
     data: str = "generated"
     """`generated`, or a folder: of packs (`train.jsonl.xz` ...) or as alfworld-download makes it (`$ALFWORLD_DATA`)."""
     task_types: tuple[TaskType, ...] = Field(default=TASK_TYPES, min_length=1)
@@ -42,6 +48,11 @@ class AlfworldOptions(BaseModel):
     skip_malformed: bool = False
     """Leave out stored games that cannot be read or played, with one warning that names them; otherwise the first one
     is an error."""
+    check_solvable: bool = False
+    """Let the planner win every stored game before it is used: the first one that it cannot is an error, or left out
+    with `skip_malformed`."""
+    forbid_goal_words: bool = False
+    """Whether a skill may not name the objects and places of its game's goal: such a skill is found by the gates."""
     generator: generated.GeneratorOptions = generated.GeneratorOptions()
     """The generated games."""
 
@@ -57,7 +68,7 @@ class AlfworldEnvironment:
     """One running episode of ALFWorld. Raises ConfigError for a data folder that cannot be used.
 
     `reset` returns the game's first observation without its banner and its task sentence (the prompt shows that on its
-    own); `world` plays the game as textworld does.
+    own); `world` plays the game.
     """
 
     parse_action = staticmethod(parse_action)
@@ -69,6 +80,8 @@ class AlfworldEnvironment:
         self.options = options
         self.admissible_actions: Sequence[str] = ()
         self.task_text = ""
+        if options.engine == "textworld":
+            require_textworld("environment.options.engine")
         if options.data != "generated":
             stored_splits(options.data)
 
@@ -84,12 +97,20 @@ class AlfworldEnvironment:
         if options.data == "generated":
             found = generated.tasks(split, options.generator, options.task_types)
         else:
-            found = stored_tasks(options.data, split, options.task_types, skip_malformed=options.skip_malformed)
+            found = stored_tasks(
+                options.data,
+                split,
+                options.task_types,
+                skip_malformed=options.skip_malformed,
+                check_solvable=options.check_solvable,
+            )
         return pick(found, options.manifest, split) if options.manifest else found
 
     def reset(self, task: Task) -> str:
-        """Start `task`. Raises DataError for a game that cannot be used."""
-        self.world = World(game_of(task, self.options.generator))
+        """Start `task`. Raises DataError for a game that cannot be used; a textworld that fails is an EnvironmentFault
+        (also in `step`)."""
+        engine = World if self.options.engine == "native" else TextworldWorld
+        self.world = engine(game_of(task, self.options.generator))
         observation = self.world.reset()
         self.task_text = f"{TASK_LINE}{self.world.game.task_desc}."
         self._update()
@@ -101,6 +122,14 @@ class AlfworldEnvironment:
         self._update()
         won = self.world.won
         return StepResult(observation, reward=1.0 if won else 0.0, done=won, won=won)
+
+    def forbidden_texts(self, task: Task) -> Sequence[str]:
+        """The objects and places of the game's goal in lower case, as the game names them, if they are forbidden."""
+        if not self.options.forbid_goal_words:
+            return []
+        goal = game_of(task, self.options.generator).pddl_problem.partition("(:goal")[2]
+        types = re.findall(r"\((?:objectType|receptacleType) \S+ (\w+)Type\)", goal)
+        return list(dict.fromkeys(name.lower() for name in types))
 
     def expert(self, observation: str) -> Demonstrator:
         """An expert for the episode that `reset` just started with `observation`."""

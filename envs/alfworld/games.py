@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Game:
     pddl_problem: str
 
 
-def read_pack(path: str | Path, malformed: list[str] | None = None) -> list[Game]:
+def read_pack(path: str | Path, malformed: list[str] | None = None) -> Iterator[Game]:
     """The games of a JSON-lines file (`.jsonl`, or `.xz`-compressed), in its order; a game's id is its `path`.
 
     Raises DataError that names file, line and field of anything that cannot be used. With a list of `malformed` games
@@ -39,7 +40,6 @@ def read_pack(path: str | Path, malformed: list[str] | None = None) -> list[Game
     """
     path = Path(path)
     open_text = lzma.open if path.suffix == ".xz" else open
-    games: list[Game] = []
     seen: dict[str, int] = {}
     try:
         with open_text(path, "rt", encoding="utf-8") as lines:
@@ -57,10 +57,9 @@ def read_pack(path: str | Path, malformed: list[str] | None = None) -> list[Game
                 if game.game_id in seen:
                     raise DataError(f"{where}, field path: {game.game_id!r} is already on line {seen[game.game_id]}")
                 seen[game.game_id] = number
-                games.append(game)
+                yield game
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read after {len(games)} games: {error}") from None
-    return games
+        raise DataError(f"{path}: cannot be read after {len(seen)} games: {error}") from None
 
 
 def _game_of_line(line: str, where: str) -> Game:
@@ -96,14 +95,13 @@ def folder_splits(path: str | Path) -> dict[str, Path]:
     return {}
 
 
-def read_folder(path: str | Path, malformed: list[str] | None = None) -> list[Game]:
+def read_folder(path: str | Path, malformed: list[str] | None = None) -> Iterator[Game]:
     """The games of one split folder (`<task>/<trial>/{game.tw-pddl,traj_data.json}`), sorted by id (`task/trial`).
 
     As in ALFWorld, games with movable receptacles or slicing and games not known to be solvable are left out. The
     task text is that of the game's own grammar. Raises DataError that names file and field, or appends that to the
     list of `malformed` games.
     """
-    games: list[Game] = []
     for file in sorted(Path(path).glob("*/*/game.tw-pddl")):
         try:
             game = _game_of_file(file)
@@ -113,8 +111,7 @@ def read_folder(path: str | Path, malformed: list[str] | None = None) -> list[Ga
             malformed.append(str(error))
             continue
         if game:
-            games.append(game)
-    return games
+            yield game
 
 
 def _game_of_file(file: Path) -> Game | None:

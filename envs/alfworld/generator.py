@@ -12,16 +12,16 @@ import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from envs.alfworld import problem
 from envs.alfworld.games import TASK_TYPES, Game
+from envs.alfworld.planner import solve
 from envs.alfworld.rooms import FIXTURES, LAMP, LAMP_PLACES, OBJECT_COUNTS, OBJECTS, RECEPTACLES
-from envs.alfworld.world import World
 from envs.base import Task
-from opid_core.errors import ConfigError, DataError
+from opid_core.errors import ConfigError
 
 SPLITS = ("train", "valid_seen", "valid_unseen")
 
@@ -92,28 +92,42 @@ def tasks(split: str, options: GeneratorOptions, task_types: Sequence[str]) -> S
     unknown = [name for name in task_types if name not in TASK_TYPES]
     if unknown or not task_types:
         raise ConfigError(f"task_types: got {list(task_types)!r}; choose from: {', '.join(TASK_TYPES)}")
-    count: int = getattr(options, split)
-    return [
-        Task(
-            task_id=f"{split}/{index:06d}",
-            task_type=task_types[index % len(task_types)],
-            payload={
-                "split": split,
-                "index": index,
-                "held_out": split == "valid_unseen" and index // len(task_types) % 2 == 0,
-            },
-        )
-        for index in range(count)
-    ]
+    return _Tasks(split, getattr(options, split), tuple(task_types))
+
+
+class _Tasks(Sequence[Task]):
+    """The tasks of a split, each made when it is asked for: a list of 100,000 costs nothing."""
+
+    def __init__(self, split: str, count: int, task_types: tuple[str, ...]) -> None:
+        self._split, self._count, self._task_types = split, count, task_types
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Task]: ...
+
+    def __getitem__(self, index: int | slice) -> Task | list[Task]:
+        position = range(self._count)[index]
+        return self._task(position) if isinstance(position, int) else [self._task(one) for one in position]
+
+    def _task(self, index: int) -> Task:
+        split, types = self._split, len(self._task_types)
+        held_out = split == "valid_unseen" and index // types % 2 == 0
+        payload = {"split": split, "index": index, "held_out": held_out}
+        return Task(f"{split}/{index:06d}", self._task_types[index % types], payload)
 
 
 def game(task: Task, options: GeneratorOptions) -> Game:
-    """The game of `task`, checked by playing its solution. Raises DataError if that does not win (never expected)."""
+    """The game of `task`. Raises DataError where the planner does not win it (never expected)."""
     split, index, held_out = (task.payload[key] for key in ("split", "index", "held_out"))
     rng = random.Random(f"alfworld/{options.seed}/{options.size}/{split}/{index}/{task.task_type}")
     goal = rng.choice(goals(task.task_type, held_out, options.seed))
     room = _make_room(goal, task.task_type, options.size, rng)
-    text, names = problem.write(
+    text = problem.write(
         f"{split}_{index:06d}",
         room.receptacles,
         room.places,
@@ -127,12 +141,7 @@ def game(task: Task, options: GeneratorOptions) -> Game:
         task_desc=wording.format(obj=goal.target.lower(), recep=goal.destination.lower()),
         pddl_problem=text,
     )
-    world = World(made)
-    world.reset()
-    for command in _solution(goal, task.task_type, room, names):
-        world.step(command)
-    if not world.won:
-        raise DataError(f"generated game {made.game_id} (seed {options.seed}): its own solution does not win it")
+    solve(made)
     return made
 
 
@@ -265,40 +274,3 @@ def _draw_place(kind: str, options: Sequence[tuple[str, int]], rng: random.Rando
         return rng.choice(options)
     kinds = [place[0] for place in options]
     return rng.choices(options, [(1 + OBJECTS[kind].places[k]) / kinds.count(k) for k in kinds])[0]
-
-
-def _solution(goal: Goal, task_type: str, room: Room, names: dict[tuple[str, int], str]) -> list[str]:
-    """Commands that win the game, worked out with full knowledge of the room. `names` are as the player sees them."""
-    targets = [o for o in room.places if o[0] == goal.target]
-    if task_type == "look_at_obj_in_light":
-        lamp = (LAMP, 0)
-        fetch = _fetch(targets[0], room, names)
-        return [*fetch, f"go to {names[room.places[lamp]]}", f"use {names[lamp]}"]
-    destination = next(r for r in room.receptacles if r[0] == goal.destination)
-    if task_type == "pick_two_obj_and_place":
-        # An object that already lies in a receptacle of the right kind is half of the goal.
-        destination = next((room.places[o] for o in targets if room.places[o][0] == goal.destination), destination)
-        done = [o for o in targets if room.places[o] == destination]
-        moved = [o for o in targets if o not in done][: 2 - len(done)]
-    else:
-        moved = targets[:1]
-    commands = []
-    for target in moved:
-        commands += _fetch(target, room, names)
-        if task_type in _PROPERTIES:
-            verb = _PROPERTIES[task_type]
-            tool = next(r for r in room.receptacles if r[0] == _TOOLS[verb])
-            commands += [f"go to {names[tool]}", f"{verb} {names[target]} with {names[tool]}"]
-        commands += _approach(destination, names)
-        commands.append(f"move {names[target]} to {names[destination]}")
-    return commands
-
-
-def _fetch(target: tuple[str, int], room: Room, names: dict[tuple[str, int], str]) -> list[str]:
-    place = room.places[target]
-    return [*_approach(place, names), f"take {names[target]} from {names[place]}"]
-
-
-def _approach(receptacle: tuple[str, int], names: dict[tuple[str, int], str]) -> list[str]:
-    """Go there and open it. Opening what cannot be opened, or is open, changes nothing."""
-    return [f"go to {names[receptacle]}", f"open {names[receptacle]}"]

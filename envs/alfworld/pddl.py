@@ -19,6 +19,8 @@ Facts = Mapping[str, set[Fact]]
 """Predicate -> argument tuples that are true."""
 Goal = Callable[[Facts], bool]
 _Formula = Callable[[Facts, dict[str, str]], bool]
+Way = tuple[Fact, ...]
+"""Changing facts, each a predicate and its arguments, that together make a goal true."""
 
 PREDICATES = {
     "atlocation": 2,
@@ -78,6 +80,8 @@ class Problem:
     location_of: dict[str, str]
     """Receptacle -> its location."""
     goal: Goal
+    ways: Callable[[], Iterator[Way]]
+    """All ways to make the goal true, in a fixed order. Raises DataError for a goal that forbids changing facts."""
 
     def initial_facts(self) -> dict[str, set[Fact]]:
         """A fresh copy of the facts that actions change."""
@@ -106,7 +110,8 @@ def parse(game: Game) -> Problem:
         receptacles_at[location_of[receptacle]].append(receptacle)
     if len(sections[":goal"]) != 1:
         raise DataError(f"{where}: expected one goal formula")
-    formula = _GoalCompiler(types, facts, where).compile(sections[":goal"][0])
+    compiler = _GoalCompiler(types, facts, where)
+    formula = compiler.compile(sections[":goal"][0])
     return Problem(
         agent=agents[0],
         types=types,
@@ -115,6 +120,7 @@ def parse(game: Game) -> Problem:
         receptacles_at={location: tuple(found) for location, found in receptacles_at.items()},
         location_of=location_of,
         goal=lambda state: formula(state, {}),
+        ways=lambda: compiler.ways(sections[":goal"][0], {}),
     )
 
 
@@ -251,11 +257,47 @@ class _GoalCompiler:
 
     def _exists(self, variables: dict[str, str], body: Any) -> _Formula:
         """Values that satisfy the body's unchanging conjuncts are listed now; the rest of the body is tried on each."""
-        conjuncts = body[1:] if isinstance(body, list) and body[:1] == ["and"] else [body]
-        decided = [c for c in conjuncts if self._is_static_fact(c) and self._uses_only(c, variables)]
-        remaining = self.compile(["and", *[c for c in conjuncts if c not in decided]])
+        decided, undecided = self._split(body, variables)
+        remaining = self.compile(["and", *undecided])
         candidates = list(self._assignments(variables, decided, {}))
         return lambda facts, values: any(remaining(facts, {**values, **candidate}) for candidate in candidates)
+
+    def ways(self, formula: Any, values: dict[str, str]) -> Iterator[Way]:
+        """Each way to make `formula` true with these values of its free variables."""
+        operator, *rest = formula
+        if operator == "and":
+            yield from self._joint_ways(rest, values)
+        elif operator == "or":
+            for part in rest:
+                yield from self.ways(part, values)
+        elif operator == "exists":
+            variables = _typed(rest[0], self.where)
+            outer = {name: value for name, value in values.items() if name not in variables}
+            decided, remaining = self._split(rest[1], {**outer, **variables})
+            for candidate in self._assignments(variables, decided, outer):
+                yield from self._joint_ways(remaining, candidate)
+        elif operator in DYNAMIC:
+            fact: tuple[Any, ...] = (operator, *[values.get(word, word) for word in rest])
+            yield (fact,)
+        elif operator == "=" or operator in PREDICATES or (operator == "not" and rest[0][0] == "="):
+            if self.compile(formula)({}, values):
+                yield ()
+        else:
+            raise DataError(f"{self.where}: the planner cannot make goal part {operator!r} true")
+
+    def _joint_ways(self, formulas: Sequence[Any], values: dict[str, str]) -> Iterator[Way]:
+        if not formulas:
+            yield ()
+            return
+        for way in self.ways(formulas[0], values):
+            for others in self._joint_ways(formulas[1:], values):
+                yield (*way, *(fact for fact in others if fact not in way))
+
+    def _split(self, body: Any, variables: Mapping[str, str]) -> tuple[list[Any], list[Any]]:
+        """The conjuncts of `body`: those that `variables` alone decide forever, and the others."""
+        conjuncts = body[1:] if isinstance(body, list) and body[:1] == ["and"] else [body]
+        decided = [c for c in conjuncts if self._is_static_fact(c) and self._uses_only(c, variables)]
+        return decided, [c for c in conjuncts if c not in decided]
 
     @staticmethod
     def _is_static_fact(formula: Any) -> bool:

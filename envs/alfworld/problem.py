@@ -59,8 +59,8 @@ def write(
     places: Mapping[tuple[str, int], tuple[str, int]],
     goal_formula: str,
     rng: random.Random,
-) -> tuple[str, dict[tuple[str, int], str]]:
-    """The problem of a room, and the name of each of its things as the player sees it ("apple 2").
+) -> str:
+    """The problem of a room.
 
     `receptacles` and the keys of `places` are (kind, running number); `places` maps an object to its receptacle.
     """
@@ -114,7 +114,7 @@ def write(
             "",
         ]
     )
-    return text, _names(ids)
+    return text
 
 
 def _id(kind: str, rng: random.Random) -> str:
@@ -149,15 +149,3 @@ def _new_location(used: set[str], rng: random.Random) -> str:
         location = "loc_bar_" + "_bar_".join(parts)
         if location not in used:
             return location
-
-
-def _names(ids: Mapping[tuple[str, int], str]) -> dict[tuple[str, int], str]:
-    """The names the player sees. As in ALFWorld, the numbers of a kind run down in the order of the lower-case ids."""
-    names: dict[tuple[str, int], str] = {}
-    by_kind: dict[str, list[tuple[str, int]]] = {}
-    for thing in sorted(ids, key=lambda thing: ids[thing].lower()):
-        by_kind.setdefault(thing[0].lower(), []).append(thing)
-    for kind, things in by_kind.items():
-        for number, thing in zip(range(len(things), 0, -1), things, strict=True):
-            names[thing] = f"{kind} {number}"
-    return names

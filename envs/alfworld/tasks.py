@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from envs.alfworld import generator
 from envs.alfworld.games import Game, folder_splits, read_folder, read_pack
 from envs.alfworld.pddl import parse
+from envs.alfworld.planner import solve
 from envs.base import Task
 from opid_core.errors import ConfigError, DataError
 
@@ -39,53 +42,77 @@ def stored_splits(data: str) -> dict[str, Path]:
     return splits
 
 
-def stored_tasks(data: str, split: str, task_types: Sequence[str], *, skip_malformed: bool = False) -> list[Task]:
+def stored_tasks(
+    data: str, split: str, task_types: Sequence[str], *, skip_malformed: bool = False, check_solvable: bool = False
+) -> list[Task]:
     """The stored games of `split` of the given types, in the pack's order (of a folder: sorted by id).
 
-    Raises ConfigError for an unknown split or one without such games, DataError that names a malformed game (or leaves
-    it out with a warning: `skip_malformed`).
+    Raises ConfigError for an unknown split or one without such games, DataError that names a malformed game, or with
+    `check_solvable` one that the planner cannot win (or leaves it out with a warning: `skip_malformed`).
     """
     splits = stored_splits(data)
     if split not in splits:
         raise ConfigError(f"split: unknown split {split!r}; {data} has: {', '.join(sorted(splits))}")
-    games = _read(splits[split], skip_malformed)
-    wanted = [Task(game.game_id, game.task_type, game) for game in games if game.task_type in task_types]
+    stored = _read(splits[split], skip_malformed, check_solvable)
+    wanted = [Task(one.game_id, one.task_type, one) for one in stored if one.task_type in task_types]
     if not wanted:
         raise ConfigError(f"environment.options.task_types: {splits[split]} has no game of {', '.join(task_types)}")
     return wanted
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A game with its problem compressed: to a tenth, which matters for a split of thousands."""
+
+    game_id: str
+    task_type: str
+    task_desc: str
+    pddl_problem: bytes
+
+
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, skip_malformed: bool) -> tuple[Game, ...]:
+def _read(path: Path, skip_malformed: bool, check_solvable: bool) -> tuple[_Stored, ...]:
     read = read_folder if path.is_dir() else read_pack
+    malformed: list[str] | None = [] if skip_malformed else None
+    check = solve if check_solvable else parse if skip_malformed else None
     try:
-        if not skip_malformed:
-            return tuple(read(path))
-        malformed: list[str] = []
-        games = tuple(_playable(read(path, malformed), path, malformed))
+        games = read(path, malformed)
+        stored = tuple(
+            _Stored(game.game_id, game.task_type, game.task_desc, zlib.compress(game.pddl_problem.encode(), level=1))
+            for game in (_checked(games, check, path, malformed) if check else games)
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if malformed:
         _logger.warning("%s: skipped %d malformed games:\n%s", path, len(malformed), "\n".join(malformed))
-    return games
+    return stored
 
 
-def _playable(games: Sequence[Game], path: Path, malformed: list[str]) -> Iterator[Game]:
+def _checked(
+    games: Iterable[Game], check: Callable[[Game], object], path: Path, malformed: list[str] | None
+) -> Iterator[Game]:
     for game in games:
         try:
-            parse(game)
+            check(game)
         except DataError as error:
+            if malformed is None:
+                raise DataError(f"{path}: {error}") from None
             malformed.append(f"{path}: {error}")
         else:
             yield game
 
 
 def game_of(task: Task, options: generator.GeneratorOptions) -> Game:
-    """The game of a task: the stored one, or made by the generator (cached: the members of a group share it)."""
-    if isinstance(task.payload, Game):
-        return task.payload
+    """The game of a task: stored, or made by the generator (cached: the members of a group share it)."""
+    if isinstance(task.payload, _Stored):
+        return _restored(task.payload)
     payload = tuple(sorted(task.payload.items()))
     return _generated(task, payload, options)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
+
+
+@functools.lru_cache(maxsize=64)
+def _restored(stored: _Stored) -> Game:
+    return Game(stored.game_id, stored.task_type, stored.task_desc, zlib.decompress(stored.pddl_problem).decode())
 
 
 @functools.lru_cache(maxsize=64)

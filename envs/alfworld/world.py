@@ -32,7 +32,7 @@ Available commands:
   slice (object) with (object):     slice an object using a sharp object
 """
 
-_TREATMENTS = (
+TREATMENTS = (
     ("clean", "cleanable", "sinkbasintype", "isclean", ""),
     ("heat", "heatable", "microwavetype", "ishot", "iscool"),
     ("cool", "coolable", "fridgetype", "iscool", "ishot"),
@@ -125,7 +125,7 @@ class World:
                     if self._can_contain(receptacle, o):
                         actions[f"move {names[o]} to {name}"] = (self._move, (o, receptacle))
             for o in held:
-                for treatment in _TREATMENTS:
+                for treatment in TREATMENTS:
                     verb, able, receptacle_type, _, _ = treatment
                     if (o,) in static[able] and (receptacle, receptacle_type) in static["receptacletype"]:
                         actions[f"{verb} {names[o]} with {name}"] = (self._treat, (o, receptacle, *treatment))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import re
 from collections import Counter
-from pathlib import Path
 
 import pydantic
 import pytest
@@ -21,6 +19,7 @@ from envs.alfworld.generator import GeneratorOptions
 from envs.alfworld.rooms import OBJECTS, RECEPTACLES
 from envs.alfworld.world import World
 from opid_core.errors import ConfigError
+from tests.envs.test_alfworld_world import original_world
 
 SMALL = GeneratorOptions(size="small")
 
@@ -165,36 +164,30 @@ def test_bad_input_is_refused():
 
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
-def test_textworld_plays_a_generated_game(task_type, tmp_path: Path):
+def test_textworld_plays_a_generated_game(task_type):
     """The original engine loads the game, shows the same names, and is won by the expert's own actions."""
-    textworld = pytest.importorskip("textworld")
-    alfworld = pytest.importorskip("alfworld")
-    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-
     game = generator.game(generator.tasks("valid_unseen", SMALL, [task_type])[1], SMALL)
-    data = Path(alfworld.__file__).parent / "data"
-    path = tmp_path / "game.tw-pddl"
-    path.write_text(
-        json.dumps(
-            {
-                "pddl_domain": (data / "alfred.pddl").read_text(),
-                "grammar": (data / "alfred.twl2").read_text().replace("UNKNOWN GOAL", game.task_desc),
-                "pddl_problem": game.pddl_problem,
-            }
-        )
-    )
-    infos = textworld.EnvInfos(won=True, admissible_commands=True)
-    oracle = textworld.start(str(path), infos, wrappers=[AlfredDemangler])
-    state = oracle.reset()
-    world = World(game)
-    assert world.reset() == state.feedback
-    expert = Expert(game.task_desc, state.feedback)
+    original, world = original_world(), World(game)
+    observation = original.reset(game)
+    assert world.reset() == observation
+    expert = Expert(game.task_desc, observation)
     for _ in range(30):
-        action = expert.decide(state.admissible_commands).action
-        state, _, _ = oracle.step(action)
-        assert world.step(action) == state.feedback
-        expert.observe(action, state.feedback)
-        if state["won"]:
+        action = expert.decide(original.admissible_commands).action
+        observation = original.step(action)
+        assert world.step(action) == observation
+        expert.observe(action, observation)
+        if original.won:
             break
-    assert state["won"]
+    assert original.won
     assert world.won
+
+
+def test_a_hundred_thousand_tasks_are_listed_without_making_them():
+    options = GeneratorOptions(size="small", train=100_000)
+    tasks = generator.tasks("train", options, TASK_TYPES)
+    assert len(tasks) == 100_000
+    assert tasks[-1] == tasks[99_999] == tasks[99_998:][1]
+    assert (tasks[-1].task_id, tasks[-1].task_type) == ("train/099999", TASK_TYPES[99_999 % 6])
+    assert generator.game(tasks[-1], options).game_id == "train/099999"
+    with pytest.raises(IndexError):
+        tasks[100_000]

@@ -28,7 +28,7 @@ def pack_line(game: Game) -> str:
 def test_pack_and_environment(tmp_path, name):
     text = "\n".join([pack_line(small_game("cool")), "", pack_line(small_game("two"))])
     (tmp_path / name).write_bytes(lzma.compress(text.encode()) if name.endswith("xz") else text.encode())
-    assert read_pack(tmp_path / name) == [small_game("cool"), small_game("two")]
+    assert list(read_pack(tmp_path / name)) == [small_game("cool"), small_game("two")]
 
     manifest = tmp_path / "manifest.txt"
     manifest.write_text("# order of play\ntrain small/two\ntrain small/cool\n")
@@ -64,7 +64,7 @@ def test_bad_pack_lines_are_named(tmp_path, line, message):
     path = tmp_path / "train.jsonl"
     path.write_text(pack_line(small_game()) + "\n" + line + "\n")
     with pytest.raises(DataError) as caught:
-        read_pack(path)
+        list(read_pack(path))
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
 
@@ -101,7 +101,7 @@ def test_alfworld_download_folder(tmp_path, monkeypatch):
         (folder / "game.tw-pddl").write_text(json.dumps(data))
         (folder / "traj_data.json").write_text(json.dumps({"task_type": game.task_type}))
     expected = [replace(game, game_id="cool-Apple/T1"), replace(game, game_id="cool-Apple/T2")]
-    assert read_folder(tmp_path / "json_2.1.1" / "valid_seen") == expected
+    assert list(read_folder(tmp_path / "json_2.1.1" / "valid_seen")) == expected
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
     environment = make("alfworld", {"data": "$ALFWORLD_DATA"})
     assert [task.task_id for task in environment.tasks("valid_seen")] == ["cool-Apple/T1", "cool-Apple/T2"]
@@ -148,6 +148,44 @@ def test_malformed_games_of_a_folder_are_skipped_when_asked(tmp_path, caplog):
     assert warning.getMessage() == f"{tmp_path / 'train'}: skipped 1 malformed games:\n{caught.value}"
 
 
+def test_games_that_cannot_be_won_are_found_when_asked(tmp_path, caplog):
+    path = tmp_path / "train.jsonl"
+    no_way = replace(small_game("(holds agent1 DeskLamp_bar_1)"), game_id="small/lamp")
+    path.write_text("\n".join([pack_line(small_game()), pack_line(no_way)]))
+    message = f"{path}: game small/lamp: the planner finds no solution"
+    assert len(make("alfworld", {"data": str(tmp_path)}).tasks("train")) == 2
+    with pytest.raises(DataError) as caught:
+        make("alfworld", {"data": str(tmp_path), "check_solvable": True}).tasks("train")
+    assert str(caught.value) == message
+    environment = make("alfworld", {"data": str(tmp_path), "check_solvable": True, "skip_malformed": True})
+    assert [task.task_id for task in environment.tasks("train")] == ["small/cool"]
+    assert caplog.messages == [f"{path}: skipped 1 malformed games:\n{message}"]
+
+
+def test_a_pack_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "train.jsonl.xz").write_bytes(lzma.compress(pack_line(small_game()).encode())[:-20])
+    (tmp_path / "valid_seen.jsonl").write_bytes(pack_line(small_game()).encode() + b"\n\xff\xfe")
+    for name in ("train.jsonl.xz", "valid_seen.jsonl"):
+        with pytest.raises(DataError) as caught:
+            make("alfworld", {"data": str(tmp_path)}).tasks(name.split(".")[0])
+        assert str(caught.value).startswith(f"{tmp_path / name}: cannot be read after ")
+
+
+def test_bad_manifests_of_generated_games_are_refused(tmp_path):
+    manifest = tmp_path / "ids"
+    manifest.write_text("train train/000011\ntrain train/000012\ntest test/000001\n")
+    environment = make("alfworld", {"generator": {"train": 12}, "manifest": str(manifest)})
+    with pytest.raises(DataError, match="line 2: no task 'train/000012' among the 12 of split train"):
+        environment.tasks("train")
+    with pytest.raises(ConfigError, match=r"names no task of 'valid_seen'; it has: test, train"):
+        environment.tasks("valid_seen")
+    with pytest.raises(ConfigError, match="unknown split 'test'"):
+        environment.tasks("test")
+    missing = make("alfworld", {"manifest": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match=r"environment\.options\.manifest: .*none cannot be read"):
+        missing.tasks("train")
+
+
 def test_skipping_does_not_hide_an_id_that_is_there_twice(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join([pack_line(small_game())] * 2))
     with pytest.raises(DataError, match="line 2, field path: 'small/cool' is already on line 1"):
@@ -177,3 +215,17 @@ def test_generated_games_are_the_default():
     assert environment.task_text.startswith("Your task is to: ")
     with pytest.raises(ConfigError, match="unknown split"):
         environment.tasks("test")
+
+
+def test_the_words_of_the_goal_are_forbidden_where_the_config_says_so():
+    generated = {"size": "small", "train": 30}
+    plain, strict = (
+        AlfworldEnvironment(AlfworldOptions.model_validate({"generator": generated, "forbid_goal_words": forbid}))
+        for forbid in (False, True)
+    )
+    for task in strict.tasks("train")[:12]:
+        strict.reset(task)
+        words = strict.forbidden_texts(task)
+        assert len(words) == 2
+        assert all(word in strict.task_text for word in words), (strict.task_text, words)
+        assert plain.forbidden_texts(task) == []

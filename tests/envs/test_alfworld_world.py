@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import functools
 import os
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.alfworld_conformance import compare
 from envs.alfworld.games import TASK_TYPES, Game, read_pack
+from envs.alfworld.original import OriginalWorld
 from envs.alfworld.pddl import parse
 from envs.alfworld.world import HELP, World
 from opid_core.errors import DataError
@@ -195,89 +197,33 @@ def test_members_of_a_group_share_the_parse_but_not_the_state():
 # --- against the original engine ---
 
 
+@functools.cache
+def original_world() -> OriginalWorld:
+    pytest.importorskip("textworld", reason="textworld is not installed: no original to compare with")
+    pytest.importorskip("alfworld", reason="alfworld is not installed: no original to compare with")
+    return OriginalWorld()
+
+
+@functools.cache
 def official_games() -> list[Game]:
     root = Path(os.environ.get("OPID_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "alfworld"
     if not (root / "valid_seen.jsonl.xz").is_file():
         pytest.skip("no official games: set OPID_SHARED_DATA to the folder that holds alfworld/valid_seen.jsonl.xz")
-    return read_pack(root / "valid_seen.jsonl.xz")
-
-
-def original_engine(game: Game):
-    textworld = pytest.importorskip("textworld", reason="textworld is not installed: no original to compare with")
-    alfworld = pytest.importorskip("alfworld", reason="alfworld is not installed: no original to compare with")
-    from alfworld.agents.utils.misc import Demangler
-    from textworld.envs.pddl import PddlEnv
-
-    class Demangled(textworld.core.Wrapper):
-        def load(self, data) -> None:
-            super().load(data)
-            demangler = Demangler(game_infos=self._entity_infos)
-            for info in self._entity_infos.values():
-                info.name = demangler.demangle_alfred_name(info.id)
-
-    data = Path(alfworld.__file__).parent / "data"
-    engine = Demangled(PddlEnv(textworld.EnvInfos(admissible_commands=True, won=True, policy_commands=True)))
-    engine.load(
-        {
-            "pddl_domain": (data / "alfred.pddl").read_text(),
-            "grammar": (data / "alfred.twl2").read_text().replace("UNKNOWN GOAL", game.task_desc),
-            "pddl_problem": game.pddl_problem,
-        }
-    )
-    return engine
-
-
-def random_command(rng: random.Random, world: World, seen: set[str]) -> str:
-    """Mostly an admissible command that does something; else one that was offered before, or a malformed one."""
-    admissible = world.admissible_commands
-    idle = ("go", "examine", "look", "help", "inventory")
-    doing = [command for command in admissible if command.split()[0] not in idle]
-    kind = rng.random()
-    if kind < 0.5 and doing:
-        return rng.choice(doing)
-    if kind < 0.8:
-        return rng.choice(admissible)
-    if kind < 0.9:
-        return rng.choice(sorted(seen))
-    command = rng.choice(admissible)
-    return rng.choice(
-        [command.upper(), f"  {command} \n", command.replace(" ", "  "), f"{command}.", "", "take", "xyz"]
-    )
+    return list(read_pack(root / "valid_seen.jsonl.xz"))
 
 
 @pytest.mark.parametrize("name", [*TASK_TYPES, "cool", "two", "light"])
-def test_identical_to_textworld(name, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["pytest"])  # the original's translator overwrites it
+def test_identical_to_textworld(name):
+    """The planner's solution, then a random walk (see `benchmarks.alfworld_conformance`, which sweeps all games)."""
     if name in GOALS:
-        game = small_game(name)
+        game, walk = small_game(name), 80
     else:
         games = [game for game in official_games() if game.task_type == name]
-        game = min(games, key=lambda game: len(game.pddl_problem))
-    engine, world = original_engine(game), World(game)
-    state = engine.reset()
-
-    def check(command: str, observation: str) -> None:
-        assert observation == state.feedback, command
-        assert world.admissible_commands == state.admissible_commands, command
-        assert world.won == state.won, command
-
-    check("reset", world.reset())
-    plan = list(state.policy_commands)
-    engine.request_infos.policy_commands = False
-    for command in plan:
-        assert not world.won
-        state, _, done = engine.step(command)
-        check(command, world.step(command))
-        assert done == world.won
-    assert plan
-    assert world.won
-    rng, seen = random.Random(f"walk {name}"), set(world.admissible_commands)
-    for _ in range(80 if name in GOALS else 20):  # on after the win; the original takes up to 0.1 s a step
-        seen.update(world.admissible_commands)
-        command = random_command(rng, world, seen)
-        state, _, done = engine.step(command)
-        check(command, world.step(command))
-        assert done == world.won
+        game, walk = min(games, key=lambda game: len(game.pddl_problem)), 40
+    result = compare(original_world(), game, walk)
+    assert result.mismatch == ""
+    assert result.plan > 0
+    assert result.walk == walk > result.refused > 0
 
 
 def test_every_official_game_of_a_split_parses_and_is_not_won_at_the_start():
