@@ -1,4 +1,4 @@
-"""Advantages of step samples (ALGORITHM, sections 2 and 5): arrays in, arrays out, no gradients.
+"""Advantages of step samples (ALGORITHM, sections 2, 5 and 8): arrays in, arrays out, no gradients.
 
 Every function takes numpy arrays or torch tensors (or sequences) and returns the kind that its first argument has;
 sums run in float64 whatever the input's number type, so the order of the samples does not matter.
@@ -97,10 +97,46 @@ def outcome_advantages(
     if normalize == "mean_std":
         advantages /= np.where(alone, 1.0, statistics.std + EPSILON)[groups]
     if tied_groups == "zero":
-        if outcomes is None:
-            raise DataError("tied_groups='zero' needs outcomes: ties are decided before any penalty")
-        advantages[_tied(as_floats(outcomes), groups, trajectories)[groups]] = 0.0
+        advantages[_tied_samples(outcomes, groups, trajectories)] = 0.0
     return like_source(advantages, scores)
+
+
+def leave_one_out_advantages(
+    scores: Any,
+    group_ids: Ids,
+    trajectory_ids: Ids,
+    *,
+    tied_groups: Literal["keep", "zero"] = "keep",
+    outcomes: Any = None,
+) -> Any:
+    """RLOO's advantage of every step sample, [samples]: its score less the mean over the group's other trajectories,
+    each of which counts with the mean of its step samples' scores; alone in its group it keeps its score.
+
+    `tied_groups`, `outcomes` and errors as in `outcome_advantages`. Source: ALGORITHM, section 8.
+    """
+    _check_choice("tied_groups", tied_groups, ("keep", "zero"))
+    values, groups = as_floats(scores), codes(group_ids)
+    trajectories = pair_codes(groups, codes(trajectory_ids))
+    check_lengths(scores=values, group_ids=groups, trajectory_ids=trajectories)
+    _, first = np.unique(trajectories, return_index=True)
+    means = group_statistics(values, trajectories).mean
+    statistics = group_statistics(means, groups[first])
+    count, mean = statistics.count[groups], statistics.mean[groups]
+    others = mean + (mean - means[trajectories]) / np.maximum(count - 1, 1)  # exact where all are equal
+    advantages = values - np.where(count == 1, 0.0, others)
+    if tied_groups == "zero":
+        advantages[_tied_samples(outcomes, groups, trajectories)] = 0.0
+    return like_source(advantages, scores)
+
+
+def tied_samples(outcomes: Any, group_ids: Ids, trajectory_ids: Ids) -> Any:
+    """Whether each step sample's group has two or more trajectories with equal outcomes only, [samples].
+
+    `outcomes` [samples] as in `outcome_advantages`. Source: ALGORITHM, sections 2 and 8.
+    """
+    groups = codes(group_ids)
+    trajectories = pair_codes(groups, codes(trajectory_ids))
+    return like_source(_tied_samples(outcomes, groups, trajectories), outcomes)
 
 
 def tie_rate(outcomes: Any, group_ids: Ids, trajectory_ids: Ids) -> float:
@@ -237,6 +273,12 @@ def _tied(outcomes: Array, groups: Array, trajectories: Array) -> Bool[Array, " 
     per_group = _trajectories_per_group(groups, trajectories)
     smallest, largest = _extremes(outcomes, groups, len(per_group))
     return (smallest == largest) & (per_group > 1)
+
+
+def _tied_samples(outcomes: Any, groups: Array, trajectories: Array) -> Bool[Array, " samples"]:
+    if outcomes is None:
+        raise DataError("tied_groups='zero' needs outcomes: ties are decided before any penalty")
+    return _tied(as_floats(outcomes), groups, trajectories)[groups]
 
 
 def _similar_clusters(groups: Array, states: Sequence[Hashable], threshold: float) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from envs.base import Environment, Task
 from opid_core.errors import EnvironmentFault
-from opid_core.prompting import EncodedPrompt, encode
+from opid_core.prompting import EncodedPrompt, encode, inject
 from opid_core.seeds import derive
 
 
@@ -62,6 +62,8 @@ class EpisodeSettings:
     temperature: float
     success_reward: float
     timeout_s: float
+    skill_of: Callable[[Task], str] | None = None
+    """The static skill of a task, which stands in all its prompts as an episode skill."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ def _submit_turn(engine: Engine, tokenizer: Any, state: _Live, settings: Episode
         state.environment.admissible_actions,
         settings.history_length,
     )
+    if settings.skill_of is not None:
+        parts = inject(parts, "episode", settings.skill_of(episode.request.task))
     state.prompt = encode(tokenizer, parts, settings.max_prompt_tokens)
     state.seed = derive(episode.request.seed, len(episode.turns))
     engine.submit(

@@ -8,14 +8,10 @@ micro-batches, and return the same.
 from __future__ import annotations
 
 import gc
-import logging
-import os
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +22,23 @@ from torch import Tensor
 
 from opid_core import checkpoint
 from opid_core.config import LearnerConfig
+from opid_core.deepspeed_setup import engine_config, prepare_process
 from opid_core.errors import ConfigError, DataError, NumericsError, OutOfMemory
-from opid_core.losses import kl_loss, normalizer, policy_loss, policy_metrics
+from opid_core.losses import (
+    gated_distillation_loss,
+    kl_loss,
+    normalizer,
+    policy_loss,
+    policy_metrics,
+    ratio_k3_distillation_loss,
+)
+from opid_core.methods import Distillation
 from opid_core.models import save_policy
 from opid_core.scoring import ResponseScorer, TokenSequence, frozen_policy, micro_batches, response_mask, score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-RANK_TIMEOUT = timedelta(hours=2)
-"""Longest wait for another rank: one of them may be writing or converting a large state."""
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
 """In the texts of the RuntimeErrors that torch raises where the CPU's or a CUDA library's memory runs out."""
 
@@ -50,6 +52,8 @@ class TrainingSample:
     old_log_probs: Sequence[float] | np.ndarray
     reference_log_probs: Sequence[float] | np.ndarray | None
     advantages: Sequence[float] | np.ndarray
+    skill_log_probs: Sequence[float] | np.ndarray | None = None
+    """Of the old policy under the routed skill, where there is one."""
 
 
 class Learner:
@@ -70,7 +74,7 @@ class Learner:
             raise ConfigError(
                 f"learner.zero_stage: 0 keeps no float32 master weights for dtype {config.dtype}; use 1, 2 or 3"
             )
-        deepspeed = _prepare_process(threads)
+        deepspeed = prepare_process(threads)
         from transformers import AutoModelForCausalLM
 
         self.config = config
@@ -99,7 +103,7 @@ class Learner:
         self._engine, *_ = deepspeed.initialize(
             model=scorer,
             optimizer=optimizer,
-            config=_deepspeed_config(config, parameters, load_universal=convert),
+            config=engine_config(config, parameters, load_universal=convert),
             dist_init_required=False,
         )
         torch.manual_seed(seed + torch.distributed.get_rank())
@@ -147,11 +151,13 @@ class Learner:
         samples: Sequence[TrainingSample],
         *,
         seed: int,
+        distillation: Distillation | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
-        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`.
+        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`; `distillation` adds that
+        loss, weighted, on the samples with skill log-probs.
 
-        Returns means over response tokens (policy_loss and loss: over optimizer steps; gradient_norm: before clipping)
+        Returns means over response tokens (the losses: over optimizer steps; gradient_norm: before clipping)
         and the counts optimizer_steps and tokens. `on_progress` is called on rank 0 after each optimizer step with
         (steps done, steps in all). Raises DataError for samples that do not fit together; NumericsError, with the
         weights as the last optimizer step left them, for a non-finite loss or gradient; OutOfMemory. Make a new
@@ -167,14 +173,15 @@ class Learner:
             for start in range(0, len(order), self.config.mini_batch_samples):
                 batch = [samples[i] for i in order[start : start + self.config.mini_batch_samples]]
                 with _memory_errors(self.config.micro_batch_tokens):
-                    sums = self._step(batch)
+                    sums = self._step(batch, distillation)
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + value
                 steps += 1
                 if on_progress is not None and torch.distributed.get_rank() == 0:
                     on_progress(steps, all_steps)
         tokens = totals["tokens"]
-        metrics = {name: totals[name] / steps for name in ("loss", "policy_loss", "gradient_norm")}
+        per_step = ("loss", "policy_loss", "distillation_loss", "gradient_norm")
+        metrics = {name: totals[name] / steps for name in per_step if name in totals}
         metrics |= {name: totals[name] / tokens for name in ("entropy", "reference_kl") if name in totals}
         return metrics | policy_metrics(totals) | {"optimizer_steps": float(steps), "tokens": tokens}
 
@@ -215,7 +222,7 @@ class Learner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _step(self, batch: Sequence[TrainingSample]) -> dict[str, float]:
+    def _step(self, batch: Sequence[TrainingSample], distillation: Distillation | None) -> dict[str, float]:
         """One optimizer step on a mini-batch; returns sums over its tokens, its losses and its gradient norm."""
         world = torch.distributed.get_world_size()
         sequences = [TokenSequence(sample.prompt_ids, sample.response_ids) for sample in batch]
@@ -224,7 +231,8 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for part, weight, is_last in _rounds(parts):
             self._engine.set_gradient_accumulation_boundary(is_last)
-            loss, part_sums = self._loss([batch[i] for i in part], [sequences[i] for i in part], denominator)
+            own_samples, own_sequences = [batch[i] for i in part], [sequences[i] for i in part]
+            loss, part_sums = self._loss(own_samples, own_sequences, denominator, distillation)
             self._engine.backward(loss * (weight * world))  # DeepSpeed averages over ranks, the loss is a sum
             for name, value in part_sums.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + weight * value
@@ -252,7 +260,11 @@ class Learner:
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else float("nan")
 
     def _loss(
-        self, samples: Sequence[TrainingSample], sequences: Sequence[TokenSequence], denominator: float
+        self,
+        samples: Sequence[TrainingSample],
+        sequences: Sequence[TokenSequence],
+        denominator: float,
+        distillation: Distillation | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """This part's share of the mini-batch's loss, and detached sums over its tokens."""
         config = self.config
@@ -267,9 +279,10 @@ class Learner:
                 row[: len(entries)] = entries
             return torch.from_numpy(values).to(device)
 
+        old = padded([sample.old_log_probs for sample in samples])
         loss, sums = policy_loss(
             log_probs,
-            padded([sample.old_log_probs for sample in samples]),
+            old,
             padded([sample.advantages for sample in samples]),
             mask,
             clip_low=config.clip_low,
@@ -287,6 +300,18 @@ class Learner:
             sums["reference_kl"] = kl_loss(
                 log_probs.detach(), reference, mask, aggregation="token-mean", normalizer=1.0
             )
+        if distillation is not None:
+            given = [sample.skill_log_probs for sample in samples]
+            with_skill = torch.tensor([row is not None for row in given], device=device)
+            skill = padded([() if row is None else row for row in given])
+            scale: dict[str, Any] = {"aggregation": config.aggregation, "normalizer": denominator}
+            if distillation.kind == "gated":
+                beta = distillation.gate_beta
+                extra = gated_distillation_loss(log_probs, skill, mask, with_skill, gate_beta=beta, **scale)
+            else:
+                extra = ratio_k3_distillation_loss(log_probs, old, skill, mask, with_skill, **scale)
+            loss = loss + distillation.coefficient * extra
+            sums["distillation_loss"] = extra.detach()
         return loss, sums | {"loss": loss.detach()}
 
 
@@ -327,7 +352,7 @@ def _check(samples: Sequence[TrainingSample], config: LearnerConfig) -> None:
             raise DataError(f"update: sample {index} has an empty prompt or response")
         if (sample.reference_log_probs is not None) != with_reference:
             raise DataError(f"update: sample {index}: either all samples have reference log-probs, or none")
-        for name in ("old_log_probs", "reference_log_probs", "advantages"):
+        for name in ("old_log_probs", "reference_log_probs", "advantages", "skill_log_probs"):
             values = getattr(sample, name)
             if values is None:
                 continue
@@ -338,55 +363,3 @@ def _check(samples: Sequence[TrainingSample], config: LearnerConfig) -> None:
                 )
             if not np.isfinite(values).all():
                 raise NumericsError(f"update: sample {index}: {name} is not finite: nothing was updated")
-
-
-def _deepspeed_config(config: LearnerConfig, parameters: int, *, load_universal: bool) -> dict[str, Any]:
-    bucket = min(parameters, 100_000_000)  # elements; DeepSpeed allocates whole buckets
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # sizes are ours: boundaries are set by hand
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_gradient_norm,
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-        },
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
-        "checkpoint": {"load_universal": load_universal},
-        "steps_per_print": 1_000_000_000,
-        "wall_clock_breakdown": False,
-    }
-
-
-def _prepare_process(threads: int) -> Any:
-    """Import DeepSpeed for this machine's device, quietly, and join the process group (of one rank where none)."""
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        share = max(1, threads // int(os.environ.get("WORLD_SIZE", "1")))
-        if torch.get_num_threads() != share:
-            torch.set_num_threads(share)
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    # The shared-memory collectives only help several CPU ranks on one host, and are compiled for a minute first.
-    __compatible_ops__["deepspeed_shm_comm"] = False
-    if not torch.distributed.is_initialized():
-        backend = "nccl" if on_gpu else "gloo"
-        if "RANK" in os.environ:
-            torch.distributed.init_process_group(backend, timeout=RANK_TIMEOUT)
-        else:
-            store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-            torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    deepspeed.init_distributed(auto_mpi_discovery=False)
-    return deepspeed

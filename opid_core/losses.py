@@ -1,4 +1,5 @@
-"""The objective (ALGORITHM, section 7): clipped policy loss, k3 KL, and their aggregation over a mini-batch.
+"""The objective (ALGORITHM, sections 7 and 8): clipped policy loss, k3 KL, distillation losses, and their aggregation
+over a mini-batch.
 
 A micro-batch's loss is its share of the mini-batch's: give every part the mini-batch's `normalizer` and add them up,
 and loss and gradient are the same whatever the split over micro-batches or ranks.
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from opid_core.errors import DataError
@@ -137,6 +138,53 @@ def kl_loss(
     x = torch.where(mask, reference_log_probs.detach() - log_probs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     k3 = (x.exp() - x - 1).clamp(-K3_LIMIT, K3_LIMIT)
     return aggregate(k3, mask, aggregation, normalizer)
+
+
+def gated_distillation_loss(
+    log_probs: Float[Tensor, "samples tokens"],
+    skill_log_probs: Float[Tensor, "samples tokens"],
+    response_mask: Tensor,
+    with_skill: Bool[Tensor, " samples"],
+    *,
+    gate_beta: float,
+    aggregation: Aggregation,
+    normalizer: float | None = None,
+) -> Float[Tensor, ""]:
+    """Aggregated stop_gradient(sigmoid(gate_beta * d)) * d, d = log pi_T - log pi in nats: its gradient raises the
+    sampled tokens, those most that the skill favours.
+
+    A sample without a skill adds 0, whatever `skill_log_probs` holds there, and counts in the denominator as in the
+    policy loss. Source: ALGORITHM, section 8 (opsd, grpo_opsd, sdar).
+    """
+    carries = response_mask.bool() & with_skill[:, None]
+    difference = torch.where(carries, skill_log_probs.detach() - log_probs, 0.0)
+    gate = torch.sigmoid(gate_beta * difference.detach())
+    return aggregate(gate * difference, response_mask, aggregation, normalizer)
+
+
+def ratio_k3_distillation_loss(
+    log_probs: Float[Tensor, "samples tokens"],
+    old_log_probs: Float[Tensor, "samples tokens"],
+    skill_log_probs: Float[Tensor, "samples tokens"],
+    response_mask: Tensor,
+    with_skill: Bool[Tensor, " samples"],
+    *,
+    aggregation: Aggregation,
+    normalizer: float | None = None,
+) -> Float[Tensor, ""]:
+    """Aggregated ratio * k3 in nats, ratio = pi / pi_old, k3 = exp(-l) - 1 + l, l = log pi - log pi_T.
+
+    Gradients flow through both factors: in expectation over the old policy's tokens, value and gradient are those of
+    KL(pi || pi_T). Samples without a skill as in `gated_distillation_loss`. Source: ALGORITHM, section 8 (skill_sd).
+    """
+    carries = response_mask.bool() & with_skill[:, None]
+
+    def difference(other: Tensor) -> Tensor:
+        return torch.where(carries, log_probs - other.detach(), 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+    away = difference(skill_log_probs)
+    losses = difference(old_log_probs).exp() * ((-away).exp() - 1 + away)
+    return aggregate(losses, response_mask, aggregation, normalizer)
 
 
 def _check(aggregation: str) -> None:

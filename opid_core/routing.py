@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from opid_core import schema
+from opid_core import methods, schema
 from opid_core.advantages import (
     EPSILON,
     Ids,
@@ -20,6 +21,7 @@ from opid_core.advantages import (
     pair_codes,
 )
 from opid_core.config import MethodConfig
+from opid_core.seeds import derive
 
 
 def critical_steps(
@@ -86,33 +88,67 @@ def route(
     return "none", "episode skills are off" if has_episode else "step skills are off"
 
 
-def route_table(steps: pa.Table, skills: pa.Table, method: MethodConfig) -> pa.Table:
+def route_table(steps: pa.Table, skills: pa.Table, method: MethodConfig, seed: int) -> pa.Table:
     """The `routes` table: one row a row of `steps`, in its order, with the skill row that is injected.
 
-    A method that uses no skills routes nothing. Source: ALGORITHM, section 4.
+    A method that uses no skills routes nothing. `seed` draws the steps of `method.routing: random`.
+    Source: ALGORITHM, section 4.
     """
     by_trajectory: dict[str, dict[int | None, dict[str, Any]]] = {}
     for skill in skills.to_pylist():
         if skill["kind"] != "failed":  # a trajectory whose analysis failed has no skills
             by_trajectory.setdefault(skill["trajectory_id"], {})[skill["step"]] = skill
-    weights = (method.lambda_episode, method.lambda_step)
+    ids, numbers = steps["trajectory_id"].to_pylist(), steps["step"].to_pylist()
+    if method.routing == "random":
+        by_trajectory = _at_random_steps(by_trajectory, ids, numbers, seed)
+    lambda_episode, lambda_step = _weights(method)
+    uses_skills = methods.get(method.name).uses_skills
     rows = []
-    for trajectory_id, step in zip(steps["trajectory_id"].to_pylist(), steps["step"].to_pylist(), strict=True):
+    for trajectory_id, step in zip(ids, numbers, strict=True):
         own = by_trajectory.get(trajectory_id, {})
-        if method.name == "grpo":
+        if not uses_skills:
             name, reason = "none", "the method uses no skills"
         else:
             episode = own[None]["text"] if None in own else None
             at_step = {number: row["text"] for number, row in own.items() if number is not None}
-            name, reason = route(episode, at_step, step, lambda_episode=weights[0], lambda_step=weights[1])
+            name, reason = route(episode, at_step, step, lambda_episode=lambda_episode, lambda_step=lambda_step)
         chosen = own[step] if name == "step" else own[None] if name == "episode" else None
+        if method.routing == "random" and chosen and name == "step":
+            reason = f"random step, its skill is step {chosen['step']}'s"
+        both = method.routing == "additive" and name == "step" and lambda_episode > 0 and own.get(None, {}).get("text")
         rows.append(
             {
                 "trajectory_id": trajectory_id,
                 "step": step,
                 "route": name,
                 "skill_id": chosen["skill_id"] if chosen else None,
-                "reason": reason,
+                "added_skill_id": own[None]["skill_id"] if both else None,
+                "reason": f"{reason}, and the episode's" if both else reason,
             }
         )
     return schema.from_rows("routes", rows)
+
+
+def _weights(method: MethodConfig) -> tuple[float, float]:
+    """Weights of episode and step skills, of which only 0 matters: only OPID weighs them, routing may turn one off."""
+    episode, step = (method.lambda_episode, method.lambda_step) if method.name == "opid" else (1.0, 1.0)
+    return 0.0 if method.routing == "step_only" else episode, 0.0 if method.routing == "episode_only" else step
+
+
+def _at_random_steps(
+    by_trajectory: Mapping[str, dict[int | None, dict[str, Any]]],
+    trajectory_ids: Sequence[str],
+    steps: Sequence[int],
+    seed: int,
+) -> dict[str, dict[int | None, dict[str, Any]]]:
+    """Each trajectory's skills with its step skills at as many of its steps, drawn at random without replacement."""
+    steps_of: dict[str, list[int]] = {}
+    for trajectory_id, step in zip(trajectory_ids, steps, strict=True):
+        steps_of.setdefault(trajectory_id, []).append(step)
+    moved = {}
+    for trajectory_id, own in by_trajectory.items():
+        of_steps = [own[step] for step in sorted(step for step in own if step is not None)]
+        drawn = random.Random(derive(seed, trajectory_id)).sample(sorted(steps_of[trajectory_id]), len(of_steps))
+        of_episode = {None: own[None]} if None in own else {}
+        moved[trajectory_id] = {**of_episode, **dict(zip(drawn, of_steps, strict=True))}
+    return moved

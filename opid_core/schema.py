@@ -1,6 +1,7 @@
 """The tables of an iteration: flat, one row a step (or episode), each schema with a version.
 
-Columns marked `volatile` hold wall-clock readings; all else is the same whenever config, seed and data are.
+Columns marked `volatile` hold wall-clock readings and what else depends on the moment, such as requests sent anew; all
+else is the same whenever config, seed and data are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 """Raised with any change of any table."""
 
 _VOLATILE = {b"volatile": b"1"}
@@ -79,14 +80,24 @@ SKILLS = _table(
     ("analyzer", _text),
     ("model", _text),
     ("prompt_hash", _text),
-    ("attempts", _i32),
+    pa.field("attempts", _i32, nullable=False, metadata=_VOLATILE),
     ("tokens", _i32),
+    ("prompt_tokens", _i32),
+    ("completion_tokens", _i32),
+    ("cost", _f64),
     pa.field("seconds", _f32, nullable=True, metadata=_VOLATILE),
+    ("cut", _text),
     ("error", _text),
     ("raw_reply", _text),
-    nullable=("step", "model", "prompt_hash", "tokens", "seconds", "error", "raw_reply"),
+    nullable=(
+        *("step", "model", "prompt_hash", "tokens", "prompt_tokens", "completion_tokens", "cost", "cut", "error"),
+        "raw_reply",
+    ),
 )
-"""One skill a row, and one row of kind `failed` (empty text, `error` set) a failed analysis."""
+"""One skill a row, one row of kind `failed` (empty text, `error` set) a failed analysis. From `model` to `raw_reply`
+it tells of the model's call, which all skills of a trajectory share. attempts: requests sent; tokens: of prompts and
+completions; cost: at the configured prices, null without them; cut: JSON of what the model was not shown. A skill with
+an `error` was made by hindsight (`analyzer`) because the model's analysis failed for that reason."""
 SKILL_KINDS = ("episode", "step", "failed")
 
 ROUTES = _table(
@@ -94,10 +105,12 @@ ROUTES = _table(
     ("step", _i32),
     ("route", _text),
     ("skill_id", _text),
+    ("added_skill_id", _text),
     ("reason", _text),
-    nullable=("skill_id",),
+    nullable=("skill_id", "added_skill_id"),
 )
-"""One row a step sample. route: step | episode | none; skill_id: the row of `skills` that is injected."""
+"""One row a step sample. route: step | episode | none; skill_id: the row of `skills` that is injected; added_skill_id:
+under `method.routing: additive` the episode skill that a step of route `step` is scored under too."""
 ROUTE_NAMES = ("step", "episode", "none")
 
 SCORES = _table(
@@ -105,17 +118,19 @@ SCORES = _table(
     ("step", _i32),
     ("old_log_probs", pa.list_(_f32)),
     ("skill_log_probs", pa.list_(_f32)),
+    ("added_log_probs", pa.list_(_f32)),
     ("reference_log_probs", pa.list_(_f32)),
     ("skill_prompt_ids", pa.list_(_i32)),
     ("history_dropped", _i32),
     ("outcome_advantage", _f32),
+    ("step_advantage", _f32),
     ("skill_advantages", pa.list_(_f32)),
     ("trained", _flag),
-    nullable=("skill_log_probs", "reference_log_probs", "skill_prompt_ids"),
+    nullable=("skill_log_probs", "added_log_probs", "reference_log_probs", "skill_prompt_ids"),
 )
-"""One row a step sample. `skill_log_probs` is null where nothing is routed, `reference_log_probs` where the KL term is
-off; `skill_advantages` already carry their lambda; `trained` is false for groups in which an environment
-broke."""
+"""One row a step sample. `skill_log_probs` is null where nothing is routed, `added_log_probs` where no other skill is,
+`reference_log_probs` where the KL term is off; `step_advantage` and `skill_advantages` already carry their weights;
+`trained` is false for groups in which an environment broke, or whose outcomes tie where the method filters those."""
 
 METRICS = _table(
     ("iteration", _i32),
@@ -151,7 +166,14 @@ TABLES: dict[str, pa.Schema] = {
     "evaluations": EVALUATIONS,
 }
 
-LOG_PROB_COLUMNS = ("rollout_log_probs", "old_log_probs", "skill_log_probs", "reference_log_probs", "skill_advantages")
+LOG_PROB_COLUMNS = (
+    "rollout_log_probs",
+    "old_log_probs",
+    "skill_log_probs",
+    "added_log_probs",
+    "reference_log_probs",
+    "skill_advantages",
+)
 """Columns stored byte-stream-split: their floats compress better so."""
 
 

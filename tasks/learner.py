@@ -10,6 +10,7 @@ import numpy as np
 from infra.hosting import HostedGroup
 from opid_core.config import CampaignConfig
 from opid_core.learner import TrainingSample
+from opid_core.methods import Distillation
 from opid_core.scoring import TokenSequence
 
 
@@ -36,10 +37,15 @@ class RemoteLearner:
         return self._group.call("score", sequences, reference)
 
     def update(
-        self, samples: Sequence[TrainingSample], *, seed: int, on_progress: Callable[[int, int], None]
+        self,
+        samples: Sequence[TrainingSample],
+        *,
+        seed: int,
+        distillation: Distillation | None,
+        on_progress: Callable[[int, int], None],
     ) -> dict[str, float]:
         """See `Learner.update`."""
-        return self._group.call("update", samples, seed=seed, on_progress=on_progress)
+        return self._group.call("update", samples, seed=seed, distillation=distillation, on_progress=on_progress)
 
     def export(self, folder: Path) -> None:
         """See `Learner.export`."""

@@ -27,5 +27,6 @@ def rescore(context: Context, rolled_out: StageResult, extracted: StageResult, r
             score=workers.learner(context).score,
             score_reference=workers.reference_score(context) if config.learner.kl_coefficient > 0 else None,
             config=config,
+            iteration=context.iteration,
         )
     return merge(save(context, "scores", scores, tables), StageResult(metrics={**metrics, **numbers}))

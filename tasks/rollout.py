@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from envs.base import Task
+from envs.base import HasForbiddenTexts, Task
+from opid_core import methods
 from opid_core.config import CampaignConfig
 from opid_core.episodes import Episode, EpisodeRequest, run_episodes
 from opid_core.errors import DataError
@@ -17,7 +18,10 @@ from opid_core.tables import steps_table, trajectories_table
 from tasks import workers
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report
-from tasks.stage import environment_maker, episode_settings, save, stage, timed
+from tasks.stage import environment_maker, save, stage, timed, training_settings
+
+AGAIN = "-again"
+"""Ends the id of a group that stands in for one in which an environment broke."""
 
 
 def sample_tasks(config: CampaignConfig, iteration: int) -> list[Task]:
@@ -33,6 +37,14 @@ def sample_tasks(config: CampaignConfig, iteration: int) -> list[Task]:
     passes, place = divmod(iteration, iterations_a_pass)
     order = random.Random(derive(config.seed, "task order", passes)).sample(range(len(tasks)), len(tasks))
     return [tasks[i] for i in order[place * count : (place + 1) * count]]
+
+
+def forbidden_texts(config: CampaignConfig, iteration: int) -> dict[str, list[str]]:
+    """What no skill of the iteration may tell, by task id; nothing where the environment does not say."""
+    environment = environment_maker(config)()
+    if not isinstance(environment, HasForbiddenTexts):
+        return {}
+    return {task.task_id: [*environment.forbidden_texts(task)] for task in sample_tasks(config, iteration)}
 
 
 def requests(context: Context) -> list[EpisodeRequest]:
@@ -51,8 +63,42 @@ def requests_again(context: Context, episodes: Sequence[Episode]) -> list[Episod
     return [
         request
         for group_id, chosen in broken.items()
-        for request in _members(context, f"{group_id}-again", chosen, "episode again", group_id)
+        for request in _members(context, f"{group_id}{AGAIN}", chosen, "episode again", group_id)
     ]
+
+
+def requests_for_ties(context: Context, episodes: Sequence[Episode], draw: int) -> list[EpisodeRequest]:
+    """As many groups of newly drawn tasks as `episodes` lacks groups of mixed outcome; `draw` counts from 0.
+
+    The tasks and their seeds are a function of the iteration's seed, the draw and how many are lacking.
+    Source: ALGORITHM, section 8 (dapo).
+    """
+    config = context.config
+    groups = len({episode.request.group_id for episode in episodes if not _is_again(episode)})
+    lacking = config.rollout.tasks_per_iteration - len(mixed_groups(episodes))
+    tasks = environment_maker(config)().tasks(config.environment.train_split)
+    drawn = random.Random(derive(context.seed, "tasks for ties", draw)).sample(range(len(tasks)), max(lacking, 0))
+    return [
+        request
+        for group, task in enumerate((tasks[i] for i in drawn), start=groups)
+        for request in _members(context, f"{context.iteration:06d}-{group:04d}", task, "episode", group)
+    ]
+
+
+def mixed_groups(episodes: Sequence[Episode]) -> set[str]:
+    """Groups in which some episodes succeeded, others did not, and none broke."""
+    outcomes: dict[str, set[str]] = {}
+    for episode in episodes:
+        outcomes.setdefault(episode.request.group_id, set()).add(episode.outcome)
+    return {
+        group_id
+        for group_id, found in outcomes.items()
+        if "success" in found and len(found) > 1 and "broken" not in found
+    }
+
+
+def _is_again(episode: Episode) -> bool:
+    return episode.request.group_id.endswith(AGAIN)
 
 
 def _members(context: Context, group_id: str, task: Task, *seed_names: int | str) -> list[EpisodeRequest]:
@@ -88,13 +134,20 @@ def rollout(context: Context) -> StageResult:
             engine,
             workers.tokenizer(context.store, context.policy),
             environment_maker(config),
-            settings=episode_settings(config, config.rollout.temperature),
+            settings=training_settings(config),
             on_episode=progress,
         )
         episodes = play(asked)
         if again := requests_again(context, episodes):
             asked += again
             episodes += play(again)
+        if methods.get(config.method.name).filters_ties:
+            metrics["rollout/groups_for_ties"] = 0.0
+            for draw in range(config.method.resample_tied_rounds):
+                more = requests_for_ties(context, episodes, draw)
+                asked += more
+                episodes += play(more)
+                metrics["rollout/groups_for_ties"] += len(more) / config.rollout.group_size
     sampled, used = engine.tokens_generated - sampled_before, sum(e.tokens for e in episodes)
     if sampled != used:
         raise DataError(f"rollout: {sampled} tokens generated but {used} used; report this as a bug")

@@ -1,8 +1,9 @@
-"""Stage 3: critical-first routing of every step -> `routes`."""
+"""Stage 3: routing of every step -> `routes`."""
 
 from __future__ import annotations
 
 from opid_core.routing import route_table
+from opid_core.seeds import derive
 from opid_core.statistics import skill_metrics
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report
@@ -15,6 +16,6 @@ def route(context: Context, rolled_out: StageResult, extracted: StageResult) -> 
     assert context.iteration != "start"
     report(context.iteration, "route")
     tables = load(context, rolled_out, extracted)
-    routes = route_table(tables["steps"], tables["skills"], context.config.method)
+    routes = route_table(tables["steps"], tables["skills"], context.config.method, derive(context.seed, "route"))
     metrics = skill_metrics(tables["trajectories"], tables["skills"], routes)
     return merge(save(context, "routes", routes, tables), StageResult(metrics=metrics))

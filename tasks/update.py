@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from infra.scratch import scratch_folder
 from infra.store import new_attempt, put_folder
-from opid_core.rescoring import training_samples
+from opid_core import methods
+from opid_core.rescoring import broken_groups, training_samples
 from opid_core.seeds import derive
 from tasks import workers
 from tasks.context import Context, Policy, StageResult
@@ -14,7 +17,10 @@ from tasks.stage import load, stage, timed
 
 @stage("update")
 def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> StageResult:
-    """Train on the iteration's samples and store weights and optimizer state."""
+    """Train on the iteration's samples and store weights and optimizer state.
+
+    Where the method filters tied groups and all of them tie, there is nothing to learn: the policy stays as it is.
+    """
     assert context.iteration != "start"
     tables = load(context, rolled_out, rescored)
     samples = training_samples(tables["steps"], tables["scores"])
@@ -26,7 +32,14 @@ def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> 
     metrics: dict[str, float] = {"learner/micro_batch_tokens": workers.micro_batch_tokens(context.config)}
     with workers.updating(context) as learner:
         with timed(metrics, "seconds/update_s"):
-            numbers = learner.update(samples, seed=derive(context.seed, "update"), on_progress=progress)
+            numbers = {"optimizer_steps": 0.0, "tokens": 0.0}
+            if samples or not _all_tied(context, tables["trajectories"]):
+                numbers = learner.update(
+                    samples,
+                    seed=derive(context.seed, "update"),
+                    distillation=methods.distillation(context.config.method),
+                    on_progress=progress,
+                )
         version = context.policy.version + 1
         with timed(metrics, "seconds/store_policy_s"), scratch_folder() as folder:
             learner.export(folder)
@@ -36,3 +49,9 @@ def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> 
     workers.updated(policy)
     metrics |= {f"update/{name}": value for name, value in numbers.items()}
     return StageResult(metrics=metrics, policy=policy)
+
+
+def _all_tied(context: Context, trajectories: pa.Table) -> bool:
+    """Whether an iteration without samples lacks them because its intact groups tie."""
+    intact = set(trajectories.column("group_id").to_pylist()) - broken_groups(trajectories)
+    return methods.get(context.config.method.name).filters_ties and bool(intact)

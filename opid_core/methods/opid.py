@@ -6,32 +6,37 @@ import numpy as np
 
 from opid_core.advantages import skill_advantages
 from opid_core.config import MethodConfig
-from opid_core.errors import DataError
-from opid_core.methods import Advantages, Batch, on_tokens, outcome_component
+from opid_core.methods import Advantages, Batch, Method, combined, outcome_component, route_array, step_component
 
 
 def advantages(batch: Batch, config: MethodConfig) -> Advantages:
-    """A_ep + lambda_ep * delta_ep + lambda_step * delta_step; normalising and clipping see each kind's tokens apart.
+    """A_ep + w * A_step + lambda_ep * delta_ep + lambda_step * delta_step; normalising and clipping see each kind's
+    tokens apart.
 
     Raises DataError for an unknown route. Source: ALGORITHM, sections 5 and 6.
     """
     outcome = outcome_component(batch, config)
-    total = on_tokens(outcome, batch.response_mask)
-    routes = np.asarray(batch.routes, dtype=str)
-    if unknown := set(routes.tolist()) - {"step", "episode", "none"}:
-        raise DataError(f"routes: {sorted(unknown)[0]!r} is none of step, episode, none")
-    skill = np.zeros_like(total)
-    for kind, weight in (("episode", config.lambda_episode), ("step", config.lambda_step)):
-        routed = routes == kind
+    step = step_component(batch, config) if config.step_weight else None
+    routes = route_array(batch)
+    skill = None
+    under_episode_skill = np.where(batch.added[:, None], batch.added_log_probs, batch.skill_log_probs)
+    for weight, routed, log_probs in (
+        (config.lambda_episode, (routes == "episode") | batch.added, under_episode_skill),
+        (config.lambda_step, routes == "step", batch.skill_log_probs),
+    ):
         if weight == 0 or not routed.any():
             continue
         delta = skill_advantages(
-            batch.skill_log_probs,
+            log_probs,
             batch.old_log_probs,
             batch.response_mask,
             routed,
             normalize=config.normalize_skill,
             clip=config.clip_skill,
         )
-        skill += (weight * delta).astype(skill.dtype)
-    return Advantages(outcome=outcome, skill=skill, total=total + skill)
+        weighted = (weight * delta).astype(outcome.dtype)
+        skill = weighted if skill is None else skill + weighted
+    return combined(batch, outcome, step=step, skill=skill)
+
+
+METHOD = Method(advantages, uses_skills=True)

@@ -204,6 +204,14 @@ def test_the_history_is_as_long_as_the_settings_say():
     assert episode.turns[2].prompt.text == f"task t\nroom 2 : look\n2 room 3\nlook, go 2\n{TURN_LINE}"
 
 
+def test_a_static_skill_stands_in_every_prompt_of_its_task():
+    bank = {"kind": "take mug 1"}
+    (episode,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, skill_of=lambda task: bank[task.task_type]))
+    skill = "Episode skill:\ntake mug 1\n"
+    assert episode.turns[0].prompt.text == f"task t\n{skill}0 room 1\nlook, go 0\n{TURN_LINE}"
+    assert [turn.prompt.text.count(skill) for turn in episode.turns] == [1, 1, 1]
+
+
 def test_every_turn_has_a_seed_of_its_own():
     engine = ScriptedEngine()
     first, second = play(engine, "a", "b")  # their episodes have the seeds 0 and 1

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opid_core.errors import DataError
-from opid_core.losses import aggregate, kl_loss, normalizer, policy_loss, policy_metrics
+from opid_core.losses import (
+    aggregate,
+    gated_distillation_loss,
+    kl_loss,
+    normalizer,
+    policy_loss,
+    policy_metrics,
+    ratio_k3_distillation_loss,
+)
 
 AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
 PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
@@ -128,6 +136,37 @@ def test_garbage_under_the_mask_and_huge_ratios_leave_finite_gradients():
     assert all(math.isfinite(v) for v in policy_metrics(sums).values())
 
 
+@pytest.mark.parametrize(
+    ("gate_beta", "gates"),
+    [(0.0, [0.5, 0.5]), (5.0, [0.9241418, 0.0066929])],  # sigmoid(5 * 0.5), sigmoid(5 * -1)
+)
+def test_the_gated_distillation_loss(gate_beta, gates):
+    """d = 0.5 and -1 on the first sample; the second has no skill but counts in the mean over four tokens."""
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
+    skill = torch.tensor([[-0.5, -3.0], [float("nan"), float("inf")]])
+    mask, with_skill = torch.ones(2, 2), torch.tensor([True, False])
+    loss = gated_distillation_loss(log_probs, skill, mask, with_skill, gate_beta=gate_beta, aggregation="token-mean")
+    assert loss.item() == pytest.approx((0.5 * gates[0] - gates[1]) / 4, rel=1e-5)
+    loss.backward()
+    assert log_probs.grad is not None
+    # The gate has no gradient: each token's is -gate / 4, so a step raises it.
+    assert log_probs.grad[0].tolist() == pytest.approx([-gates[0] / 4, -gates[1] / 4], rel=1e-4)
+    assert log_probs.grad[1].tolist() == [0.0, 0.0]
+
+
+def test_the_ratio_k3_distillation_loss():
+    """ratio = exp(0.2), l = -0.5: k3 = exp(0.5) - 1.5 = 0.1487213; d / d log pi = ratio * (k3 + 1 - exp(0.5)) =
+    ratio * l. The second token is masked, the second sample has no skill."""
+    log_probs = torch.tensor([[-1.0, float("nan")], [-1.0, -1.0]], requires_grad=True)
+    old, skill = torch.tensor([[-1.2, 0.0], [-2.0, -2.0]]), torch.tensor([[-0.5, 0.0], [float("nan"), -9.0]])
+    mask, with_skill = torch.tensor([[1, 0], [1, 1]]), torch.tensor([True, False])
+    loss = ratio_k3_distillation_loss(log_probs, old, skill, mask, with_skill, aggregation="seq-mean-token-mean")
+    assert loss.item() == pytest.approx(1.2214028 * 0.1487213 / 2, rel=1e-5)
+    loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.flatten().tolist() == pytest.approx([1.2214028 * -0.5 / 2, 0.0, 0.0, 0.0], rel=1e-5)
+
+
 def batch(seed: int, n_samples: int, n_tokens: int):
     generator = torch.Generator().manual_seed(seed)
     log_probs, old, reference, advantages = torch.randn(
@@ -144,6 +183,9 @@ def total_loss(log_probs, old, reference, advantages, mask, aggregation, denomin
     options = {"aggregation": aggregation, "normalizer": denominator}
     loss, sums = policy_loss(leaf, old, advantages, mask, **PPO, **options)
     loss = loss + 0.01 * kl_loss(leaf, reference, mask, **options)
+    with_skill = advantages[:, 0] > 0  # some samples
+    loss = loss + 0.1 * gated_distillation_loss(leaf, reference, mask, with_skill, gate_beta=5.0, **options)
+    loss = loss + 0.1 * ratio_k3_distillation_loss(leaf, old, reference, mask, with_skill, **options)
     loss.backward()
     return loss.item(), leaf.grad, sums
 
@@ -251,6 +293,25 @@ def test_at_the_old_policy_the_skill_loss_is_the_kl_to_the_skilled_one(seed):
     delta = skilled.log_softmax(-1) - old.log_softmax(-1)
     ours, theirs = old.clone().requires_grad_(), old.clone().requires_grad_()
     loss, target = expected_loss(ours, old, LAMBDA * delta), LAMBDA * kl(theirs, skilled)
+    loss.backward()
+    target.backward()
+    assert loss.item() == pytest.approx(target.item(), rel=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_ratio_k3_loss_is_the_kl_to_the_skilled_policy_wherever_the_trained_one_is(seed):
+    old, skilled, trained = distributions(seed)
+    ours, theirs = trained.clone().requires_grad_(), trained.clone().requires_grad_()
+    log_b, log_p, log_q = old.log_softmax(-1), ours.log_softmax(-1), skilled.log_softmax(-1)
+    one, has_skill = torch.ones(1, 1), torch.tensor([True])
+    losses = [
+        ratio_k3_distillation_loss(
+            log_p[v].view(1, 1), log_b[v].view(1, 1), log_q[v].view(1, 1), one, has_skill, aggregation="token-mean"
+        )
+        for v in range(len(trained))
+    ]
+    loss, target = (log_b.exp() * torch.stack(losses)).sum(), kl(theirs, skilled)
     loss.backward()
     target.backward()
     assert loss.item() == pytest.approx(target.item(), rel=1e-6)

@@ -160,6 +160,7 @@ def tables(routed: dict[tuple[str, int], tuple[str, str]] | None = None) -> dict
                 "step": row["step"],
                 "route": route,
                 "skill_id": skill_id,
+                "added_skill_id": None,
                 "reason": "by hand",
             }
         )
@@ -175,7 +176,7 @@ def score(sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
     return [np.full(len(s.response_ids), -len(s.prompt_ids) / 100, np.float32) for s in sequences]
 
 
-def rescore(given: dict[str, Any], config: CampaignConfig, score_reference=None):
+def rescore(given: dict[str, Any], config: CampaignConfig, score_reference=None, iteration=0):
     return rescore_steps(
         *(given[name] for name in ("steps", "trajectories", "skills", "routes")),
         prompt_parts=prompt_parts,
@@ -183,6 +184,7 @@ def rescore(given: dict[str, Any], config: CampaignConfig, score_reference=None)
         score=score,
         score_reference=score_reference,
         config=config,
+        iteration=iteration,
     )
 
 
@@ -256,6 +258,9 @@ def test_the_samples_of_the_learner():
     np.testing.assert_allclose(samples[0].advantages, [41 / 6 - 0.025] * 2, rtol=1e-6)
     np.testing.assert_allclose(samples[4].advantages, [-25 / 6], rtol=1e-6)
     np.testing.assert_allclose(samples[1].old_log_probs, [-0.22], rtol=1e-6)
+    assert samples[1].skill_log_probs is not None
+    np.testing.assert_allclose(samples[1].skill_log_probs, [-0.29], rtol=1e-6)
+    assert [sample.skill_log_probs is None for sample in samples] == [False, False, True, True, True]
     assert samples[1].reference_log_probs is not None
     np.testing.assert_allclose(samples[1].reference_log_probs, [-0.22], rtol=1e-6)
     assert {np.asarray(array).dtype for s in samples for array in (s.advantages, s.old_log_probs)} == {
@@ -271,10 +276,13 @@ def test_metrics():
     assert metrics == pytest.approx(
         {
             "advantage_share/outcome": outcome / (outcome + skill),
+            "advantage_share/step": 0.0,
             "advantage_share/skill": skill / (outcome + skill),
             "rollout/groups_trained": 1,
+            "rollout/groups_filtered": 0,
             "rollout/tie_rate": 0.0,
             "rescore/engine_gap_max": 0.125,
+            "rescore/engine_gap_mean": 0.125,
             "rescore/skill_delta_mean": -0.17 / 3,
             "rescore/skill_delta_std": 0.02 * 2**0.5 / 3,
             "rescore/prompts_cut": 0,
@@ -365,6 +373,7 @@ def test_nothing_routed_asks_for_no_skill_scores():
         score=counting,
         score_reference=None,
         config=config(),
+        iteration=0,
     )
     assert asked == [6]
     assert scores.column("skill_log_probs").null_count == 6
@@ -379,3 +388,63 @@ def test_an_iteration_whose_episodes_all_broke_teaches_nothing():
     assert not any(row["trained"] or row["outcome_advantage"] for row in scores.to_pylist())
     assert training_samples(given["steps"], scores) == []
     assert metrics["advantage_share/outcome"] == 0.0
+
+
+def test_both_skills_of_a_step_are_scored():
+    """The step skill adds 7 tokens to the 22 of the prompt, the episode skill 5."""
+    given = tables()
+    routes = given["routes"].to_pylist()
+    routes[1]["added_skill_id"] = "won/episode"
+    given["routes"] = from_rows("routes", routes)
+    scores, metrics = rescore(given, config(routing="additive"))
+    rows = scores.to_pylist()
+    assert rows[1]["skill_log_probs"] == pytest.approx([-0.29])
+    assert rows[1]["added_log_probs"] == pytest.approx([-0.27])
+    assert [row["added_log_probs"] is None for row in rows] == [True, False, True, True, True, True]
+    assert rows[1]["skill_advantages"] == pytest.approx([0.25 * -0.07 + 0.5 * -0.05])
+    assert metrics["tokens/rescore"] == 12 + 3 + 1
+
+
+def test_the_step_advantage_holds_visits_of_a_room_against_each_other():
+    """Returns: no rewards, so 0, less the penalty 1 at clumsy's second step. Room 1 is seen by three with return 0,
+    room 2 by two with 0 and -1."""
+    scores, metrics = rescore(tables(), config(name="gigpo", step_weight=0.5))
+    rows = scores.to_pylist()
+    assert [row["step_advantage"] for row in rows] == [0.0, 0.25, 0.0, 0.0, -0.25, 0.0]
+    # Outcome as for OPID; step 0.25 on two tokens.
+    assert metrics["advantage_share/step"] == pytest.approx(0.5 / (0.5 + 3 * 41 / 6 + 4 * 19 / 6 + 25 / 6))
+    samples = training_samples(tables()["steps"], scores)
+    np.testing.assert_allclose(samples[1].advantages, [41 / 6 + 0.25], rtol=1e-6)
+
+
+def test_tied_groups_are_filtered_where_the_method_says_so():
+    given = tables()
+    lost = [{**row, "outcome": "failure"} for row in given["trajectories"].to_pylist() if row["outcome"] != "broken"]
+    broken = given["trajectories"].to_pylist()[3]
+    tied = {**given, "trajectories": from_rows("trajectories", [*lost, broken])}
+    for name, trained in (("grpo", [True] * 5 + [False]), ("dapo", [False] * 6)):
+        scores, metrics = rescore(tied, config(name=name))
+        assert scores.column("trained").to_pylist() == trained
+        assert len(training_samples(tied["steps"], scores)) == sum(trained)
+        assert metrics["rollout/groups_filtered"] == (name == "dapo")
+        assert metrics["rollout/tie_rate"] == 1.0
+    mixed, metrics = rescore(given, config(name="dapo"))
+    assert mixed.column("trained").to_pylist() == [True] * 5 + [False]
+    assert (metrics["rollout/groups_trained"], metrics["rollout/groups_filtered"]) == (1, 0)
+
+
+def test_the_iteration_reaches_the_method():
+    early, late = (rescore(tables(), config(name="rlsd"), iteration=i)[0].to_pylist() for i in (0, 100))
+    # A = 41/6, delta -0.05: half of the credit is weighed with exp(-0.05).
+    assert early[0]["skill_advantages"] == pytest.approx([41 / 6 * 0.5 * (np.exp(-0.05) - 1)] * 2)
+    assert late[0]["skill_advantages"] == [0.0, 0.0]
+
+
+def test_under_an_unchanged_prompt_delta_is_exactly_0():
+    """A blank skill leaves the prompt byte for byte; routing would not even score it."""
+    given = tables()
+    skills = [{**row, "text": " "} for row in SKILLS]
+    rows = rescore({**given, "skills": from_rows("skills", skills)}, config())[0].to_pylist()
+    assert rows[0]["skill_prompt_ids"] == given["steps"].to_pylist()[0]["prompt_ids"]
+    assert rows[0]["skill_log_probs"] == rows[0]["old_log_probs"]
+    assert rows[0]["skill_advantages"] == [0.0, 0.0]

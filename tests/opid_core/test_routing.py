@@ -117,7 +117,7 @@ def test_route_table_names_the_injected_skill():
         skill_row("y", "failed", None, ""),
     ]
     skills = schema.from_rows("skills", rows)
-    table = route_table(steps, skills, MethodConfig())
+    table = route_table(steps, skills, MethodConfig(), seed=0)
     assert table.schema.equals(schema.ROUTES)
     assert [(r["route"], r["skill_id"]) for r in table.to_pylist()] == [
         ("episode", "x/episode"),
@@ -125,4 +125,43 @@ def test_route_table_names_the_injected_skill():
         ("none", None),
         ("none", None),
     ]
-    assert set(route_table(steps, skills, MethodConfig(name="grpo"))["route"].to_pylist()) == {"none"}
+    assert table["added_skill_id"].null_count == 4
+    for name in ("grpo", "gigpo", "rloo", "dapo"):
+        assert set(route_table(steps, skills, MethodConfig(name=name), seed=0)["route"].to_pylist()) == {"none"}
+    # Only OPID weighs its skills.
+    weightless = MethodConfig(name="sdar", lambda_episode=0.0, lambda_step=0.0)
+    assert route_table(steps, skills, weightless, seed=0).equals(table)
+
+
+def routed(routing: str, seed: int = 0, **method) -> list[tuple]:
+    """(step, route, skill, added skill) of a trajectory of five steps with an episode skill and those of steps 1, 3."""
+    import pyarrow as pa
+
+    steps = pa.table({"trajectory_id": ["x"] * 5, "step": [4, 0, 1, 2, 3]})
+    texts = (("episode", None, "plan"), ("step", 1, "act"), ("step", 3, "wait"))
+    skills = schema.from_rows("skills", [skill_row("x", *one) for one in texts])
+    config = MethodConfig(name="opid", routing=routing, **method)  # pyright: ignore[reportArgumentType]
+    rows = route_table(steps, skills, config, seed).to_pylist()
+    return sorted((r["step"], r["route"], r["skill_id"], r["added_skill_id"]) for r in rows)
+
+
+def test_the_ablations_of_routing():
+    episode = [(step, "episode", "x/episode", None) for step in range(5)]
+    own = {1: (1, "step", "x/step1", None), 3: (3, "step", "x/step3", None)}
+    assert routed("critical_first") == [own.get(step, episode[step]) for step in range(5)]
+    assert routed("episode_only") == episode
+    assert routed("step_only") == [own.get(step, (step, "none", None, None)) for step in range(5)]
+    assert routed("additive") == [(*own[step][:3], "x/episode") if step in own else episode[step] for step in range(5)]
+    assert routed("additive", lambda_episode=0.0) == routed("step_only")
+    assert routed("additive", lambda_step=0.0) == episode
+
+
+def test_random_routing_moves_the_step_skills_to_as_many_random_steps():
+    seen = set()
+    for seed in range(20):
+        rows = routed("random", seed)
+        assert rows == routed("random", seed)
+        assert sorted(skill for _, route, skill, _ in rows if route == "step") == ["x/step1", "x/step3"]
+        assert all(skill == "x/episode" for _, route, skill, _ in rows if route == "episode")
+        seen.add(tuple(step for step, route, _, _ in rows if route == "step"))
+    assert len(seen) > 5  # of the ten pairs of steps
