@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.store import check_writable
-from opid_core.analyzers.llm import api_key
+from opid_core.analyzers.messages import INSTRUCTIONS
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.models import check_policy_folder, count_parameters
 from opid_core.warm_start import require_expert
 from tasks.evaluate import panel
+from tasks.gates import check_own
 from tasks.rollout import sample_tasks
-from tasks.stage import environment_maker
+from tasks.stage import check_skill_banks, environment_maker
 from tasks.track import require_wandb
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -49,10 +50,14 @@ def check(config: CampaignConfig) -> None:
         require_expert(environment)
     for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
         environment.reset(task)
-    if config.analyzer.backend == "llm":
-        api_key(config.analyzer.llm)
+    if config.analyzer.backend != "hindsight":
+        from opid_core.analyzers.endpoint import check_endpoint
+
+        check_endpoint(config.analyzer.llm)
+    check_skill_banks(config)
     if config.tracking.wandb_project is not None:
         require_wandb()
+    check_own(config.gates)
     _check_prefect_api()
     needed_bytes = int(sizes(config).stored_per_iteration_mib * 2**20 * (config.iterations + 1))
     check_writable(config.root, needed_bytes, config.storage.endpoint_url)
@@ -107,6 +112,28 @@ def sizes(config: CampaignConfig) -> Sizes:
     )
 
 
+def analyzer_cost(config: CampaignConfig) -> str:
+    """What the analyzer takes at most when each reply is usable at once; a token is taken for four characters."""
+    analyzer, llm, rollout = config.analyzer, config.analyzer.llm, config.rollout
+    if analyzer.backend == "hindsight":
+        return "hindsight: rules, no calls, no cost"
+    calls = rollout.tasks_per_iteration * rollout.group_size
+    whole_episode = config.environment.max_steps * (rollout.max_prompt_tokens + rollout.max_response_tokens)
+    prompt_tokens = calls * (len(INSTRUCTIONS) // 4 + min(llm.max_prompt_chars // 4, whole_episode))
+    completion_tokens = calls * llm.max_tokens
+    lines = [f"{analyzer.backend}: {llm.model} at {llm.base_url}"]
+    for many, unit in ((1, "an iteration"), (config.iterations, "in all")):
+        line = f"at most {many * calls} calls, {many * prompt_tokens / 1e6:.2f}M prompt tokens, "
+        line += f"{many * completion_tokens / 1e6:.2f}M completion tokens {unit}"
+        if llm.prompt_price is not None and llm.completion_price is not None:
+            cost = (prompt_tokens * llm.prompt_price + completion_tokens * llm.completion_price) / 1e6
+            line += f", cost {many * cost:.2f}"
+        lines.append(line)
+    if llm.prompt_price is None or llm.completion_price is None:
+        lines.append("cost unknown: set analyzer.llm.prompt_price and completion_price")
+    return "\n".join(lines)
+
+
 def show(config: CampaignConfig, console: Console) -> None:
     """Print the plan: the whole config, the stages, episodes, and the estimates."""
     estimated, rollout, evaluation = sizes(config), config.rollout, config.evaluation
@@ -121,6 +148,7 @@ def show(config: CampaignConfig, console: Console) -> None:
     table.add_row("samples", f"at most {samples} an iteration, mini-batches of {config.learner.mini_batch_samples}")
     panels = f"{evaluation.tasks} tasks every {evaluation.every} iterations" if evaluation.every else "no tasks between"
     table.add_row("evaluation", f"{panels}, {largest_panel(config)} before and after")
+    table.add_row("analyzer", analyzer_cost(config))
     table.add_row(
         "memory (estimate)",
         f"{estimated.memory_mib:.0f} MiB: engine {estimated.engine_mib:.0f}, learner {estimated.learner_mib:.0f}, "

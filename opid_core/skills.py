@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +19,13 @@ MAX_SKILL_CHARS = 1000
 """Longer skills are cut at a word: they must leave room for the prompt itself."""
 
 _CONTROL_TOKENS = re.compile(
-    r"<\|[^<>|]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk)>|</?(?:start|end)_of_turn>"
+    r"<[|\uff5c][^<>|\uff5c]{0,40}[|\uff5c]>|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk)>|</?(?:start|end)_of_turn>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
     r"|</?(?:think|action|search|answer|information|tool_call|tool_response)>",
     re.IGNORECASE,
 )
-
+_UNSEEN = ("Cc", "Cf", "Cs")
+"""Categories: control characters; invisible ones (of zero width or direction, soft hyphens, tags); lone surrogates."""
 
 # what loose JSON may hold outside of strings, and what may follow a string
 _WORD = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -42,22 +45,42 @@ class Reply:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an analyzer made of one trajectory. `error` is None exactly where there are skills."""
+    """What an analyzer made of one trajectory: a failed analysis has no `episode_skill`, but an `error`.
+
+    From `model` on it tells of the model's call, where one was asked; hindsight that stands in for a model keeps all
+    of it, with the model's `error`."""
 
     trajectory_id: str
     summary: str
     episode_skill: str
     step_skills: dict[int, str]
     analyzer: str
-    """Backend: `hindsight` or `llm`."""
+    """What made the skills, or tried last: `hindsight` or `llm`."""
     model: str | None = None
     prompt_hash: str | None = None
     attempts: int = 1
-    tokens: int | None = None
-    """Prompt and completion tokens, where a model was asked."""
+    """Requests sent."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+    """At the configured prices."""
     seconds: float | None = field(default=None, compare=False)
+    cut: str | None = None
+    """JSON of what was cut from the trajectory."""
     error: str | None = None
     raw_reply: str | None = None
+    replayed: bool = field(default=False, compare=False)
+    """Whether the call was made and paid for earlier."""
+
+    @property
+    def failed(self) -> bool:
+        return not self.episode_skill
+
+    @property
+    def tokens(self) -> int | None:
+        """Of prompts and completions."""
+        known = [count for count in (self.prompt_tokens, self.completion_tokens) if count is not None]
+        return sum(known) if known else None
 
 
 def parse_reply(text: str) -> Reply:
@@ -88,8 +111,10 @@ def select_step_skills(
 
 
 def clean_skill(text: str, max_chars: int = MAX_SKILL_CHARS) -> str:
-    """`text` without chat-template control tokens and response tags, on one line, cut at a word to `max_chars`."""
-    cleaned, before = text, None
+    """`text` on one line, cut at a word to `max_chars`, without chat-template control tokens and response tags, and
+    without what cannot be seen: control and invisible characters, lone surrogates. HTML stays, as text."""
+    cleaned = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in _UNSEEN)
+    before = None
     while cleaned != before:  # taking one token out may put another together
         cleaned, before = _CONTROL_TOKENS.sub(" ", cleaned), cleaned
     cleaned = " ".join(c for c in cleaned.split() if c)
@@ -111,7 +136,7 @@ def _rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dic
         if analysis.trajectory_id not in outcomes:
             raise DataError(f"analysis of trajectory {analysis.trajectory_id!r}, which is not in the iteration")
         skills: list[tuple[str, str, int | None, str]]
-        if analysis.error is not None:
+        if analysis.failed:
             skills = [("failed", "failed", None, "")]
         else:
             steps = sorted(analysis.step_skills.items())
@@ -130,7 +155,11 @@ def _rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dic
                 "prompt_hash": analysis.prompt_hash,
                 "attempts": analysis.attempts,
                 "tokens": analysis.tokens,
+                "prompt_tokens": analysis.prompt_tokens,
+                "completion_tokens": analysis.completion_tokens,
+                "cost": analysis.cost,
                 "seconds": analysis.seconds,
+                "cut": analysis.cut,
                 "error": analysis.error,
                 "raw_reply": analysis.raw_reply,
             }

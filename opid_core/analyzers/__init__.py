@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from opid_core.advantages import discounted_returns, invalid_action_penalty
+from opid_core.analyzers import hindsight
 from opid_core.config import AnalyzerConfig
 from opid_core.routing import critical_steps
 from opid_core.skills import Analysis
 from opid_core.trajectory import Trajectory, from_tables
+
+if TYPE_CHECKING:
+    from opid_core.analyzers.llm import ReplyCache
 
 
 def analyze(
@@ -21,21 +27,42 @@ def analyze(
     *,
     gamma: float,
     penalty: float,
+    cache: ReplyCache | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[Analysis]:
     """Analyses of an iteration's trajectories by the configured backend, in the order of the `trajectories` table.
 
-    `on_progress` gets (done, total). Raises what the backend raises. Source: ALGORITHM, section 3.
+    A model's usable replies are kept in `cache` and taken from there. `on_progress` gets (done, total), `on_note` what
+    people should know. Raises what the backend raises. Source: ALGORITHM, section 3.
     """
     returns = step_returns(steps, gamma, penalty)
     finished = from_tables(steps, trajectories, returns.tolist())
-    if config.backend == "llm":
-        from opid_core.analyzers import llm
-
-        return llm.analyze(finished, config, on_progress)
-    from opid_core.analyzers import hindsight
-
     critical = select_critical(steps, trajectories, returns, config)
+    if config.backend == "hindsight":
+        return _by_rules(finished, config, critical, on_progress)
+    from opid_core.analyzers import llm
+
+    analyses = llm.analyze(finished, config, critical, cache=cache, on_progress=on_progress, on_note=on_note)
+    if config.backend == "llm_then_hindsight":
+        failed = {analysis.trajectory_id for analysis in analyses if analysis.failed}
+        groups = {trajectory.group_id for trajectory in finished if trajectory.trajectory_id in failed}
+        by_rules = _by_rules([t for t in finished if t.group_id in groups], config, critical)
+        instead = {analysis.trajectory_id: analysis for analysis in by_rules}
+        return [
+            _instead(analysis, instead[analysis.trajectory_id]) if analysis.failed else analysis
+            for analysis in analyses
+        ]
+    return analyses
+
+
+def _by_rules(
+    finished: Sequence[Trajectory],
+    config: AnalyzerConfig,
+    critical: Mapping[str, Sequence[int]],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Analysis]:
+    """Hindsight's analyses of whole groups, in the order of `finished`."""
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in finished:
         groups.setdefault(trajectory.group_id, []).append(trajectory)
@@ -45,6 +72,18 @@ def analyze(
         if on_progress:
             on_progress(done, len(groups))
     return [found[t.trajectory_id] for t in finished if t.trajectory_id in found]
+
+
+def _instead(failed: Analysis, by_rules: Analysis) -> Analysis:
+    """The model's failed analysis with the skills of hindsight; its reason stays."""
+    return replace(
+        failed,
+        summary=by_rules.summary,
+        episode_skill=by_rules.episode_skill,
+        step_skills=by_rules.step_skills,
+        analyzer=by_rules.analyzer,
+        error=f"{failed.error}; hindsight: {by_rules.error}" if by_rules.failed else failed.error,
+    )
 
 
 def step_returns(steps: pa.Table, gamma: float, penalty: float) -> np.ndarray:

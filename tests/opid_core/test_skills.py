@@ -122,6 +122,13 @@ def test_selection_drops_foreign_steps_and_keeps_the_first():
         ("<|im_<|x|>end|>go", "go"),
         ("a < b, 3 > 2, [x]", "a < b, 3 > 2, [x]"),
         ("<|im_end|>", ""),
+        ("<\uff5cbegin\u2581of\u2581sentence\uff5c>go [TOOL_CALLS]", "go"),
+        ("<|im\u200b_end|>go<|im\x00_end|><|im_\ud800end|>", "go"),
+        ("go\x00 t\x1b[31mo\u202e t\u00adhe\ufeff fridge\ud83d\U000e0041", "go t[31mo the fridge"),
+        ("go\u2028to\x85the\u00a0fridge", "go to the fridge"),
+        ("\u200b\ud800\x00", ""),
+        ("<script>alert(1)</script> & &lt;b&gt;", "<script>alert(1)</script> & &lt;b&gt;"),
+        ("\u4f60\u597d caf\u00e9 e\u0301 \U0001f600", "\u4f60\u597d caf\u00e9 e\u0301 \U0001f600"),
     ],
 )
 def test_clean_skill(text, cleaned):
@@ -148,8 +155,18 @@ def test_skill_rows_follow_the_schema():
 
     trajectories = [Trajectory(i, "g", "task", "type", "text", o, ()) for i, o in (("x", "success"), ("y", "failure"))]
     analyses = [
-        Analysis("x", "sum", "plan", {4: "act", 1: "look"}, "llm", model="m", prompt_hash="h", attempts=2, tokens=9),
-        Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm"),
+        Analysis(
+            "x",
+            "sum",
+            "plan",
+            {4: "act", 1: "look"},
+            "llm",
+            model="m",
+            attempts=2,
+            prompt_tokens=7,
+            completion_tokens=2,
+        ),
+        Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
     ]
     rows = skill_rows(analyses, trajectories)
     assert [(r["skill_id"], r["kind"], r["step"], r["text"], r["outcome"]) for r in rows] == [
@@ -159,7 +176,9 @@ def test_skill_rows_follow_the_schema():
         ("y/failed", "failed", None, "", "failure"),
     ]
     assert (rows[0]["model"], rows[0]["attempts"], rows[0]["tokens"]) == ("m", 2, 9)
-    assert (rows[3]["error"], rows[3]["raw_reply"]) == ("no object", "hm")
+    assert (rows[0]["prompt_tokens"], rows[0]["completion_tokens"], rows[0]["cost"]) == (7, 2, None)
+    assert (rows[3]["error"], rows[3]["raw_reply"], rows[3]["cost"], rows[3]["cut"]) == ("no object", "hm", 0.5, "{}")
+    assert rows[3]["tokens"] is None
     table = pa.table({"trajectory_id": ["x", "y"], "outcome": ["success", "failure"]})
     assert skills_table(analyses, table).equals(schema.from_rows("skills", rows))
     with pytest.raises(DataError, match="trajectory 'x'"):

@@ -5,7 +5,10 @@ import pytest
 
 from opid_core import schema
 from opid_core.analyzers import analyze, select_critical, step_returns
-from opid_core.config import AnalyzerConfig
+from opid_core.config import AnalyzerConfig, LlmConfig
+from opid_core.errors import ConfigError
+from opid_core.skills import skills_table
+from tests.chat_server import KEY, Answer, chat_server
 
 CONFIG = AnalyzerConfig()
 
@@ -90,14 +93,48 @@ def test_analyze_runs_the_configured_backend_on_whole_groups():
 
 
 def test_llm_backend_needs_its_key(monkeypatch):
-    from opid_core.config import LlmConfig
-    from opid_core.errors import ConfigError
-
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     remote = LlmConfig(base_url="https://llm.example.org/v1", api_key_env="NO_SUCH_KEY")
     config = AnalyzerConfig(backend="llm", llm=remote)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
         analyze(STEPS, TRAJECTORIES, config, gamma=0.95, penalty=0.1)
+
+
+def test_hindsight_stands_in_for_a_failed_model(monkeypatch):
+    monkeypatch.setenv("TEST_LLM_KEY", KEY)
+
+    def answer(body):
+        skill = (
+            '{"episode_skill": "from the model"}' if '"outcome": "success"' in body["messages"][1]["content"] else "no"
+        )
+        return Answer(content=skill)
+
+    with chat_server() as server:
+        server.answer = answer
+        llm = LlmConfig(base_url=server.url, model="teacher", api_key_env="TEST_LLM_KEY")
+        config = AnalyzerConfig(backend="llm_then_hindsight", llm=llm)
+        won, lost = analyze(STEPS, TRAJECTORIES, config, gamma=0.5, penalty=0.25)
+    assert (won.trajectory_id, won.analyzer, won.episode_skill, won.error) == ("won", "llm", "from the model", None)
+    # the rules see the sibling that won, and the model's failure stays in the row
+    by_rules = analyze(STEPS, TRAJECTORIES, CONFIG, gamma=0.5, penalty=0.25)[1]
+    assert (lost.trajectory_id, lost.analyzer, lost.failed) == ("lost", "hindsight", False)
+    assert (lost.episode_skill, lost.step_skills) == (by_rules.episode_skill, by_rules.step_skills)
+    assert (lost.model, lost.attempts, lost.tokens, lost.raw_reply) == ("teacher", 2, 84, "no")
+    assert lost.error == "the reply holds no JSON object; asked again: the reply holds no JSON object"
+    assert not any(row["kind"] == "failed" for row in skills_table([won, lost], TRAJECTORIES).to_pylist())
+
+
+def test_an_analysis_that_fails_twice_says_both_reasons():
+    steps, trajectories = tables(
+        {"won": ("success", [("room", "look", 0.0, False)])}
+    )  # nothing is known to have worked
+    llm = LlmConfig(base_url="http://127.0.0.1:9/v1", max_retries=0)
+    config = AnalyzerConfig(backend="llm_then_hindsight", llm=llm)
+    (analysis,) = analyze(steps, trajectories, config, gamma=0.5, penalty=0.25)
+    assert analysis.failed
+    assert (analysis.error or "").startswith("no connection: ")
+    assert (analysis.error or "").endswith("; hindsight: no action of this success is known to have worked")
+    assert [row["kind"] for row in skills_table([analysis], trajectories).to_pylist()] == ["failed"]
 
 
 def test_returns_have_one_number_a_row():

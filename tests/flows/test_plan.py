@@ -1,0 +1,56 @@
+"""What is said and checked of the analyzer before a campaign."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.plan import analyzer_cost, check
+from opid_core.analyzers.messages import INSTRUCTIONS
+from opid_core.config import build_config
+from opid_core.errors import ConfigError
+from tests.chat_server import Answer, chat_server
+from tests.flows.test_cli import SMALL
+
+LLM = {"model": "teacher", "max_tokens": 500, "max_prompt_chars": 8000, "base_url": "http://127.0.0.1:9/v1"}
+
+
+def plan_of(**analyzer) -> list[str]:
+    return analyzer_cost(build_config({**SMALL, "analyzer": analyzer})).splitlines()
+
+
+def test_rules_cost_nothing():
+    assert plan_of() == ["hindsight: rules, no calls, no cost"]
+
+
+def test_the_plan_counts_calls_tokens_and_cost():
+    """2 groups of 3: 6 calls; the data of each is at most 8000 characters = 2000 tokens."""
+    llm = {**LLM, "prompt_price": 0.0, "completion_price": 10.0}
+    prompt_tokens = 6 * (2000 + len(INSTRUCTIONS) // 4)
+    assert plan_of(backend="llm_then_hindsight", llm=llm) == [
+        "llm_then_hindsight: teacher at http://127.0.0.1:9/v1",
+        f"at most 6 calls, {prompt_tokens / 1e6:.2f}M prompt tokens, 0.00M completion tokens an iteration, cost 0.03",
+        f"at most 12 calls, {2 * prompt_tokens / 1e6:.2f}M prompt tokens, 0.01M completion tokens in all, cost 0.06",
+    ]
+
+
+def test_without_prices_the_cost_is_unknown():
+    *_, last = plan_of(backend="llm", llm=LLM)
+    assert last == "cost unknown: set analyzer.llm.prompt_price and completion_price"
+
+
+def test_an_episode_shorter_than_the_limit_is_what_is_paid_for():
+    """2 steps of at most 464 + 24 tokens."""
+    config = build_config({**SMALL, "analyzer": {"backend": "llm", "llm": {**LLM, "max_prompt_chars": 400_000}}})
+    config = config.model_copy(update={"environment": config.environment.model_copy(update={"max_steps": 2})})
+    prompt_tokens = 6 * (2 * 488 + len(INSTRUCTIONS) // 4)
+    assert f"{prompt_tokens / 1e6:.2f}M prompt tokens" in analyzer_cost(config).splitlines()[1]
+
+
+def test_a_refused_key_is_found_before_any_work(tmp_path):
+    with chat_server() as server:
+        server.answers = [Answer(401, "no")]
+        analyzer = {"backend": "llm", "llm": {**LLM, "base_url": server.url}}
+        config = build_config({**SMALL, "root": str(tmp_path / "runs"), "analyzer": analyzer})
+        with pytest.raises(ConfigError, match="refused the key of OPENAI_API_KEY"):
+            check(config)
+    assert not (tmp_path / "runs").exists()
