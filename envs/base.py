@@ -110,6 +110,15 @@ class HasSplits(Protocol):
         ...
 
 
+@runtime_checkable
+class HasForbiddenTexts(Protocol):
+    """An environment that knows what no skill may tell, such as a question's answers; the gates look for it."""
+
+    def forbidden_texts(self, task: Task) -> Sequence[str]:
+        """Texts whose words no skill of `task` may hold."""
+        ...
+
+
 @dataclass(frozen=True)
 class Decision:
     """What an expert does next, and the reasoning that leads there in a few words."""

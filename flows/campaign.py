@@ -17,10 +17,18 @@ from infra.lease import held
 from infra.manifest import Manifest
 from infra.store import CampaignStore, manifests, next_iteration, open_campaign
 from opid_core.config import CampaignConfig
-from opid_core.errors import AttemptUnusable, GateError, InfrastructureError, LeaseLost, OpidError
+from opid_core.errors import (
+    AttemptUnusable,
+    FailureBudgetExceeded,
+    GateError,
+    InfrastructureError,
+    LeaseLost,
+    OpidError,
+)
 from tasks import workers
 from tasks.progress import report
 from tasks.stage import patiently
+from tasks.suites.results import DRIFT_FLOORS
 from tasks.track import track
 
 
@@ -43,7 +51,7 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
             while len(chain) <= config.iterations:
                 since_s = time.monotonic()
                 lease.check()
-                run = partial(_run_next, config, store, chain, since_s=since_s)
+                run = partial(run_next, config, store, chain, since_s=since_s)
                 chain.append(attempted(config, store, next_iteration(chain), run))
                 patiently(recovery, "track", track, config, store, chain)
         finally:
@@ -51,31 +59,43 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
     return chain
 
 
-def _run_next(
-    config: CampaignConfig, store: CampaignStore, chain: list[Manifest], attempt: int, since_s: float
+def run_next(
+    config: CampaignConfig, store: CampaignStore, chain: list[Manifest], attempt: int, degrade: bool, since_s: float
 ) -> Manifest:
+    """Run what comes after `chain` (its first manifests): the start, or an iteration."""
     if not chain:
         return run_start(config, store, attempt, since_s)
-    return run_iteration(config, store, len(chain) - 1, chain[0], chain[-1], attempt, since_s)
+    iteration = len(chain) - 1
+    recent = chain[1:][max(0, iteration - config.gates.drift_iterations) :]
+    history = [{name: value for name, value in m.metrics.items() if name in DRIFT_FLOORS} for m in recent]
+    return run_iteration(config, store, iteration, chain[0], chain[-1], attempt, since_s, history, degrade)
 
 
 def attempted(
-    config: CampaignConfig, store: CampaignStore, iteration: int | Literal["start"], run: Callable[[int], Manifest]
+    config: CampaignConfig,
+    store: CampaignStore,
+    iteration: int | Literal["start"],
+    run: Callable[[int, bool], Manifest],
 ) -> Manifest:
-    """Run an iteration (a function of the number of its attempt), whole again after a failure that may pass, at most
-    `recovery.iteration_attempts` times. What ended an attempt is recorded; `opid status` shows it."""
-    failed = 0
+    """Run an iteration (a function of the number of its attempt, and of whether to degrade), whole again after a
+    failure that may pass, at most `recovery.iteration_attempts` times; where the failure budget ended the last of them
+    and the config says so, once more, whatever the budget says. What ended an attempt is recorded; `opid status` shows
+    it."""
+    failed, degrade = 0, False
     while True:
         attempt = patiently(config.recovery, "count_attempts", stages.current_attempt, store, iteration)
         try:
-            return run(attempt)
+            return run(attempt, degrade)
         except AttemptUnusable as error:
             _give_up(store, iteration, attempt, error)
         except (InfrastructureError, GateError, TimeoutError) as error:
             _give_up(store, iteration, attempt, error)
             failed += 1
-            if failed >= config.recovery.iteration_attempts:
+            if failed < config.recovery.iteration_attempts:
+                continue
+            if degrade or not isinstance(error, FailureBudgetExceeded) or config.gates.on_exhausted != "degrade":
                 raise
+            degrade = True
         except LeaseLost:
             raise  # the attempt goes on elsewhere
         except OpidError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from prefect import flow
@@ -28,9 +29,12 @@ def run_iteration(
     parent: Manifest,
     attempt: int,
     since_s: float,
+    history: Sequence[Mapping[str, float | None]],
+    degrade: bool,
 ) -> Manifest:
     """Run iteration `iteration` after `parent` and return its committed manifest; stages that an interrupted run of
-    the same attempt has finished are reused."""
+    the same attempt has finished are reused. `history`: headline metrics of the iterations before, oldest first;
+    `degrade`: commit even with an exceeded failure budget, marked so."""
     context = Context(
         config=config,
         store=store,
@@ -39,6 +43,7 @@ def run_iteration(
         parent=parent.content,
         attempt=attempt,
         since_s=since_s,
+        degrade=degrade,
         policy=Policy(version=parent.policy_version, folder=parent.policy),
         reference=Policy(version=start.policy_version, folder=start.policy),
     )
@@ -51,7 +56,7 @@ def run_iteration(
     results = [rolled_out, extracted, routed, rescored, updated]
     if panel_size := evaluation_due(config, iteration):
         results.append(evaluate(replace(context, policy=updated.policy), panel_size))
-    return commit(context, updated.policy, results, parent)
+    return commit(context, updated.policy, results, parent, history)
 
 
 def evaluation_due(config: CampaignConfig, iteration: int) -> int:

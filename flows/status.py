@@ -23,6 +23,9 @@ def show_status(root: str, campaign: str, endpoint_url: str | None, last: int, c
     )
     console.print(_driver(store), soft_wrap=True)
     console.print(_commits(chain[-last:]))
+    for manifest in chain[-last:]:
+        for reason in manifest.degraded:
+            console.print(f"Iteration {manifest.iteration} is degraded: {reason}", markup=False, soft_wrap=True)
     if chain:
         console.print(f"Newest policy: {location(store, chain[-1].policy.uri)}", soft_wrap=True)
     for number, failure in enumerate(stages.failures(store, next_iteration(chain)), start=1):
@@ -53,20 +56,26 @@ def _commits(chain: list[Manifest]) -> Table:
             for name, value in sorted(numbers.items())
             if name.startswith("evaluation/") and name.endswith("success_micro") and value is not None
         )
-        passed = sum(gate.passed for gate in manifest.gates.values())
         took_s, overhead_s = numbers.get("seconds/iteration_s"), numbers.get("seconds/overhead_s")
         table.add_row(
-            str(manifest.iteration),
+            f"{manifest.iteration} [yellow]degraded[/]" if manifest.degraded else str(manifest.iteration),
             manifest.created_at[:19].replace("T", " "),
             _share(numbers.get("rollout/success_micro")),
             "" if (kl := numbers.get("update/kl_k3")) is None else f"{kl:.4f}",
             _share(numbers.get("skills/coverage")),
             evaluation,
-            f"{passed} of {len(manifest.gates)} passed",
+            _gates(manifest),
             "" if took_s is None else f"{took_s:.0f} s",
             "" if overhead_s is None or not took_s else f"{overhead_s:.1f} s, {overhead_s / took_s:.1%}",
         )
     return table
+
+
+def _gates(manifest: Manifest) -> str:
+    passed = sum(gate.passed for gate in manifest.gates.values())
+    warnings = sum(len(gate.warnings) for gate in manifest.gates.values())
+    noted = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
+    return f"{passed} of {len(manifest.gates)} passed{noted}"
 
 
 def _share(value: float | None) -> str:

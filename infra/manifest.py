@@ -70,7 +70,15 @@ class GateResult(Record):
 
     table: str
     passed: bool
+    """Whether the table may be committed: all expectations of severity `fail` held, those in `degraded` aside."""
     expectations: tuple[ExpectationResult, ...]
+    degraded: tuple[str, ...] = ()
+    """The failure budget that was exceeded and let through (`gates.on_exhausted: degrade`), one reason each."""
+
+    @property
+    def warnings(self) -> tuple[ExpectationResult, ...]:
+        """What was found and only recorded."""
+        return tuple(result for result in self.expectations if not result.passed and result.severity == "warn")
 
 
 class Manifest(Record):

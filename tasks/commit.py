@@ -15,9 +15,10 @@ from opid_core.schema import from_rows
 from tasks.context import Place, Policy, StageResult, merge
 from tasks.progress import report
 from tasks.stage import persistent, save
+from tasks.suites.results import DRIFT_FLOORS
 from tasks.version import code_version as running_version
 
-HEADLINES = ("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl")
+HEADLINES = ("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl", *DRIFT_FLOORS)
 """Metrics whose names begin so are in the manifest too; the table `metrics` holds all."""
 TIMES = ("seconds/iteration_s", "seconds/overhead_s")
 """In the manifest too."""
@@ -52,6 +53,7 @@ def build_manifest(
         metrics={n: value for n, value in result.metrics.items() if n.startswith(HEADLINES) or n in TIMES},
         created_at=created_at.isoformat(timespec="milliseconds"),
         previous=parent,
+        degraded=[f"{gate.table}: {reason}" for gate in result.gates for reason in gate.degraded],
     )
 
 
@@ -70,9 +72,15 @@ def times(results: Sequence[StageResult], iteration_s: float) -> dict[str, float
 
 
 @persistent("commit")
-def commit(place: Place, policy: Policy, results: Sequence[StageResult], parent: Manifest | None) -> Manifest:
+def commit(
+    place: Place,
+    policy: Policy,
+    results: Sequence[StageResult],
+    parent: Manifest | None,
+    history: Sequence[Mapping[str, float | None]] = (),
+) -> Manifest:
     """Write the table `metrics` (iteration -1 at the start) and commit. Returns the manifest that stands: ours, or that
-    of a run which was faster."""
+    of a run which was faster. `history`: metrics of the iterations before, oldest first, to see drift."""
     number = -1 if place.iteration == START else place.iteration
     taken = times(results, time.monotonic() - place.since_s)
     result = merge(*results, StageResult(metrics=taken))
@@ -80,7 +88,7 @@ def commit(place: Place, policy: Policy, results: Sequence[StageResult], parent:
     manifest = build_manifest(
         place,
         policy,
-        merge(result, save(place, "metrics", metrics, {}, iteration=number)),
+        merge(result, save(place, "metrics", metrics, {}, iteration=number, history=history)),
         parent,
         created_at=datetime.now(UTC),
         code_version=running_version(),

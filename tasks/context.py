@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -36,6 +36,8 @@ class Place:
     """How many tries at the iteration failed before this one."""
     since_s: float
     """When the iteration began (`time.monotonic`): the end of the one before it."""
+    degrade: bool = field(default=False, kw_only=True)
+    """Whether an exceeded failure budget is recorded instead of failing the gate."""
 
 
 @dataclass(frozen=True)

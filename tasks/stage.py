@@ -23,6 +23,7 @@ from opid_core.config import CampaignConfig, RecoveryConfig
 from opid_core.episodes import EpisodeSettings
 from opid_core.errors import AttemptUnusable, DataError, InfrastructureError, OutOfMemory
 from opid_core.identity import training_hash
+from opid_core.skill_bank import skill_finder
 from tasks import gates, workers
 from tasks.context import Place, StageResult
 from tasks.progress import report
@@ -127,7 +128,14 @@ def retry_delays_s(recovery: RecoveryConfig) -> list[float]:
 
 def save(place: Place, name: str, table: pa.Table, related: Mapping[str, pa.Table], **limits: Any) -> StageResult:
     """Check `table` against its gate, then write it. Raises GateError before anything is written."""
-    gate = gates.check(name, table, related, **limits)
+    rollout = place.config.rollout
+    limits = {
+        "settings": place.config.gates,
+        "max_prompt_tokens": rollout.max_prompt_tokens,
+        "max_response_tokens": rollout.max_response_tokens,
+        **limits,
+    }
+    gate = gates.check(name, table, related, degrade=place.degrade, **limits)
     record = write_table(place.store, name, place.iteration, new_attempt(), table)
     return StageResult(tables={name: record}, gates=(gate,))
 
@@ -159,8 +167,30 @@ def environment_maker(config: CampaignConfig) -> Callable[[], Environment]:
     return lambda: make(name, options)
 
 
-def episode_settings(config: CampaignConfig, temperature: float) -> EpisodeSettings:
-    """The rules of an episode as the config has them."""
+def training_settings(config: CampaignConfig) -> EpisodeSettings:
+    """The rules of an episode that is trained on."""
+    return _episode_settings(config, config.rollout.temperature, config.method.skill_bank)
+
+
+def evaluation_settings(config: CampaignConfig, temperature: float) -> EpisodeSettings:
+    """The rules of an evaluated episode."""
+    kept = config.method.skill_bank if config.method.keep_skill_at_test else None
+    return _episode_settings(config, temperature, config.evaluation.skill_bank or kept)
+
+
+def check_skill_banks(config: CampaignConfig) -> None:
+    """Raise ConfigError for a skill bank that cannot be read or lacks a task type of the split that it is used on."""
+    environment = environment_maker(config)()
+    for split, settings in (
+        (config.environment.train_split, training_settings(config)),
+        (config.evaluation.split, evaluation_settings(config, 1.0)),
+    ):
+        if settings.skill_of is not None:
+            for task in environment.tasks(split):
+                settings.skill_of(task)
+
+
+def _episode_settings(config: CampaignConfig, temperature: float, skill_bank: str | None) -> EpisodeSettings:
     return EpisodeSettings(
         max_steps=config.environment.max_steps,
         history_length=config.environment.history_length,
@@ -169,6 +199,7 @@ def episode_settings(config: CampaignConfig, temperature: float) -> EpisodeSetti
         temperature=temperature,
         success_reward=config.environment.success_reward,
         timeout_s=config.environment.episode_timeout_s,
+        skill_of=skill_finder(skill_bank) if skill_bank else None,
     )
 
 

@@ -2,9 +2,10 @@
 
 from opid_core.config.campaign import CampaignConfig
 from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
+from opid_core.config.gates import ExpectationConfig, GatesConfig
 from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
 from opid_core.config.loading import build_config, load_config, parse_overrides
-from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT
+from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, PRESETS_BY_METHOD
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
 from opid_core.config.section import Section
 from opid_core.config.skills import AnalyzerConfig, LlmConfig
@@ -12,11 +13,14 @@ from opid_core.config.skills import AnalyzerConfig, LlmConfig
 __all__ = [
     "PRESETS",
     "PRESETS_BY_ENVIRONMENT",
+    "PRESETS_BY_METHOD",
     "AnalyzerConfig",
     "CampaignConfig",
     "EngineConfig",
     "EnvironmentConfig",
     "EvaluationConfig",
+    "ExpectationConfig",
+    "GatesConfig",
     "LearnerConfig",
     "LlmConfig",
     "MethodConfig",

@@ -6,13 +6,15 @@ Presets set the numbers in which the paper's text and its released code differ; 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
+from opid_core.config.gates import GatesConfig
 from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
-from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, merge
+from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, PRESETS_BY_METHOD, merge
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
 from opid_core.config.section import Section
 from opid_core.config.skills import AnalyzerConfig
@@ -46,6 +48,7 @@ class CampaignConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     storage: StorageConfig = StorageConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    gates: GatesConfig = GatesConfig()
 
     @field_validator("root")
     @classmethod
@@ -62,6 +65,12 @@ class CampaignConfig(Section):
         if not isinstance(data, dict) or data.get("preset", "released") not in PRESETS:
             return data
         preset = data.get("preset", "released")
-        environment = data.get("environment")
-        name = environment.get("name") if isinstance(environment, dict) else None
-        return merge(merge(PRESETS[preset], PRESETS_BY_ENVIRONMENT.get((preset, name), {})), data)
+        by_environment = PRESETS_BY_ENVIRONMENT.get((preset, _name(data, "environment")), {})
+        by_method = PRESETS_BY_METHOD.get(_name(data, "method"), {})
+        return merge(merge(merge(PRESETS[preset], by_environment), by_method), data)
+
+
+def _name(data: Mapping[str, Any], section: str) -> str | None:
+    given = data.get(section)
+    name = given.get("name") if isinstance(given, Mapping) else None
+    return name if isinstance(name, str) else None

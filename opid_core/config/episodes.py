@@ -82,3 +82,5 @@ class EvaluationConfig(Section):
     """Sampling temperatures, each a full pass over the panel."""
     final_tasks: int | None = Field(default=None, ge=1)
     """Panel size before the first and after the last iteration; null: `tasks`."""
+    skill_bank: str | None = None
+    """JSON file of static skills by task type, which stand in the prompt of every evaluated episode."""

@@ -19,6 +19,13 @@ PRESETS_BY_ENVIRONMENT: dict[tuple[str, Any], dict[str, Any]] = {
     ("released", "search_qa"): {"environment": {"invalid_action_penalty": 0.01}},
 }
 """What a preset sets otherwise for one environment."""
+PRESETS_BY_METHOD: dict[Any, dict[str, Any]] = {
+    "gigpo": {"method": {"step_weight": 1.0}},
+    "dapo": {"learner": {"clip_high": 0.28}},
+    "grpo_opsd": {"method": {"gate_beta": 0.0}},
+    "skill_sd": {"method": {"distillation_coefficient": 0.001}},
+}
+"""What a method sets otherwise (ALGORITHM, section 8)."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

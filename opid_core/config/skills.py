@@ -12,33 +12,51 @@ from opid_core.config.section import Section
 class LlmConfig(Section):
     """An OpenAI-compatible endpoint for the analyzer. The key comes from the environment variable named here."""
 
-    base_url: str = "http://127.0.0.1:8000/v1"
-    """Address of the endpoint."""
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"^https?://[^@?#\s]+$")
+    """Address of the endpoint; it holds no key and no password."""
     model: str = "default"
     """Model name to ask for."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; it is never stored or logged."""
+    """Environment variable that holds the key; it is never stored or logged. A local address needs none."""
     temperature: float = Field(default=0.4, ge=0)
     """Sampling temperature of the analyzer."""
     max_tokens: int = Field(default=4096, ge=1)
     """Completion limit of one analysis."""
+    structured_output: Literal["auto", "on", "off"] = "auto"
+    """Ask for JSON of a schema: `auto` does, until the endpoint refuses that; `off` leaves it to the prompt."""
+    max_prompt_chars: int = Field(default=48_000, ge=4_000)
+    """Longer episodes are cut by the rule in docs/analyzer.md; a token is about four characters."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Time limit of one request."""
+    """Time limit of one request, and longest wait before the next."""
     max_retries: int = Field(default=3, ge=0)
-    """Retries of transient errors (429, 5xx, time-outs)."""
+    """Retries of a request after a transient error (429, 5xx, no connection, time-out)."""
+    retry_delay_s: float = Field(default=1.0, ge=0)
+    """Wait before the first retry, unless the endpoint names one; doubled each time, up to half of it added at
+    random."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
+    prompt_price: float | None = Field(default=None, ge=0)
+    """Price of a million prompt tokens; null: unknown, and so are the costs."""
+    completion_price: float | None = Field(default=None, ge=0)
+    """Price of a million completion tokens."""
 
 
 class AnalyzerConfig(Section):
     """Where skills come from."""
 
-    backend: Literal["hindsight", "llm"] = "hindsight"
-    """`hindsight`: rules over the finished trajectories; `llm`: one call a trajectory to an endpoint."""
+    backend: Literal["hindsight", "llm", "llm_then_hindsight"] = "hindsight"
+    """`hindsight`: rules over the finished trajectories; `llm`: one call a trajectory to an endpoint;
+    `llm_then_hindsight`: the rules where the call gave no skill."""
     max_step_skills: int = Field(default=5, ge=0)
     """At most this many step skills a trajectory."""
     failed_only: bool = False
     """Analyse failed trajectories only."""
+    failed_only_after: int | None = Field(default=None, ge=0)
+    """Analyse failed trajectories only once so many iterations are completed."""
+    start_after: int = Field(default=0, ge=0)
+    """Analyse nothing before so many iterations are completed."""
+    stop_after: int | None = Field(default=None, ge=0)
+    """Analyse nothing once so many iterations are completed."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """More failed analyses than this share fail the iteration's gate."""
     selector_min_group_size: int = Field(default=2, ge=2)
@@ -48,4 +66,4 @@ class AnalyzerConfig(Section):
     selector_top_k: int = Field(default=1, ge=0)
     """Statistics selector: critical steps a trajectory."""
     llm: LlmConfig = LlmConfig()
-    """The endpoint (backend `llm`)."""
+    """The endpoint (backends `llm` and `llm_then_hindsight`)."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from infra.manifest import Manifest
+from infra.manifest import GateResult, Manifest, from_bytes, to_bytes
 from infra.store import CampaignStore, manifests, new_attempt, open_campaign, put_folder, read_table, verify
 from opid_core.config import CampaignConfig, build_config
 from opid_core.errors import DataError
@@ -72,8 +72,37 @@ def test_the_manifest_holds_what_the_stages_made(config, store, tmp_path):
     assert manifest.seeds == {"campaign": 4, "iteration": 11}
     assert manifest.metrics == {"rollout/success_micro": 0.25, "rollout/return": None}
     assert manifest.created_at == "2026-01-02T00:00:00.000+00:00"
+    assert manifest.degraded == ()
     with pytest.raises(DataError, match="predecessor must be start, got None"):
         build_manifest(replace(context, iteration=0), context.policy, result, None, **facts)
+
+
+def test_an_exceeded_failure_budget_marks_the_manifest(config, store, tmp_path):
+    context = make_context(config, store, tmp_path, None)
+    gates = tuple(
+        GateResult(table=table, passed=True, expectations=(), degraded=reasons)
+        for table, reasons in (("steps", ()), ("skills", ("more than 10% of the analyses failed", "too few")))
+    )
+    facts = {"created_at": datetime(2026, 1, 2, tzinfo=UTC), "code_version": "0.1.0", "prefect_run_id": None}
+    manifest = build_manifest(context, context.policy, StageResult(gates=gates), None, **facts)
+    assert manifest.degraded == ("skills: more than 10% of the analyses failed", "skills: too few")
+    assert from_bytes(to_bytes(manifest), "000000.json", None) == manifest
+
+
+def test_a_commit_watches_its_metrics_for_drift(config, store, tmp_path):
+    start_context = make_context(config, store, tmp_path, None)
+    commit_once = commit.__wrapped__
+    start = commit_once(start_context, start_context.policy, [], None)
+    context = make_context(config, store, tmp_path, start)
+    results = [StageResult(metrics={**METRICS, "skills/chars": 300.0})]
+    history = [{"skills/chars": 100.0, "rollout/success_micro": 0.25}] * 5
+    committed = commit_once(context, make_policy(store, tmp_path, 1), results, start, history)
+    (warning,) = committed.gates["metrics"].warnings
+    assert warning.column == "drifted"
+    assert warning.failing_rows == (
+        {"name": "skills/chars", "value": 300.0, "low": 50.0, "high": 150.0, "drifted": True},
+    )
+    assert committed.metrics["skills/chars"] == 300.0  # the history of the next
 
 
 def test_commits_chain_and_a_slower_run_adopts_the_faster(config, store, tmp_path):

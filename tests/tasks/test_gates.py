@@ -15,24 +15,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opid_core.errors import DataError, GateError
+from infra.manifest import GateResult
+from opid_core.config import GatesConfig
+from opid_core.errors import DataError, FailureBudgetExceeded, GateError
 from opid_core.schema import TABLES, from_rows
 from tasks import gates, suites
-from tests.tasks.valid_tables import LIMITS, Rows, valid
+from tasks.suites.columns import plain
+from tests.tasks.valid_tables import HISTORY, LIMITS, Rows, valid
 
 
 def tables(rows: Rows) -> dict[str, pa.Table]:
     return {name: from_rows(name, rows[name]) for name in rows}
 
 
+def checked(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> GateResult:
+    built = tables(rows)
+    return gates.check(name, built[name], built, **(LIMITS[name] if limits is None else limits))
+
+
 def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
     """(expectation, column) of each broken expectation, from the error's text."""
-    built = tables(rows)
     with pytest.raises(GateError) as caught:
-        gates.check(name, built[name], built, **(LIMITS[name] if limits is None else limits))
+        checked(name, rows, limits)
     lines = [line for line in str(caught.value).splitlines() if not line.startswith("  ")]
     found = [re.fullmatch(rf"table {name}: (\w+)(?: on column (.*?))? failed \(.*\)", line) for line in lines]
     return [(match[1].removeprefix("expect_"), match[2] or "") for match in found if match]
+
+
+def warnings(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
+    """(expectation, column) of each warning of a table that passes."""
+    result = checked(name, rows, limits)
+    assert result.passed
+    assert all(warning.failing_rows for warning in result.warnings)
+    return [(warning.expectation.removeprefix("expect_"), warning.column) for warning in result.warnings]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -51,7 +66,7 @@ def test_valid_tables_pass_and_the_result_is_plain_data(name):
 @pytest.mark.parametrize("name", ["skills", "metrics", "trajectories", "steps", "routes", "scores"])
 def test_tables_without_rows_pass(name):
     empty = {other: from_rows(other, []) for other in TABLES}
-    assert gates.check(name, empty[name], empty, max_failure_rate=0.0).passed
+    assert gates.check(name, empty[name], empty, max_failure_rate=0.0, forbidden={}, history=HISTORY).passed
 
 
 IN_SET, BETWEEN = "column_values_to_be_in_set", "column_values_to_be_between"
@@ -79,7 +94,9 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("steps", put(0, reward=math.inf), IN_SET, "not_finite_reward"),
     ("steps", put(0, prompt_text=" \n"), REGEX, "prompt_text"),
     ("steps", put(0, prompt_ids=[]), BETWEEN, "n_prompt_ids"),
+    ("steps", put(0, prompt_ids=[1, 2, 3]), BETWEEN, "n_prompt_ids"),
     ("steps", put(0, response_ids=[], rollout_log_probs=[]), BETWEEN, "n_response_ids"),
+    ("steps", put(0, response_ids=[3] * 4, rollout_log_probs=[-0.5] * 4), BETWEEN, "n_response_ids"),
     ("steps", put(0, history_dropped=-1), BETWEEN, "history_dropped"),
     ("steps", put(0, rollout_log_probs=[-0.5]), PAIR, "n_rollout_log_probs, n_response_ids"),
     ("steps", put(0, rollout_log_probs=[-0.5, -math.inf]), IN_SET, "n_not_finite_rollout_log_probs"),
@@ -110,6 +127,11 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("skills", put(2, error=None), IN_SET, "error_fits_kind"),
     ("skills", put(0, attempts=-1), BETWEEN, "attempts"),
     ("skills", put(0, tokens=-1), BETWEEN, "tokens"),
+    ("skills", put(0, prompt_tokens=-1), BETWEEN, "prompt_tokens"),
+    ("skills", put(0, completion_tokens=-1), BETWEEN, "completion_tokens"),
+    ("skills", put(0, cost=-0.5), BETWEEN, "cost"),
+    ("skills", put(0, cost=math.inf), IN_SET, "not_finite_cost"),
+    ("skills", put(0, text="go " * 400), BETWEEN, "text_chars"),
     ("routes", repeat(0), COMPOUND, "trajectory_id, step"),
     ("routes", drop(2), IN_SET, "row_present"),
     ("routes", repeat(2, step=1), IN_SET, "row_expected"),
@@ -120,11 +142,20 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("routes", put(0, skill_id=None), IN_SET, "skill_fits_route"),
     ("routes", put(2, skill_id="a/episode"), IN_SET, "skill_fits_route"),
     ("routes", put(2, route="episode", skill_id="a/episode"), IN_SET, "skill_fits_route"),
+    ("routes", put(0, added_skill_id="a/0"), IN_SET, "added_skill_fits"),
+    ("routes", put(0, added_skill_id="b/failed"), IN_SET, "added_skill_fits"),
+    ("routes", put(1, added_skill_id="a/episode"), IN_SET, "added_skill_fits"),
     ("scores", repeat(0), COMPOUND, "trajectory_id, step"),
     ("scores", drop(0), IN_SET, "row_present"),
     ("scores", put(0, trained=None), IN_SET, "missing_column"),
     ("scores", put(0, old_log_probs=[-0.5]), PAIR, "n_old_log_probs, n_response_ids"),
     ("scores", put(0, skill_log_probs=[-0.5] * 3), PAIR, "n_skill_log_probs, n_response_ids"),
+    ("scores", put(0, added_log_probs=[-0.5] * 3), PAIR, "n_added_log_probs, n_response_ids"),
+    ("scores", put(0, added_log_probs=[math.nan, -0.5]), IN_SET, "n_not_finite_added_log_probs"),
+    ("scores", put(0, added_log_probs=[0.5, -0.5]), BETWEEN, "max_added_log_probs"),
+    ("scores", put(0, added_log_probs=None), IN_SET, "added_scored_as_routed"),
+    ("scores", put(1, added_log_probs=[-0.5]), IN_SET, "added_scored_as_routed"),
+    ("scores", put(0, step_advantage=math.nan), IN_SET, "not_finite_step_advantage"),
     ("scores", put(0, reference_log_probs=[]), PAIR, "n_reference_log_probs, n_response_ids"),
     ("scores", put(0, old_log_probs=[-math.inf, -0.5]), IN_SET, "n_not_finite_old_log_probs"),
     ("scores", put(0, skill_log_probs=[math.nan, -0.5]), IN_SET, "n_not_finite_skill_log_probs"),
@@ -169,62 +200,223 @@ def test_a_broken_table_fails_exactly_its_expectation(name, break_table, expecta
     assert failures(name, rows) == [(expectation, column)]
 
 
-def test_the_few_faults_that_touch_two_expectations():
-    rows = valid()
-    rows["trajectories"].append({**rows["trajectories"][1]})
-    assert failures("trajectories", rows, {}) == [("column_values_to_be_unique", "trajectory_id")]
-    rows = valid()
-    rows["trajectories"][0]["steps"] = -1
-    assert failures("trajectories", rows) == [(BETWEEN, "steps"), (PAIR, "steps, n_step_rows")]
-    rows = valid()
-    rows["steps"][0]["step"] = -1
-    assert failures("steps", rows) == [(BETWEEN, "step"), (IN_SET, "row_present"), (IN_SET, "row_expected")]
-    rows = valid()
-    rows["evaluations"][0]["temperature"] = -0.5
-    assert failures("evaluations", rows, {}) == [(BETWEEN, "temperature")]
-    rows = valid()
-    rows["evaluations"] = []
-    assert failures("evaluations", rows) == [("table_row_count_to_be_between", "")]
-    rows = valid()
-    rows["scores"].append({**rows["scores"][2], "step": 1})
-    assert (IN_SET, "row_expected") in failures("scores", rows)
-    rows = valid()
-    rows["routes"][0]["route"] = "both"
-    assert failures("routes", rows) == [(IN_SET, "route"), (IN_SET, "skill_fits_route")]
+LEAK = "The answer is: old PARIS!"
+NEARLY = "Find the mug first, look at every shelf in turn, then go to a desk with it. Now!"
+WARNED: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
+    ("skills", put(1, text=valid()["skills"][0]["text"]), IN_SET, "duplicate_of"),
+    ("skills", put(1, text=NEARLY), IN_SET, "near_duplicate_of"),
+    ("skills", put(0, text="Task: put a MUG on a desk."), BETWEEN, "copied_words"),
+    ("skills", put(0, text=LEAK), IN_SET, "leaked"),
+    ("scores", put(0, skill_log_probs=[-20.75, -0.5]), BETWEEN, "max_skill_delta"),
+    ("metrics", put(2, value=0.8), IN_SET, "drifted"),
+    ("metrics", put(2, value=0.2), IN_SET, "drifted"),
+]
 
 
-def test_versions_may_not_be_negative_when_no_version_is_asked_for():
+@pytest.mark.parametrize(("name", "break_table", "expectation", "column"), WARNED, ids=[w[3] for w in WARNED])
+def test_what_is_doubtful_is_recorded_exactly_once_and_commits(name, break_table, expectation, column):
     rows = valid()
-    rows["steps"][0]["policy_version"] = -1
-    assert failures("steps", rows, {}) == [(BETWEEN, "policy_version")]
-    rows["evaluations"][0]["policy_version"] = -1
-    assert failures("evaluations", rows, {}) == [(BETWEEN, "policy_version")]
+    break_table(rows[name])
+    assert warnings(name, rows) == [(expectation, column)]
 
 
-def test_steps_of_broken_episodes_must_not_be_trained():
+SPECIAL: list[tuple[str, Callable[[Rows], Any], dict[str, Any], list[tuple[str, str]]]] = [
+    (
+        "trajectories",
+        lambda rows: rows["trajectories"].append({**rows["trajectories"][1]}),
+        {},
+        [("column_values_to_be_unique", "trajectory_id")],
+    ),
+    (
+        "trajectories",
+        lambda rows: rows["trajectories"][0].update(steps=-1),
+        LIMITS["trajectories"],
+        [(BETWEEN, "steps"), (PAIR, "steps, n_step_rows")],
+    ),
+    (
+        "steps",
+        lambda rows: rows["steps"][0].update(step=-1),
+        LIMITS["steps"],
+        [(BETWEEN, "step"), (IN_SET, "row_present"), (IN_SET, "row_expected")],
+    ),
+    ("evaluations", lambda rows: rows["evaluations"][0].update(temperature=-0.5), {}, [(BETWEEN, "temperature")]),
+    (
+        "evaluations",
+        lambda rows: rows["evaluations"].clear(),
+        LIMITS["evaluations"],
+        [("table_row_count_to_be_between", "")],
+    ),
+    # a row of `scores` beyond the steps has no response to compare with, and no route
+    (
+        "scores",
+        lambda rows: rows["scores"].append({**rows["scores"][2], "step": 1}),
+        {},
+        [(IN_SET, "row_expected")],
+    ),
+    (
+        "routes",
+        lambda rows: rows["routes"][0].update(route="both"),
+        {},
+        [(IN_SET, "route"), (IN_SET, "skill_fits_route"), (IN_SET, "added_skill_fits")],
+    ),
+    # without a version asked for, versions may not be negative
+    ("steps", lambda rows: rows["steps"][0].update(policy_version=-1), {}, [(BETWEEN, "policy_version")]),
+    ("evaluations", lambda rows: rows["evaluations"][0].update(policy_version=-1), {}, [(BETWEEN, "policy_version")]),
+    (
+        "evaluations",
+        lambda rows: rows["evaluations"][0].update(policy_version=4),
+        {"policy_version": 3},
+        [(IN_SET, "policy_version")],
+    ),
+    # steps of broken episodes must not be trained on
+    (
+        "scores",
+        lambda rows: rows["trajectories"][0].update(outcome="broken", error="the world broke"),
+        {},
+        [(IN_SET, "broken_but_trained")],
+    ),
+    # the failure budget: one of two analyses failed
+    ("skills", lambda rows: None, {"max_failure_rate": 0.49}, [(IN_SET, "failure")]),
+    (
+        "skills",
+        lambda rows: None,
+        {"settings": GatesConfig(min_coverage=0.01, min_coverage_trajectories=1)},
+        [(BETWEEN, "coverage")],
+    ),
+    ("skills", lambda rows: rows["skills"].pop(2), {"analyzed": ["a", "b"]}, [(IN_SET, "analysis_present")]),
+    (
+        "skills",
+        lambda rows: rows["skills"][0].update(text=LEAK),
+        {"forbidden": {"t": ["Old Paris"]}},
+        [(IN_SET, "leaked")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "break_rows", "limits", "expected"), SPECIAL)
+def test_faults_under_other_limits_or_that_touch_more_than_one_expectation(name, break_rows, limits, expected):
+    rows = valid()
+    break_rows(rows)
+    assert failures(name, rows, limits) == expected
+
+
+def test_every_expectation_of_every_suite_has_a_test_that_breaks_it():
+    built = tables(valid())
+    known = set()
+    for name, expected_limits in LIMITS.items():
+        others: list[dict[str, Any]] = [limits for other, _, limits, _ in SPECIAL if other == name]
+        for limits in (expected_limits, *others):
+            for frame in suites.frames(name, built[name], built, suites.Limits(**limits)):
+                known |= {(name, _name(e.kind), _columns(e.arguments), e.severity) for e in frame.suite}
+    broken = {(name, kind, column, "fail") for name, _, kind, column in BROKEN}
+    broken |= {(name, kind, column, "warn") for name, _, kind, column in WARNED}
+    broken |= {(name, kind, column, "fail") for name, _, _, expected in SPECIAL for kind, column in expected}
+    assert known == broken
+
+
+def _name(kind: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower().removeprefix("expect_")
+
+
+def _columns(arguments: dict[str, Any]) -> str:
+    pair = [arguments[side] for side in ("column_A", "column_B") if side in arguments]
+    return arguments.get("column") or ", ".join(arguments.get("column_list", pair))
+
+
+def test_steps_of_broken_episodes_may_be_there_untrained():
     rows = valid()
     rows["trajectories"][0] |= {"outcome": "broken", "error": "the world broke"}
-    assert failures("scores", rows) == [(IN_SET, "broken_but_trained")]
     for row in rows["scores"][:2]:
         row["trained"] = False
-    built = tables(rows)
-    assert gates.check("scores", built["scores"], built).passed
+    assert checked("scores", rows).passed
 
 
-def test_failure_rate_counts_trajectories_not_skills():
+# The failure budget --------------------------------------------------------------------------------------------------
+
+
+def test_failure_rate_counts_trajectories_not_skills_and_names_each_with_its_reason():
     rows = valid()  # one of two analyses failed, one of three rows
-    built = tables(rows)
-    assert gates.check("skills", built["skills"], built, max_failure_rate=0.5).passed
-    assert failures("skills", rows, {"max_failure_rate": 0.49}) == [("column_mean_to_be_between", "analysis_failed")]
+    assert checked("skills", rows, {"max_failure_rate": 0.5}).passed
+    with pytest.raises(
+        FailureBudgetExceeded, match=r'\(1 of 2 rows\)\n  {"trajectory_id": "b", "failure": "no reply"}'
+    ):
+        checked("skills", rows, {"max_failure_rate": 0.49})
 
 
-def test_an_analyzed_trajectory_without_skills_or_failure_is_named():
+@pytest.mark.parametrize(("allowed", "failed_of_ten"), [(0.3, 3), (0.7, 7), (0.1, 1)])
+def test_the_share_itself_is_allowed(allowed, failed_of_ten):
+    rows = {"steps": [], "trajectories": [], "skills": []}
+    for i in range(10):
+        kind, text, error = ("failed", "", "x") if i < failed_of_ten else ("episode", f"skill {i}", None)
+        own = {"skill_id": f"{i}", "trajectory_id": f"{i}", "kind": kind, "text": text, "error": error}
+        rows["skills"].append({**valid()["skills"][0], **own})
+        rows["trajectories"].append({**valid()["trajectories"][0], "trajectory_id": f"{i}"})
+    settings = GatesConfig(min_coverage=0.0)
+    assert checked("skills", rows, {"max_failure_rate": allowed, "settings": settings}).passed
+    with pytest.raises(FailureBudgetExceeded):
+        checked("skills", rows, {"max_failure_rate": allowed - 0.01, "settings": settings})
+
+
+def test_coverage_is_judged_by_task_type_and_outcome_where_there_are_enough():
+    settings = GatesConfig(min_coverage=1.0, min_coverage_trajectories=1)
+    with pytest.raises(FailureBudgetExceeded) as caught:
+        checked("skills", valid(), {"settings": settings})
+    assert str(caught.value) == (
+        "table skills: expect_column_values_to_be_between on column coverage failed (1 of 2 rows)\n"
+        '  {"task_type": "pick", "outcome": "failure", "analyzed": 1, "coverage": 0.0}'
+    )
+    enough = settings.model_copy(update={"min_coverage_trajectories": 2})
+    assert checked("skills", valid(), {"settings": enough}).passed
+
+
+def test_an_exceeded_budget_degrades_where_that_is_asked_for_and_nothing_else_does():
+    limits = {"max_failure_rate": 0.1, "settings": GatesConfig(min_coverage_trajectories=1), "degrade": True}
+    result = checked("skills", valid(), limits)
+    assert result.passed
+    assert result.degraded == (
+        "more than 10.0% of the analyses failed (1 of 2 rows)",
+        "a task type and outcome has fewer than 50.0% of its episode skills (1 of 2 rows)",
+    )
+    assert [(e.column, e.severity) for e in result.expectations if not e.passed] == [
+        ("failure", "fail"),
+        ("coverage", "fail"),
+    ]
+    assert checked("skills", valid(), {**LIMITS["skills"], "degrade": True}).degraded == ()
     rows = valid()
-    rows["skills"].pop(2)
-    built = tables(rows)
-    with pytest.raises(GateError, match=r'on column analysis_present failed \(1 of 2 rows\)\n  {"trajectory_id":"?b?'):
-        gates.check("skills", built["skills"], built, analyzed=["a", "b"])
-    assert gates.check("skills", built["skills"], built, analyzed=["a"]).passed
+    rows["skills"][0]["attempts"] = -1
+    with pytest.raises(GateError) as caught:
+        checked("skills", rows, limits)
+    assert not isinstance(caught.value, FailureBudgetExceeded)
+
+
+# Texts, drift, names -------------------------------------------------------------------------------------------------
+
+
+def test_any_leak_is_a_warning_that_names_it_and_too_many_fail():
+    rows = valid()
+    rows["skills"][0]["text"] = LEAK
+    allowed = {"forbidden": {"t": ["Old Paris"]}, "settings": GatesConfig(max_leaking_skills=0.5)}
+    assert [w.failing_rows for w in checked("skills", rows, allowed).warnings] == [
+        ({"skill_id": "a/episode", "leaked": "Old Paris"},)
+    ]
+    assert warnings("skills", rows, {"forbidden": {"another task": ["Old Paris"]}}) == []
+
+
+def test_drift_names_the_expected_range_and_needs_a_history():
+    rows = valid()
+    rows["metrics"][2]["value"] = 0.8  # 0.5 +- 4 * 0.0707 = 0.217 to 0.783
+    (warning,) = checked("metrics", rows).warnings
+    (row,) = warning.failing_rows
+    assert row["name"] == "rollout/success_micro"
+    assert (row["low"], row["high"]) == pytest.approx((0.5 - 4 * 0.005**0.5, 0.5 + 4 * 0.005**0.5))
+    assert warnings("metrics", rows, {"history": HISTORY[:4]}) == []
+    assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=5.0)}) == []
+    rows["metrics"][2]["value"] = 0.72  # beyond one standard deviation, within the floor of 0.2 and a bit
+    assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=1.0)}) == [
+        (IN_SET, "drifted")
+    ]
+    rows["metrics"][2]["value"] = 0.69
+    assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=1.0)}) == []
 
 
 def test_the_error_names_table_expectation_column_and_the_first_ten_rows():
@@ -259,7 +451,7 @@ def test_missing_columns_tables_and_relations_are_named():
 )
 def test_plain_columns_of_lists_agree_with_python(lists, offset):
     schema = pa.schema([pa.field("skill_log_probs", pa.list_(pa.float32()))])
-    frame = suites.plain(pa.table({"skill_log_probs": lists}, schema=schema).slice(offset))
+    frame = plain(pa.table({"skill_log_probs": lists}, schema=schema).slice(offset))
     for row, values in zip(frame.to_dict("records"), lists[offset:], strict=True):
         if values is None:
             assert math.isnan(row["n_skill_log_probs"])

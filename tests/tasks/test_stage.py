@@ -18,6 +18,7 @@ from opid_core.errors import (
     AttemptUnusable,
     ConfigError,
     DataError,
+    FailureBudgetExceeded,
     GateError,
     InfrastructureError,
     LeaseLost,
@@ -28,6 +29,7 @@ from opid_core.schema import from_rows
 from tasks import progress, workers
 from tasks.context import Place, StageResult
 from tasks.stage import retry_delays_s, save, stage
+from tests.tasks.valid_tables import valid
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 
@@ -164,12 +166,12 @@ def test_delays_double_and_are_spread():
 
 
 def attempt_all(place: Place, *outcomes: Exception | str) -> tuple[str | Exception, list[int], list[str]]:
-    """The result of `attempted`, the attempts that were made, and what people were told."""
+    """The result of `attempted`, the attempts that were made (-1: one that may degrade), and what people were told."""
     attempts, notes = [], []
     left = iter(outcomes)
 
-    def run(attempt: int):
-        attempts.append(attempt)
+    def run(attempt: int, degrade: bool):
+        attempts.append(-1 if degrade else attempt)
         outcome = next(left)
         if isinstance(outcome, Exception):
             raise outcome
@@ -203,6 +205,29 @@ def test_a_campaign_stops_after_its_attempts_and_a_new_run_has_as_many(place):
     assert reasons(place.store) == ["GateError: too many failed analyses", "TimeoutError: slow"]
     result, attempts, _ = attempt_all(place, InfrastructureError("again"), "manifest")
     assert (result, attempts) == ("manifest", [2, 3])
+
+
+def test_only_an_exceeded_failure_budget_degrades_once_and_only_where_the_config_says_so(place):
+    exceeded = FailureBudgetExceeded("failed analyses")
+    result, attempts, _ = attempt_all(place, exceeded, exceeded, "manifest")
+    assert (result, attempts) == (exceeded, [0, 1])
+    place = replace(place, config=build_config({**place.config.model_dump(), "gates": {"on_exhausted": "degrade"}}))
+    result, attempts, _ = attempt_all(place, exceeded, exceeded, "degraded")
+    assert (result, attempts) == ("degraded", [2, 3, -1])
+    bad_rows = GateError("rows")
+    result, attempts, _ = attempt_all(place, exceeded, bad_rows, "never")
+    assert (result, attempts) == (bad_rows, [4, 5])
+    result, attempts, _ = attempt_all(place, exceeded, exceeded, bad_rows, "never")
+    assert (result, attempts) == (bad_rows, [6, 7, -1])
+
+
+def test_a_degraded_place_lets_the_gate_record_the_budget(place):
+    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    with pytest.raises(FailureBudgetExceeded):
+        save(place, "skills", tables["skills"], tables, max_failure_rate=0.1)
+    result = save(replace(place, degrade=True), "skills", tables["skills"], tables, max_failure_rate=0.1)
+    assert result.gates[0].degraded == ("more than 10.0% of the analyses failed (1 of 2 rows)",)
+    assert result.tables["skills"].rows == 3
 
 
 def test_records_that_cannot_be_used_cost_no_attempt(place):

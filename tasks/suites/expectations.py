@@ -1,0 +1,68 @@
+"""Expectations as data, and the few kinds that the suites are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What must hold of a frame's rows."""
+
+    kind: str
+    """Class name in `great_expectations.expectations`."""
+    arguments: dict[str, Any]
+    severity: Literal["fail", "warn"] = "fail"
+    """`fail` keeps the table from being committed, `warn` is only recorded."""
+    budget: str = ""
+    """Of an expectation of the failure budget: what is wrong where it is broken, in words."""
+
+
+def warn(expectation: Expectation) -> Expectation:
+    """`expectation`, recorded only."""
+    return replace(expectation, severity="warn")
+
+
+def unique(*columns: str) -> Expectation:
+    if len(columns) == 1:
+        return Expectation("ExpectColumnValuesToBeUnique", {"column": columns[0]})
+    return Expectation("ExpectCompoundColumnsToBeUnique", {"column_list": list(columns)})
+
+
+def in_set(column: str, values: Iterable[Any], *, max_others: float = 0.0) -> Expectation:
+    """All values but a share of `max_others` are among `values`."""
+    mostly = {"mostly": round(1 - max_others, 9)} if max_others else {}
+    return Expectation("ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values), **mostly})
+
+
+def only(column: str, value: int | None) -> list[Expectation]:
+    return [] if value is None else [in_set(column, [value])]
+
+
+def in_range(column: str, *, low: float | None = None, high: float | None = None) -> Expectation:
+    return Expectation("ExpectColumnValuesToBeBetween", {"column": column, "min_value": low, "max_value": high})
+
+
+def has_text(column: str) -> Expectation:
+    return Expectation("ExpectColumnValuesToMatchRegex", {"column": column, "regex": r"\S"})
+
+
+def equal(column: str, other: str) -> Expectation:
+    arguments = {"column_A": column, "column_B": other, "ignore_row_if": "either_value_is_missing"}
+    return Expectation("ExpectColumnPairValuesToBeEqual", arguments)
+
+
+def at_least(column: str, other: str) -> Expectation:
+    arguments = {"column_A": column, "column_B": other, "or_equal": True}
+    return Expectation("ExpectColumnPairValuesAToBeGreaterThanB", arguments)
+
+
+def is_finite(column: str) -> Expectation:
+    return in_set(f"not_finite_{column}", [False])
+
+
+def log_probs(column: str, length: str) -> list[Expectation]:
+    """As many as response tokens, finite, and no probability above 1."""
+    return [equal(f"n_{column}", length), in_set(f"n_not_finite_{column}", [0]), in_range(f"max_{column}", high=0.0)]
