@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from envs.alfworld import AlfworldOptions
 from envs.search_qa import SearchQaOptions
 from envs.webshop import WebshopOptions
-from opid_core.config import PRESETS, CampaignConfig
+from opid_core.config import PRESETS, PRESETS_BY_METHOD, CampaignConfig
 from opid_core.identity import MAY_DIFFER
 
 ENVIRONMENT_OPTIONS: dict[str, type[BaseModel]] = {
@@ -109,6 +109,8 @@ def _in_words(annotation: Any) -> str:
         return "mapping"
     if origin is tuple and get_origin(arguments[0]) is Literal:
         return f"list of {_in_words(arguments[0])}"
+    if origin is tuple and _is_model(arguments[0]):
+        return f"list of mappings with the keys {', '.join(f'`{key}`' for key in arguments[0].model_fields)}"
     if origin is tuple:
         count = "" if Ellipsis in arguments else f"{len(arguments)} "
         return f"list of {count}{_NOUNS[arguments[0]][1]}"
@@ -145,9 +147,20 @@ def _presets() -> str:
         "What `preset` sets: the numbers in which the paper's text and its released code differ. "
         "A value written in the file wins.\n\n"
     )
-    return introduction + _table(
-        ("key", *(f"`{name}`" for name in names)),
-        [(f"`{section}.{key}`", *(f"`{PRESETS[name][section][key]}`" for name in names)) for section, key in keys],
+    by_method = [
+        (f"`{name}`", f"`{section}.{key}`", f"`{value}`")
+        for name, sections in PRESETS_BY_METHOD.items()
+        for section, values in sections.items()
+        for key, value in values.items()
+    ]
+    return (
+        introduction
+        + _table(
+            ("key", *(f"`{name}`" for name in names)),
+            [(f"`{section}.{key}`", *(f"`{PRESETS[name][section][key]}`" for name in names)) for section, key in keys],
+        )
+        + "\nWhat `method.name` sets; here too a value written in the file wins.\n\n"
+        + _table(("method", "key", "value"), by_method)
     )
 
 

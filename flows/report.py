@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_table
@@ -87,6 +88,7 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
             f"{last.policy_version} updates; {verdict}.",
         ]
     lines += [
+        *_by_task_type(evaluated),
         "",
         "![success](success.png)",
         "",
@@ -100,6 +102,21 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
         "",
     ]
     return "\n".join(lines)
+
+
+def _by_task_type(evaluated: list[Evaluated]) -> list[str]:
+    """The newest policy's success by task type (for search-based QA: exact match by data set)."""
+    newest = max((e.policy_version for e in evaluated), default=None)
+    lines = []
+    for e in evaluated:
+        if e.policy_version == newest and len(e.success.per_type) > 1:
+            header = f"| task type (after {newest} updates, temperature {e.temperature:g}) | episodes | success |"
+            lines += ["", header, "|---|---|---|"]
+            lines += [
+                f"| {name} | {e.success.episodes_per_type[name]} | {share:.1%} |"
+                for name, share in e.success.per_type.items()
+            ]
+    return lines
 
 
 def _newest(store: CampaignStore, chain: list[Manifest], table: str) -> str:
@@ -166,12 +183,13 @@ def print_report(folder: Path, console: Console) -> None:
 
 
 def show_evaluations(table: pa.Table, console: Console) -> None:
-    """Print success by temperature and task type."""
+    """Print success and the number of episodes by temperature and task type."""
     for temperature, part in by_temperature(table).items():
         success = table_success(part)
-        shown = Table("task type", "success", title=f"temperature {temperature:g}")
+        shown = Table("task type", "episodes", "success", title=f"temperature {temperature:g}")
         for name, share in success.per_type.items():
-            shown.add_row(name, f"{share:.1%}")
-        shown.add_row("micro, 95% interval", f"{success.micro:.1%} ({success.low:.1%} to {success.high:.1%})")
-        shown.add_row("macro", f"{success.macro:.1%}")
+            shown.add_row(Text(name), str(success.episodes_per_type[name]), f"{share:.1%}")
+        episodes, interval = str(success.episodes), f"{success.low:.1%} to {success.high:.1%}"
+        shown.add_row("micro, 95% interval", episodes, f"{success.micro:.1%} ({interval})")
+        shown.add_row("macro", episodes, f"{success.macro:.1%}")
         console.print(shown)

@@ -18,7 +18,7 @@ from tasks import workers
 from tasks.engine import RemoteEngine
 from tasks.evaluate import panel
 from tasks.progress import report
-from tasks.stage import environment_maker, episode_settings
+from tasks.stage import environment_maker, evaluation_settings
 
 
 def show_rollout(
@@ -54,7 +54,7 @@ def show_rollout(
                 workers.tokenizer_of(policy_folder),
                 make_environment,
                 asked,
-                episode_settings(config, temperature),
+                evaluation_settings(config, temperature),
                 progress,
             )
     finally:

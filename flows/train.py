@@ -8,6 +8,7 @@ from prefect import flow
 from rich.console import Console
 
 from flows import plan, settings
+from flows.audit.command import LAST, write_audit
 from flows.campaign import run_campaign
 from flows.display import live_progress
 from flows.report import print_report, write_report
@@ -45,7 +46,9 @@ def opened_patiently(config: CampaignConfig, console: Console) -> None:
 
 
 def train_campaign(config: CampaignConfig, console: Console) -> None:
-    """Run or resume the campaign with live progress, then write and print its report."""
+    """Run or resume the campaign with live progress, then write its report, which is printed, and its audit pages."""
     with live_progress(config, console):
         run_campaign(config)
-    print_report(write_report(find_campaign(config.root, config.campaign, config.storage.endpoint_url)), console)
+    endpoint_url = config.storage.endpoint_url
+    print_report(write_report(find_campaign(config.root, config.campaign, endpoint_url)), console)
+    write_audit(str(config.root), endpoint_url, config.campaign, [LAST], None, "html", console)

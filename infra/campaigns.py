@@ -109,13 +109,18 @@ def find_campaign(root: str | Path, campaign: str, endpoint_url: str | None = No
     """The store of a campaign that exists. Raises ConfigError that lists those that do; touches nothing."""
     store = _store(root, campaign, endpoint_url)
     if objects.size_of(store.address("config.json")) is None:
-        folder = objects.address_of(root, endpoint_url)
-        names = objects.list_folders(folder)
-        sizes = objects.in_parallel(lambda name: objects.size_of(folder / name / "config.json"), names)
-        found = [name for name, size in zip(names, sizes, strict=True) if size is not None]
+        found = list_campaigns(root, endpoint_url)
         known = f"campaigns there: {', '.join(found)}" if found else "there is no campaign there"
         raise ConfigError(f"campaign: no campaign {campaign!r} in {store.root}; {known}")
     return store
+
+
+def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[str]:
+    """Names of the campaigns under `root`, sorted; touches nothing."""
+    folder = objects.address_of(root, endpoint_url)
+    names = objects.list_folders(folder)
+    sizes = objects.in_parallel(lambda name: objects.size_of(folder / name / "config.json"), names)
+    return [name for name, size in zip(names, sizes, strict=True) if size is not None]
 
 
 def read_config(store: CampaignStore) -> dict[str, Any]:

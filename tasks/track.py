@@ -1,4 +1,5 @@
-"""Metrics of committed iterations to TensorBoard and Weights & Biases. What they show can be rebuilt from the store."""
+"""Metrics of committed iterations to TensorBoard, Weights & Biases and Prefect's artifacts. What they show can be
+rebuilt from the store."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from infra.manifest import START, Manifest
 from infra.store import CampaignStore, local_folder, read_table
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
+from tasks.artifact import publish
 
 
 def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> None:
@@ -18,6 +20,7 @@ def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest
         return
     rows = read_table(store, manifest.tables["metrics"]).to_pylist()
     metrics = {row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])}
+    publish(store, manifest, metrics)
     if config.tracking.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 

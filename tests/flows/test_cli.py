@@ -79,7 +79,10 @@ def refused(monkeypatch, capsys, folder: Path, *arguments: object) -> str:
     ("override", "message"),
     [
         ("learner.learning_rat=1", "learner.learning_rat: unknown key; did you mean 'learning_rate'?"),
-        ("method.name=ppo", "method.name: Input should be 'grpo' or 'opid' (got 'ppo')"),
+        ("method.name=ppo", "method.name: Input should be 'grpo', 'gigpo', 'rloo', 'dapo', 'skill_grpo'"),
+        ("method.name=skill_grpo", "skill_bank must be given for the method skill_grpo"),
+        ("method={name: skill_grpo, skill_bank: no.json}", "no.json: cannot read the skill bank: No such file"),
+        ("evaluation.skill_bank=no.json", "no.json: cannot read the skill bank: No such file"),
         ("iterations=-1", "iterations: Input should be greater than or equal to 0 (got -1)"),
         ("rollout.temperature=0.7", "temperature must be 1.0 while training"),
         ("environment.name=chess", "environment.name: unknown environment 'chess'; known: alfworld"),

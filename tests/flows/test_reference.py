@@ -53,6 +53,10 @@ def test_rows_of_each_kind_of_field():
     class Inner(BaseModel):
         """A section."""
 
+    class Part(BaseModel):
+        left: int = 0
+        right: int = 0
+
     class Example(BaseModel):
         model_config = {"use_attribute_docstrings": True}
 
@@ -69,6 +73,8 @@ def test_rows_of_each_kind_of_field():
         """Kinds."""
         pair: tuple[float, float] = (0.5, 2.0)
         """A pair."""
+        parts: tuple[Part, ...] = ()
+        """Parts."""
         flag: bool = True
         """A flag."""
         inner: Inner = Inner()
@@ -80,6 +86,7 @@ def test_rows_of_each_kind_of_field():
         ("part.kind", "`one`, `two`", "`one`", "A kind."),
         ("part.kinds", "list of `a`, `b` (at least 1)", "`[a]`", "Kinds."),
         ("part.pair", "list of 2 numbers", "`[0.5, 2.0]`", "A pair."),
+        ("part.parts", "list of mappings with the keys `left`, `right`", "`[]`", "Parts."),
         ("part.flag", "`true`, `false`", "`true`", "A flag."),
     ]
     assert [prefix for prefix, _ in sections(Example, "part")] == ["part", "part.inner"]
@@ -89,3 +96,4 @@ def test_presets_are_listed_side_by_side():
     page = reference()
     assert "| `environment.success_reward` | `10.0` | `1.0` |" in page
     assert "| `method.baseline` | `step` | `trajectory` |" in page
+    assert "| `dapo` | `learner.clip_high` | `0.28` |" in page

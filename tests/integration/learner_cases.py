@@ -5,6 +5,7 @@ import torch
 
 from opid_core.config import LearnerConfig
 from opid_core.learner import TrainingSample
+from opid_core.methods import Distillation
 from opid_core.scoring import TokenSequence, score
 from tests.tiny_policy import random_tokens
 
@@ -17,16 +18,23 @@ CONFIG = LearnerConfig(
     max_gradient_norm=0.5,
 )
 SAMPLES = 16
+DISTILLATIONS = (Distillation("gated", 0.3, gate_beta=5.0), Distillation("ratio_k3", 0.3))
+"""With coefficients that make them as large as the other losses."""
+DISTILLED_ALIKE = 5e-5
+"""Largest difference of a weight after an update with distillation, which moves weights by more than 1e-3; AdamW
+divides gradients by their own size, and so enlarges rounding where they are small."""
 
 
 def make_samples(policy_folder) -> list[TrainingSample]:
-    """Step samples whose old log-probs lie around the policy's own, so that some ratios are clipped."""
+    """Step samples whose old log-probs lie around the policy's own, so that some ratios are clipped; two of three have
+    a skill."""
     from transformers import AutoModelForCausalLM
 
-    generator = np.random.default_rng(0)
+    generator, noise = np.random.default_rng(0), np.random.default_rng(1)
     lengths = generator.integers(2, 30, size=(SAMPLES, 2))
     sequences = [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
     scores = score(AutoModelForCausalLM.from_pretrained(policy_folder), sequences, micro_batch_tokens=512)
+    skill = [scored + noise.normal(scale=0.5, size=len(scored)).astype(np.float32) for scored in scores]
     return [
         TrainingSample(
             sequence.prompt_ids,
@@ -34,8 +42,9 @@ def make_samples(policy_folder) -> list[TrainingSample]:
             old_log_probs=scored + generator.normal(scale=0.2, size=len(scored)).astype(np.float32),
             reference_log_probs=scored + generator.normal(scale=0.2, size=len(scored)).astype(np.float32),
             advantages=generator.normal(size=len(scored)).astype(np.float32),
+            skill_log_probs=skill[index] if index % 3 else None,
         )
-        for sequence, scored in zip(sequences, scores, strict=True)
+        for index, (sequence, scored) in enumerate(zip(sequences, scores, strict=True))
     ]
 
 
@@ -52,8 +61,10 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def plain_torch_update(policy_folder, samples, seed: int) -> tuple[dict[str, torch.Tensor], float]:
-    """ALGORITHM, section 7, written out for one sample at a time with token-mean aggregation and torch's AdamW.
+def plain_torch_update(
+    policy_folder, samples, seed: int, distillation: Distillation | None = None
+) -> tuple[dict[str, torch.Tensor], float]:
+    """ALGORITHM, sections 7 and 8, written out for one sample at a time with token-mean aggregation and torch's AdamW.
 
     Returns the weights and the mean loss of the optimizer steps.
     """
@@ -79,6 +90,13 @@ def plain_torch_update(policy_folder, samples, seed: int) -> tuple[dict[str, tor
                 loss = torch.where(advantages < 0, torch.minimum(loss, -3.0 * advantages), loss)
                 x = torch.tensor(sample.reference_log_probs) - log_probs
                 loss = loss + 0.05 * (x.exp() - x - 1).clamp(-10, 10)
+                if distillation is not None and sample.skill_log_probs is not None:
+                    away = log_probs - torch.tensor(sample.skill_log_probs)
+                    if distillation.kind == "gated":
+                        extra = torch.sigmoid(-distillation.gate_beta * away).detach() * -away
+                    else:
+                        extra = ratio * ((-away).exp() - 1 + away)
+                    loss = loss + distillation.coefficient * extra
                 loss = loss.sum() / tokens
                 loss.backward()
                 losses[-1] += float(loss.detach())

@@ -15,7 +15,7 @@ import torch
 from opid_core.errors import DataError, OutOfMemory
 from opid_core.learner import Learner, TrainingSample
 from opid_core.scoring import TokenSequence
-from tests.integration.learner_cases import CONFIG, sequences_of, weights
+from tests.integration.learner_cases import CONFIG, DISTILLATIONS, sequences_of, weights
 
 
 def main(folder: Path) -> None:
@@ -66,6 +66,13 @@ def of_stage(stage, make, folder, samples) -> dict[str, Any]:
     learner.update(samples, seed=4)
     result["resumed from one"] = weights(learner)
     learner.close()
+
+    if stage in (1, 3):
+        for distillation in DISTILLATIONS:
+            learner = make(zero_stage=stage)
+            learner.update(samples, seed=3, distillation=distillation)
+            result[distillation.kind] = weights(learner)
+            learner.close()
 
     learner = make(zero_stage=stage, micro_batch_tokens=100_000)
     result["metrics in one micro-batch"] = learner.update(samples, seed=3)

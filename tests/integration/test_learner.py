@@ -11,6 +11,8 @@ from opid_core.errors import ConfigError, DataError, NumericsError
 from opid_core.scoring import TokenSequence
 from tests.integration.learner_cases import (
     CONFIG,
+    DISTILLATIONS,
+    DISTILLED_ALIKE,
     SAMPLES,
     largest_difference,
     make_samples,
@@ -61,6 +63,30 @@ def test_every_zero_stage_updates_as_plain_torch_does(make_learner, policy_folde
     assert metrics[0]["loss"] == pytest.approx(loss, abs=1e-6)
     for other in metrics[1:]:
         assert other == pytest.approx(metrics[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("distillation", DISTILLATIONS, ids=lambda one: one.kind)
+def test_a_distillation_loss_is_added_as_plain_torch_adds_it(make_learner, policy_folder, samples, distillation):
+    expected, loss = plain_torch_update(policy_folder, samples, seed=3, distillation=distillation)
+    for budget in (128, 100_000):
+        learner = make_learner(micro_batch_tokens=budget)
+        metrics = learner.update(samples, seed=3, distillation=distillation)
+        assert largest_difference(weights(learner), expected) < DISTILLED_ALIKE
+        assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+        reference = 0.05 * metrics["reference_kl"]
+        parts = metrics["policy_loss"] + distillation.coefficient * metrics["distillation_loss"] + reference
+        assert metrics["loss"] == pytest.approx(parts, abs=1e-3)  # mini-batches differ in their tokens
+    without = plain_torch_update(policy_folder, samples, seed=3)[0]
+    assert largest_difference(without, expected) > 1e-3
+
+
+def test_distillation_without_any_skill_changes_nothing(make_learner, samples):
+    bare = [dataclasses.replace(sample, skill_log_probs=None) for sample in samples]
+    learners = [make_learner(epochs=1), make_learner(epochs=1)]
+    plain = learners[0].update(bare, seed=3)
+    distilled = learners[1].update(bare, seed=3, distillation=DISTILLATIONS[0])
+    assert distilled == {**plain, "distillation_loss": 0.0}
+    assert largest_difference(*map(weights, learners)) == 0
 
 
 def test_metrics_of_one_step_by_hand(make_learner, samples):
@@ -200,6 +226,7 @@ def test_samples_that_do_not_fit_are_refused_by_number_and_field(make_learner, s
         ({"advantages": np.ones(tokens + 1)}, DataError, "sample 1: advantages has shape"),
         ({"old_log_probs": np.full(tokens, np.nan)}, NumericsError, "sample 1: old_log_probs is not finite"),
         ({"reference_log_probs": None}, DataError, "sample 1: either all samples"),
+        ({"skill_log_probs": np.ones(tokens + 1)}, DataError, "sample 1: skill_log_probs has shape"),
         ({"response_ids": []}, DataError, "sample 1 has an empty prompt or response"),
     ]:
         with pytest.raises(error, match=message):

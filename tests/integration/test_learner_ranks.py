@@ -13,6 +13,8 @@ from opid_core.errors import ConfigError, DataError, InfrastructureError
 from opid_core.scoring import micro_batches
 from tests.integration.learner_cases import (
     CONFIG,
+    DISTILLATIONS,
+    DISTILLED_ALIKE,
     largest_difference,
     make_samples,
     plain_torch_update,
@@ -101,6 +103,14 @@ def test_two_ranks_update_as_plain_torch_does_in_any_micro_batches(two_ranks, fo
         for name in ("metrics", "metrics in one micro-batch"):
             assert result[name]["loss"] == pytest.approx(loss, abs=1e-5)
             assert result[name] == pytest.approx(two_ranks[0][0]["metrics"], rel=1e-4)
+
+
+def test_two_ranks_distil_as_plain_torch_does(two_ranks, folder, samples):
+    for distillation in DISTILLATIONS:
+        expected, _ = plain_torch_update(folder / "policy", samples, seed=3, distillation=distillation)
+        for stage in (1, 3):
+            for results in two_ranks:
+                assert largest_difference(results[stage][distillation.kind], expected) < DISTILLED_ALIKE
 
 
 def test_every_rank_returns_the_same(two_ranks):

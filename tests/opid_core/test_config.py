@@ -32,6 +32,17 @@ def test_the_paper_preset_and_a_value_that_wins_over_it(tmp_path):
     assert config.method.baseline == "trajectory"
 
 
+def test_what_a_method_sets_and_a_value_that_wins_over_it(tmp_path):
+    path = write(tmp_path, "campaign: c\nmethod: {name: dapo}\n")
+    assert load_config(path).learner.clip_high == 0.28
+    assert load_config(path).learner.clip_low == 0.2
+    assert load_config(path, ["learner.clip_high=0.3"]).learner.clip_high == 0.3
+    assert load_config(path, ["method.name=grpo"]).learner.clip_high == 0.2
+    # A stored config is complete: reading it again changes nothing.
+    stored = load_config(path, ["learner.clip_high=0.2"])
+    assert build_config(stored.model_dump(mode="json")) == stored
+
+
 def test_overrides_are_yaml_and_the_last_one_wins(tmp_path):
     path = write(tmp_path, "campaign: c\nseed: 1\nlearner: {epochs: 2, weight_decay: 0.5}\n")
     config = load_config(
@@ -97,7 +108,11 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("environment: {options: {task_types: [fly]}}", r"environment\.options\.task_types\.0: Input should be '"),
         ("environment: {name: chess}", r"environment\.name: unknown environment 'chess'; known: .*alfworld"),
         ("preset: fast", r"preset: Input should be 'released' or 'paper' \(got 'fast'\)"),
-        ("method: {name: ppo}", r"method\.name: Input should be 'grpo' or 'opid' \(got 'ppo'\)"),
+        ("method: {name: ppo}", r"method\.name: Input should be 'grpo', 'gigpo', .* or 'opid' \(got 'ppo'\)"),
+        ("method: {name: sdar, routing: additive}", "method: .*routing additive .* only the method opid can use"),
+        ("method: {name: grpo, skill_bank: bank.json}", "method: .*skill_bank must be given for the method skill_grpo"),
+        ("method: {keep_skill_at_test: true}", "method: .*keep_skill_at_test keeps the skills of skill_bank"),
+        ("method: {name: [grpo]}", r"method\.name: Input should be 'grpo', .* \(got \['grpo'\]\)"),
         ("iterations: -1", r"iterations: .*greater than or equal to 0 \(got -1\)"),
         ("seed: many", r"seed: .*valid integer.* \(got 'many'\)"),
         ("rollout: {temperature: 0.7}", "temperature must be 1.0 while training"),
@@ -213,6 +228,15 @@ OTHER_VALUES = {
     "storage": {"endpoint_url": "http://127.0.0.1:9000"},
     "tracking": {"tensorboard": False},
     "recovery": {"stage_retries": 1},
+    "gates": {"max_copied_words": 5},
+    "analyzer.llm.base_url": "http://127.0.0.1:9/v1",
+    "analyzer.llm.api_key_env": "OTHER_KEY",
+    "analyzer.llm.timeout_s": 5,
+    "analyzer.llm.max_retries": 9,
+    "analyzer.llm.retry_delay_s": 0.5,
+    "analyzer.llm.concurrency": 2,
+    "analyzer.llm.prompt_price": 1.5,
+    "analyzer.llm.completion_price": 2.5,
     "engine.max_concurrent": 3,
     "engine.kv_cache_mib": 99,
     "engine.gpu_memory_fraction": 0.3,
@@ -224,8 +248,10 @@ OTHER_VALUES = {
 
 @pytest.mark.parametrize("key", MAY_DIFFER)
 def test_what_may_differ_trains_the_same(key):
-    section, _, name = key.partition(".")
-    changed = build_config({"campaign": "c", section: {name: OTHER_VALUES[key]} if name else OTHER_VALUES[key]})
+    value = OTHER_VALUES[key]
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    changed = build_config({"campaign": "c", **value})
     assert config_hash(changed) != config_hash(build_config({"campaign": "c"}))
     assert training_hash(changed) == training_hash(build_config({"campaign": "c"}))
 

@@ -142,7 +142,7 @@ def test_the_output_layer_runs_on_response_positions_only():
 def test_no_attention_mask_is_built():
     """A mask would take attention's slower path, and is not needed: padding stands behind every real position."""
     model, masks = tiny_model(), []
-    hook = model.base_model.layers[0].register_forward_pre_hook(
+    hook = model.get_submodule("model.layers.0").register_forward_pre_hook(
         lambda _, __, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True
     )
     score(model, random_sequences(3), micro_batch_tokens=1000)

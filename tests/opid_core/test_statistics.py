@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opid_core.statistics import success_rate, wilson_interval
+from opid_core.schema import from_rows
+from opid_core.statistics import skill_metrics, success_rate, wilson_interval
+from tests.tasks.valid_tables import valid
 
 
 def test_wilson_interval_equals_the_published_example():
@@ -34,8 +36,18 @@ def test_micro_counts_episodes_macro_counts_types_and_broken_episodes_do_not_cou
     assert rate.episodes == 5
     assert rate.micro == 3 / 5
     assert rate.per_type == {"a": 0.75, "b": 0.0}
+    assert rate.episodes_per_type == {"a": 4, "b": 1}
     assert rate.macro == 0.375
 
 
 def test_an_empty_table_has_no_rate():
     assert math.isnan(success_rate([], []).micro)
+
+
+def test_skills_are_counted_and_measured():
+    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    found = skill_metrics(tables["trajectories"], tables["skills"], tables["routes"])
+    assert (found["skills/coverage"], found["skills/failed"], found["skills/step_skills"]) == (0.5, 0.5, 0.5)
+    assert found["skills/chars"] == (75 + 16) / 2
+    none = skill_metrics(tables["trajectories"], tables["skills"].slice(2), tables["routes"])
+    assert math.isnan(none["skills/chars"])

@@ -1,0 +1,75 @@
+"""Inline SVG for the campaign page: points on the page, worked out here, drawn by a template."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EVALUATION_COLOURS = ("#0b5394", "#b45309", "#6d28d9", "#047857")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value and its interval (the value itself, where it has none)."""
+
+    x: float
+    value: float
+    low: float
+    high: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; `banded` draws the intervals as a band, else each is a bar."""
+
+    name: str
+    colour: str
+    points: Sequence[Point]
+    banded: bool = False
+
+
+class Chart:
+    """A chart's frame: `x(...)` and `y(...)` give page coordinates (pixels of the view box)."""
+
+    def __init__(
+        self, series: Sequence[Series], width: int, height: int, top: float, margins: tuple[int, int] = (46, 26)
+    ):
+        self.series = series
+        self.width, self.height, self.top = width, height, top
+        self.left, self.bottom = margins
+        self._last = max([1.0, *(point.x for one in series for point in one.points)])
+
+    def x(self, value: float) -> float:
+        return round(self.left + 6 + value / self._last * (self.width - self.left - 18), 1)
+
+    def y(self, value: float) -> float:
+        return round(8 + (1 - value / self.top) * (self.height - self.bottom - 8), 1)
+
+    def x_ticks(self) -> list[int]:
+        """At most eleven whole numbers."""
+        step = next(s * 10**power for power in range(9) for s in (1, 2, 5) if self._last / (s * 10**power) <= 10)
+        return list(range(0, math.floor(self._last) + 1, step))
+
+    def y_ticks(self, count: int) -> list[float]:
+        return [self.top * number / count for number in range(count + 1)]
+
+    def line(self, one: Series) -> str:
+        """The points of an SVG polyline."""
+        return " ".join(f"{self.x(point.x)},{self.y(point.value)}" for point in one.points)
+
+    def band(self, one: Series) -> str:
+        """The points of an SVG polygon around the intervals."""
+        upper = [f"{self.x(point.x)},{self.y(point.high)}" for point in one.points]
+        lower = [f"{self.x(point.x)},{self.y(point.low)}" for point in reversed(one.points)]
+        return " ".join(upper + lower)
+
+
+def nice_top(values: Sequence[float]) -> float:
+    """The top of an axis that holds `values`: 1, 2 or 5 times a power of ten; 1 where they are all 0."""
+    largest = max(values, default=0.0)
+    if largest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(largest))
+    return next(round(step * power, 12) for step in (1, 2, 5, 10) if largest <= step * power * (1 + 1e-9))

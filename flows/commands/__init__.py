@@ -1,0 +1,1 @@
+"""The `opid` command's parts, a file a group of commands."""

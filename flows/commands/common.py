@@ -1,0 +1,35 @@
+"""What the commands share: the application, the console, and arguments that several take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="opid",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train language agents with on-policy skill distillation.\n\n"
+    "Start with [bold]opid doctor[/], then [bold]opid train configs/quickstart.yaml[/].",
+)
+console = Console()
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Campaign config (YAML); see docs/configuration.md.")
+]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config value; repeat for more.")
+]
+Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.")]
+Endpoint = Annotated[
+    str | None, typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.")
+]
+
+EnvironmentName = Annotated[str, typer.Argument(metavar="ENV", help="Environment: alfworld, webshop or search_qa.")]
+Options = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the environment; repeat for more.")
+]

@@ -1,0 +1,279 @@
+"""Campaigns of made-up episodes in a real store, through the real schema: what the audit is shown with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infra.manifest import START, ExpectationResult, GateResult, Manifest, new_manifest
+from infra.store import CampaignStore, commit, manifests, new_attempt, open_campaign, put_folder, write_table
+from opid_core import schema
+from opid_core.statistics import rollout_metrics, skill_metrics
+
+TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "policies" / "alfworld_tiny" / "tokenizer.json"
+TASK_TYPES = ("pick", "clean", "heat")
+CONFIG = {
+    "campaign": "audited",
+    "iterations": 3,
+    "seed": 0,
+    "environment": {"name": "alfworld"},
+    "method": {"name": "opid"},
+    "analyzer": {"backend": "hindsight"},
+}
+WORDS = ["go", "to", "desk", "shelf", "take", "put", "mug", "lamp", "open", "close", "look", "at", "then", "1", "2"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large an iteration is."""
+
+    tasks: int = 2
+    group_size: int = 3
+    steps: int = 3
+    tokens: int = 8
+    """Of a response; about."""
+
+
+@dataclass
+class Texts:
+    """Where texts come from: random words; tests put in their own."""
+
+    generator: random.Random
+    special: list[str] = field(default_factory=list)
+    """Used up first, in turn, by whatever asks for text."""
+
+    def words(self, count: int) -> str:
+        if self.special:
+            return self.special.pop(0)
+        return " ".join(self.generator.choice(WORDS) for _ in range(count))
+
+
+def make_campaign(
+    root: Path,
+    iterations: int,
+    shape: Shape,
+    *,
+    name: str = "audited",
+    seed: int = 0,
+    tokenizer: bool = True,
+    full: Callable[[int], bool] = lambda iteration: True,
+    special: Sequence[str] = (),
+    degraded: int | None = None,
+) -> tuple[CampaignStore, list[Manifest]]:
+    """A committed campaign. Iterations that are not `full` have the small tables only (their pages cannot be made).
+
+    `special` texts stand first in the last iteration; iteration `degraded` is marked so and has findings.
+    """
+    store = open_campaign(root, name, {**CONFIG, "campaign": name, "iterations": iterations})
+    encode = _encoder()
+    previous = None
+    for iteration in (START, *range(iterations)):
+        number = -1 if iteration == START else iteration
+        texts = Texts(random.Random(f"{seed}/{iteration}"), list(special) if number == iterations - 1 else [])
+        rows: dict[str, list[dict[str, Any]]] = {
+            "metrics": [],
+            "evaluations": _evaluations(number + 1, texts.generator),
+        }
+        if iteration != START:
+            rows |= iteration_rows(name, number, shape, texts, encode, full(number))
+        rows["metrics"] = _metrics(number, rows)
+        attempt = new_attempt()
+        local = root / f"local-{attempt}"
+        local.mkdir()
+        (local / "model.safetensors").write_bytes(f"weights {iteration}".encode())
+        if tokenizer:
+            (local / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
+        manifest = new_manifest(
+            iteration=iteration,
+            tables={
+                table: write_table(store, table, iteration, attempt, schema.from_rows(table, made))
+                for table, made in rows.items()
+            },
+            policy=put_folder(store, local, f"policies/{number + 1:06d}/{attempt}"),
+            gates=[_gate(number == degraded)],
+            config_hash="c" * 64,
+            code_version="0.1.0",
+            seeds={"iteration": 5},
+            prefect_run_id=None,
+            metrics={},
+            created_at="2026-01-01T00:00:00.000+00:00",
+            previous=previous,
+            degraded=["skills: 2 of 6 analyses failed"] if number == degraded else [],
+        )
+        previous, _ = commit(store, manifest)
+    return store, manifests(store)
+
+
+def iteration_rows(
+    campaign: str,
+    iteration: int,
+    shape: Shape,
+    texts: Texts,
+    encode: Callable[[str], list[int]],
+    full: bool,
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of an iteration's tables: every trajectory has an episode skill and a step skill for its middle step, but
+    the analysis of each group's last one failed, and the first step of each is routed to nothing."""
+    generator = texts.generator
+    noise = np.random.default_rng(generator.getrandbits(32))
+    tables: dict[str, list[dict[str, Any]]] = {"trajectories": [], "skills": []}
+    if full:
+        tables |= {"steps": [], "routes": [], "scores": []}
+    for task in range(shape.tasks):
+        task_id, task_type = f"train/{iteration * shape.tasks + task:06d}", TASK_TYPES[task % len(TASK_TYPES)]
+        task_text = texts.words(8)
+        for copy in range(shape.group_size):
+            trajectory_id = f"{iteration:06d}-{task:04d}-{copy:02d}"
+            outcome = ("success", "failure", "truncated")[generator.randrange(3)]
+            common = {"campaign": campaign, "iteration": iteration, "group_id": f"{iteration:06d}-{task:04d}"}
+            common |= {"trajectory_id": trajectory_id, "task_id": task_id, "task_type": task_type}
+            analyzed = copy < shape.group_size - 1
+            tables["skills"] += _skills(trajectory_id, outcome, shape, texts, analyzed)
+            tokens = 0
+            for step in range(shape.steps if full else 0):
+                route = "none" if not analyzed or step == 0 else "step" if step == shape.steps // 2 else "episode"
+                response = texts.words(shape.tokens - 2)
+                ids = [*encode(response), 0]
+                tokens += len(ids)
+                scores = _scores(trajectory_id, step, len(ids), route, noise)
+                tables["scores"].append(scores)
+                reason = {"none": "no skill", "step": "has a step skill", "episode": "no step skill here"}[route]
+                name = {"none": None, "step": f"{trajectory_id}/step{step}", "episode": f"{trajectory_id}/episode"}[
+                    route
+                ]
+                keys = {"trajectory_id": trajectory_id, "step": step}
+                tables["routes"].append({**keys, "route": route, "skill_id": name, "reason": reason})
+                tables["steps"].append(
+                    {
+                        **common,
+                        "step": step,
+                        "task_text": task_text,
+                        "observation": texts.words(60),
+                        "admissible_actions": ["look"],
+                        "prompt_text": "what to do?",
+                        "prompt_ids": [1, 2],
+                        "history_dropped": 0,
+                        "response_text": response,
+                        "response_ids": ids,
+                        "rollout_log_probs": scores["old_log_probs"],
+                        "action": texts.words(4),
+                        "is_valid": True,
+                        "reward": float(outcome == "success" and step == shape.steps - 1),
+                        "done": outcome == "success" and step == shape.steps - 1,
+                        "truncated": outcome == "truncated" and step == shape.steps - 1,
+                        "policy_version": iteration,
+                        "seed": step,
+                    }
+                )
+            length = {"steps": shape.steps, "tokens": tokens, "seconds": 1.0}
+            tables["trajectories"].append(
+                {**common, "outcome": outcome, "return": 10.0 * (outcome == "success"), **length, "error": None}
+            )
+    return tables
+
+
+def _encoder() -> Callable[[str], list[int]]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    # each character of a text stands for itself, also where the text spells a special token
+    tokenizer.encode_special_tokens = True
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _skills(trajectory_id: str, outcome: str, shape: Shape, texts: Texts, analyzed: bool) -> list[dict[str, Any]]:
+    middle = shape.steps // 2
+    given = [("episode", None, f"{trajectory_id}/episode"), ("step", middle, f"{trajectory_id}/step{middle}")]
+    kinds = given if analyzed else [("failed", None, f"{trajectory_id}/failed")]
+    reply = texts.words(60)
+    return [
+        {
+            "skill_id": skill_id,
+            "trajectory_id": trajectory_id,
+            "kind": kind,
+            "step": step,
+            "text": texts.words(25) if analyzed else "",
+            "outcome": outcome,
+            "analyzer": "llm",
+            "model": "made-up",
+            "prompt_hash": "0" * 64,
+            "attempts": 1,
+            "tokens": 100,
+            "prompt_tokens": 80,
+            "completion_tokens": 20,
+            "cost": 0.001,
+            "seconds": 0.5,
+            "error": None if analyzed else "AnalyzerReplyError: the reply holds no JSON object",
+            "raw_reply": reply,
+        }
+        for kind, step, skill_id in kinds
+    ]
+
+
+def _scores(trajectory_id: str, step: int, length: int, route: str, noise: np.random.Generator) -> dict[str, Any]:
+    old = -noise.exponential(0.5, length).astype(np.float32)
+    skill = None if route == "none" else np.minimum(0, old + noise.normal(0, 0.2, length)).astype(np.float32)
+    return {
+        "trajectory_id": trajectory_id,
+        "step": step,
+        "old_log_probs": old,
+        "skill_log_probs": skill,
+        "skill_prompt_ids": None if skill is None else [1, 9, 2],
+        "history_dropped": 0,
+        "outcome_advantage": 0.5,
+        "step_advantage": 0.0,
+        "skill_advantages": np.zeros(length) if skill is None else 0.01 * (skill - old),
+        "trained": True,
+    }
+
+
+def _evaluations(policy_version: int, generator: random.Random) -> list[dict[str, Any]]:
+    return [
+        {
+            "policy_version": policy_version,
+            "temperature": temperature,
+            "task_id": f"valid/{number:06d}",
+            "task_type": TASK_TYPES[number % len(TASK_TYPES)],
+            "outcome": "success" if generator.random() < 0.3 + policy_version / 300 else "failure",
+            "return": 0.0,
+            "steps": 4,
+            "valid_actions": 4,
+            "admissible_actions": 3,
+            "tokens": 40,
+            "seed": 5,
+        }
+        for temperature in (0.4, 1.0)
+        for number in range(12)
+    ]
+
+
+def _metrics(iteration: int, rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    metrics: dict[str, float] = {"evaluation/0.4/success_micro": 0.5}
+    if "steps" in rows:
+        made = {name: schema.from_rows(name, rows[name]) for name in ("steps", "trajectories", "skills", "routes")}
+        metrics |= rollout_metrics(made["steps"], made["trajectories"])
+        metrics |= skill_metrics(made["trajectories"], made["skills"], made["routes"])
+    elif iteration >= 0:
+        metrics |= {"routes/step": 0.1 + 0.0005 * iteration, "skills/coverage": 0.9, "update/kl_k3": 0.001 * iteration}
+    return [{"iteration": iteration, "name": name, "value": value} for name, value in sorted(metrics.items())]
+
+
+def _gate(broken: bool) -> GateResult:
+    found = ({"trajectory_id": "000001-0000-00", "text": "<b>too short</b>"},)
+    results = [
+        ExpectationResult(expectation="values_unique", column="skill_id", passed=True),
+        ExpectationResult(
+            expectation="value_lengths_between",
+            column="text",
+            passed=not broken,
+            severity="warn",
+            failing_rows=found if broken else (),
+            observed=1 if broken else None,
+        ),
+    ]
+    return GateResult(table="skills", passed=True, expectations=tuple(results))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from envs.search_qa.data import Question
+from envs.search_qa.tasks import tasks_of
+from flows.report import show_evaluations, write_report
+from infra.store import open_campaign
+from opid_core.schema import from_rows
+from tests.flows.committed import commit_rows
+from tests.infra.stored import CONFIG
+
+
+def played() -> list[dict]:
+    """Rows of `evaluations`: questions of three data sets, 3 of 4 right, 0 of 1, and one that broke."""
+    asked = [("nq", "success")] * 3 + [("nq", "failure"), ("[hotpotqa]", "failure"), ("popqa", "broken")]
+    tasks = tasks_of([Question(str(n), "Who?", ("Tavi",), source) for n, (source, _) in enumerate(asked)])
+    counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 0, "tokens": 9, "seed": 0}
+    return [
+        {"policy_version": 0, "temperature": 0.4, "task_id": task.task_id, "task_type": task.task_type}
+        | {"outcome": outcome, "return": 0.0, **counts}
+        for task, (_, outcome) in zip(tasks, asked, strict=True)
+    ]
+
+
+def test_exact_match_is_shown_by_data_set_with_counts_and_averaged_both_ways():
+    output = io.StringIO()
+    show_evaluations(from_rows("evaluations", played()), Console(file=output, width=100))
+    rows = [
+        tuple(c.strip() for c in line.split("│")[1:-1]) for line in output.getvalue().splitlines() if line[0] == "│"
+    ]
+    assert rows == [
+        ("[hotpotqa]", "1", "0.0%"),
+        ("nq", "4", "75.0%"),
+        ("micro, 95% interval", "5", "60.0% (23.1% to 88.2%)"),
+        ("macro", "5", "37.5%"),
+    ]
+
+
+def test_the_report_of_a_campaign_says_it_by_data_set_too(tmp_path):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    commit_rows(store, tmp_path, None, {"evaluations": played()}, tokenizer=False)
+    text = (write_report(store) / "summary.md").read_text()
+    assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 0.0% |" in text
+    assert (
+        """
+| task type (after 0 updates, temperature 0.4) | episodes | success |
+|---|---|---|
+| [hotpotqa] | 1 | 0.0% |
+| nq | 4 | 75.0% |
+"""
+        in text
+    )
