@@ -49,5 +49,9 @@ class GateError(OpidError):
     """A table broke an expectation of severity `fail`: nothing is committed."""
 
 
+class FailureBudgetExceeded(GateError):
+    """Too many analyses failed, and nothing else is wrong: `gates.on_exhausted` says what happens in the end."""
+
+
 class NumericsError(OpidError):
     """A number that must not be: a non-finite loss or gradient, or engine and learner apart on the same tokens."""

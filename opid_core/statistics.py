@@ -20,6 +20,7 @@ class SuccessRate:
     low: float
     high: float
     per_type: dict[str, float]
+    episodes_per_type: dict[str, int]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -48,6 +49,7 @@ def success_rate(outcomes: Sequence[str], task_types: Sequence[str]) -> SuccessR
         low=low,
         high=high,
         per_type=per_type,
+        episodes_per_type={task_type: len(wins[task_type]) for task_type in per_type},
     )
 
 
@@ -83,16 +85,20 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
 
 
 def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) -> dict[str, float]:
-    """How many trajectories have skills, how many analyses failed, and what the steps were routed to."""
+    """How many trajectories have skills, how many analyses failed, how long skills are, and what the steps were routed
+    to."""
     kinds = skills.column("kind").to_pylist()
     route_names = routes.column("route").to_pylist()
     count = max(1, trajectories.num_rows)
+    chars = [len(t) for t, kind in zip(skills.column("text").to_pylist(), kinds, strict=True) if kind != "failed"]
     shares = {name: route_names.count(name) / max(1, len(route_names)) for name in ("step", "episode", "none")}
     return {
         "skills/coverage": kinds.count("episode") / count,
         "skills/failed": kinds.count("failed") / count,
         "skills/step_skills": kinds.count("step") / count,
+        "skills/chars": sum(chars) / len(chars) if chars else math.nan,
         **{f"routes/{name}": share for name, share in shares.items()},
+        "routes/added": (routes.num_rows - routes.column("added_skill_id").null_count) / max(1, routes.num_rows),
     }
 
 

@@ -17,7 +17,7 @@ from opid_core.tables import evaluations_table
 from tasks import workers
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report
-from tasks.stage import environment_maker, episode_settings, save, stage, timed
+from tasks.stage import environment_maker, evaluation_settings, save, stage, timed
 
 
 def panel(config: CampaignConfig, count: int) -> list[Task]:
@@ -56,7 +56,7 @@ def play_panel(
             note = f"temperature {temperature:g}: {won / len(finished):.0%} won"
             report(iteration, "evaluate", len(finished), count, note)
 
-        settings = episode_settings(config, temperature)
+        settings = evaluation_settings(config, temperature)
         episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, progress)
         passes.append(evaluations_table(episodes, version, temperature))
     return pa.concat_tables(passes)

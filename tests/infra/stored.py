@@ -40,10 +40,12 @@ def scores_table(first: float = -0.5, step: int = 0) -> pa.Table:
         "step": step,
         "old_log_probs": [first, -1.25],
         "skill_log_probs": None,
+        "added_log_probs": None,
         "reference_log_probs": [-0.5, -1.0],
         "skill_prompt_ids": None,
         "history_dropped": 0,
         "outcome_advantage": 1.0,
+        "step_advantage": 0.0,
         "skill_advantages": [0.0, 0.0],
         "trained": True,
     }

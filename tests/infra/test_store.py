@@ -165,7 +165,13 @@ def test_columns_are_stored_as_designed(store):
     group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
     columns = [group.column(i) for i in range(group.num_columns)]
     split = {c.path_in_schema.split(".")[0] for c in columns if "BYTE_STREAM_SPLIT" in c.encodings}
-    assert split == {"old_log_probs", "skill_log_probs", "reference_log_probs", "skill_advantages"}
+    assert split == {
+        "old_log_probs",
+        "skill_log_probs",
+        "added_log_probs",
+        "reference_log_probs",
+        "skill_advantages",
+    }
     assert not any(c.has_dictionary_page for c in columns if c.path_in_schema.split(".")[0] in split)
     assert {c.compression for c in columns} == {"ZSTD"}
 
