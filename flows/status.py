@@ -17,8 +17,10 @@ def show_status(root: str, campaign: str, endpoint_url: str | None, last: int, c
     chain, config = manifests(store), read_config(store)
     done, planned = max(0, len(chain) - 1), config["iterations"]
     state = "nothing committed yet" if not chain else "unfinished" if done < planned else "finished"
+    preset = f", preset {chain[0].preset}" if chain else ""
     console.print(
-        f"[bold]{campaign}[/] in {location(store)}: {done} iterations committed of {planned} first planned, {state}",
+        f"[bold]{campaign}[/] in {location(store)}: {done} iterations committed of {planned} first planned, {state}"
+        + preset,
         soft_wrap=True,
     )
     console.print(_driver(store), soft_wrap=True)

@@ -91,6 +91,8 @@ class Manifest(Record):
     """Version of `policy`: 0 at the start, k + 1 after iteration k."""
     gates: dict[str, GateResult]
     config_hash: str
+    preset: str = ""
+    """Name of the preset of the config's numbers."""
     code_version: str
     seeds: dict[str, int]
     prefect_run_id: str | None
@@ -121,6 +123,7 @@ def new_manifest(
     metrics: Mapping[str, float | None],
     created_at: str,
     previous: Manifest | None,
+    preset: str = "",
     degraded: Sequence[str] = (),
 ) -> Manifest:
     """A manifest with its hashes. `previous` is the manifest of the iteration before (None only at the start).
@@ -138,6 +141,7 @@ def new_manifest(
         "policy_version": 0 if iteration == START else iteration + 1,
         "gates": {gate.table: gate for gate in gates},
         "config_hash": config_hash,
+        "preset": preset,
         "code_version": code_version,
         "seeds": dict(seeds),
         "prefect_run_id": prefect_run_id,

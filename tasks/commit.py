@@ -47,6 +47,7 @@ def build_manifest(
         policy=policy.folder,
         gates=result.gates,
         config_hash=config_hash(place.config),
+        preset=place.config.preset,
         code_version=code_version,
         seeds={"campaign": place.config.seed, "iteration": place.seed},
         prefect_run_id=prefect_run_id,

@@ -75,6 +75,13 @@ def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
         load_study("mine", [first, first], 1)
 
 
+def test_the_shipped_methods_make_a_study():
+    files = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+    study = load_study("first", files, 3)
+    assert list(study.methods) == ["grpo", "opid_0.01", "opid_0.1", "rlsd", "sdar"]
+    assert study.baseline == "grpo"
+
+
 def test_the_report_pairs_methods_by_seed_and_task(study):
     for (label, seed, config), (before, after) in zip(
         study.campaigns(), [("ff", "sf"), ("ff", "ss"), ("sf", "sf"), ("sf", "ss")], strict=True

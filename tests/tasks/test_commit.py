@@ -69,6 +69,7 @@ def test_the_manifest_holds_what_the_stages_made(config, store, tmp_path):
     assert manifest.tables == result.tables
     assert manifest.gates == {"metrics": result.gates[0]}
     assert manifest.config_hash == config_hash(config)
+    assert manifest.preset == "released"
     assert manifest.seeds == {"campaign": 4, "iteration": 11}
     assert manifest.metrics == {"rollout/success_micro": 0.25, "rollout/return": None}
     assert manifest.created_at == "2026-01-02T00:00:00.000+00:00"
