@@ -4,42 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from flows import memory
 from infra.store import check_writable
 from opid_core.analyzers.messages import INSTRUCTIONS
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.models import check_policy_folder, count_parameters
+from opid_core.models import check_policy_folder
 from opid_core.warm_start import require_expert
 from tasks.evaluate import panel
 from tasks.gates import check_own
 from tasks.rollout import sample_tasks
 from tasks.stage import check_skill_banks, environment_maker
 from tasks.track import require_wandb
-
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Estimates in MiB. Memory is of one process that holds engine, learner and reference."""
-
-    parameters: int
-    engine_mib: float
-    learner_mib: float
-    reference_mib: float
-    activations_mib: float
-    stored_per_iteration_mib: float
-
-    @property
-    def memory_mib(self) -> float:
-        return self.engine_mib + self.learner_mib + self.reference_mib + self.activations_mib
 
 
 def check(config: CampaignConfig) -> None:
@@ -59,7 +41,7 @@ def check(config: CampaignConfig) -> None:
         require_wandb()
     check_own(config.gates)
     _check_prefect_api()
-    needed_bytes = int(sizes(config).stored_per_iteration_mib * 2**20 * (config.iterations + 1))
+    needed_bytes = int(memory.stored_per_iteration_mib(config) * 2**20 * (config.iterations + 1))
     check_writable(config.root, needed_bytes, config.storage.endpoint_url)
 
 
@@ -91,27 +73,6 @@ def largest_panel(config: CampaignConfig) -> int:
     return max(config.evaluation.tasks, config.evaluation.final_tasks or 0)
 
 
-def sizes(config: CampaignConfig) -> Sizes:
-    """Estimates from the policy's shape; activations: 34 values a token and layer width (no checkpointing), 2 with."""
-    shape = count_parameters(Path(config.policy) if config.policy else None, config.warm_start)
-    learner, engine = config.learner, config.engine
-    weights = shape.parameters / 2**20
-    per_token = (2 if learner.gradient_checkpointing else 34) * shape.layers * shape.hidden_size * _BYTES[learner.dtype]
-    logits = 4 * 3 * shape.vocab_size * config.rollout.max_response_tokens / max(1, config.rollout.max_prompt_tokens)
-    episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
-    rows = episodes * config.environment.max_steps
-    master = 4 if learner.dtype != "float32" else 0
-    return Sizes(
-        parameters=shape.parameters,
-        engine_mib=weights * _BYTES[engine.dtype] + engine.kv_cache_mib,
-        learner_mib=weights * (2 * _BYTES[learner.dtype] + 8 + master),
-        reference_mib=weights * _BYTES[learner.dtype] if learner.kl_coefficient > 0 else 0.0,
-        activations_mib=learner.micro_batch_tokens * (per_token + logits) / 2**20,
-        stored_per_iteration_mib=weights * (_BYTES[learner.dtype] + 8 + _BYTES[learner.dtype] + master)
-        + rows * config.rollout.max_prompt_tokens * 2 / 2**20,
-    )
-
-
 def analyzer_cost(config: CampaignConfig) -> str:
     """What the analyzer takes at most when each reply is usable at once; a token is taken for four characters."""
     analyzer, llm, rollout = config.analyzer, config.analyzer.llm, config.rollout
@@ -136,27 +97,22 @@ def analyzer_cost(config: CampaignConfig) -> str:
 
 def show(config: CampaignConfig, console: Console) -> None:
     """Print the plan: the whole config, the stages, episodes, and the estimates."""
-    estimated, rollout, evaluation = sizes(config), config.rollout, config.evaluation
+    rollout, evaluation, shape = config.rollout, config.evaluation, memory.policy_shape(config)
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
     episodes = rollout.tasks_per_iteration * rollout.group_size
     samples = episodes * config.environment.max_steps
     table = Table("plan", "", show_header=False)
     policy = config.policy or f"warm start from {config.warm_start.episodes} expert episodes"
-    table.add_row("policy", f"{policy}, {estimated.parameters / 1e6:.2f}M parameters")
+    table.add_row("policy", f"{policy}, {shape.parameters / 1e6:.2f}M parameters")
     table.add_row("iterations", f"{config.iterations}: rollout, extract_skills, route, rescore, update, commit")
     table.add_row("episodes", f"{rollout.tasks_per_iteration} groups x {rollout.group_size} = {episodes} an iteration")
     table.add_row("samples", f"at most {samples} an iteration, mini-batches of {config.learner.mini_batch_samples}")
     panels = f"{evaluation.tasks} tasks every {evaluation.every} iterations" if evaluation.every else "no tasks between"
     table.add_row("evaluation", f"{panels}, {largest_panel(config)} before and after")
     table.add_row("analyzer", analyzer_cost(config))
-    table.add_row(
-        "memory (estimate)",
-        f"{estimated.memory_mib:.0f} MiB: engine {estimated.engine_mib:.0f}, learner {estimated.learner_mib:.0f}, "
-        f"reference {estimated.reference_mib:.0f}, activations {estimated.activations_mib:.0f}",
-    )
-    total = estimated.stored_per_iteration_mib * (config.iterations + 1)
-    table.add_row(
-        "store (at most)", f"{estimated.stored_per_iteration_mib:.1f} MiB an iteration, {total:.0f} MiB in all"
-    )
+    table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
+    each_mib = memory.stored_per_iteration_mib(config, shape)
+    total_mib = each_mib * (config.iterations + 1)
+    table.add_row("store (at most)", f"{each_mib:.1f} MiB an iteration, {total_mib:.0f} MiB in all")
     console.print(table)
     console.print("Dry run: nothing was written.")

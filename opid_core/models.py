@@ -174,6 +174,8 @@ class Shape:
     layers: int
     hidden_size: int
     vocab_size: int
+    key_value_size: int
+    """Width of a layer's keys (and of its values), all heads together."""
 
 
 def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Shape:
@@ -194,9 +196,12 @@ def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Shape:
     else:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    config = model.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Shape(
         parameters=model.num_parameters(),
-        layers=model.config.num_hidden_layers,
-        hidden_size=model.config.hidden_size,
-        vocab_size=model.config.vocab_size,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        key_value_size=head_size * config.num_key_value_heads,
     )

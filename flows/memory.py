@@ -1,0 +1,135 @@
+"""How much memory and disk a campaign needs, from the policy's shape: estimates for `--dry-run`, to be read as such."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from opid_core.config import CampaignConfig
+from opid_core.models import Shape, count_parameters
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_MIB = 2**20
+
+ACTIVATIONS = {False: 34, True: 2}
+"""Values kept for the backward pass, a token and unit of width and layer: all, or with gradient checkpointing."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimates in MiB for the GPU of one rank, which also holds the engine (on a CPU: for one rank and the engine)."""
+
+    parameters: int
+    weights_mib: float
+    gradients_mib: float
+    optimizer_mib: float
+    reference_mib: float
+    activations_mib: float
+    engine_weights_mib: float
+    one_sequence_mib: float
+    """KV cache of one sequence of the greatest length."""
+
+    @property
+    def learner_mib(self) -> float:
+        """What one rank of the learner holds at most."""
+        parts = (self.weights_mib, self.gradients_mib, self.optimizer_mib, self.reference_mib, self.activations_mib)
+        return sum(parts)
+
+
+def estimate(config: CampaignConfig, shape: Shape | None = None) -> Memory:
+    """Of the config's policy, whose `shape` is read from its folder where it is not given.
+
+    ZeRO divides among the ranks: stage 1 the optimizer, 2 the gradients too, 3 the weights too. The frozen reference is
+    whole on every rank.
+    """
+    shape = shape or policy_shape(config)
+    learner, rollout = config.learner, config.rollout
+    size, weights = _BYTES[learner.dtype], shape.parameters / _MIB
+
+    def share(stage: int) -> float:
+        return 1 / learner.ranks if learner.zero_stage >= stage else 1.0
+
+    per_token = ACTIVATIONS[learner.gradient_checkpointing] * shape.layers * shape.hidden_size * size
+    responses = rollout.max_response_tokens / max(1, rollout.max_prompt_tokens)
+    logits = 4 * 3 * shape.vocab_size * responses  # float32 logits, their softmax and its gradient
+    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    return Memory(
+        parameters=shape.parameters,
+        weights_mib=weights * size * share(3),
+        gradients_mib=weights * size * share(2),
+        optimizer_mib=weights * (8 + _master(config)) * share(1),
+        reference_mib=weights * size if learner.kl_coefficient > 0 else 0.0,
+        activations_mib=learner.micro_batch_tokens * (per_token + logits) / _MIB,
+        engine_weights_mib=weights * _BYTES[config.engine.dtype],
+        one_sequence_mib=tokens * 2 * shape.layers * shape.key_value_size * _BYTES[config.engine.dtype] / _MIB,
+    )
+
+
+def smallest_gpu_mib(config: CampaignConfig, memory: Memory) -> float:
+    """The least memory of a GPU on which a rank of the learner and the engine's share of it fit side by side."""
+    engine_share = config.engine.gpu_memory_fraction
+    of_engine = (memory.engine_weights_mib + memory.one_sequence_mib) / engine_share
+    return max(memory.learner_mib / (1 - engine_share), of_engine)
+
+
+def misfits(config: CampaignConfig, memory: Memory, gpu_mib: float) -> list[str]:
+    """What does not fit on a GPU of `gpu_mib`, and what would help; empty where all does."""
+    for_engine = config.engine.gpu_memory_fraction * gpu_mib
+    problems = []
+    if memory.engine_weights_mib + memory.one_sequence_mib > for_engine:
+        problems.append(
+            f"the engine: {memory.engine_weights_mib:.0f} MiB of weights and {memory.one_sequence_mib:.0f} MiB for one "
+            f"sequence do not fit in its {for_engine:.0f} MiB; raise engine.gpu_memory_fraction"
+        )
+    if memory.learner_mib > gpu_mib - for_engine:
+        problems.append(
+            f"the learner: {memory.learner_mib:.0f} MiB do not fit in {gpu_mib - for_engine:.0f} MiB; lower "
+            "learner.micro_batch_tokens, turn on learner.gradient_checkpointing, use more learner.ranks with "
+            "learner.zero_stage 2 or 3, or lower engine.gpu_memory_fraction"
+        )
+    return problems
+
+
+def describe(config: CampaignConfig, memory: Memory) -> str:
+    """The estimate in words, and whether this machine's GPU, if it has one, is large enough."""
+    import torch
+
+    lines = [
+        f"learner {memory.learner_mib:.0f} MiB a rank: weights {memory.weights_mib:.0f}, gradients "
+        f"{memory.gradients_mib:.0f}, optimizer {memory.optimizer_mib:.0f}, reference {memory.reference_mib:.0f}, "
+        f"activations {memory.activations_mib:.0f}",
+        f"engine {memory.engine_weights_mib:.0f} MiB of weights, {memory.one_sequence_mib:.0f} MiB of cache a sequence",
+    ]
+    needed_gib = smallest_gpu_mib(config, memory) / 1024
+    lines.append(f"{config.learner.ranks} GPU(s) of at least {needed_gib:.1f} GiB each, the engine on the first")
+    if torch.cuda.is_available():
+        gpu_mib = torch.cuda.get_device_properties(0).total_memory / _MIB
+        problems = misfits(config, memory, gpu_mib)
+        lines += [f"does not fit this GPU ({gpu_mib / 1024:.0f} GiB): {problem}" for problem in problems]
+        if not problems:
+            lines.append(f"fits this GPU ({gpu_mib / 1024:.0f} GiB)")
+    else:
+        cache_mib = config.engine.kv_cache_mib
+        total = memory.learner_mib * config.learner.ranks + memory.engine_weights_mib + cache_mib
+        lines.append(f"on this machine, which has no GPU: {total:.0f} MiB with a cache of {cache_mib} MiB")
+    return "\n".join(lines)
+
+
+def stored_per_iteration_mib(config: CampaignConfig, shape: Shape | None = None) -> float:
+    """Policy, optimizer state and tables of one iteration, at most."""
+    shape = shape or policy_shape(config)
+    size = _BYTES[config.learner.dtype]
+    episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
+    rows = episodes * config.environment.max_steps
+    state = shape.parameters / _MIB * (size + 8 + size + _master(config))
+    return state + rows * config.rollout.max_prompt_tokens * 2 / _MIB
+
+
+def policy_shape(config: CampaignConfig) -> Shape:
+    """The shape of the config's policy, or of the one that a warm start would make."""
+    return count_parameters(Path(config.policy) if config.policy else None, config.warm_start)
+
+
+def _master(config: CampaignConfig) -> int:
+    """Bytes of a parameter's float32 copy in the optimizer, where training is in less."""
+    return 4 if config.learner.dtype != "float32" else 0

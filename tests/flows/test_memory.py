@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.memory import estimate, misfits, policy_shape, smallest_gpu_mib
+from opid_core.config import CampaignConfig, load_config
+from opid_core.models import Shape
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ARCHITECTURES = {
+    "alfworld_qwen2.5_3b": {
+        "model_type": "qwen2",
+        "hidden_size": 2048,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "intermediate_size": 11008,
+        "vocab_size": 151936,
+    },
+    "alfworld_qwen2.5_7b": {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+    },
+    "alfworld_qwen3_1.7b": {
+        "model_type": "qwen3",
+        "hidden_size": 2048,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 6144,
+        "vocab_size": 151936,
+    },
+}
+"""What the models' published config.json say, all untied here."""
+
+
+def config_of(name: str, tmp_path: Path, *overrides: str) -> CampaignConfig:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    architecture = {**ARCHITECTURES[name], "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(architecture))
+    data = ["environment.options={}"]  # no official games are needed to count
+    return load_config(CONFIGS / f"{name}.yaml", [f"policy={folder}", *data, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "key_value_size"),
+    [
+        # 3,085,938,688 as published, and an output layer of its own: 151,936 x 2,048
+        ("alfworld_qwen2.5_3b", 3_085_938_688 + 151_936 * 2_048, 2 * 128),
+        ("alfworld_qwen2.5_7b", 7_615_616_512, 4 * 128),
+        ("alfworld_qwen3_1.7b", 1_720_574_976 + 151_936 * 2_048, 8 * 128),
+    ],
+)
+def test_the_shape_of_a_model_from_its_config_file(name, parameters, key_value_size, tmp_path):
+    shape = policy_shape(config_of(name, tmp_path))
+    assert (shape.parameters, shape.key_value_size) == (parameters, key_value_size)
+
+
+def test_an_estimate_by_hand(tmp_path):
+    config = config_of("alfworld_qwen2.5_3b", tmp_path, "learner.ranks=4", "learner.zero_stage=2")
+    shape = Shape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    memory = estimate(config, shape)
+    assert memory.weights_mib == 200  # bfloat16, whole on every rank below stage 3
+    assert memory.gradients_mib == 200 / 4
+    assert memory.optimizer_mib == 100 * (8 + 4) / 4  # two moments and the float32 weights
+    assert memory.reference_mib == 200
+    assert memory.engine_weights_mib == 200
+    # 2,048 + 512 tokens, keys and values, 10 layers of width 32, two bytes
+    assert memory.one_sequence_mib == 2560 * 2 * 10 * 32 * 2 / 2**20
+    # 16,384 tokens: checkpointed activations of two bytes, and the logits of a response for each four prompt tokens
+    assert memory.activations_mib == 16384 * (2 * 10 * 64 * 2 + 4 * 3 * 1000 * 512 / 2048) / 2**20
+    least = smallest_gpu_mib(config, memory)
+    assert least == memory.learner_mib / 0.6
+    assert misfits(config, memory, least + 1) == []
+    (problem,) = misfits(config, memory, least - 1)
+    assert problem.startswith("the learner: ")
+
+
+def test_an_engine_whose_share_is_too_small(tmp_path):
+    config = config_of("alfworld_qwen2.5_3b", tmp_path, "engine.gpu_memory_fraction=0.05")
+    memory = estimate(config)
+    assert smallest_gpu_mib(config, memory) == (memory.engine_weights_mib + memory.one_sequence_mib) / 0.05
+    (problem,) = misfits(config, memory, 80 * 1024)
+    assert problem.startswith("the engine: 6479 MiB of weights and 90 MiB for one sequence do not fit in its 4096 MiB")
+
+
+@pytest.mark.parametrize(
+    ("name", "gib"), [("alfworld_qwen2.5_3b", 59), ("alfworld_qwen2.5_7b", 69), ("alfworld_qwen3_1.7b", 74)]
+)
+def test_the_shipped_configs_fit_gpus_of_80_gib(name, gib, tmp_path):
+    config = config_of(name, tmp_path)
+    assert smallest_gpu_mib(config, estimate(config)) / 1024 == pytest.approx(gib, abs=1)
+    assert misfits(config, estimate(config), 80 * 1024) == []
