@@ -19,6 +19,9 @@ from opid_core.identity import canonical_json
 START: Literal["start"] = "start"
 """Key of the genesis manifest: the initial policy (version 0) and its evaluation, before any training."""
 
+FORMAT = 2
+"""Raised with any change of the fields below."""
+
 OBSERVED_TABLES = ("metrics", "evaluations")
 """Tables that only look at a campaign: they do not enter `content`, so evaluating more often changes no seed."""
 
@@ -84,6 +87,8 @@ class GateResult(Record):
 class Manifest(Record):
     """The commit of one iteration (or of the start). Made by `new_manifest` only, which fills in the hashes."""
 
+    format: int = FORMAT
+    """`FORMAT` of the version of OPID that wrote it."""
     iteration: int | Literal["start"]
     tables: dict[str, FileRecord]
     policy: FolderRecord
@@ -108,6 +113,13 @@ class Manifest(Record):
     """sha256 over the tables' content hashes, the policy's weights and the previous `content`."""
     checksum: str
     """sha256 of the canonical JSON of all other fields."""
+
+
+class _Written(BaseModel):
+    """What of a manifest can be read whatever its format."""
+
+    format: int = 1
+    """The first format did not say."""
 
 
 def new_manifest(
@@ -166,6 +178,12 @@ def to_bytes(manifest: Manifest) -> bytes:
 def parse(data: bytes, source: str) -> Manifest:
     """The manifest stored in `data`, checked against itself only. Raises DataError that names `source`."""
     try:
+        written = _Written.model_validate_json(data).format
+        if written != FORMAT:
+            raise DataError(
+                f"{source}: a manifest of format {written}, this version of OPID reads format {FORMAT}: use the version "
+                "that wrote the campaign (`code_version` in the manifest)"
+            )
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
         raise DataError(f"{source}: not a manifest: {_problems(error)}") from None

@@ -140,6 +140,16 @@ def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
         manifests(store)
 
 
+@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 3,', 3)])
+def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
+    make_chain(store, tmp_path, 1)
+    edit(store, "_commits/start.json", '  "format": 2,', written)
+    with pytest.raises(
+        DataError, match=rf"start.json: a manifest of format {named}, this version of OPID reads format 2"
+    ):
+        manifests(store)
+
+
 def test_a_manifest_that_is_replaced_or_no_manifest_is_named(store, tmp_path):
     start, first = make_chain(store, tmp_path, 2)
     path = "_commits/start.json"
