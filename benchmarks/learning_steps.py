@@ -159,8 +159,8 @@ class TrlWay:
     """GRPOTrainer's own log-probs and loss on the same padded batches; generation and rewards are left out."""
 
     def __init__(self, model: Any, tokenizer: Any, folder: Path, batches: list[PaddedBatch]) -> None:
-        from datasets import Dataset
-        from trl import GRPOConfig, GRPOTrainer
+        from datasets import Dataset  # pyright: ignore[reportMissingImports]
+        from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
         arguments = GRPOConfig(
             output_dir=str(folder),
@@ -225,7 +225,7 @@ class TrlWay:
 
 def layer_shapes(model: Any) -> list[tuple[int, int]]:
     """(out, in) of every linear layer inside the blocks."""
-    return [tuple(m.weight.shape) for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
+    return [(m.out_features, m.in_features) for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
 
 
 def forward_operations(model: Any, samples: list[TrainingSample]) -> float:

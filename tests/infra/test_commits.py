@@ -66,7 +66,9 @@ def test_content_is_blind_to_clocks_attempts_and_runs_but_not_to_data(tmp_path):
 def test_extra_evaluations_and_metrics_do_not_change_the_content(store, tmp_path):
     manifest = make_manifest(store, tmp_path, None)
     tables = {"scores": manifest.tables["scores"]}
-    fields = manifest.model_dump(exclude={"prev", "content", "checksum", "policy_version", "gates", "tables", "policy"})
+    fields = manifest.model_dump(
+        exclude={"format", "prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}
+    )
     bare = new_manifest(**fields, tables=tables, policy=manifest.policy, gates=[], previous=None)
     assert bare.content == manifest.content
     assert new_manifest(**fields, tables={}, policy=manifest.policy, gates=[], previous=None).content != bare.content
@@ -199,7 +201,9 @@ def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path)
         commit(store, first)
     with pytest.raises(DataError, match="manifest of iteration 0: its predecessor must be start, got 0"):
         new_manifest(
-            **first.model_dump(exclude={"prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}),
+            **first.model_dump(
+                exclude={"format", "prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}
+            ),
             tables={},
             policy=FolderRecord(uri="policies/000001/a", files=()),
             gates=[],
