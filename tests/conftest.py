@@ -11,6 +11,11 @@ from infra import local_s3, s3_objects
 S3_BUCKET = "opid"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory) -> Iterator[local_s3.LocalS3]:
     """A real S3 server; its credentials are in the environment, where the AWS chain finds them."""

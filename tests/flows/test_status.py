@@ -27,7 +27,9 @@ def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(
     results = [ExpectationResult(expectation="e", column=c, passed=c == "a", severity="warn") for c in "abc"]
     results.append(ExpectationResult(expectation="e", column="d", passed=False))
     gate = GateResult(table="skills", passed=True, expectations=tuple(results), degraded=("14 of 20 [failed]",))
-    kept = plain.model_dump(exclude={"prev", "content", "checksum", "policy_version", "gates", "tables", "policy"})
+    kept = plain.model_dump(
+        exclude={"format", "prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}
+    )
     kept |= {"tables": plain.tables, "policy": plain.policy, "degraded": ["skills: 14 of 20 [failed]"]}
     marked: Manifest = new_manifest(**kept, gates=[gate], previous=start)
     commit(store, marked)
