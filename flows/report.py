@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -15,7 +15,9 @@ from rich.text import Text
 
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_table
+from opid_core.config import CampaignConfig
 from opid_core.statistics import SuccessRate, by_temperature, table_success
+from tasks.version import code_version
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,3 +195,17 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
         shown.add_row("micro, 95% interval", episodes, f"{success.micro:.1%} ({interval})")
         shown.add_row("macro", episodes, f"{success.macro:.1%}")
         console.print(shown)
+
+
+def evaluation_record(config: CampaignConfig, policy: str, table: pa.Table) -> dict[str, Any]:
+    """An evaluation as plain data that can be compared with another: what was played, success, and every episode with
+    its seed."""
+    return {
+        "policy": policy,
+        "environment": config.environment.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json"),
+        "seed": config.seed,
+        "code_version": code_version(),
+        "success": {f"{t:g}": asdict(table_success(part)) for t, part in by_temperature(table).items()},
+        "episodes": table.to_pylist(),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.markdown import Markdown
 from flows import settings
 from flows.commands.common import ConfigPath, Overrides, app, console
 from opid_core.config import load_config
+from opid_core.errors import ConfigError
 
 
 @app.command()
@@ -49,22 +51,31 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option(help="HF folder to evaluate; default: the campaign's newest policy.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for the result with every episode; must not exist.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing.
+    """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing else.
 
-    Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300[/]
+    Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300 --out evaluated.json[/]
     """
     config = load_config(config_path, overrides)
+    if out is not None and out.exists():
+        raise ConfigError(f"--out: {out} exists already; name a new file")
     settings.apply(config.root)
     from flows import plan
     from flows.evaluate import evaluate_folder, newest_policy
-    from flows.report import show_evaluations
+    from flows.report import evaluation_record, show_evaluations
 
     folder = policy or newest_policy(config)
     plan.check_policy_and_engine(folder)
     console.print(f"Evaluating {folder}")
-    show_evaluations(evaluate_folder(config, folder, console), console)
+    table = evaluate_folder(config, folder, console)
+    show_evaluations(table, console)
+    if out is not None:
+        out.write_text(json.dumps(evaluation_record(config, str(folder), table), indent=1) + "\n", encoding="utf-8")
+        console.print(f"Written to {out}", soft_wrap=True)
 
 
 @app.command()

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import io
+import json
 
 from rich.console import Console
 
 from envs.search_qa.data import Question
 from envs.search_qa.tasks import tasks_of
-from flows.report import show_evaluations, write_report
+from flows.report import evaluation_record, show_evaluations, write_report
 from infra.store import open_campaign
+from opid_core.config import build_config
 from opid_core.schema import from_rows
 from tests.flows.committed import commit_rows
 from tests.infra.stored import CONFIG
@@ -17,12 +19,23 @@ def played() -> list[dict]:
     """Rows of `evaluations`: questions of three data sets, 3 of 4 right, 0 of 1, and one that broke."""
     asked = [("nq", "success")] * 3 + [("nq", "failure"), ("[hotpotqa]", "failure"), ("popqa", "broken")]
     tasks = tasks_of([Question(str(n), "Who?", ("Tavi",), source) for n, (source, _) in enumerate(asked)])
-    counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 0, "tokens": 9, "seed": 0}
+    counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 0, "tokens": 9, "seed": 9}
     return [
         {"policy_version": 0, "temperature": 0.4, "task_id": task.task_id, "task_type": task.task_type}
         | {"outcome": outcome, "return": 0.0, **counts}
         for task, (_, outcome) in zip(tasks, asked, strict=True)
     ]
+
+
+def test_an_evaluation_as_data_has_success_and_every_episode_with_its_seed():
+    config = build_config({"campaign": "c", "seed": 7, "evaluation": {"tasks": 6}})
+    record = json.loads(json.dumps(evaluation_record(config, "folder", from_rows("evaluations", played()))))
+    assert (record["policy"], record["seed"], record["evaluation"]["tasks"]) == ("folder", 7, 6)
+    success = record["success"]["0.4"]
+    assert (success["micro"], success["macro"], success["episodes"]) == (0.6, 0.375, 5)
+    assert success["per_type"] == {"[hotpotqa]": 0.0, "nq": 0.75}
+    assert [episode["outcome"] for episode in record["episodes"]].count("broken") == 1
+    assert {episode["seed"] for episode in record["episodes"]} == {9}
 
 
 def test_exact_match_is_shown_by_data_set_with_counts_and_averaged_both_ways():
