@@ -125,6 +125,7 @@ def test_a_skill_leads_to_its_tokens_and_back(campaign, open_page):
         assert colour.startswith("rgba(224, 112, 26" if under < old else "rgba(29, 111, 209"), note
     assert page.locator("#view-skill .response span").last.evaluate("span => span.dataset.name") == "<|end|>"
     page.click("#view-skill details:has-text('all') summary >> nth=-1")
+    page.wait_for_selector("#view-skill details tbody tr")  # the table is made by the event that opening sends later
     assert page.locator("#view-skill details tbody tr").count() == len(step["response_ids"])
     page.click("#back")
     page.wait_for_selector("body[data-shown='trajectory=0']")
