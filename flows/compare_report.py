@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool
+from jaxtyping import Float
 
 from flows.compare import Study, study_folder
 from flows.report import Evaluated, evaluations, save_plot
@@ -18,7 +18,7 @@ from infra.manifest import Manifest
 from infra.store import CampaignStore, find_campaign, manifests, read_table
 from opid_core.comparison import Difference, Estimate, area_under_curve, difference, success, success_by_type
 from opid_core.errors import ConfigError
-from opid_core.statistics import by_temperature
+from opid_core.statistics import by_temperature, table_success, wins_by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
     found = []
     for label, mine in runs.items():
         for temperature in sorted({t for run in mine for t in run.final}):
-            won, types = _outcomes(mine, temperature)
+            won, types = _shares_won(mine, temperature)
             micro, macro = success(won, types)
             curves = [_curve(run, temperature) for run in mine]
             found.append(
@@ -89,7 +89,7 @@ def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
                     temperature=temperature,
                     seeds=tuple(run.seed for run in mine),
                     tasks=won.shape[1],
-                    before=float(np.mean([_won(run.before[temperature]).mean() for run in mine])),
+                    before=float(np.mean([table_success(run.before[temperature]).micro for run in mine])),
                     micro=micro,
                     macro=macro,
                     by_type=success_by_type(won, types),
@@ -210,24 +210,25 @@ def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> Run:
     )
 
 
-def _outcomes(runs: Sequence[Run], temperature: float) -> tuple[Bool[np.ndarray, "seeds tasks"], list[str]]:
-    tables = [run.final[temperature].sort_by("task_id") for run in runs]
-    panels = [table.column("task_id").to_pylist() for table in tables]
-    if any(panel != panels[0] for panel in panels):
+def _shares_won(runs: Sequence[Run], temperature: float) -> tuple[Float[np.ndarray, "seeds tasks"], list[str]]:
+    """Of each task's repetitions, and the tasks' types. A task that only broke in some run is left out."""
+    wins = [wins_by_task(run.final[temperature]) for run in runs]
+    if any(panel.keys() != wins[0].keys() for panel in wins):
         raise ConfigError("the campaigns of a study were evaluated on different tasks: they cannot be compared")
-    return np.stack([_won(table) for table in tables]), tables[0].column("task_type").to_pylist()
-
-
-def _won(evaluation: pa.Table) -> Bool[np.ndarray, " tasks"]:
-    return np.array([outcome == "success" for outcome in evaluation.column("outcome").to_pylist()])
+    kept = [task for task in sorted(wins[0]) if all(panel[task] for panel in wins)]
+    final = runs[0].final[temperature]
+    types = dict(zip(*(final.column(name).to_pylist() for name in ("task_id", "task_type")), strict=True))
+    shares = np.array([[np.mean(panel[task]) for task in kept] for panel in wins])
+    return shares, [types[task] for task in kept]
 
 
 def _against(mine: Sequence[Run], baseline: Sequence[Run], temperature: float) -> Difference | None:
     shared = {run.seed for run in mine} & {run.seed for run in baseline}
     if not shared:
         return None
-    pair = ([run for run in runs if run.seed in shared] for runs in (mine, baseline))
-    return difference(*(_outcomes(runs, temperature)[0] for runs in pair))
+    one, other = ([run for run in runs if run.seed in shared] for runs in (mine, baseline))
+    shares, _ = _shares_won([*one, *other], temperature)
+    return difference(shares[: len(one)], shares[len(one) :])
 
 
 def _curve(run: Run, temperature: float) -> tuple[np.ndarray, np.ndarray]:

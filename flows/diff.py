@@ -94,8 +94,8 @@ def _verdict(found: Difference, pair: EvaluationPair) -> str:
         return "The panels are not the same tasks: no paired comparison."
     p = pair.paired
     return (
-        f"The same tasks: {p.both} won by both, {p.only_first} by {found.first} alone, {p.only_second} by "
-        f"{found.second} alone, {p.neither} by neither; McNemar's exact test p = {p.p_value:.3g}."
+        f"The same tasks: {p.both} won by both alike, {p.first_more} by {found.first} alone or more often, "
+        f"{p.second_more} by {found.second}, {p.neither} by neither; exact sign test p = {p.p_value:.3g}."
     )
 
 

@@ -177,7 +177,7 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
 
     assert manifest.iteration != START
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
-    passes = len(stored.evaluation.temperatures)
+    passes = len(stored.evaluation.temperatures) * stored.evaluation.repetitions
     for iterations in (stored.iterations, manifest.iteration + 1, manifest.iteration + 2):
         config = stored.model_copy(update={"iterations": iterations})
         if evaluation_due(config, manifest.iteration) * passes == wanted:

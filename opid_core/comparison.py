@@ -1,8 +1,8 @@
 """Comparing methods that were run with several seeds and evaluated on one panel of tasks.
 
-All numbers come from a matrix of outcomes, [seeds, tasks], of each method's final policy. Intervals are percentiles of
-a bootstrap that draws seeds first and then tasks within each, so they cover both. With three seeds the first draw has
-few values to choose from: such intervals are rather too narrow.
+All numbers come from a matrix, [seeds, tasks], of the shares of episodes that each method's final policy won.
+Intervals are percentiles of a bootstrap that draws seeds first and then tasks within each, so they cover both. With
+three seeds the first draw has few values to choose from: such intervals are rather too narrow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from opid_core.errors import DataError
 
@@ -37,11 +37,11 @@ class Difference:
 
 
 def success(
-    won: Bool[np.ndarray, "seeds tasks"], task_types: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+    won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str], *, draws: int = DRAWS, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
     """Success over episodes (micro) and over task types (macro), each the mean over seeds with its interval."""
     types, type_of = _types(won, task_types)
-    values = won.astype(np.float64)
+    values = np.asarray(won, np.float64)
     seeds, tasks = _resamples(values.shape, draws, seed)
     micro, macro = np.empty(draws), np.empty(draws)
     for draw in range(draws):
@@ -52,15 +52,15 @@ def success(
     return _estimate(values.mean(), micro), _estimate(_macro(values, whole, len(types)), macro)
 
 
-def success_by_type(won: Bool[np.ndarray, "seeds tasks"], task_types: Sequence[str]) -> dict[str, float]:
+def success_by_type(won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str]) -> dict[str, float]:
     """Share of won episodes of each task type, over all seeds."""
     types, type_of = _types(won, task_types)
     return {name: float(won[:, type_of == index].mean()) for index, name in enumerate(types)}
 
 
 def difference(
-    won: Bool[np.ndarray, "seeds tasks"],
-    baseline: Bool[np.ndarray, "seeds tasks"],
+    won: Float[np.ndarray, "seeds tasks"],
+    baseline: Float[np.ndarray, "seeds tasks"],
     *,
     draws: int = DRAWS,
     seed: int = 0,
@@ -73,7 +73,7 @@ def difference(
     """
     if won.shape != baseline.shape:
         raise DataError(f"methods with different seeds or tasks cannot be paired: {won.shape} and {baseline.shape}")
-    paired = won.astype(np.float64) - baseline.astype(np.float64)
+    paired = np.asarray(won, np.float64) - np.asarray(baseline, np.float64)
     seeds, tasks = _resamples(paired.shape, draws, seed)
     means = np.array([paired[seeds[draw][:, None], tasks[draw]].mean() for draw in range(draws)])
     by_task = paired.mean(axis=0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
-from opid_core.paired import Paired, mcnemar
+from opid_core.paired import Paired, sign_test
 from opid_core.schema import OUTCOMES, ROUTE_NAMES
-from opid_core.statistics import SuccessRate, by_temperature, table_success
+from opid_core.statistics import SuccessRate, by_temperature, table_success, wins_by_task
 
 EXAMPLES = 3
 SAME_PANEL = ("environment.name", "environment.options", "evaluation.split")
@@ -190,21 +191,13 @@ def _evaluations(first: Side, second: Side, changes: Sequence[ConfigChange]) -> 
 
 
 def _paired(first: pa.Table, second: pa.Table) -> Paired | None:
-    """Task by task, repeated tasks in their order; an episode that broke on either side is left out."""
-    one, other = _by_task(first), _by_task(second)
+    """Task by task, each with the share of its episodes that were won; a task that only broke on either side is left
+    out."""
+    one, other = wins_by_task(first), wins_by_task(second)
     if one.keys() != other.keys():
         return None
-    kept = [key for key in one if "broken" not in (one[key], other[key])]
-    return mcnemar([one[key] == "success" for key in kept], [other[key] == "success" for key in kept])
-
-
-def _by_task(evaluations: pa.Table) -> dict[tuple[str, int], str]:
-    seen: Counter[str] = Counter()
-    outcomes = {}
-    for row in evaluations.select(["task_id", "outcome"]).to_pylist():
-        outcomes[row["task_id"], seen[row["task_id"]]] = row["outcome"]
-        seen[row["task_id"]] += 1
-    return outcomes
+    kept = [task for task in one if one[task] and other[task]]
+    return sign_test([fmean(one[task]) for task in kept], [fmean(other[task]) for task in kept])
 
 
 def _config_changes(first: Any, second: Any, key: str = "") -> Iterator[ConfigChange]:

@@ -1,4 +1,4 @@
-"""Two policies on the same tasks: what each won alone, and how likely such a difference is by chance."""
+"""Two policies on the same tasks: what each won more often, and how likely such a difference is by chance."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Paired:
-    """Tasks that both policies played, by who won them, and the p-value of McNemar's exact test."""
+    """Tasks that both policies played, by who won them more often, and the p-value of the exact sign test."""
 
     both: int
-    only_first: int
-    only_second: int
+    """Won by both, as often."""
+    first_more: int
+    second_more: int
     neither: int
     p_value: float
-    """Chance of a split of the discordant tasks at least as uneven, were both policies equally good (two-sided)."""
+    """Chance of a split of the tasks that differ at least as uneven, were both policies equally good (two-sided)."""
 
 
-def mcnemar(first_won: Sequence[bool], second_won: Sequence[bool]) -> Paired:
-    """Compare two policies task by task. Source: McNemar 1947, in its exact form: under the null hypothesis
-    `only_first` of the discordant tasks is binomial with probability 1/2. No discordant task: p = 1."""
-    wins = list(zip(first_won, second_won, strict=True))
-    only_first, only_second = wins.count((True, False)), wins.count((False, True))
-    discordant = only_first + only_second
-    tail = sum(math.comb(discordant, k) for k in range(min(only_first, only_second) + 1))
+def sign_test(first_won: Sequence[float], second_won: Sequence[float]) -> Paired:
+    """Compare two policies task by task, each with the share of its episodes that were won. Under the null hypothesis
+    `first_more` of the tasks that differ is binomial with probability 1/2; no such task: p = 1. With one episode a task
+    this is McNemar's test (1947) in its exact form.
+    """
+    pairs = list(zip(first_won, second_won, strict=True))
+    first_more, second_more = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    differing = first_more + second_more
+    tail = sum(math.comb(differing, k) for k in range(min(first_more, second_more) + 1))
     return Paired(
-        both=wins.count((True, True)),
-        only_first=only_first,
-        only_second=only_second,
-        neither=wins.count((False, False)),
-        p_value=min(1.0, 2 * tail / 2**discordant),
+        both=sum(a == b > 0 for a, b in pairs),
+        first_more=first_more,
+        second_more=second_more,
+        neither=sum(a == b == 0 for a, b in pairs),
+        p_value=min(1.0, 2 * tail / 2**differing),
     )

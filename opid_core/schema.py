@@ -11,7 +11,7 @@ import io
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 """Raised with any change of any table."""
 
 _VOLATILE = {b"volatile": b"1"}
@@ -143,6 +143,7 @@ METRICS = _table(
 EVALUATIONS = _table(
     ("policy_version", _i32),
     ("temperature", _f32),
+    ("repetition", _i32),
     ("task_id", _text),
     ("task_type", _text),
     ("outcome", _text),
@@ -153,8 +154,8 @@ EVALUATIONS = _table(
     ("tokens", _i32),
     ("seed", _i64),
 )
-"""One evaluated episode a row; policy_version k is the policy that k updates made. `admissible_actions` counts the
-actions taken that were on offer."""
+"""One evaluated episode a row, `repetition` from 0; policy_version k is the policy that k updates made.
+`admissible_actions` counts the actions taken that were on offer."""
 
 TABLES: dict[str, pa.Schema] = {
     "steps": STEPS,

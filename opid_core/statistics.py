@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class SuccessRate:
-    """Share of won episodes: `micro` over episodes, `macro` over task types, and Wilson's interval of `micro`."""
+    """Share of won episodes: `micro` over episodes, `macro` over task types, and the 95% interval of `micro`."""
 
     episodes: int
     micro: float
@@ -23,7 +23,7 @@ class SuccessRate:
     episodes_per_type: dict[str, int]
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a proportion (95% by default). No trials: (0, 1)."""
     if trials == 0:
         return 0.0, 1.0
@@ -33,15 +33,34 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def success_rate(outcomes: Sequence[str], task_types: Sequence[str]) -> SuccessRate:
-    """Success of episodes; broken ones (the environment's fault) are left out."""
+def independent_trials(wins: Collection[Sequence[bool]]) -> float:
+    """How many independent episodes tell as much about the share of wins as these, of which those of one task (one
+    sequence) go together: p (1 - p) over the variance of the share, with tasks as what was drawn. Source: Kish,
+    Survey Sampling, 1965 (the effective sample size of a cluster sample).
+
+    One episode a task: the number of episodes, which is also its upper limit. All won or none: the number of tasks.
+    """
+    episodes, tasks = sum(map(len, wins)), len(wins)
+    share = sum(map(sum, wins)) / episodes if episodes else 0.0
+    if tasks == episodes or share in (0.0, 1.0):
+        return tasks
+    variance = sum((sum(won) - share * len(won)) ** 2 for won in wins) / episodes**2
+    return min(episodes, share * (1 - share) / variance) if variance else episodes
+
+
+def success_rate(outcomes: Sequence[str], task_types: Sequence[str], task_ids: Sequence[str]) -> SuccessRate:
+    """Success of episodes; broken ones (the environment's fault) are left out. The interval is Wilson's, for as many
+    trials as the episodes are worth when some share a task."""
     wins: dict[str, list[bool]] = {}
-    for outcome, task_type in zip(outcomes, task_types, strict=True):
+    of_task: dict[str, list[bool]] = {}
+    for outcome, task_type, task_id in zip(outcomes, task_types, task_ids, strict=True):
         if outcome != "broken":
             wins.setdefault(task_type, []).append(outcome == "success")
+            of_task.setdefault(task_id, []).append(outcome == "success")
     total, won = sum(map(len, wins.values())), sum(map(sum, wins.values()))
     per_type = {task_type: sum(w) / len(w) for task_type, w in sorted(wins.items())}
-    low, high = wilson_interval(won, total)
+    trials = independent_trials(of_task.values())
+    low, high = wilson_interval(trials * won / total if total else 0, trials)
     return SuccessRate(
         episodes=total,
         micro=won / total if total else math.nan,
@@ -55,7 +74,19 @@ def success_rate(outcomes: Sequence[str], task_types: Sequence[str]) -> SuccessR
 
 def table_success(table: pa.Table) -> SuccessRate:
     """`success_rate` of a `trajectories` or `evaluations` table."""
-    return success_rate(table.column("outcome").to_pylist(), table.column("task_type").to_pylist())
+    return success_rate(*(table.column(name).to_pylist() for name in ("outcome", "task_type", "task_id")))
+
+
+def wins_by_task(evaluations: pa.Table) -> dict[str, list[bool]]:
+    """Which episodes of each task were won, in the order of the table; broken ones are left out."""
+    wins: dict[str, list[bool]] = {}
+    for task_id, outcome in zip(
+        *(evaluations.column(name).to_pylist() for name in ("task_id", "outcome")), strict=True
+    ):
+        won = wins.setdefault(task_id, [])
+        if outcome != "broken":
+            won.append(outcome == "success")
+    return wins
 
 
 def by_temperature(evaluations: pa.Table) -> dict[float, pa.Table]:

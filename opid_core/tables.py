@@ -70,7 +70,9 @@ def trajectories_table(episodes: Sequence[Episode], campaign: str, iteration: in
     )
 
 
-def evaluations_table(episodes: Sequence[Episode], policy_version: int, temperature: float) -> pa.Table:
+def evaluations_table(
+    episodes: Sequence[Episode], policy_version: int, temperature: float, repetition: int = 0
+) -> pa.Table:
     """The `evaluations` table of one pass over the panel."""
     return from_rows(
         "evaluations",
@@ -78,6 +80,7 @@ def evaluations_table(episodes: Sequence[Episode], policy_version: int, temperat
             {
                 "policy_version": policy_version,
                 "temperature": temperature,
+                "repetition": repetition,
                 "task_id": episode.request.task.task_id,
                 "task_type": episode.request.task.task_type,
                 "outcome": episode.outcome,

@@ -38,27 +38,29 @@ def play_panel(
     count: int,
     iteration: int | Literal["start"] = START,
 ) -> pa.Table:
-    """Play the panel once at each temperature. Its seeds are the campaign's: every policy meets the same draws."""
+    """Play the panel at each temperature, as often as the config repeats it. Seeds are the campaign's: every policy
+    meets the same draws."""
     tasks = panel(config, count)
+    repetitions = config.evaluation.repetitions
     passes = []
     for temperature in config.evaluation.temperatures:
-        asked = [
-            EpisodeRequest(
-                task.task_id, task.task_id, task, derive(config.seed, "evaluation", f"{temperature:g}", index)
-            )
-            for index, task in enumerate(tasks)
-        ]
+        settings = evaluation_settings(config, temperature)
         finished: list[Episode] = []
 
         def progress(episode: Episode, finished=finished, temperature=temperature) -> None:
             finished.append(episode)
             won = sum(e.outcome == "success" for e in finished)
             note = f"temperature {temperature:g}: {won / len(finished):.0%} won"
-            report(iteration, "evaluate", len(finished), count, note)
+            report(iteration, "evaluate", len(finished), count * repetitions, note)
 
-        settings = evaluation_settings(config, temperature)
-        episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, progress)
-        passes.append(evaluations_table(episodes, version, temperature))
+        for repetition in range(repetitions):
+            draws = ("evaluation", f"{temperature:g}", repetition)
+            asked = [
+                EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, *draws, index))
+                for index, task in enumerate(tasks)
+            ]
+            episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, progress)
+            passes.append(evaluations_table(episodes, version, temperature, repetition))
     return pa.concat_tables(passes)
 
 

@@ -80,6 +80,9 @@ class EvaluationConfig(Section):
     """Evaluate after every so many iterations; 0 evaluates only before the first and after the last."""
     temperatures: tuple[float, ...] = (0.4,)
     """Sampling temperatures, each a full pass over the panel."""
+    repetitions: int = Field(default=1, ge=1)
+    """Passes over the panel at each temperature, with other draws each. Intervals take tasks, not episodes, as what
+    was drawn."""
     final_tasks: int | None = Field(default=None, ge=1)
     """Panel size before the first and after the last iteration; null: `tasks`."""
     skill_bank: str | None = None

@@ -43,12 +43,13 @@ def metrics(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) ->
 
 def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
     rows = plain(table)
-    keys = ["policy_version", "temperature"]
+    keys = ["policy_version", "temperature", "repetition"]
     rows = rows.assign(episodes_of_panel=rows.groupby(keys)["task_id"].transform("size"))
     suite = (
         in_set("outcome", OUTCOMES),
         is_finite("return"),
         in_range("temperature", low=0),
+        in_range("repetition", low=0),
         in_range("tokens", low=0),
         in_range("valid_actions", low=0),
         in_range("admissible_actions", low=0),

@@ -152,6 +152,7 @@ def _evaluated(version: int, task: int, outcome: str, seed: int) -> dict:
     return {
         "policy_version": version,
         "temperature": 1.0,
+        "repetition": 0,
         "task_id": f"task-{task}",
         "task_type": ("cool", "heat")[task],
         "outcome": {"s": "success", "f": "failure"}[outcome],

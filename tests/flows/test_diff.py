@@ -64,7 +64,10 @@ def test_what_is_printed(root):
     assert "only demo@0: step, success: Take the mug first.\n" in text
     assert "only demo@0: failed, success: no reply\n" in text
     assert "│ 95% interval          │ 34.2% to 100.0% │ 34.2% to 100.0% │" in text  # Wilson's interval of 2 of 2
-    assert "2 won by both, 0 by demo@start alone, 0 by demo@0 alone, 0 by neither; McNemar's exact test p = 1." in text
+    assert (
+        "2 won by both alike, 0 by demo@start alone or more often, 0 by demo@0, 0 by neither; exact sign test p = 1."
+        in text
+    )
     assert "│ rollout/return │            │ 5      │            │" in text
     assert "seconds/start_s" not in text
     assert "│ seed     │ 1           │ 0      │" in printed(root, "other", "demo")

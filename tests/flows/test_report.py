@@ -21,7 +21,7 @@ def played() -> list[dict]:
     tasks = tasks_of([Question(str(n), "Who?", ("Tavi",), source) for n, (source, _) in enumerate(asked)])
     counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 0, "tokens": 9, "seed": 9}
     return [
-        {"policy_version": 0, "temperature": 0.4, "task_id": task.task_id, "task_type": task.task_type}
+        {"policy_version": 0, "temperature": 0.4, "repetition": 0, "task_id": task.task_id, "task_type": task.task_type}
         | {"outcome": outcome, "return": 0.0, **counts}
         for task, (_, outcome) in zip(tasks, asked, strict=True)
     ]

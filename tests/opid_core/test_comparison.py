@@ -10,7 +10,7 @@ from opid_core.comparison import area_under_curve, difference, success, success_
 from opid_core.errors import DataError
 
 TYPES = ["cool", "cool", "cool", "heat"]
-WON = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], bool)  # two seeds, four tasks
+WON = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], float)  # two seeds, four tasks
 
 
 def test_micro_and_macro_are_means_over_seeds():
@@ -23,19 +23,27 @@ def test_micro_and_macro_are_means_over_seeds():
 
 def test_the_interval_is_the_bootstrap_of_seeds_then_tasks():
     # One seed, one won of two tasks: two draws with replacement give 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
-    micro, _ = success(np.array([[1, 0]], bool), ["a", "a"])
+    micro, _ = success(np.array([[1.0, 0]]), ["a", "a"])
     assert (micro.low, micro.high) == (0.0, 1.0)
     # Ten seeds that agree on every task leave the draw of tasks alone; equal tasks leave nothing.
-    micro, _ = success(np.ones((10, 3), bool), ["a", "a", "b"])
+    micro, _ = success(np.ones((10, 3)), ["a", "a", "b"])
     assert (micro.mean, micro.low, micro.high) == (1.0, 1.0, 1.0)
 
 
 def test_a_paired_difference_and_its_sign_flip_test():
     # Task differences 1, 1, 1, 1: of the 16 sign patterns two are as extreme, so p is near 1/8.
-    found = difference(np.ones((1, 4), bool), np.zeros((1, 4), bool))
+    found = difference(np.ones((1, 4)), np.zeros((1, 4)))
     assert found.estimate.mean == 1.0
     assert found.p_value == pytest.approx(2 / 16, abs=0.01)
     assert difference(WON, WON).p_value == 1.0
+
+
+def test_repetitions_count_as_the_share_of_a_task():
+    shares = np.array([[0.5, 1.0], [0.0, 0.5]])
+    micro, _ = success(shares, ["a", "a"])
+    assert (micro.mean, success_by_type(shares, ["a", "b"])) == (0.5, {"a": 0.25, "b": 0.75})
+    # Task differences 1/4 and 3/4: two of the four sign patterns are as extreme.
+    assert difference(shares, np.zeros((2, 2))).p_value == pytest.approx(1 / 2, abs=0.02)
 
 
 def test_methods_on_other_tasks_cannot_be_paired():
@@ -51,11 +59,11 @@ def test_area_under_a_curve_by_hand():
     assert area_under_curve(np.array([0.0]), np.array([0.3])) == 0.3
 
 
-@given(arrays.arrays(bool, st.tuples(st.integers(1, 3), st.integers(1, 6))))
+@given(arrays.arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 6)), elements=st.sampled_from([0, 0.25, 1])))
 def test_intervals_hold_the_mean_and_swapping_methods_turns_the_sign(won):
     micro, macro = success(won, ["a"] * won.shape[1], draws=200)
     assert micro == macro
     assert micro.low - 1e-12 <= micro.mean <= micro.high + 1e-12
-    there, back = difference(won, ~won, draws=200), difference(~won, won, draws=200)
+    there, back = difference(won, 1 - won, draws=200), difference(1 - won, won, draws=200)
     assert there.estimate.mean == -back.estimate.mean
     assert there.p_value == back.p_value

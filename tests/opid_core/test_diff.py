@@ -110,15 +110,15 @@ def test_the_same_panel_is_compared_task_by_task():
     assert (pair.second.episodes, pair.second.micro) == (5, 0.8)
     assert pair.first.low == pytest.approx(0.0456, abs=1e-4)  # Wilson's interval of 1 of 4
     assert pair.first.high == pytest.approx(0.6994, abs=1e-4)
-    assert pair.paired == Paired(both=1, only_first=0, only_second=2, neither=1, p_value=0.5)
+    assert pair.paired == Paired(both=1, first_more=0, second_more=2, neither=1, p_value=0.5)
 
 
-def test_repeated_tasks_are_paired_in_their_order():
+def test_a_repeated_task_counts_once_by_its_share():
     one, other = valid(), valid()
     one["evaluations"] = played({"a": "success"}) + played({"a": "failure"})
     other["evaluations"] = played({"a": "failure"}) + played({"a": "failure"})
     (pair,) = difference(side(one), side(other)).evaluations
-    assert pair.paired == Paired(both=0, only_first=1, only_second=0, neither=1, p_value=1.0)
+    assert pair.paired == Paired(both=0, first_more=1, second_more=0, neither=0, p_value=1.0)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opid_core.schema import from_rows
-from opid_core.statistics import skill_metrics, success_rate, wilson_interval
+from opid_core.statistics import independent_trials, skill_metrics, success_rate, wilson_interval
 from tests.tasks.valid_tables import valid
 
 
@@ -32,6 +32,7 @@ def test_micro_counts_episodes_macro_counts_types_and_broken_episodes_do_not_cou
     rate = success_rate(
         ["success", "success", "success", "truncated", "failure", "broken"],
         ["a", "a", "a", "a", "b", "b"],
+        ["1", "2", "3", "4", "5", "6"],
     )
     assert rate.episodes == 5
     assert rate.micro == 3 / 5
@@ -40,8 +41,28 @@ def test_micro_counts_episodes_macro_counts_types_and_broken_episodes_do_not_cou
     assert rate.macro == 0.375
 
 
+def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
+    # Two tasks won always, two never: 16 episodes tell what 4 tell. Variance of the share: 4 * (4 / 2)^2 / 16^2 = 1/16.
+    certain = [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
+    assert independent_trials(certain) == 4
+    # Every task won in half of its repetitions: as good as 16 single episodes, and never better.
+    assert independent_trials([[True, False] * 2] * 4) == 16
+    # Task shares 1, 1/2, 1/2, 0 of 2: variance (1 + 1) / 64, so 1/4 over 1/32.
+    assert independent_trials([[True] * 2, [True, False], [False, True], [False] * 2]) == 8
+    assert independent_trials([[True] * 4] * 3) == 3
+    rate = success_rate(["success"] * 8 + ["failure"] * 8, ["a"] * 16, [str(n // 4) for n in range(16)])
+    assert (rate.episodes, rate.micro, (rate.low, rate.high)) == (16, 0.5, wilson_interval(2, 4))
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_tasks_played_once_give_the_plain_interval(wins):
+    outcomes = ["success" if won else "failure" for won in wins]
+    rate = success_rate(outcomes, ["a"] * len(wins), [str(n) for n in range(len(wins))])
+    assert (rate.low, rate.high) == pytest.approx(wilson_interval(sum(wins), len(wins)))
+
+
 def test_an_empty_table_has_no_rate():
-    assert math.isnan(success_rate([], []).micro)
+    assert math.isnan(success_rate([], [], []).micro)
 
 
 def test_skills_are_counted_and_measured():

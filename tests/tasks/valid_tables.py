@@ -128,6 +128,7 @@ def valid() -> Rows:
             {
                 "policy_version": 3,
                 "temperature": temperature,
+                "repetition": 0,
                 "task_id": task_id,
                 "task_type": "pick",
                 "outcome": "success",
