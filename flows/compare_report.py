@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from flows.audit.pages import render
 from flows.compare import Study, study_folder
 from flows.report import Evaluated, evaluations, save_plot
 from infra.manifest import Manifest
@@ -22,6 +24,9 @@ from opid_core.statistics import by_temperature, table_success, wins_by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+CURVES = "curves.png"
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
 
 
 def write_comparison(study: Study) -> Path:
-    """Write `compare/` (summary.md, results.json, curves.png) into the study's folder; returns it.
+    """Write `compare/` (index.html, summary.md, results.json, curves.png) into the study's folder; returns it.
 
     Raises ConfigError when no campaign of the study is finished yet.
     """
@@ -113,13 +118,15 @@ def write_comparison(study: Study) -> Path:
     found = rows(study, runs)
     folder = study_folder(study) / "compare"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.md").write_text(summary(study, runs, found, unfinished), encoding="utf-8")
+    text = summary(study, runs, found, unfinished)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
     (folder / "results.json").write_text(
         json.dumps([asdict(row) for row in found], indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     temperatures = sorted({row.temperature for row in found})
     panels = [(f"temperature {t:g}", lambda axes, t=t: draw_curves(axes, runs, t)) for t in temperatures]
-    save_plot(folder / "curves.png", panels)
+    save_plot(folder / CURVES, panels)
+    (folder / "index.html").write_text(page(study.name, text, (folder / CURVES).read_bytes()), encoding="utf-8")
     return folder
 
 
@@ -175,9 +182,20 @@ def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfi
             for label in dict.fromkeys(r.method for r in found)
         ],
     )
-    lines += ["", "![curves](curves.png)", "", "## Signal and cost", "", "Means over iterations and seeds.", ""]
+    lines += ["", f"![curves]({CURVES})", "", "## Signal and cost", "", "Means over iterations and seeds.", ""]
     lines += _numbers(runs)
     return "\n".join(lines) + "\n"
+
+
+def page(study: str, text: str, curves: bytes) -> str:
+    """The summary as one self-contained HTML page with its plot; markup in `text` stays text."""
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    tables = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    image = f"data:image/png;base64,{base64.b64encode(curves).decode()}"
+    body = tables.replace(f'src="{CURVES}"', f'src="{image}"')
+    return render("study.html.j2", images="data:", study=study, body=Markup(body))
 
 
 def draw_curves(axes: Axes, runs: dict[str, list[Run]], temperature: float) -> None:

@@ -71,8 +71,9 @@ def campaign_page(
     if not chain:
         raise DataError(f"{location(store)}: nothing is committed yet: there is nothing to audit")
     new = summary.new_counts(rows)
-    return _render(
+    return render(
         "campaign.html.j2",
+        script=_read("page.js"),
         campaign=store.campaign,
         place=location(store),
         config=read_config(store),
@@ -87,8 +88,9 @@ def campaign_page(
 
 def iteration_page(store: CampaignStore, row: summary.Row, new: int, data: IterationData) -> str:
     """An iteration's page as HTML."""
-    return _render(
+    return render(
         "iteration.html.j2",
+        script=_read("page.js"),
         campaign=store.campaign,
         place=location(store),
         campaign_page=CAMPAIGN_PAGE,
@@ -100,12 +102,13 @@ def iteration_page(store: CampaignStore, row: summary.Row, new: int, data: Itera
     )
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, script: str = "", images: str = "'none'", **values: Any) -> str:
+    """A template as a page that lets nothing run but `script`, and no images in but from the source `images`."""
     from markupsafe import Markup
 
-    style, script = (_read(name) for name in ("page.css", "page.js"))
+    style = _read("page.css")
     policy = (
-        f"default-src 'none'; script-src {content_hash(script)}; style-src {content_hash(style)}; "
+        f"default-src 'none'; script-src {content_hash(script)}; style-src {content_hash(style)}; img-src {images}; "
         "base-uri 'none'; form-action 'none'"
     )
     return (

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
 
 from flows.compare import MAY_VARY, Study, load_study
-from flows.compare_report import read_runs, rows, write_comparison
+from flows.compare_report import page, read_runs, rows, write_comparison
 from infra.manifest import START, new_manifest
 from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
 from opid_core import schema
@@ -99,7 +100,19 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     text = (folder / "summary.md").read_text()
     assert "| skills | 1 | 50.0% (" in text  # against plain
     assert "| advantage_share/skill | 0 | 0.25 |" in text
-    assert (folder / "curves.png").stat().st_size > 1000
+    plot = (folder / "curves.png").read_bytes()
+    assert len(plot) > 1000
+    page = (folder / "index.html").read_text()
+    assert f'src="data:image/png;base64,{base64.b64encode(plot).decode()}"' in page
+    assert "<td>skills</td>\n<td>1</td>\n<td>50.0% (" in page
+
+
+def test_names_in_the_page_are_never_markup():
+    made = page("<b>study</b>", "# <script>alert(1)</script>\n\n| a |\n| --- |\n| <i>x</i> |\n", b"png")
+    assert "<script>alert" not in made
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in made
+    assert "<td>&lt;i&gt;x&lt;/i&gt;</td>" in made
+    assert "<title>OPID · study &lt;b&gt;study&lt;/b&gt;</title>" in made
 
 
 def test_unfinished_campaigns_are_named_and_left_out(study):
