@@ -1,6 +1,7 @@
 """Manifests: files that name the tasks of each split by id, in task order, for any environment.
 
-Either text with a `split id` pair a line (`#` begins a comment), or JSON `{"train": [id, ...]}`.
+Either text with a `split id` pair a line (`#` begins a comment), or JSON `{"train": [id, ...]}`. A task belongs to one
+split, and is named once: what is held out must not be trained on.
 """
 
 from __future__ import annotations
@@ -20,14 +21,12 @@ def pick(tasks: Sequence[Task], manifest: str, split: str) -> list[Task]:
     for an unknown or repeated id.
     """
     by_id = {task.task_id: task for task in tasks}
-    picked: dict[str, Task] = {}
+    picked = []
     for where, task_id in _manifest_entries(manifest, split):
         if task_id not in by_id:
             raise DataError(f"{where}: no task {task_id!r} among the {len(tasks)} of split {split}")
-        if task_id in picked:
-            raise DataError(f"{where}: task {task_id!r} is named twice")
-        picked[task_id] = by_id[task_id]
-    return list(picked.values())
+        picked.append(by_id[task_id])
+    return picked
 
 
 def pick_splits(splits: Sequence[str], manifest: str | None) -> list[str]:
@@ -47,7 +46,11 @@ def _manifest_entries(manifest: str, split: str) -> Iterator[tuple[str, str]]:
 
 
 def manifest_splits(manifest: str) -> dict[str, list[tuple[str, str]]]:
-    """Split -> (where it stands, task id) of each of its entries. Raises ConfigError for an unreadable file."""
+    """Split -> (where it stands, task id) of each of its entries.
+
+    Raises ConfigError for an unreadable file, DataError for one of another form and for a task that is named twice, be
+    it for one split or for two.
+    """
     try:
         text = Path(manifest).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -62,12 +65,32 @@ def manifest_splits(manifest: str) -> dict[str, list[tuple[str, str]]]:
                 raise DataError(f"{manifest}, line {number}: expected `split id`, got {line!r}")
             if words:
                 splits.setdefault(words[0], []).append((f"{manifest}, line {number}", words[1]))
+    _refuse_repeated(splits)
     return splits
 
 
+def _refuse_repeated(splits: dict[str, list[tuple[str, str]]]) -> None:
+    named: dict[str, tuple[str, str]] = {}
+    for split, entries in splits.items():
+        for where, task_id in entries:
+            if task_id in named:
+                other_split, other = named[task_id]
+                raise DataError(
+                    f"{where}: task {task_id!r} is named twice: here for {split}, for {other_split} at {other}"
+                )
+            named[task_id] = split, where
+
+
 def _json_manifest(text: str, manifest: str) -> dict[str, list[tuple[str, str]]]:
+    def distinct(fields: list[tuple[str, object]]) -> dict[str, object]:
+        names = [name for name, _ in fields]
+        for number, name in enumerate(names, start=1):
+            if (first := names.index(name) + 1) < number:
+                raise DataError(f"{manifest}, field {name}: stands twice, as field {first} and as field {number}")
+        return dict(fields)
+
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise DataError(f"{manifest}, line {error.lineno}: not valid JSON: {error.msg}") from None
     splits = {}

@@ -5,7 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from envs.base import Decision, PromptParts
+from envs.base import TURN_LINE, Decision, PromptParts
+
+TAGGED_TURN = (
+    f"{TURN_LINE}. Reason step by step inside <think> </think>. "
+    "Then choose one admissible action and write it inside <action> </action>."
+)
+NUMBERED_PHRASES = (
+    "Steps taken so far:",
+    "Your latest observations and actions:",
+    ", observation:",
+    ", action:",
+    "You are now at step",
+    "Current observation:",
+)
+"""Wording of `numbered_prompt_parts` that never changes, the list of actions aside."""
+TAGGED_PHRASES = ("Admissible actions:", "<think>", "</think>", "<action>", "</action>")
+"""Wording of that list and of `tagged_response`."""
 
 _UNTAGGED_CHARACTERS = 30
 _CJK = re.compile("[\u4e00-\u9fff]")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from envs.alfworld import generator as generated
 from envs.alfworld.demonstrator import Demonstrator
-from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game
+from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game, TaskType
 from envs.alfworld.original import require_textworld
 from envs.alfworld.processes import TextworldWorld
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
@@ -20,15 +20,6 @@ from envs.base import StepResult, Task, register
 from envs.manifest import pick, pick_splits
 
 __all__ = ["AlfworldEnvironment", "AlfworldOptions", "Game", "World", "parse_action", "prompt_parts"]
-
-TaskType = Literal[
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-]
 
 
 class AlfworldOptions(BaseModel):

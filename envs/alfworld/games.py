@@ -7,17 +7,19 @@ import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from opid_core.errors import DataError
 
-TASK_TYPES = (
+TaskType = Literal[
     "pick_and_place_simple",
     "look_at_obj_in_light",
     "pick_clean_then_place_in_recep",
     "pick_heat_then_place_in_recep",
     "pick_cool_then_place_in_recep",
     "pick_two_obj_and_place",
-)
+]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
 TASK_LINE = "Your task is to: "
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
-from envs.base import TURN_LINE, PromptParts
-from envs.wording import numbered_prompt_parts, parse_tagged_action, tagged_response
+from envs.wording import (
+    NUMBERED_PHRASES,
+    TAGGED_PHRASES,
+    TAGGED_TURN,
+    numbered_prompt_parts,
+    parse_tagged_action,
+    tagged_response,
+)
 
 _ROLE = "You are an agent in a household, the text world ALFWorld."
-_TURN = (
-    f"{TURN_LINE}. Reason step by step inside <think> </think>. "
-    "Then choose one admissible action and write it inside <action> </action>."
-)
 FIXED_PHRASES = (
     _ROLE,
-    _TURN,
+    TAGGED_TURN,
     "Your task is to:",
-    "Steps taken so far:",
-    "Your latest observations and actions:",
-    ", observation:",
-    ", action:",
-    "You are now at step",
-    "Current observation:",
-    "Admissible actions:",
-    "<think>",
-    "</think>",
-    "<action>",
-    "</action>",
+    *NUMBERED_PHRASES,
+    *TAGGED_PHRASES,
     "You are in the middle of a room. Looking quickly around you, you see",
     "You arrive at",
     ", you see",
@@ -38,14 +31,4 @@ FIXED_PHRASES = (
 
 parse_action = parse_tagged_action
 response_text = tagged_response
-
-
-def prompt_parts(
-    task_text: str,
-    history: Sequence[tuple[str, str]],
-    observation: str,
-    admissible_actions: Sequence[str],
-    history_length: int,
-) -> PromptParts:
-    """See `envs.wording.numbered_prompt_parts`."""
-    return numbered_prompt_parts(_ROLE, _TURN, task_text, history, observation, admissible_actions, history_length)
+prompt_parts = partial(numbered_prompt_parts, _ROLE, TAGGED_TURN)

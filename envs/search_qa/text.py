@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from envs.base import TURN_LINE, Decision, PromptParts
-from envs.wording import numbered_prompt_parts
+from envs.wording import NUMBERED_PHRASES, numbered_prompt_parts
 
 TASK_LINE = "Your question is: "
 FIRST_OBSERVATION = "Nothing searched yet."
@@ -23,12 +23,7 @@ FIXED_PHRASES = (
     _ROLE,
     _TURN,
     TASK_LINE.strip(),
-    "Steps taken so far:",
-    "Your latest observations and actions:",
-    ", observation:",
-    ", action:",
-    "You are now at step",
-    "Current observation:",
+    *NUMBERED_PHRASES,
     FIRST_OBSERVATION,
     NOTHING_DONE,
     NO_PASSAGE,

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.base import TURN_LINE, PromptParts
+from envs.base import PromptParts
 from envs.webshop.pages import SEPARATOR
-from envs.wording import numbered_prompt_parts, parse_tagged_action, tagged_response
+from envs.wording import (
+    NUMBERED_PHRASES,
+    TAGGED_PHRASES,
+    TAGGED_TURN,
+    numbered_prompt_parts,
+    parse_tagged_action,
+    tagged_response,
+)
 
 TASK_LINE = "Your task is to: "
 SEARCH_ACTION = "search[<your query>]"
 """How the admissible actions spell a search; the policy puts its own words in."""
 _ROLE = "You are a customer of WebShop, an online shop of pages."
-_TURN = (
-    f"{TURN_LINE}. Reason step by step inside <think> </think>. "
-    "Then choose one admissible action and write it inside <action> </action>."
-)
 FIXED_PHRASES = (
     _ROLE,
-    _TURN,
+    TAGGED_TURN,
     TASK_LINE.strip(),
-    "Steps taken so far:",
-    "Your latest observations and actions:",
-    ", observation:",
-    ", action:",
-    "You are now at step",
-    "Current observation:",
-    "Admissible actions:",
-    "<think>",
-    "</think>",
-    "<action>",
-    "</action>",
+    *NUMBERED_PHRASES,
+    *TAGGED_PHRASES,
     SEARCH_ACTION,
     "search[",
     "click[",
@@ -67,7 +61,7 @@ def prompt_parts(
     already, the observations are shown without it."""
     seen = [(_without_instruction(page, task_text), action) for page, action in history]
     page = _without_instruction(observation, task_text)
-    return numbered_prompt_parts(_ROLE, _TURN, task_text, seen, page, admissible_actions, history_length)
+    return numbered_prompt_parts(_ROLE, TAGGED_TURN, task_text, seen, page, admissible_actions, history_length)
 
 
 def _without_instruction(observation: str, task_text: str) -> str:

@@ -1,62 +1,11 @@
+"""What ALFWorld's policy reads (what it writes: `test_wording.py`)."""
+
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from envs.alfworld import parse_action, prompt_parts
+from envs.alfworld import prompt_parts
 from envs.base import TURN_LINE
 
 TASK = "Your task is to: put a mug in desk."
-
-
-@pytest.mark.parametrize(
-    ("response", "action", "is_valid"),
-    [
-        ("<think>a</think><action>look</action>", "look", True),
-        ("<think>a</think><action>  Go To Desk 1 \n</action>", "go to desk 1", True),
-        ("<think>a</think><ACTION>look</Action>", "look", True),  # action tags in any case
-        ("<THINK>a</think><action>look</action>", "look", False),  # think tags only as written
-        ("<think>a<action>look</action>", "look", False),
-        ("a</think><action>look</action>", "look", False),
-        ("<action>look</action> <think>late</think>", "look", True),
-        ("<think>a</think><action>look</action><action>help</action>", "look", True),  # the first of each tag
-        ("<think>a</think><action>look <action>help</action>", "look <action>help", True),
-        ("<think>a</think><action></action>", "", True),
-        ("<think>a</think></action>look<action>", "", True),  # nothing stands between them
-        ("<think>a</think><action>Examine The Green Cup 123456", "the green cup 123456"[-30:], False),
-        ("<think>a</think> GO TO DESK 1</action>", "<think>a</think> go to desk 1</action>"[-30:], False),
-        ("Look", "look", False),
-        ("", "", False),
-        ("<think>桌</think><action>look</action>", "look", False),
-        ("<think>\u4e00</think><action>look</action>", "look", False),
-        ("<think>\u9fff</think><action>look</action>", "look", False),
-        ("<think>\u4dff \ua000 é</think><action>look</action>", "look", True),  # just outside the CJK range
-        ("<think>a</think><action>fly to the moon</action>", "fly to the moon", True),  # admissible or not
-    ],
-)
-def test_parse_action(response, action, is_valid):
-    parsed, valid = parse_action(response)
-    assert valid is is_valid
-    assert parsed == action or (not is_valid and len(parsed) == 30 and parsed.endswith(action))
-
-
-def test_untagged_response_gives_its_last_thirty_characters():
-    assert parse_action("x" * 40 + "GO TO THE SINKBASIN 1 AND WAIT") == ("go to the sinkbasin 1 and wait", False)
-
-
-@given(
-    st.text() | st.lists(st.sampled_from(["<think>", "</think>", "<action>", "</action>", "Look ", "桌"])).map("".join)
-)
-def test_parse_action_never_raises(text):
-    action, is_valid = parse_action(text)
-    assert action == action.lower()
-    if not is_valid:
-        return
-    assert "<think>" in text
-    assert "</think>" in text
-    assert "<action>" in text.lower()
-    assert "</action>" in text.lower()
 
 
 def test_first_prompt_has_no_history():
@@ -79,9 +28,3 @@ def test_prompt_shows_the_last_steps_oldest_first():
         "Step 3, observation: seen three\nStep 3, action: inventory",
     )
     assert parts.current == "You are now at step 4. Current observation: now"
-
-
-def test_history_length_zero_shows_no_history():
-    parts = prompt_parts(TASK, [("seen", "look")], "now", ["look"], 0)
-    assert (parts.history_header, parts.history) == ("", ())
-    assert parts.current == "You are now at step 2. Current observation: now"

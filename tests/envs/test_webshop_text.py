@@ -1,59 +1,13 @@
-"""What WebShop's policy reads and writes."""
+"""What WebShop's policy reads (what it writes: `test_wording.py`)."""
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from envs.base import TURN_LINE, Decision
-from envs.webshop import parse_action, prompt_parts
-from envs.webshop.text import response_text
+from envs.base import TURN_LINE
+from envs.webshop import prompt_parts
 
 INSTRUCTION = "Find me mugs with color: red, and price lower than 20.00 dollars"
 TASK = f"Your task is to: {INSTRUCTION}"
 PAGE = f"Instruction: [SEP] {INSTRUCTION} [SEP] "
-
-
-@pytest.mark.parametrize(
-    ("response", "action", "is_valid"),
-    [
-        ("<think>a</think><action>search[red mugs]</action>", "search[red mugs]", True),
-        ("<think>a</think><action>  Click[Buy Now] \n</action>", "click[buy now]", True),
-        ("<think>a</think><ACTION>click[< Prev]</Action>", "click[< prev]", True),  # action tags in any case
-        ("<THINK>a</think><action>click[x]</action>", "click[x]", False),  # think tags only as written
-        ("<think>a<action>click[x]</action>", "click[x]", False),
-        ("<action>click[x]</action> <think>late</think>", "click[x]", True),
-        ("<think>a</think><action>click[x]</action><action>click[y]</action>", "click[x]", True),  # the first
-        ("<think>a</think><action>click[x] <action>y</action>", "click[x] <action>y", True),
-        ("<think>a</think><action></action>", "", True),
-        ("<think>a</think></action>click[x]<action>", "", True),  # nothing stands between them
-        ("<think>a</think><action>jump</action>", "jump", True),  # whether the page offers it or not
-        ("<think>a</think> Click[Description] and then Buy", "click[description] and then buy"[-30:], False),
-        ("Buy", "buy", False),
-        ("", "", False),
-        ("<think>\u4e00</think><action>click[x]</action>", "click[x]", False),
-        ("<think>a</think><action>click[\u9fff]</action>", "click[\u9fff]", False),
-        ("<think>\u4dff \ua000 é</think><action>click[x]</action>", "click[x]", True),  # just outside the CJK range
-    ],
-)
-def test_parse_action(response, action, is_valid):
-    assert parse_action(response) == (action, is_valid)
-
-
-@given(
-    st.text() | st.lists(st.sampled_from(["<think>", "</think>", "<action>", "</action>", "Buy ", "桌"])).map("".join)
-)
-def test_parse_action_never_raises(text):
-    action, is_valid = parse_action(text)
-    assert action == action.lower()
-    assert not is_valid or all(tag in text for tag in ("<think>", "</think>"))
-
-
-def test_responses_parse_back():
-    decision = Decision("click[< prev]", "another item.")
-    assert response_text(decision) == "<think>another item.</think><action>click[< prev]</action>"
-    assert parse_action(response_text(decision)) == ("click[< prev]", True)
 
 
 def test_first_prompt_has_no_history():
@@ -76,9 +30,3 @@ def test_prompt_shows_the_last_steps_without_the_instruction():
         "Step 3, observation: bare\nStep 3, action: jump",
     )
     assert parts.current == "You are now at step 4. Current observation: Buy Now"
-
-
-def test_history_length_zero_shows_no_history():
-    parts = prompt_parts(TASK, [("seen", "jump")], "now", ["jump"], 0)
-    assert (parts.history_header, parts.history) == ("", ())
-    assert parts.current == "You are now at step 2. Current observation: now"
