@@ -22,22 +22,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import linear
 
+from benchmarks.learning_baselines import (
+    LEARNING_RATE,
+    NAIVE_BATCH,
+    TrlWay,
+    forward_operations,
+    naive_score,
+    naive_update,
+    padded_batches,
+    product_operands,
+    products,
+)
 from infra.scratch import scratch_folder
 from opid_core.advantages import outcome_advantages, skill_advantages, state_advantages
 from opid_core.config import LearnerConfig
 from opid_core.learner import Learner, TrainingSample
-from opid_core.losses import policy_loss
 from opid_core.models import make_tiny_policy
 from opid_core.routing import critical_steps
 from opid_core.scoring import TokenSequence, score
 from tests.tiny_policy import make_tokenizer
-
-NAIVE_BATCH = 8
-"""Samples of one padded batch of the naive way and of TRL (its default)."""
-LEARNING_RATE = 1e-6
-CLIP = 0.2
 
 
 class Timing(NamedTuple):
@@ -64,197 +68,6 @@ def make_samples(count: int, vocabulary: int) -> list[TrainingSample]:
         )
         for prompt, response in pairs
     ]
-
-
-# --- the naive padded way ---------------------------------------------------------------------------------------
-
-
-class PaddedBatch(NamedTuple):
-    """Prompts padded at the left, responses at the right, as [samples, tokens]."""
-
-    prompt_ids: torch.Tensor
-    prompt_mask: torch.Tensor
-    response_ids: torch.Tensor
-    response_mask: torch.Tensor
-    old_log_probs: torch.Tensor
-    advantages: torch.Tensor
-
-
-def padded_batches(samples: list[TrainingSample]) -> list[PaddedBatch]:
-    """In the order given, `NAIVE_BATCH` samples each."""
-
-    def pad(rows: list[Any], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        values = np.zeros((len(rows), width), np.asarray(rows[0]).dtype)
-        mask = np.zeros((len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            where = slice(width - len(row), None) if left else slice(len(row))
-            values[i, where], mask[i, where] = row, 1
-        return torch.from_numpy(values), torch.from_numpy(mask)
-
-    batches = []
-    for start in range(0, len(samples), NAIVE_BATCH):
-        part = samples[start : start + NAIVE_BATCH]
-        prompts, responses = pad([s.prompt_ids for s in part], left=True), pad([s.response_ids for s in part])
-        old, _ = pad([s.old_log_probs for s in part])
-        advantages, _ = pad([s.advantages for s in part])
-        batches.append(PaddedBatch(*prompts, *responses, old.float(), advantages.float()))
-    return batches
-
-
-def naive_log_probs(model: Any, batch: PaddedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of the responses by way of the logits of every position."""
-    ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
-    mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.float()
-    distribution = logits[:, :-1].log_softmax(dim=-1)
-    log_probs = distribution.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropies = -(distribution.exp() * distribution).sum(dim=-1)
-    width = batch.response_ids.shape[1]
-    return log_probs[:, -width:], entropies[:, -width:]
-
-
-def naive_score(model: Any, batches: list[PaddedBatch]) -> list[np.ndarray]:
-    with torch.no_grad():
-        return unpadded([naive_log_probs(model, batch)[0] for batch in batches], batches)
-
-
-def naive_update(model: Any, optimizer: torch.optim.Optimizer, batches: list[PaddedBatch]) -> float:
-    """One optimizer step; returns the gradient norm."""
-    tokens = float(sum(batch.response_mask.sum() for batch in batches))
-    optimizer.zero_grad()
-    for batch in batches:
-        log_probs, _ = naive_log_probs(model, batch)
-        loss, _ = policy_loss(
-            log_probs,
-            batch.old_log_probs,
-            batch.advantages,
-            batch.response_mask,
-            clip_low=CLIP,
-            clip_high=CLIP,
-            dual_clip=None,
-            aggregation="token-mean",
-            normalizer=tokens,
-        )
-        loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return float(norm)
-
-
-def unpadded(rows: list[torch.Tensor], batches: list[PaddedBatch]) -> list[np.ndarray]:
-    return [
-        row[mask.bool()].detach().numpy()
-        for values, batch in zip(rows, batches, strict=True)
-        for row, mask in zip(values, batch.response_mask, strict=True)
-    ]
-
-
-# --- TRL --------------------------------------------------------------------------------------------------------
-
-
-class TrlWay:
-    """GRPOTrainer's own log-probs and loss on the same padded batches; generation and rewards are left out."""
-
-    def __init__(self, model: Any, tokenizer: Any, folder: Path, batches: list[PaddedBatch]) -> None:
-        from datasets import Dataset  # pyright: ignore[reportMissingImports]
-        from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
-
-        arguments = GRPOConfig(
-            output_dir=str(folder),
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=NAIVE_BATCH,
-            gradient_accumulation_steps=len(batches),
-            num_generations=NAIVE_BATCH,
-            loss_type="dapo",  # the mean over all tokens of the mini-batch, as ours
-            epsilon=CLIP,
-            beta=0.0,
-            max_completion_length=128,
-            learning_rate=LEARNING_RATE,
-            report_to="none",
-        )
-        self._trainer = GRPOTrainer(
-            model,
-            reward_funcs=lambda completions, **_: [0.0] * len(completions),
-            args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": ["go"] * NAIVE_BATCH * len(batches)}),
-            processing_class=tokenizer,
-        )
-        self._trainer.current_gradient_accumulation_steps = len(batches)
-        self._batches = batches
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-
-    def score(self) -> list[np.ndarray]:
-        rows = []
-        with torch.no_grad():
-            for batch in self._batches:
-                ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
-                mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
-                width = batch.response_ids.shape[1]
-                found = self._trainer._get_per_token_logps_and_entropies(self._trainer.model, ids, mask, width)
-                rows.append(found[0])
-        return unpadded(rows, self._batches)
-
-    def update(self) -> float:
-        model: Any = self._trainer.model
-        model.train()
-        self._optimizer.zero_grad()
-        tokens = torch.stack([batch.response_mask.sum() for batch in self._batches]).sum()
-        for batch in self._batches:
-            inputs = {
-                "prompt_ids": batch.prompt_ids,
-                "prompt_mask": batch.prompt_mask,
-                "completion_ids": batch.response_ids,
-                "completion_mask": batch.response_mask,
-                "old_per_token_logps": batch.old_log_probs,
-                "advantages": batch.advantages,
-                "num_items_in_batch": tokens,
-            }
-            self._trainer.compute_loss(model, inputs).backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        self._optimizer.step()
-        return float(norm)
-
-
-# --- matrix products --------------------------------------------------------------------------------------------
-
-
-def layer_shapes(model: Any) -> list[tuple[int, int]]:
-    """(out, in) of every linear layer inside the blocks."""
-    return [(m.out_features, m.in_features) for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
-
-
-def forward_operations(model: Any, samples: list[TrainingSample]) -> float:
-    """Floating point operations of one forward pass' matrix products without any padding: the linear layers on all
-    tokens, the output layer on response tokens, causal attention's two products (half of the square)."""
-    lengths = [len(s.prompt_ids) + len(s.response_ids) for s in samples]
-    linears = sum(out * inner for out, inner in layer_shapes(model))
-    output = model.lm_head.weight.numel() * sum(len(s.response_ids) for s in samples)
-    config = model.config
-    attention = config.num_hidden_layers * config.hidden_size * sum(n * (n + 1) for n in lengths)
-    return 2.0 * (linears * sum(lengths) + output + attention)
-
-
-def product_operands(model: Any, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(input [tokens, in], weight [out, in], output gradient [tokens, out]) of every linear layer of the model."""
-    shapes = [*layer_shapes(model), tuple(model.lm_head.weight.shape)]
-    made = {
-        (out, inner): (torch.randn(tokens, inner), torch.randn(out, inner), torch.randn(tokens, out))
-        for out, inner in shapes
-    }
-    return [made[shape] for shape in shapes]
-
-
-def products(operands: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], backward: bool) -> None:
-    for inputs, weight, gradient in operands:
-        linear(inputs, weight)
-        if backward:
-            torch.matmul(gradient, weight)
-            torch.matmul(gradient.T, inputs)
 
 
 # --- advantages -------------------------------------------------------------------------------------------------
@@ -316,7 +129,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         vocab_size=arguments.vocabulary,
         hidden_size=arguments.hidden_size,
         layers=arguments.layers,
-        heads=arguments.hidden_size // 64,
+        heads=max(1, arguments.hidden_size // 64),
         max_positions=2048,
         seed=0,
     )

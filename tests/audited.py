@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from infra.manifest import START, ExpectationResult, GateResult, Manifest, new_manifest
-from infra.store import CampaignStore, commit, manifests, new_attempt, open_campaign, put_folder, write_table
+from infra.manifest import START, ExpectationResult, GateResult, Manifest
+from infra.store import CampaignStore, manifests, open_campaign
 from opid_core import schema
 from opid_core.statistics import rollout_metrics, skill_metrics
+from tests.flows.committed import commit_rows
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "policies" / "alfworld_tiny" / "tokenizer.json"
 TASK_TYPES = ("pick", "clean", "heat")
@@ -82,30 +83,15 @@ def make_campaign(
         if iteration != START:
             rows |= iteration_rows(name, number, shape, texts, encode, full(number))
         rows["metrics"] = _metrics(number, rows)
-        attempt = new_attempt()
-        local = root / f"local-{attempt}"
-        local.mkdir()
-        (local / "model.safetensors").write_bytes(f"weights {iteration}".encode())
-        if tokenizer:
-            (local / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
-        manifest = new_manifest(
-            iteration=iteration,
-            tables={
-                table: write_table(store, table, iteration, attempt, schema.from_rows(table, made))
-                for table, made in rows.items()
-            },
-            policy=put_folder(store, local, f"policies/{number + 1:06d}/{attempt}"),
+        previous = commit_rows(
+            store,
+            root,
+            previous,
+            rows,
             gates=[_gate(number == degraded)],
-            config_hash="c" * 64,
-            code_version="0.1.0",
-            seeds={"iteration": 5},
-            prefect_run_id=None,
-            metrics={},
-            created_at="2026-01-01T00:00:00.000+00:00",
-            previous=previous,
             degraded=["skills: 2 of 6 analyses failed"] if number == degraded else [],
+            tokenizer=TOKENIZER.read_bytes() if tokenizer else False,
         )
-        previous, _ = commit(store, manifest)
     return store, manifests(store)
 
 
@@ -237,6 +223,7 @@ def _evaluations(policy_version: int, generator: random.Random) -> list[dict[str
         {
             "policy_version": policy_version,
             "temperature": temperature,
+            "repetition": 0,
             "task_id": f"valid/{number:06d}",
             "task_type": TASK_TYPES[number % len(TASK_TYPES)],
             "outcome": "success" if generator.random() < 0.3 + policy_version / 300 else "failure",

@@ -1,4 +1,4 @@
-"""A committed campaign of small hand-made tables, for the tests of commands that look back."""
+"""Committing rows as a campaign's iterations, and small hand-made rows, for the tests of commands that look back."""
 
 from __future__ import annotations
 
@@ -41,9 +41,13 @@ def commit_rows(
     rows: Rows,
     *,
     gates: Sequence[GateResult] = (),
-    tokenizer: bool = True,
+    degraded: Sequence[str] = (),
+    tokenizer: bool | bytes = True,
 ) -> Manifest:
-    """Commit the iteration after `previous` with tables of `rows`, and a policy of a few files."""
+    """Commit the iteration after `previous` with tables of `rows`, and a policy of a few files.
+
+    The policy's `tokenizer.json` is one of `WORDS`, or of the given bytes, or left out.
+    """
     iteration = START if previous is None else 0 if previous.iteration == START else previous.iteration + 1
     version = 0 if iteration == START else iteration + 1
     attempt = new_attempt()
@@ -51,7 +55,9 @@ def commit_rows(
     (folder / "optimizer").mkdir(parents=True)
     (folder / "optimizer" / "state.pt").write_bytes(b"moments")
     (folder / "model.safetensors").write_bytes(f"weights {version}".encode())
-    if tokenizer:
+    if isinstance(tokenizer, bytes):
+        (folder / "tokenizer.json").write_bytes(tokenizer)
+    elif tokenizer:
         vocabulary = {word: number for number, word in enumerate(WORDS)}
         Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>")).save(str(folder / "tokenizer.json"))
     manifest = new_manifest(
@@ -66,5 +72,6 @@ def commit_rows(
         metrics={},
         created_at="2026-01-01T00:00:00.000+00:00",
         previous=previous,
+        degraded=degraded,
     )
     return commit(store, manifest)[0]

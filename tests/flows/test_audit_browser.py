@@ -68,6 +68,7 @@ def test_the_campaign_page_leads_to_an_iteration(campaign, open_page):
     assert page.locator("#added tbody tr").count() == 8
     assert "too short" in page.locator("tr.warn").inner_text()
     page.click(f"a[href='{page_of(LAST)}']")
+    page.wait_for_url(f"**/{page_of(LAST)}*")  # the page that is left is ready too
     page.wait_for_selector("body[data-ready=yes]", state="attached")
     assert page.locator("h1").inner_text() == "Iteration 1"
 

@@ -15,22 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.manifest import GateResult
 from opid_core.config import GatesConfig
-from opid_core.errors import DataError, FailureBudgetExceeded, GateError
+from opid_core.errors import DataError, GateError
 from opid_core.schema import TABLES, from_rows
 from tasks import gates, suites
 from tasks.suites.columns import plain
+from tests.tasks.gated import LEAK, checked, tables, warnings
 from tests.tasks.valid_tables import HISTORY, LIMITS, Rows, valid
-
-
-def tables(rows: Rows) -> dict[str, pa.Table]:
-    return {name: from_rows(name, rows[name]) for name in rows}
-
-
-def checked(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> GateResult:
-    built = tables(rows)
-    return gates.check(name, built[name], built, **(LIMITS[name] if limits is None else limits))
 
 
 def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
@@ -40,14 +31,6 @@ def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> lis
     lines = [line for line in str(caught.value).splitlines() if not line.startswith("  ")]
     found = [re.fullmatch(rf"table {name}: (\w+)(?: on column (.*?))? failed \(.*\)", line) for line in lines]
     return [(match[1].removeprefix("expect_"), match[2] or "") for match in found if match]
-
-
-def warnings(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
-    """(expectation, column) of each warning of a table that passes."""
-    result = checked(name, rows, limits)
-    assert result.passed
-    assert all(warning.failing_rows for warning in result.warnings)
-    return [(warning.expectation.removeprefix("expect_"), warning.column) for warning in result.warnings]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -178,7 +161,7 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("metrics", put(0, value=math.nan), IN_SET, "not_finite_value"),
     ("metrics", put(0, iteration=3), IN_SET, "iteration"),
     ("metrics", drop(0), "column_distinct_values_to_contain_set", "name"),
-    ("evaluations", put(0, task_id="u"), COMPOUND, "policy_version, temperature, task_id"),
+    ("evaluations", put(0, task_id="u"), COMPOUND, "policy_version, temperature, repetition, task_id"),
     ("evaluations", put(0, task_type=None), IN_SET, "missing_column"),
     ("evaluations", put(0, outcome="won"), IN_SET, "outcome"),
     ("evaluations", put(0, **{"return": math.inf}), IN_SET, "not_finite_return"),
@@ -200,7 +183,6 @@ def test_a_broken_table_fails_exactly_its_expectation(name, break_table, expecta
     assert failures(name, rows) == [(expectation, column)]
 
 
-LEAK = "The answer is: old PARIS!"
 NEARLY = "Find the mug first, look at every shelf in turn, then go to a desk with it. Now!"
 WARNED: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("skills", put(1, text=valid()["skills"][0]["text"]), IN_SET, "duplicate_of"),
@@ -240,6 +222,7 @@ SPECIAL: list[tuple[str, Callable[[Rows], Any], dict[str, Any], list[tuple[str, 
         [(BETWEEN, "step"), (IN_SET, "row_present"), (IN_SET, "row_expected")],
     ),
     ("evaluations", lambda rows: rows["evaluations"][0].update(temperature=-0.5), {}, [(BETWEEN, "temperature")]),
+    ("evaluations", lambda rows: rows["evaluations"][0].update(repetition=-1), {}, [(BETWEEN, "repetition")]),
     (
         "evaluations",
         lambda rows: rows["evaluations"].clear(),
@@ -329,94 +312,6 @@ def test_steps_of_broken_episodes_may_be_there_untrained():
     for row in rows["scores"][:2]:
         row["trained"] = False
     assert checked("scores", rows).passed
-
-
-# The failure budget --------------------------------------------------------------------------------------------------
-
-
-def test_failure_rate_counts_trajectories_not_skills_and_names_each_with_its_reason():
-    rows = valid()  # one of two analyses failed, one of three rows
-    assert checked("skills", rows, {"max_failure_rate": 0.5}).passed
-    with pytest.raises(
-        FailureBudgetExceeded, match=r'\(1 of 2 rows\)\n  {"trajectory_id": "b", "failure": "no reply"}'
-    ):
-        checked("skills", rows, {"max_failure_rate": 0.49})
-
-
-@pytest.mark.parametrize(("allowed", "failed_of_ten"), [(0.3, 3), (0.7, 7), (0.1, 1)])
-def test_the_share_itself_is_allowed(allowed, failed_of_ten):
-    rows = {"steps": [], "trajectories": [], "skills": []}
-    for i in range(10):
-        kind, text, error = ("failed", "", "x") if i < failed_of_ten else ("episode", f"skill {i}", None)
-        own = {"skill_id": f"{i}", "trajectory_id": f"{i}", "kind": kind, "text": text, "error": error}
-        rows["skills"].append({**valid()["skills"][0], **own})
-        rows["trajectories"].append({**valid()["trajectories"][0], "trajectory_id": f"{i}"})
-    settings = GatesConfig(min_coverage=0.0)
-    assert checked("skills", rows, {"max_failure_rate": allowed, "settings": settings}).passed
-    with pytest.raises(FailureBudgetExceeded):
-        checked("skills", rows, {"max_failure_rate": allowed - 0.01, "settings": settings})
-
-
-def test_coverage_is_judged_by_task_type_and_outcome_where_there_are_enough():
-    settings = GatesConfig(min_coverage=1.0, min_coverage_trajectories=1)
-    with pytest.raises(FailureBudgetExceeded) as caught:
-        checked("skills", valid(), {"settings": settings})
-    assert str(caught.value) == (
-        "table skills: expect_column_values_to_be_between on column coverage failed (1 of 2 rows)\n"
-        '  {"task_type": "pick", "outcome": "failure", "analyzed": 1, "coverage": 0.0}'
-    )
-    enough = settings.model_copy(update={"min_coverage_trajectories": 2})
-    assert checked("skills", valid(), {"settings": enough}).passed
-
-
-def test_an_exceeded_budget_degrades_where_that_is_asked_for_and_nothing_else_does():
-    limits = {"max_failure_rate": 0.1, "settings": GatesConfig(min_coverage_trajectories=1), "degrade": True}
-    result = checked("skills", valid(), limits)
-    assert result.passed
-    assert result.degraded == (
-        "more than 10.0% of the analyses failed (1 of 2 rows)",
-        "a task type and outcome has fewer than 50.0% of its episode skills (1 of 2 rows)",
-    )
-    assert [(e.column, e.severity) for e in result.expectations if not e.passed] == [
-        ("failure", "fail"),
-        ("coverage", "fail"),
-    ]
-    assert checked("skills", valid(), {**LIMITS["skills"], "degrade": True}).degraded == ()
-    rows = valid()
-    rows["skills"][0]["attempts"] = -1
-    with pytest.raises(GateError) as caught:
-        checked("skills", rows, limits)
-    assert not isinstance(caught.value, FailureBudgetExceeded)
-
-
-# Texts, drift, names -------------------------------------------------------------------------------------------------
-
-
-def test_any_leak_is_a_warning_that_names_it_and_too_many_fail():
-    rows = valid()
-    rows["skills"][0]["text"] = LEAK
-    allowed = {"forbidden": {"t": ["Old Paris"]}, "settings": GatesConfig(max_leaking_skills=0.5)}
-    assert [w.failing_rows for w in checked("skills", rows, allowed).warnings] == [
-        ({"skill_id": "a/episode", "leaked": "Old Paris"},)
-    ]
-    assert warnings("skills", rows, {"forbidden": {"another task": ["Old Paris"]}}) == []
-
-
-def test_drift_names_the_expected_range_and_needs_a_history():
-    rows = valid()
-    rows["metrics"][2]["value"] = 0.8  # 0.5 +- 4 * 0.0707 = 0.217 to 0.783
-    (warning,) = checked("metrics", rows).warnings
-    (row,) = warning.failing_rows
-    assert row["name"] == "rollout/success_micro"
-    assert (row["low"], row["high"]) == pytest.approx((0.5 - 4 * 0.005**0.5, 0.5 + 4 * 0.005**0.5))
-    assert warnings("metrics", rows, {"history": HISTORY[:4]}) == []
-    assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=5.0)}) == []
-    rows["metrics"][2]["value"] = 0.72  # beyond one standard deviation, within the floor of 0.2 and a bit
-    assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=1.0)}) == [
-        (IN_SET, "drifted")
-    ]
-    rows["metrics"][2]["value"] = 0.69
-    assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=1.0)}) == []
 
 
 def test_the_error_names_table_expectation_column_and_the_first_ten_rows():
