@@ -1,7 +1,8 @@
 """Log-probs of given tokens under a policy: for old, skill and reference log-probs, and inside the update.
 
 One path for all of them (ALGORITHM, sections 1 and 5): sequences sorted by length, right-padded, no attention mask
-(with causal attention no position sees the padding after it), the output layer on response positions only.
+(with causal attention no position sees the padding after it), the output layer, and what can be of the last layer, on
+response positions only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from opid_core.config import LearnerConfig
 from opid_core.errors import DataError
+from opid_core.last_layer import last_layer_only_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,10 +80,12 @@ class ResponseScorer(torch.nn.Module):
         # A token is predicted one position before its own.
         positions = np.array([len(sequence.prompt_ids) for sequence in sequences])[rows] + columns - 1
         targets = torch.from_numpy(ids[rows, positions + 1]).to(device)
-        hidden = self.policy.base_model(input_ids=torch.from_numpy(ids).to(device), use_cache=False).last_hidden_state
+        reads = torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
+        with last_layer_only_at(self.policy, *reads):
+            output = self.policy.base_model(input_ids=torch.from_numpy(ids).to(device), use_cache=False)
         output_layer = self.policy.get_output_embeddings()
         assert output_layer is not None
-        logits = output_layer(hidden[rows, positions]).float()
+        logits = output_layer(output.last_hidden_state[reads]).float()
         distribution = logits.log_softmax(dim=-1)
         at = torch.from_numpy(mask).to(device)
         empty = torch.zeros((len(sequences), width), dtype=torch.float32, device=device)

@@ -1,0 +1,60 @@
+"""The last decoder layer on the positions that are read alone.
+
+Of the last layer only the hidden states at response positions are ever used. Keys and values are needed everywhere, but
+the projection after attention and the feed-forward network work position by position: on all others they are skipped.
+Values and gradients at the read positions stay what they are; elsewhere the layer's output is not meant to be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def last_layer_only_at(
+    policy: PreTrainedModel, rows: Int[Tensor, " reads"], columns: Int[Tensor, " reads"]
+) -> Iterator[None]:
+    """Forward passes of `policy` within the block compute what they can of the last layer at [rows, columns] only.
+
+    Models whose last layer has no `self_attn.o_proj` and `mlp` (those of Llama and Qwen have) run whole.
+    """
+
+    def pick(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
+        nonlocal shape
+        shape = inputs[0].shape[:2]
+        return (inputs[0][rows, columns][None],)
+
+    def put(module: nn.Module, inputs: tuple[Tensor], output: Float[Tensor, "one reads features"]) -> Tensor:
+        return output.new_zeros(*shape, output.shape[-1]).index_put((rows, columns), output[0])
+
+    shape = (0, 0)
+    handles = []
+    for module in _position_wise(policy):
+        handles += [module.register_forward_pre_hook(pick), module.register_forward_hook(put)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _position_wise(policy: PreTrainedModel) -> list[nn.Module]:
+    layers = getattr(policy.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        return []
+    last = layers[-1]
+    found = [getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None)]
+    modules = [module for module in found if isinstance(module, nn.Module)]
+    if len(modules) < len(found):
+        return []
+    # It would be computed again, without the hooks, right at the start of the backward pass: that saves no memory.
+    setattr(last, "gradient_checkpointing", False)  # noqa: B010 - torch's types know no plain attributes
+    return modules
