@@ -1,20 +1,24 @@
-"""`opid evaluate`: a policy folder on the panel of a config, without storing anything."""
+"""`opid evaluate`: a policy folder, or a model behind an endpoint, on the panel of a config. Stores nothing."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import ValidationError
 from rich.console import Console
 
 from flows.display import live_progress
 from infra.store import find_campaign, folder_path, manifests
-from opid_core.config import CampaignConfig
+from opid_core.config import CampaignConfig, LlmConfig
+from opid_core.endpoint import check_endpoint
+from opid_core.engines.endpoint import Answered, EndpointEngine
 from opid_core.errors import ConfigError
+from opid_core.seeds import derive
 from tasks import workers
 from tasks.engine import RemoteEngine
-from tasks.evaluate import play_panel
+from tasks.evaluate import panel, play_panel
 
 
 def newest_policy(config: CampaignConfig) -> Path:
@@ -34,3 +38,55 @@ def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | Non
             return play_panel(config, engine, workers.tokenizer_of(folder), 0, config.evaluation.tasks)
     finally:
         engine.kill()
+
+
+def endpoint_settings(config: CampaignConfig, url: str, model: str, api_key_env: str) -> LlmConfig:
+    """How the model at `url` is asked: time limit, retries and requests at once are those of `analyzer.llm`.
+
+    Raises ConfigError for an address of another form; it is not shown, for it may hold a password.
+    """
+    asked = {"base_url": url, "model": model, "api_key_env": api_key_env, "structured_output": "off"}
+    try:
+        return LlmConfig.model_validate({**config.analyzer.llm.model_dump(), **asked})
+    except ValidationError:
+        raise ConfigError(
+            "--endpoint: expected http://HOST/v1 or https://HOST/v1, without user, password or query (the key comes "
+            "from an environment variable)"
+        ) from None
+
+
+def evaluate_endpoint(config: CampaignConfig, settings: LlmConfig, console: Console) -> tuple[pa.Table, Answered]:
+    """Play the panel with the model behind the endpoint; returns an `evaluations` table (policy_version 0) and what the
+    endpoint answered. Before any episode it is asked once at each temperature.
+
+    The wall-clock limit of an episode does not apply: waiting for an endpoint is no fault of its model.
+    """
+    panel(config, config.evaluation.tasks)
+    for temperature in config.evaluation.temperatures:
+        seed = derive(config.seed, "endpoint")
+        check_endpoint(settings, max_tokens=config.rollout.max_response_tokens, temperature=temperature, seed=seed)
+    rules = config.environment.model_copy(update={"episode_timeout_s": float("inf")})
+    patient = config.model_copy(update={"environment": rules})
+    engine = EndpointEngine(settings, on_note=lambda note: _say(console, note))
+    with closing(engine), live_progress(config, console):
+        table = play_panel(patient, engine, None, 0, config.evaluation.tasks)
+    _say(console, _told(engine.answered))
+    return table, engine.answered
+
+
+def _told(answered: Answered) -> str:
+    """What people should know of the answers besides who won."""
+    told = f"{answered.responses} responses to {answered.requests} requests"
+    if answered.uncounted < answered.responses:
+        told += f", {answered.prompt_tokens} prompt and {answered.completion_tokens} completion tokens"
+    if answered.uncounted:
+        told += f"; the tokens of {answered.uncounted} were not named and count as 0"
+    if answered.cut:
+        told += f"; {answered.cut} were cut at rollout.max_response_tokens"
+    if answered.empty:
+        told += f"; {answered.empty} were empty"
+    return told
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

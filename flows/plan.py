@@ -33,7 +33,7 @@ def check(config: CampaignConfig) -> None:
     for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
         environment.reset(task)
     if config.analyzer.backend != "hindsight":
-        from opid_core.analyzers.endpoint import check_endpoint
+        from opid_core.endpoint import check_endpoint
 
         check_endpoint(config.analyzer.llm)
     check_skill_banks(config)

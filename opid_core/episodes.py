@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from envs.base import Environment, Task
 from opid_core.errors import EnvironmentFault
-from opid_core.prompting import EncodedPrompt, encode, inject
+from opid_core.prompting import EncodedPrompt, encode, inject, render
 from opid_core.seeds import derive
 
 
@@ -29,8 +29,8 @@ class Completion(Protocol):
     def log_probs(self) -> list[float]: ...
 
 
-class Engine(Protocol):
-    """What the loop needs of an inference engine."""
+class TokenEngine(Protocol):
+    """An inference engine that works on the loop's tokens; what is trained on comes from one."""
 
     tokens_generated: int
 
@@ -39,6 +39,28 @@ class Engine(Protocol):
     ) -> None: ...
 
     def step(self) -> Sequence[Completion]: ...
+
+
+@dataclass(frozen=True)
+class TextCompletion:
+    """A finished response of a `TextEngine`, and how many tokens it took."""
+
+    request_id: str
+    text: str
+    tokens: int
+
+
+@runtime_checkable
+class TextEngine(Protocol):
+    """An engine with template and tokenizer on its own side, such as an endpoint: a user message in, text out."""
+
+    def submit_text(self, request_id: str, message: str, *, max_tokens: int, temperature: float, seed: int) -> None: ...
+
+    def step(self) -> Sequence[TextCompletion]: ...
+
+
+Engine = TokenEngine | TextEngine
+"""What plays the episodes."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +90,8 @@ class EpisodeSettings:
 
 @dataclass(frozen=True)
 class Turn:
-    """One decision as it was sampled: a row of the `steps` table without the columns of the campaign."""
+    """One decision as it was sampled: a row of the `steps` table without the columns of the campaign. From a
+    `TextEngine` there are no ids and no log-probs."""
 
     observation: str
     admissible_actions: tuple[str, ...]
@@ -76,6 +99,7 @@ class Turn:
     response_ids: list[int]
     response_text: str
     log_probs: list[float]
+    tokens: int
     action: str
     is_valid: bool
     reward: float
@@ -99,7 +123,7 @@ class Episode:
 
     @property
     def tokens(self) -> int:
-        return sum(len(turn.response_ids) for turn in self.turns)
+        return sum(turn.tokens for turn in self.turns)
 
 
 @dataclass
@@ -122,6 +146,7 @@ def run_episodes(
 ) -> list[Episode]:
     """Play all `requests` and return their episodes in the same order.
 
+    A `TextEngine` needs no `tokenizer` (None), and `settings.max_prompt_tokens` does not apply to it.
     An `EnvironmentFault` ends its own episode as `broken`; any other exception is a bug or an infrastructure fault
     and leaves this function. `on_episode` is called as each episode ends (progress).
     """
@@ -172,30 +197,34 @@ def _submit_turn(engine: Engine, tokenizer: Any, state: _Live, settings: Episode
     )
     if settings.skill_of is not None:
         parts = inject(parts, "episode", settings.skill_of(episode.request.task))
-    state.prompt = encode(tokenizer, parts, settings.max_prompt_tokens)
     state.seed = derive(episode.request.seed, len(episode.turns))
-    engine.submit(
-        episode.request.trajectory_id,
-        state.prompt.ids,
-        max_tokens=settings.max_response_tokens,
-        temperature=settings.temperature,
-        seed=state.seed,
-    )
+    sampling = {"max_tokens": settings.max_response_tokens, "temperature": settings.temperature, "seed": state.seed}
+    if isinstance(engine, TextEngine):
+        state.prompt = EncodedPrompt(render(parts), ids=[], history_dropped=0)
+        engine.submit_text(episode.request.trajectory_id, state.prompt.text, **sampling)
+    else:
+        state.prompt = encode(tokenizer, parts, settings.max_prompt_tokens)
+        engine.submit(episode.request.trajectory_id, state.prompt.ids, **sampling)
 
 
-def _take_turn(tokenizer: Any, state: _Live, completion: Completion, settings: EpisodeSettings) -> str:
+def _take_turn(tokenizer: Any, state: _Live, completion: Completion | TextCompletion, settings: EpisodeSettings) -> str:
     """Act on a finished response; returns the episode's outcome, or "" while it goes on."""
     episode, environment = state.episode, state.environment
     assert state.prompt is not None
-    text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+    if isinstance(completion, TextCompletion):
+        text, ids, log_probs, tokens = completion.text, [], [], completion.tokens
+    else:
+        ids, log_probs, tokens = completion.token_ids, completion.log_probs, len(completion.token_ids)
+        text = tokenizer.decode(ids, skip_special_tokens=True)
     action, is_valid = environment.parse_action(text)
     turn = Turn(
         observation=state.observation,
         admissible_actions=tuple(environment.admissible_actions),
         prompt=state.prompt,
-        response_ids=completion.token_ids,
+        response_ids=ids,
         response_text=text,
-        log_probs=completion.log_probs,
+        log_probs=log_probs,
+        tokens=tokens,
         action=action,
         is_valid=is_valid,
         reward=0.0,

@@ -1,11 +1,11 @@
-"""A scripted server that speaks the chat-completions protocol over real HTTP, for the LLM analyzer's tests."""
+"""A scripted server that speaks the chat-completions protocol over real HTTP, for tests of what asks an endpoint."""
 
 from __future__ import annotations
 
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -50,6 +50,10 @@ def chat_server() -> Iterator[ChatServer]:
     at_once = 0
 
     class Handler(BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # who asked may give up at any moment
+                super().handle()
+
         def do_POST(self) -> None:
             nonlocal at_once
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

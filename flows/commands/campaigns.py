@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,13 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option(help="HF folder to evaluate; default: the campaign's newest policy.")
     ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Instead of a folder: address of an OpenAI-compatible endpoint, http://HOST/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint's name of the model.")] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the endpoint's key; a local address needs none.")
+    ] = "OPENAI_API_KEY",
     out: Annotated[
         Path | None, typer.Option(help="JSON file for the result with every episode; must not exist.")
     ] = None,
@@ -58,23 +66,43 @@ def evaluate(
 ) -> None:
     """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing else.
 
-    Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300 --out evaluated.json[/]
+    A model behind an endpoint plays the same tasks with the same seeds; rollout.max_prompt_tokens does not apply to its
+    prompts, environment.history_length bounds them. docs/pretrained.md has more.
+
+    Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300 --out evaluated.json[/], or
+    [bold]opid evaluate configs/quickstart.yaml --endpoint http://127.0.0.1:8000/v1 --model NAME[/]
     """
     config = load_config(config_path, overrides)
     if out is not None and out.exists():
         raise ConfigError(f"--out: {out} exists already; name a new file")
+    if endpoint is not None and policy is not None:
+        raise ConfigError("--endpoint and --policy: give one of them")
+    if (endpoint is None) != (not model):
+        raise ConfigError("--endpoint and --model NAME belong together")
     settings.apply(config.root)
-    from flows import plan
-    from flows.evaluate import evaluate_folder, newest_policy
     from flows.report import evaluation_record, show_evaluations
 
-    folder = policy or newest_policy(config)
-    plan.check_policy_and_engine(folder)
-    console.print(f"Evaluating {folder}")
-    table = evaluate_folder(config, folder, console)
+    if endpoint is not None and model:
+        from flows.evaluate import endpoint_settings, evaluate_endpoint
+
+        asked = endpoint_settings(config, endpoint, model, api_key_env)
+        evaluated = f"{model} at {asked.base_url}"
+        console.print(f"Evaluating {evaluated}", markup=False, highlight=False, soft_wrap=True)
+        table, answered = evaluate_endpoint(config, asked, console)
+        more = {"endpoint": asdict(answered)}
+    else:
+        from flows import plan
+        from flows.evaluate import evaluate_folder, newest_policy
+
+        folder = policy or newest_policy(config)
+        plan.check_policy_and_engine(folder)
+        evaluated, more = str(folder), {}
+        console.print(f"Evaluating {folder}")
+        table = evaluate_folder(config, folder, console)
     show_evaluations(table, console)
     if out is not None:
-        out.write_text(json.dumps(evaluation_record(config, str(folder), table), indent=1) + "\n", encoding="utf-8")
+        record = {**evaluation_record(config, evaluated, table), **more}
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         console.print(f"Written to {out}", soft_wrap=True)
 
 
@@ -148,7 +176,7 @@ def compare_command(
 
     folder = write_comparison(study)
     console.print(Markdown((folder / "summary.md").read_text(encoding="utf-8")))
-    console.print(f"Report: {folder}", soft_wrap=True)
+    console.print(f"Report: {folder / 'index.html'}", soft_wrap=True)
 
 
 @app.command("serve")

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import httpx
 
-from opid_core.analyzers.endpoint import Completion, Endpoint, Usage, api_key
 from opid_core.analyzers.messages import Prompt, ask_again, build_prompt, reply_schema
 from opid_core.config import AnalyzerConfig
+from opid_core.endpoint import Completion, Endpoint, NoCompletion, Usage, api_key
 from opid_core.errors import AnalyzerReplyError, DataError
 from opid_core.skills import Analysis, Reply, clean_skill, parse_reply, select_step_skills
 from opid_core.trajectory import Trajectory
@@ -128,7 +128,7 @@ async def _ask(endpoint: Endpoint, prompt: Prompt, usage: Usage) -> tuple[Reply 
     for _ in range(2):
         try:
             completion = await endpoint.complete(messages, usage)
-        except AnalyzerReplyError as fault:
+        except NoCompletion as fault:
             errors.append(str(fault))
             break
         raw_reply = completion.text

@@ -36,7 +36,7 @@ def config_in(root: Path) -> CampaignConfig:
 
 def turn(observation: str, response: str, action: str, is_valid: bool, reward: float) -> Turn:
     prompt = EncodedPrompt(text="", ids=[1], history_dropped=0)
-    return Turn(observation, (), prompt, [2, 3], response, [0.0, 0.0], action, is_valid, reward, seed=0)
+    return Turn(observation, (), prompt, [2, 3], response, [0.0, 0.0], 2, action, is_valid, reward, seed=0)
 
 
 def test_a_transcript_tells_the_episode_step_by_step():

@@ -1,7 +1,8 @@
-"""The LLM analyzer against vLLM's own server, with a policy that was never taught to analyse."""
+"""vLLM's own server with a tiny policy: it plays the panel that it was made for, and was never taught to analyse."""
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sys
@@ -11,17 +12,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 
+from flows.evaluate import endpoint_settings, evaluate_endpoint
 from infra import processes
 from opid_core.analyzers import llm
-from opid_core.analyzers.endpoint import check_endpoint
-from opid_core.config import AnalyzerConfig, LlmConfig
+from opid_core.config import AnalyzerConfig, LlmConfig, load_config
+from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
 from opid_core.trajectory import Step, Trajectory
 
 pytestmark = pytest.mark.integration
 
-POLICY = Path(__file__).parents[2] / "configs" / "policies" / "alfworld_tiny"
+CONFIGS = Path(__file__).parents[2] / "configs"
+POLICY = CONFIGS / "policies" / "alfworld_tiny"
 MODEL_LENGTH = 4096
 """The policy has seen 512 positions; what it says at others does not matter here."""
 MAX_TOKENS = 2400
@@ -57,7 +61,8 @@ def endpoint(tmp_path_factory) -> Iterator[str]:
         "--hf-overrides": json.dumps({"max_position_embeddings": MODEL_LENGTH}),
         "--structured-outputs-config": json.dumps({"backend": "xgrammar", "disable_any_whitespace": True}),
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager"]
+    flags = ("--enforce-eager", "--no-enable-chunked-prefill")  # a seeded prompt cannot be prefilled in chunks on CPU
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
     server = processes.start([*command, *(part for option in options.items() for part in option)], log, ENVIRONMENT)
     try:
         _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
@@ -103,3 +108,22 @@ def test_the_endpoint_is_checked_and_its_schema_makes_any_model_answer(endpoint)
     assert plain.failed
     assert plain.attempts == 2
     assert "<action>" in (plain.raw_reply or "")
+
+
+def test_the_panel_is_played_through_the_server(endpoint):
+    overrides = ["evaluation.tasks=2", "evaluation.temperatures=[0.4]", "environment.max_steps=3"]
+    config = load_config(CONFIGS / "quickstart.yaml", [*overrides, f"analyzer.llm.timeout_s={LIMIT_S}"])
+    settings = endpoint_settings(config, endpoint, "tiny", "OPENAI_API_KEY")
+    output = io.StringIO()
+    table, answered = evaluate_endpoint(config, settings, Console(file=output, width=200))
+    rows = table.to_pylist()
+    turns = sum(row["steps"] for row in rows)
+    assert len(rows) == len({row["task_id"] for row in rows}) == 2
+    # The policy has learned the form from prompts in its own template: it keeps to it only where the server uses that.
+    assert [row["valid_actions"] for row in rows] == [row["steps"] for row in rows]
+    assert all(row["outcome"] in ("success", "truncated") for row in rows)
+    assert (answered.responses, answered.requests, answered.uncounted, answered.empty) == (turns, turns, 0, 0)
+    assert answered.completion_tokens == sum(row["tokens"] for row in rows)
+    assert answered.prompt_tokens > 50 * turns
+    assert "without seed" not in output.getvalue()
+    assert evaluate_endpoint(config, settings, Console(file=output, width=200))[0].equals(table)  # the seeds are used

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from envs.base import TURN_LINE, PromptParts, StepResult, Task
-from opid_core.episodes import Episode, EpisodeRequest, EpisodeSettings, run_episodes
+from opid_core.episodes import Episode, EpisodeRequest, EpisodeSettings, TextCompletion, run_episodes
 from opid_core.errors import DataError, EnvironmentFault
 from opid_core.seeds import derive
 from opid_core.tables import evaluations_table, steps_table, trajectories_table
@@ -74,6 +74,23 @@ class ScriptedEngine:
         for completion in done:
             del self.waiting[completion.request_id]
             self.tokens_generated += len(completion.token_ids)
+        return done
+
+
+@dataclass
+class ScriptedTextEngine:
+    """Answers each turn of an episode with the next text of `answers[id]`; each took 7 tokens."""
+
+    answers: Mapping[str, list[str]]
+    waiting: list[TextCompletion] = field(default_factory=list)
+    asked: list[dict] = field(default_factory=list)
+
+    def submit_text(self, request_id, message, *, max_tokens, temperature, seed) -> None:
+        self.waiting.append(TextCompletion(request_id, self.answers[request_id].pop(0), tokens=7))
+        self.asked.append({"message": message, "max_tokens": max_tokens, "temperature": temperature, "seed": seed})
+
+    def step(self) -> list[TextCompletion]:
+        done, self.waiting = self.waiting, []
         return done
 
 
@@ -210,6 +227,27 @@ def test_a_static_skill_stands_in_every_prompt_of_its_task():
     skill = "Episode skill:\ntake mug 1\n"
     assert episode.turns[0].prompt.text == f"task t\n{skill}0 room 1\nlook, go 0\n{TURN_LINE}"
     assert [turn.prompt.text.count(skill) for turn in episode.turns] == [1, 1, 1]
+
+
+def test_an_engine_that_speaks_text_plays_the_same_episodes():
+    """With words for tokens both engines see and say the same; only the text engine's tokens are its own affair."""
+    scripts = {"a": ["you look", "take mug 1"], "b": ["look", "open drawer"]}
+    by_tokens = play(ScriptedEngine(scripts), "a", "b")
+    engine = ScriptedTextEngine({name: list(script) for name, script in scripts.items()})
+    asked = [request(name, seed=index) for index, name in enumerate(("a", "b"))]
+    by_text = run_episodes(engine, None, Room, asked, replace(SETTINGS, max_prompt_tokens=1))
+    for episode, other in zip(by_text, by_tokens, strict=True):
+        assert (episode.outcome, episode.error) == (other.outcome, other.error)
+        assert [turn.prompt.text for turn in episode.turns] == [turn.prompt.text for turn in other.turns]
+        for turn, its_twin in zip(episode.turns, other.turns, strict=True):
+            assert (turn.prompt.ids, turn.response_ids, turn.log_probs, turn.tokens) == ([], [], [], 7)
+            alike = replace(its_twin, prompt=turn.prompt, response_ids=[], log_probs=[], tokens=7)
+            assert turn == alike
+    assert [episode.tokens for episode in by_text] == [14, 14]
+    messages = [turn.prompt.text for step in zip(*(e.turns for e in by_text), strict=True) for turn in step]
+    assert [asked["message"] for asked in engine.asked] == messages
+    assert [asked["seed"] for asked in engine.asked] == [derive(0, 0), derive(1, 0), derive(0, 1), derive(1, 1)]
+    assert {(asked["max_tokens"], asked["temperature"]) for asked in engine.asked} == {(8, 1.0)}
 
 
 def test_every_turn_has_a_seed_of_its_own():

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from opid_core.analyzers import llm
-from opid_core.analyzers.endpoint import check_endpoint
 from opid_core.config import AnalyzerConfig, LlmConfig
+from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError, DataError, InfrastructureError
 from opid_core.skills import Analysis
 from opid_core.trajectory import Step, Trajectory
@@ -336,7 +336,7 @@ def test_what_the_check_finds(server):
     server.answers = [Answer(400, "response_format is not supported")]
     with pytest.raises(ConfigError, match="response_format"):
         check_endpoint(config(server, structured_output="on").llm)
-    with pytest.raises(InfrastructureError, match=r"analyzer endpoint http://127\.0\.0\.1:9/v1: no connection"):
+    with pytest.raises(InfrastructureError, match=r"endpoint http://127\.0\.0\.1:9/v1: no connection"):
         check_endpoint(config(server, base_url="http://127.0.0.1:9/v1").llm)
 
 
