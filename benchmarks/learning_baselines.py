@@ -181,14 +181,17 @@ def layer_shapes(model: Any) -> list[tuple[int, int]]:
 
 
 def forward_operations(model: Any, samples: list[TrainingSample]) -> float:
-    """Floating point operations of one forward pass' matrix products without any padding: the linear layers on all
-    tokens, the output layer on response tokens, causal attention's two products (half of the square)."""
+    """Floating point operations of one forward pass' matrix products that the log-probs of the responses need, without
+    any padding: the linear layers on all tokens, but for those that only response tokens need (the output layer, and
+    the last layer's after its keys and values were used), causal attention's two products (half of the square)."""
     lengths = [len(s.prompt_ids) + len(s.response_ids) for s in samples]
+    responses = sum(len(s.response_ids) for s in samples)
+    config, last = model.config, model.base_model.layers[-1]
     linears = sum(out * inner for out, inner in layer_shapes(model))
-    output = model.lm_head.weight.numel() * sum(len(s.response_ids) for s in samples)
-    config = model.config
+    read = last.self_attn.o_proj.weight.numel() + sum(p.numel() for p in last.mlp.parameters())
     attention = config.num_hidden_layers * config.hidden_size * sum(n * (n + 1) for n in lengths)
-    return 2.0 * (linears * sum(lengths) + output + attention)
+    output = model.lm_head.weight.numel()
+    return 2.0 * ((linears - read) * sum(lengths) + (read + output) * responses + attention)
 
 
 def product_operands(model: Any, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
