@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,11 @@ evaluation: {tasks: 4, every: 0, temperatures: [1.0]}
 """
 
 
-def start(root: Path, *overrides: str, text: str = CONFIG) -> subprocess.Popen[str]:
-    """`opid train` as the leader of a process group of its own, its output in a file: no full pipe can stop it.
+def start(
+    root: Path, *overrides: str, text: str = CONFIG, command: Sequence[str] = ("train",)
+) -> subprocess.Popen[str]:
+    """`opid train` (or another `command`) as the leader of a process group of its own, its output in a file: no full
+    pipe can stop it.
 
     `root` holds its files, and is the store's root unless `overrides` (`key=value`) name another.
     """
@@ -51,7 +54,7 @@ def start(root: Path, *overrides: str, text: str = CONFIG) -> subprocess.Popen[s
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with open(root / "output.txt", "a", encoding="utf-8") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "train", str(config), *options],
+            [sys.executable, "-m", "flows.cli", *command, str(config), *options],
             cwd=REPOSITORY,
             env={**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200", _MARK: str(root)},
             stdout=output,
