@@ -114,7 +114,7 @@ def test_lone_surrogates_of_a_reply_do_not_reach_the_table(server):
     assert analysis.raw_reply == '{"episode_skill": "go \ufffd"}'
 
 
-# Faults of the endpoint --------------------------------------------------------------------------------------------
+# Many trajectories -------------------------------------------------------------------------------------------------
 
 
 def test_one_call_a_trajectory_in_order_without_broken_ones(server):
