@@ -45,10 +45,10 @@ def check(config: CampaignConfig) -> None:
     check_writable(config.root, needed_bytes, config.storage.endpoint_url)
 
 
-def check_policy_and_engine(folder: Path | None) -> None:
+def check_policy_and_engine(folder: Path | None, trained: bool = True) -> None:
     """Raise ConfigError for an unusable policy folder (None: a warm start will make it) or a missing engine."""
     if folder is not None:
-        check_policy_folder(folder)
+        check_policy_folder(folder, trained)
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]'")
 

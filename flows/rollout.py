@@ -33,7 +33,7 @@ def show_rollout(
         _check_new_file(out)
     make_environment = environment_maker(config)
     tasks = panel(config, episodes)
-    check_policy_and_engine(policy_folder)
+    check_policy_and_engine(policy_folder, trained=False)
     make_environment().reset(tasks[0])
     temperature = config.evaluation.temperatures[0]
     asked = [

@@ -70,8 +70,11 @@ def make_tiny_policy(
         return Qwen2ForCausalLM(config).float()
 
 
-def check_policy_folder(folder: str | Path) -> None:
-    """Raise ConfigError that names what is wrong with a base policy folder; read its small files only."""
+def check_policy_folder(folder: str | Path, trained: bool = True) -> None:
+    """Raise ConfigError that names what is wrong with a base policy folder; read its small files only.
+
+    A policy that is only played (not `trained`) may share its output layer with its embeddings.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"policy: {folder} is not a folder; give a local HF model folder, or null for a warm start")
@@ -86,7 +89,7 @@ def check_policy_folder(folder: str | Path) -> None:
         )
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(f"policy: {folder} has no safetensors weights (*.safetensors)")
-    if config.get("tie_word_embeddings", _tied_by_default(config)):
+    if trained and config.get("tie_word_embeddings", _tied_by_default(config)):
         raise ConfigError(
             f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "
             "engine that gets new weights would keep the old output layer without a word. Make an untied copy first: "

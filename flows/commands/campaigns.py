@@ -95,7 +95,7 @@ def evaluate(
         from flows.evaluate import evaluate_folder, newest_policy
 
         folder = policy or newest_policy(config)
-        plan.check_policy_and_engine(folder)
+        plan.check_policy_and_engine(folder, trained=False)
         evaluated, more = str(folder), {}
         console.print(f"Evaluating {folder}")
         table = evaluate_folder(config, folder, console)

@@ -215,6 +215,7 @@ def test_a_tied_policy_is_refused_and_prepare_mends_it(policy_folder, tmp_path):
     model.save_pretrained(policy_folder)
     with pytest.raises(ConfigError, match="ties its output layer"):
         check_policy_folder(policy_folder)
+    check_policy_folder(policy_folder, trained=False)  # it may still be evaluated
     prepare_policy(policy_folder, tmp_path / "untied")
     check_policy_folder(tmp_path / "untied")
     sequences = random_sequences(3)
