@@ -30,6 +30,8 @@ from envs.alfworld.planner import solve
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
 from envs.alfworld.world import World
 
+GAMES_A_PROCESS = 100
+"""textworld keeps what it has parsed: after some hundred games a process has a gigabyte and is three times slower."""
 _IDLE = ("go", "examine", "look", "help", "inventory")
 
 
@@ -180,10 +182,7 @@ def _games(data: str, split: str, limit: int | None) -> list[Game]:
 
 
 def _compared(waiting: Sequence[tuple[str, Game, int]], workers: int) -> Iterator[Comparison]:
-    if workers == 1:
-        yield from map(_compare_here, waiting)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=GAMES_A_PROCESS) as pool:
         yield from pool.imap_unordered(_compare_here, waiting)
 
 
