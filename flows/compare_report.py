@@ -144,21 +144,20 @@ def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfi
     ]
     if unfinished:
         lines += [f"**Not finished, left out:** {', '.join(unfinished)}", ""]
-    types = sorted({name for row in found for name in row.by_type})
     lines += _table(
-        ["method", "temperature", "seeds", "tasks", "before", "success (micro)", "success (macro)", *types],
+        ["method", "temperature", "seeds", "tasks", "before", "success (micro)", "success (macro)"],
         [
             [
                 *(r.method, f"{r.temperature:g}", str(len(r.seeds)), str(r.tasks), _share(r.before)),
                 *(_interval(r.micro), _interval(r.macro)),
-                *(_share(r.by_type.get(name)) for name in types),
             ]
             for r in found
         ],
     )
     lines += ["", f"## Against {study.baseline}", ""]
     lines += [
-        "Paired by seed and task; p: two-sided sign-flip test over tasks, blind to the draw of training runs.",
+        "Paired by seed and task; p: two-sided sign-flip test over tasks, blind to the draw of training runs, and not "
+        "corrected for the number of methods.",
         "",
     ]
     lines += _table(
@@ -173,6 +172,13 @@ def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfi
             for r in found
             if r.against_baseline is not None
         ],
+    )
+    types = sorted({name for row in found for name in row.by_type})
+    several = len({row.temperature for row in found}) > 1
+    lines += ["", "## By task type", "", "Success, the mean over seeds.", ""]
+    lines += _table(
+        ["task type", *(f"{r.method}, {r.temperature:g}" if several else r.method for r in found)],
+        [[name, *(_share(r.by_type.get(name)) for r in found)] for name in types],
     )
     lines += ["", "## Sample efficiency", "", "Success averaged over the training episodes seen.", ""]
     lines += _table(
@@ -267,7 +273,7 @@ def _numbers(runs: dict[str, list[Run]]) -> list[str]:
 
     def mean(mine: Sequence[Run], name: str) -> str:
         values = [run.numbers[name] for run in mine if name in run.numbers]
-        return f"{np.mean(values):.4g}" if values else ""
+        return _shown(name, float(np.mean(values))) if values else ""
 
     return _table(["", *finished], [[name, *(mean(mine, name) for mine in finished.values())] for name in names])
 
@@ -275,6 +281,12 @@ def _numbers(runs: dict[str, list[Run]]) -> list[str]:
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     cells: list[Sequence[Any]] = [header, ["---"] * len(header), *body]
     return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _shown(name: str, value: float) -> str:
+    if name.startswith("tokens/"):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if name.startswith("seconds/") else f"{value:.2%}"
 
 
 def _share(value: float | None) -> str:

@@ -99,7 +99,8 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     assert skills["curve_mean"] == (0.5 + 0.75) / 2
     text = (folder / "summary.md").read_text()
     assert "| skills | 1 | 50.0% (" in text  # against plain
-    assert "| advantage_share/skill | 0 | 0.25 |" in text
+    assert "| advantage_share/skill | 0.00% | 25.00% |" in text
+    assert "| cool | 100.0% | 100.0% |" in text
     plot = (folder / "curves.png").read_bytes()
     assert len(plot) > 1000
     page = (folder / "index.html").read_text()
