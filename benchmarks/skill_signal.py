@@ -8,6 +8,7 @@ a route says how often delta (log-prob of the sampled response with the skill in
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from envs.base import make, validate_options
 from infra.store import find_campaign, manifests, read_config, read_table
@@ -22,16 +23,25 @@ def main() -> None:
     given = parser.parse_args()
     print("| campaign | route | expert's actions | others | delta > 0: expert's | delta > 0: others | ordered |")
     print("|---|---|---|---|---|---|---|")
+    together = []
     for name in given.campaigns:
-        for route, found in by_route(_rows(given.root, name)).items():
-            print(
-                f"| {name} | {route} | {found.as_expert} | {found.otherwise} | {found.favoured_as_expert:.1%} "
-                f"| {found.favoured_otherwise:.1%} | {found.ordered:.3f} |",
-                flush=True,
-            )
+        rows = list(_rows(given.root, name))
+        _print(name, rows)
+        together += rows
+    if len(given.campaigns) > 1:
+        _print("all", together)
 
 
-def _rows(root: str, campaign: str):
+def _print(name: str, rows: list[tuple[str, float, bool]]) -> None:
+    for route, found in by_route(rows).items():
+        print(
+            f"| {name} | {route} | {found.as_expert} | {found.otherwise} | {found.favoured_as_expert:.1%} "
+            f"| {found.favoured_otherwise:.1%} | {found.ordered:.3f} |",
+            flush=True,
+        )
+
+
+def _rows(root: str, campaign: str) -> Iterator[tuple[str, float, bool]]:
     """(route, delta, whether the action is the expert's) of every step that was scored under a skill."""
     store = find_campaign(root, campaign)
     config = build_config(read_config(store), campaign)
