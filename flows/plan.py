@@ -53,6 +53,14 @@ def check_policy_and_engine(folder: Path | None, trained: bool = True) -> None:
         raise ConfigError("the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]'")
 
 
+def check_new_file(out: Path) -> None:
+    """Raise ConfigError unless the result of a command can be written to the file `out`."""
+    if out.exists():
+        raise ConfigError(f"--out: {out} exists already; name a new file")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: {out.parent} is no folder")
+
+
 def _check_prefect_api() -> None:
     url = os.environ.get("PREFECT_API_URL")
     if not url:

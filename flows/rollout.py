@@ -9,14 +9,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from flows.display import live_progress
-from flows.plan import check_policy_and_engine
+from flows.plan import check_new_file, check_policy_and_engine
 from opid_core.config import CampaignConfig
-from opid_core.episodes import Episode, EpisodeRequest, run_episodes
-from opid_core.errors import ConfigError
-from opid_core.seeds import derive
+from opid_core.episodes import Episode, run_episodes
 from tasks import workers
 from tasks.engine import RemoteEngine
-from tasks.evaluate import panel
+from tasks.evaluate import panel_requests
 from tasks.progress import report
 from tasks.stage import environment_maker, evaluation_settings
 
@@ -30,16 +28,12 @@ def show_rollout(
     Raises ConfigError before anything runs for an unusable policy folder, a file that exists already and too few tasks.
     """
     if out is not None:
-        _check_new_file(out)
+        check_new_file(out)
     make_environment = environment_maker(config)
-    tasks = panel(config, episodes)
-    check_policy_and_engine(policy_folder, trained=False)
-    make_environment().reset(tasks[0])
     temperature = config.evaluation.temperatures[0]
-    asked = [
-        EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, "evaluation", f"{temperature:g}", index))
-        for index, task in enumerate(tasks)
-    ]
+    asked = panel_requests(config, episodes, temperature)
+    check_policy_and_engine(policy_folder, trained=False)
+    make_environment().reset(asked[0].task)
     finished: list[Episode] = []
 
     def progress(episode: Episode) -> None:
@@ -96,13 +90,6 @@ def _summary(episodes: list[Episode], temperature: float) -> str:
         f"{won} of {len(episodes)} episodes won at temperature {temperature:g}; "
         f"{valid} of {len(turns)} responses valid; {len(turns) / len(episodes):.1f} steps an episode"
     )
-
-
-def _check_new_file(out: Path) -> None:
-    if out.exists():
-        raise ConfigError(f"--out: {out} exists already; name a new file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: {out.parent} is no folder")
 
 
 def _ticks(text: str, fewest: int) -> str:

@@ -24,7 +24,8 @@ def last_layer_only_at(
 ) -> Iterator[None]:
     """Forward passes of `policy` within the block compute what they can of the last layer at [rows, columns] only.
 
-    Models whose last layer has no `self_attn.o_proj` and `mlp` (those of Llama and Qwen have) run whole.
+    Models whose last layer has no `self_attn.o_proj` and `mlp` (those of Llama and Qwen have) run whole. From then on
+    the last layer's activations are kept, whatever gradient checkpointing does with the others.
     """
 
     def pick(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
@@ -47,6 +48,8 @@ def last_layer_only_at(
 
 
 def _position_wise(policy: PreTrainedModel) -> list[nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     layers = getattr(policy.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         return []
@@ -55,6 +58,7 @@ def _position_wise(policy: PreTrainedModel) -> list[nn.Module]:
     modules = [module for module in found if isinstance(module, nn.Module)]
     if len(modules) < len(found):
         return []
-    # It would be computed again, without the hooks, right at the start of the backward pass: that saves no memory.
-    setattr(last, "gradient_checkpointing", False)  # noqa: B010 - torch's types know no plain attributes
+    if isinstance(last, GradientCheckpointingLayer):
+        # It would be computed again, without the hooks, right at the start of the backward pass: that saves no memory.
+        last.gradient_checkpointing = False
     return modules

@@ -30,6 +30,15 @@ def panel(config: CampaignConfig, count: int) -> list[Task]:
     return list(tasks[:count])
 
 
+def panel_requests(config: CampaignConfig, count: int, temperature: float, repetition: int = 0) -> list[EpisodeRequest]:
+    """An episode for each of the panel's tasks. Seeds are the campaign's: every policy meets the same draws."""
+    draws = ("evaluation", f"{temperature:g}", repetition)
+    return [
+        EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, *draws, index))
+        for index, task in enumerate(panel(config, count))
+    ]
+
+
 def play_panel(
     config: CampaignConfig,
     engine: Engine,
@@ -38,9 +47,7 @@ def play_panel(
     count: int,
     iteration: int | Literal["start"] = START,
 ) -> pa.Table:
-    """Play the panel at each temperature, as often as the config repeats it. Seeds are the campaign's: every policy
-    meets the same draws."""
-    tasks = panel(config, count)
+    """Play the panel at each temperature, as often as the config repeats it."""
     repetitions = config.evaluation.repetitions
     passes = []
     for temperature in config.evaluation.temperatures:
@@ -54,11 +61,7 @@ def play_panel(
             report(iteration, "evaluate", len(finished), count * repetitions, note)
 
         for repetition in range(repetitions):
-            draws = ("evaluation", f"{temperature:g}", repetition)
-            asked = [
-                EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, *draws, index))
-                for index, task in enumerate(tasks)
-            ]
+            asked = panel_requests(config, count, temperature, repetition)
             episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, progress)
             passes.append(evaluations_table(episodes, version, temperature, repetition))
     return pa.concat_tables(passes)

@@ -73,15 +73,16 @@ def evaluate(
     [bold]opid evaluate configs/quickstart.yaml --endpoint http://127.0.0.1:8000/v1 --model NAME[/]
     """
     config = load_config(config_path, overrides)
-    if out is not None and out.exists():
-        raise ConfigError(f"--out: {out} exists already; name a new file")
     if endpoint is not None and policy is not None:
         raise ConfigError("--endpoint and --policy: give one of them")
     if (endpoint is None) != (not model):
         raise ConfigError("--endpoint and --model NAME belong together")
     settings.apply(config.root)
+    from flows import plan
     from flows.report import evaluation_record, show_evaluations
 
+    if out is not None:
+        plan.check_new_file(out)
     if endpoint is not None and model:
         from flows.evaluate import endpoint_settings, evaluate_endpoint
 
@@ -91,7 +92,6 @@ def evaluate(
         table, answered = evaluate_endpoint(config, asked, console)
         more = {"endpoint": asdict(answered)}
     else:
-        from flows import plan
         from flows.evaluate import evaluate_folder, newest_policy
 
         folder = policy or newest_policy(config)
@@ -102,7 +102,9 @@ def evaluate(
     show_evaluations(table, console)
     if out is not None:
         record = {**evaluation_record(config, evaluated, table), **more}
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        unfinished = out.with_name(out.name + ".unfinished")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        unfinished.rename(out)
         console.print(f"Written to {out}", soft_wrap=True)
 
 

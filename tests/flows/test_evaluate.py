@@ -142,6 +142,10 @@ def test_the_same_model_is_asked_the_same(server, evaluate, config_path):
             ("--endpoint", "http://127.0.0.1:9/v1", "--model", "walker", "--policy", "folder"),
             "--endpoint and --policy: give one of them",
         ),
+        (
+            ("--endpoint", "http://127.0.0.1:9/v1", "--model", "walker", "--out", "absent/evaluated.json"),
+            "--out: absent is no folder",
+        ),
     ],
 )
 def test_options_that_do_not_belong_together(monkeypatch, capsys, config_path, arguments, error):
