@@ -54,23 +54,23 @@ def padded_batches(samples: list[TrainingSample]) -> list[PaddedBatch]:
     return batches
 
 
-def naive_log_probs(model: Any, batch: PaddedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of the responses by way of the logits of every position."""
+def naive_log_probs(model: Any, batch: PaddedBatch, *, entropy: bool) -> torch.Tensor:
+    """Log-probs of the responses by way of the logits of every position; also computes the entropies if asked to."""
     ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
     mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits.float()
     distribution = logits[:, :-1].log_softmax(dim=-1)
     log_probs = distribution.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    with torch.no_grad():
-        entropies = -(distribution.exp() * distribution).sum(dim=-1)
-    width = batch.response_ids.shape[1]
-    return log_probs[:, -width:], entropies[:, -width:]
+    if entropy:
+        with torch.no_grad():
+            _ = -(distribution.exp() * distribution).sum(dim=-1)
+    return log_probs[:, -batch.response_ids.shape[1] :]
 
 
 def naive_score(model: Any, batches: list[PaddedBatch]) -> list[np.ndarray]:
     with torch.no_grad():
-        return unpadded([naive_log_probs(model, batch)[0] for batch in batches], batches)
+        return unpadded([naive_log_probs(model, batch, entropy=False) for batch in batches], batches)
 
 
 def naive_update(model: Any, optimizer: torch.optim.Optimizer, batches: list[PaddedBatch]) -> float:
@@ -78,7 +78,7 @@ def naive_update(model: Any, optimizer: torch.optim.Optimizer, batches: list[Pad
     tokens = float(sum(batch.response_mask.sum() for batch in batches))
     optimizer.zero_grad()
     for batch in batches:
-        log_probs, _ = naive_log_probs(model, batch)
+        log_probs = naive_log_probs(model, batch, entropy=True)
         loss, _ = policy_loss(
             log_probs,
             batch.old_log_probs,
