@@ -13,7 +13,7 @@ from opid_core.learner import TrainingSample
 from opid_core.losses import policy_loss
 
 NAIVE_BATCH = 8
-"""Samples of one padded batch of the naive way and of TRL (its default)."""
+"""Samples of one padded batch of the naive way in batches and of TRL (its default)."""
 LEARNING_RATE = 1e-6
 CLIP = 0.2
 
@@ -32,8 +32,8 @@ class PaddedBatch(NamedTuple):
     advantages: torch.Tensor
 
 
-def padded_batches(samples: list[TrainingSample]) -> list[PaddedBatch]:
-    """In the order given, `NAIVE_BATCH` samples each."""
+def padded_batches(samples: list[TrainingSample], size: int) -> list[PaddedBatch]:
+    """In the order given, `size` samples each."""
 
     def pad(rows: list[Any], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(map(len, rows))
@@ -45,8 +45,8 @@ def padded_batches(samples: list[TrainingSample]) -> list[PaddedBatch]:
         return torch.from_numpy(values), torch.from_numpy(mask)
 
     batches = []
-    for start in range(0, len(samples), NAIVE_BATCH):
-        part = samples[start : start + NAIVE_BATCH]
+    for start in range(0, len(samples), size):
+        part = samples[start : start + size]
         prompts, responses = pad([s.prompt_ids for s in part], left=True), pad([s.response_ids for s in part])
         old, _ = pad([s.old_log_probs for s in part])
         advantages, _ = pad([s.advantages for s in part])

@@ -140,7 +140,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
     samples = [
         TrainingSample(s.prompt_ids, s.response_ids, o, None, s.advantages) for s, o in zip(samples, old, strict=True)
     ]
-    batches = padded_batches(samples)
+    batches, whole = padded_batches(samples, NAIVE_BATCH), padded_batches(samples, len(samples))
     config = LearnerConfig(
         learning_rate=LEARNING_RATE,
         kl_coefficient=0.0,
@@ -164,6 +164,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         for repetition in range(arguments.repetitions):
             ours = timed(timings, "score", lambda: learner.score(sequences))
             padded = timed(timings, "naive score", lambda: naive_score(naive, batches))
+            timed(timings, "naive score at once", lambda: naive_score(naive, whole))
             theirs = timed(timings, "TRL score", trl.score)
             timed(timings, "products", lambda: products(operands, backward=False))
             if repetition == 0:
@@ -189,7 +190,15 @@ def measure(arguments: argparse.Namespace) -> list[str]:
     ]
     tokens = sum(map(len, sequences))
     for step in ("score", "update"):
-        for way, name in (("ours", step), ("naive padded", f"naive {step}"), ("TRL", f"TRL {step}")):
+        ways = {
+            "ours": step,
+            "naive padded, all at once": f"naive {step} at once",
+            f"naive padded, batches of {NAIVE_BATCH}": f"naive {step}",
+            "TRL": f"TRL {step}",
+        }
+        for way, name in ways.items():
+            if name not in timings:  # the activations of an update of all at once need too much memory
+                continue
             wall_s, cpu_s = (median(t) for t in zip(*timings[name], strict=True))
             factors = [f"{ratio(timings, name, step, clock):.2f}" for clock in Timing._fields]
             lines.append(

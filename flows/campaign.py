@@ -15,7 +15,7 @@ from flows.start import run_start
 from infra import stages
 from infra.lease import held
 from infra.manifest import Manifest
-from infra.store import CampaignStore, manifests, next_iteration, open_campaign
+from infra.store import CampaignStore, give_up_states, manifests, next_iteration, open_campaign
 from opid_core.config import CampaignConfig
 from opid_core.errors import (
     AttemptUnusable,
@@ -54,6 +54,8 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 run = partial(run_next, config, store, chain, since_s=since_s)
                 chain.append(attempted(config, store, next_iteration(chain), run))
                 patiently(recovery, "track", track, config, store, chain)
+                if config.storage.optimizer_states is not None:
+                    patiently(recovery, "give_up_states", give_up_states, store, chain, config.storage.optimizer_states)
         finally:
             workers.close()
     return chain

@@ -12,11 +12,18 @@ from rich.console import Console
 from flows.chains import place_of
 from infra.local_objects import faults
 from infra.manifest import Manifest, to_bytes
-from infra.store import CampaignStore, find_campaign, folder_path, manifests, new_attempt, read_config, read_table
+from infra.store import (
+    CampaignStore,
+    find_campaign,
+    folder_path,
+    manifests,
+    new_attempt,
+    read_config,
+    read_table,
+    weights_only,
+)
 from opid_core.errors import ConfigError
 
-LEARNER_STATE = "optimizer"
-"""`tasks.workers.OPTIMIZER_FOLDER`, whose module takes seconds to import."""
 _BATCH_ROWS = 256
 
 
@@ -56,13 +63,13 @@ def export(store: CampaignStore, manifest: Manifest, out: Path) -> None:
             table = read_table(store, record)
             with faults(out, "written"):
                 _write_jsonl(table, temporary / f"{name}.jsonl")
-        folder = folder_path(store, manifest.policy, verify=True)
+        policy = weights_only(manifest.policy)
+        folder = folder_path(store, policy, verify=True)
         with faults(out, "written"):
-            for file in manifest.policy.files:
-                name = file.path.removeprefix(f"{manifest.policy.uri}/")
-                if not name.startswith(f"{LEARNER_STATE}/"):
-                    (temporary / "policy" / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(folder / name, temporary / "policy" / name)
+            for file in policy.files:
+                name = file.path.removeprefix(f"{policy.uri}/")
+                (temporary / "policy" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, temporary / "policy" / name)
             (temporary / "manifest.json").write_bytes(to_bytes(manifest))
             config = json.dumps(read_config(store), indent=2, ensure_ascii=False)
             (temporary / "config.json").write_text(config + "\n", encoding="utf-8")

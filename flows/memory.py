@@ -115,14 +115,27 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
     return "\n".join(lines)
 
 
-def stored_per_iteration_mib(config: CampaignConfig, shape: Shape | None = None) -> float:
-    """Policy, optimizer state and tables of one iteration, at most."""
+@dataclass(frozen=True)
+class Stored:
+    """What the store takes at most, in MiB: of an iteration what stays and its optimizer state, and of the campaign."""
+
+    lasting_mib: float
+    state_mib: float
+    campaign_mib: float
+
+
+def stored(config: CampaignConfig, shape: Shape | None = None) -> Stored:
+    """Policies, optimizer states (of all policies, or of the newest `storage.optimizer_states` and the one that comes
+    next) and tables."""
     shape = shape or policy_shape(config)
-    size = _BYTES[config.learner.dtype]
+    size, weights = _BYTES[config.learner.dtype], shape.parameters / _MIB
     episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
     rows = episodes * config.environment.max_steps
-    state = shape.parameters / _MIB * (size + 8 + size + _master(config))
-    return state + rows * config.rollout.max_prompt_tokens * 2 / _MIB
+    lasting = weights * size + rows * config.rollout.max_prompt_tokens * 2 / _MIB
+    state = weights * (size + 8 + _master(config))
+    policies = config.iterations + 1
+    kept = policies if config.storage.optimizer_states is None else min(policies, config.storage.optimizer_states + 1)
+    return Stored(lasting, state, lasting * policies + state * kept)
 
 
 def policy_shape(config: CampaignConfig) -> Shape:

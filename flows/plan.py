@@ -41,8 +41,7 @@ def check(config: CampaignConfig) -> None:
         require_wandb()
     check_own(config.gates)
     _check_prefect_api()
-    needed_bytes = int(memory.stored_per_iteration_mib(config) * 2**20 * (config.iterations + 1))
-    check_writable(config.root, needed_bytes, config.storage.endpoint_url)
+    check_writable(config.root, int(memory.stored(config).campaign_mib * 2**20), config.storage.endpoint_url)
 
 
 def check_policy_and_engine(folder: Path | None, trained: bool = True) -> None:
@@ -119,8 +118,12 @@ def show(config: CampaignConfig, console: Console) -> None:
     table.add_row("evaluation", f"{panels}, {largest_panel(config)} before and after")
     table.add_row("analyzer", analyzer_cost(config))
     table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
-    each_mib = memory.stored_per_iteration_mib(config, shape)
-    total_mib = each_mib * (config.iterations + 1)
-    table.add_row("store (at most)", f"{each_mib:.1f} MiB an iteration, {total_mib:.0f} MiB in all")
+    stored = memory.stored(config, shape)
+    kept = config.storage.optimizer_states
+    table.add_row(
+        "store (at most)",
+        f"{stored.lasting_mib:.1f} MiB an iteration and {stored.state_mib:.1f} MiB of optimizer state (kept: "
+        f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
+    )
     console.print(table)
     console.print("Dry run: nothing was written.")

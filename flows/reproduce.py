@@ -22,6 +22,7 @@ from infra.store import (
     create_object,
     find_campaign,
     folder_path,
+    given_up,
     key_of,
     location,
     manifests,
@@ -29,6 +30,7 @@ from infra.store import (
     put_folder,
     read_config,
     read_table,
+    weights_only,
 )
 from opid_core.config import CampaignConfig, StorageConfig, build_config
 from opid_core.errors import ConfigError
@@ -188,7 +190,13 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
 def _copy_before(store: CampaignStore, before: Sequence[Manifest], config: CampaignConfig) -> CampaignStore:
     """A campaign of the same name under `config.root` that stands where the iteration began: its config, the manifests
     `before` it, and the two policies that it needs."""
-    policies = {manifest.policy.uri: manifest.policy for manifest in (before[0], before[-1])}
+    reference, policy = weights_only(before[0].policy), before[-1].policy
+    if given_up(store).intersection(file.path for file in policy.files):
+        raise ConfigError(
+            f"iteration {len(before) - 1} of {config.campaign} cannot be run again: the optimizer state that it began "
+            "with was given up for its space (storage.optimizer_states)"
+        )
+    policies = {folder.uri: folder for folder in (reference, policy)}
     sizes = [sum(file.size for file in policy.files) for policy in policies.values()]
     needed, free = sum(sizes) + max(sizes), shutil.disk_usage(config.root).free
     if free < needed:

@@ -9,6 +9,7 @@ from infra import objects as storage
 from infra.campaigns import CampaignStore
 from infra.manifest import START, FileRecord, Manifest, from_bytes, parse, to_bytes
 from infra.objects import Address
+from infra.retention import given_up
 from infra.tables import check_object, key_of
 from opid_core.errors import DataError, GateError
 
@@ -73,6 +74,12 @@ def objects(manifest: Manifest) -> list[FileRecord]:
     return [*manifest.tables.values(), *manifest.policy.files]
 
 
+def standing(store: CampaignStore, chain: Sequence[Manifest]) -> list[FileRecord]:
+    """Every file that `chain` names, but for the optimizer states that were given up."""
+    gone = given_up(store)
+    return [record for manifest in chain for record in objects(manifest) if record.path not in gone]
+
+
 def verify(
     store: CampaignStore,
     on_file: Callable[[FileRecord], None] | None = None,
@@ -80,8 +87,7 @@ def verify(
 ) -> int:
     """Re-hash every file of the chain (None: the store's) and say how many there are; `on_file` gets each that was
     found whole, in order. Raises DataError that names the first bad one."""
-    chain = manifests(store) if chain is None else chain
-    records = [record for manifest in chain for record in objects(manifest)]
+    records = standing(store, manifests(store) if chain is None else chain)
     check_objects(store, records, on_file)
     return len(records)
 

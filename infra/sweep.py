@@ -11,15 +11,26 @@ from typing import Any
 from infra import local_objects
 from infra import objects as storage
 from infra.object_types import ObjectInfo
-from infra.store import CampaignStore, key_of, list_objects, location, manifests, next_iteration, objects, read_object
+from infra.store import (
+    CampaignStore,
+    given_up,
+    key_of,
+    list_objects,
+    location,
+    manifests,
+    next_iteration,
+    objects,
+    read_object,
+)
 from opid_core import schema
 from opid_core.errors import DataError
 
 
 def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
-    """Parts of tables and policies, and temporary files of killed writes, that nothing names: no manifest, and no stage
-    record of the iteration that comes next. Only those last written more than `older_than_s` seconds ago, by the
-    store's clock: a running attempt's newest objects are not named yet.
+    """Parts of tables and policies, and temporary files of killed writes, that nothing names: no manifest (optimizer
+    states that were given up count as unnamed), and no stage record of the iteration that comes next. Only those last
+    written more than `older_than_s` seconds ago, by the store's clock: a running attempt's newest objects are not named
+    yet.
 
     Raises DataError for a damaged manifest or stage record: what it would have named is not known.
     """
@@ -29,7 +40,7 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
     if isinstance(folder, Path):
         found += local_objects.list_objects(folder, temporary=True)
     chain = manifests(store)
-    named = {record.path for manifest in chain for record in objects(manifest)}
+    named = {record.path for manifest in chain for record in objects(manifest)} - given_up(store)
     for record in list_objects(store, f"_stages/{key_of(next_iteration(chain))}"):
         named.update(_paths_in(_stage_record(store, record.path)))
     newest = time.time() - older_than_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from infra.scratch import scratch_folder
-from infra.store import new_attempt, put_folder
+from infra.store import STATE_FOLDER, new_attempt, put_folder
 from opid_core import methods
 from opid_core.rescoring import broken_groups, training_samples
 from opid_core.seeds import derive
@@ -43,7 +43,7 @@ def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> 
         version = context.policy.version + 1
         with timed(metrics, "seconds/store_policy_s"), scratch_folder() as folder:
             learner.export(folder)
-            learner.save(folder / workers.OPTIMIZER_FOLDER)
+            learner.save(folder / STATE_FOLDER)
             stored = put_folder(context.store, folder, f"policies/{version:06d}/{new_attempt()}")
     policy = Policy(version=version, folder=stored)
     workers.updated(policy)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infra.store import CampaignStore, folder_path
+from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
 from tasks.context import Context, Policy
 from tasks.engine import RemoteEngine
@@ -22,8 +22,6 @@ from tasks.learner import RemoteLearner
 if TYPE_CHECKING:
     from opid_core.scoring import TokenSequence
 
-OPTIMIZER_FOLDER = "optimizer"
-"""Inside a policy's folder: the learner's own state, for an exact resume."""
 CANARY_PROMPTS = ("Now it's your turn.", "On the table you see nothing. What next?")
 SMALLEST_MICRO_BATCH_TOKENS = 64
 
@@ -78,7 +76,7 @@ def learner(context: Context) -> RemoteLearner:
         return _learner
     close_learner()
     folder = folder_path(context.store, context.policy.folder)
-    state = folder / OPTIMIZER_FOLDER
+    state = folder / STATE_FOLDER
     tokens = micro_batch_tokens(context.config)
     _learner = RemoteLearner(context.config, folder, state if state.is_dir() else None, tokens)
     _learner_policy = context.policy
@@ -102,7 +100,8 @@ def updated(policy: Policy) -> None:
 
 def reference_score(context: Context) -> Callable[[Sequence[TokenSequence]], list[np.ndarray]]:
     """The reference policy's scoring function (frozen weights of the start)."""
-    return partial(learner(context).score, reference=folder_path(context.store, context.reference.folder))
+    folder = folder_path(context.store, weights_only(context.reference.folder))
+    return partial(learner(context).score, reference=folder)
 
 
 def micro_batch_tokens(config: CampaignConfig) -> int:

@@ -22,6 +22,7 @@ TEMPLATES = {
     "missed": "Do not skip: {steps}.",
     "repeated": "Do not repeat: {steps}.",
     "wrong": "Avoid: {steps}.",
+    "malformed": "Always answer in the form asked for, with one action.",
     "slow": "Do not waste steps.",
     "step": "Do now: {action}",
 }
@@ -86,13 +87,18 @@ def workflow_skill(actions: Sequence[str]) -> str:
     return clean_skill(TEMPLATES["workflow"].format(steps=", ".join(steps))) if steps else ""
 
 
-def avoidance_skill(*, missed: Sequence[str] = (), repeated: Sequence[str] = (), wrong: Sequence[str] = ()) -> str:
-    """The episode skill of a failure from its generalised steps; at most four of each kind are named."""
+def avoidance_skill(
+    *, missed: Sequence[str] = (), repeated: Sequence[str] = (), wrong: Sequence[str] = (), malformed: bool = False
+) -> str:
+    """The episode skill of a failure from its generalised steps; at most four of each kind are named. `malformed`: some
+    response held no action."""
     sentences = [
         TEMPLATES[kind].format(steps=", ".join(steps[:MAX_LISTED]))
         for kind, steps in (("missed", missed), ("repeated", repeated), ("wrong", wrong))
         if steps
     ]
+    if malformed:
+        sentences.insert(0, TEMPLATES["malformed"])
     return clean_skill(" ".join(sentences or [TEMPLATES["slow"]]))
 
 
@@ -109,7 +115,7 @@ def analyze(
 
     `critical` maps a trajectory id to its critical steps, as the statistics selector found them.
     """
-    group = _without_answers(group)
+    group = [_without_malformed(trajectory) for trajectory in _without_answers(group)]
     successes = sorted((t for t in group if t.won and t.steps), key=lambda t: (len(t.steps), t.trajectory_id))
     analyses = []
     for trajectory in group:
@@ -124,7 +130,8 @@ def analyze(
         else:
             missed, repeated, wrong = missed_steps(trajectory, successes), _repeated(trajectory), []
             wrong = [step for step in _wrong(trajectory, successes) if step not in repeated]
-            skill = avoidance_skill(missed=missed, repeated=repeated, wrong=wrong)
+            malformed = any(_malformed(step) for step in trajectory.steps)
+            skill = avoidance_skill(missed=missed, repeated=repeated, wrong=wrong, malformed=malformed)
             n_failed = sum(_failures(trajectory))
             summary = f"Failed after {len(trajectory.steps)} steps, {n_failed} of them without effect. {skill}"
             step_skills = _corrected_steps(trajectory, successes, at_critical)
@@ -179,6 +186,17 @@ def _without_answers(group: Sequence[Trajectory]) -> list[Trajectory]:
         return replace(step, action=f"<{tagged[1]}></{tagged[1]}>") if named else step
 
     return [replace(trajectory, steps=tuple(without(step) for step in trajectory.steps)) for trajectory in group]
+
+
+def _without_malformed(trajectory: Trajectory) -> Trajectory:
+    """The trajectory without the text that parsing leaves of a response that holds no action: no skill should name
+    it."""
+    steps = (replace(step, action="") if _malformed(step) else step for step in trajectory.steps)
+    return replace(trajectory, steps=tuple(steps))
+
+
+def _malformed(step: Step) -> bool:
+    return not step.is_valid and step.action not in step.admissible_actions
 
 
 def _words(text: str) -> str:

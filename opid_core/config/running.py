@@ -12,6 +12,9 @@ class StorageConfig(Section):
 
     endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^@/]+/?$")
     """Address of an S3-compatible server for a root of `s3://`; null: AWS, or what the AWS settings say."""
+    optimizer_states: int | None = Field(default=None, ge=1)
+    """Of how many of the newest policies the optimizer state is kept; older ones are deleted, their weights stay. Null:
+    of all, so that `opid reproduce` can run any iteration again."""
 
 
 class RecoveryConfig(Section):

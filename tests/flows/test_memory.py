@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.memory import estimate, misfits, policy_shape, smallest_gpu_mib
+from flows.memory import estimate, misfits, policy_shape, smallest_gpu_mib, stored
 from opid_core.config import CampaignConfig, load_config
 from opid_core.models import Shape
 
@@ -84,6 +84,19 @@ def test_an_estimate_by_hand(tmp_path):
     assert misfits(config, memory, least + 1) == []
     (problem,) = misfits(config, memory, least - 1)
     assert problem.startswith("the learner: ")
+
+
+def test_what_the_store_takes_by_hand(tmp_path):
+    few = ("iterations=9", "rollout.tasks_per_iteration=2", "rollout.group_size=4", "environment.max_steps=16")
+    shape = Shape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    everything = stored(config_of("alfworld_qwen2.5_3b", tmp_path, *few), shape)
+    assert everything.lasting_mib == 200 + 2 * 4 * 16 * 2048 * 2 / 2**20  # bfloat16; rows of 2,048 prompt tokens
+    assert everything.state_mib == 100 * (2 + 8 + 4)
+    assert everything.campaign_mib == 10 * (everything.lasting_mib + everything.state_mib)
+    newest = stored(config_of("alfworld_qwen2.5_3b", tmp_path, *few, "storage.optimizer_states=2"), shape)
+    assert newest.campaign_mib == 10 * everything.lasting_mib + 3 * everything.state_mib  # the next one comes first
+    many = stored(config_of("alfworld_qwen2.5_3b", tmp_path, *few, "storage.optimizer_states=20"), shape)
+    assert many == everything
 
 
 def test_an_engine_whose_share_is_too_small(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -9,13 +10,15 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from flows.export import export
-from flows.reproduce import as_committed
+from flows.reproduce import as_committed, show_reproduce
 from flows.trace import find_life
 from infra.manifest import Manifest, new_manifest, to_bytes
-from infra.store import find_campaign, new_attempt, put_object, read_config, read_table, write_table
+from infra.store import find_campaign, give_up_states, new_attempt, put_object, read_config, read_table, write_table
 from opid_core.config import build_config
+from opid_core.errors import ConfigError
 from opid_core.models import check_policy_folder
 from opid_core.schema import from_rows
 from tests.infra.stored import all_files
@@ -72,6 +75,16 @@ def test_every_table_and_the_weights_come_out_the_same(campaign, tmp_path):
     assert done.stdout.endswith("Not everything is equal.\n")
     assert {name: (folder / name).read_bytes() for name in all_files(folder)} == before
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+
+
+def test_an_iteration_whose_optimizer_state_was_given_up_is_refused(campaign, tmp_path):
+    shutil.copytree(campaign.store.address(), tmp_path / "runs" / "tiny")
+    store = find_campaign(tmp_path / "runs", "tiny")
+    give_up_states(store, campaign.chain, keep=1)
+    with pytest.raises(ConfigError, match=r"iteration 1 of tiny cannot be run again: .*storage\.optimizer_states"):
+        show_reproduce(str(tmp_path / "runs"), "tiny", None, 1, Console(file=io.StringIO()))
+    export(store, campaign.chain[0], tmp_path / "out")  # weights are still whole
+    check_policy_folder(tmp_path / "out" / "policy")
 
 
 def test_an_iteration_is_evaluated_as_it_was(campaign):

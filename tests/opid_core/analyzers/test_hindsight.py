@@ -140,14 +140,38 @@ def test_a_failure_repeats():
 
 
 def test_a_failure_did_the_wrong_thing():
-    actions = ["take pan 1 from desk 1", "take apple 1 from shelf 1", "open safe 1", "go to bed 1"]
-    failure = episode("f", actions, "failure", observations={3: "Nothing happens."}, invalid=(3,))
+    actions = ["take pan 1 from desk 1", "take apple 1 from shelf 1", "open safe 1", "go to bed 1", "look"]
+    failure = episode("f", actions, "failure", observations={3: "Nothing happens.", 4: "Nothing happens."})
     success = episode("s", ["take apple 1 from shelf 1"])
     analysis = hindsight.analyze([failure, success], CONFIG, {})[0]
     assert analysis.episode_skill == "Avoid: open safe, go to bed, take pan."
     assert "2 of them without effect" in analysis.summary
     alone = hindsight.analyze([failure], CONFIG, {})[0]
     assert alone.episode_skill == "Avoid: open safe, go to bed."
+
+
+def test_a_response_without_an_action_is_named_by_its_fault_not_by_its_text():
+    actions = ["402nd month: - monday-sept. 30", "402nd month: - monday-sept. 30", "go to bed 1", "open safe 1"]
+    failure = episode("f", actions, "failure", invalid=(0, 1))
+    on_offer = dataclasses.replace(
+        failure, steps=tuple(dataclasses.replace(s, admissible_actions=("go to bed 1",)) for s in failure.steps)
+    )
+    (analysis,) = hindsight.analyze([on_offer], CONFIG, {})
+    assert analysis.episode_skill == "Always answer in the form asked for, with one action. Avoid: open safe."
+    assert "3 of them without effect" in analysis.summary
+    # an action on offer is named although the response around it broke the form
+    (analysis,) = hindsight.analyze(
+        [dataclasses.replace(on_offer, steps=(dataclasses.replace(on_offer.steps[2], is_valid=False),))], CONFIG, {}
+    )
+    assert analysis.episode_skill == "Avoid: go to bed."
+
+
+def test_a_sibling_shows_what_to_do_where_a_response_held_no_action():
+    success = episode("s", ["go to desk 1", "take mug 1 from desk 1"], observations={0: "room"})
+    failure = episode("f", ["well, well"], "failure", observations={0: "room"}, invalid=(0,))
+    analysis = hindsight.analyze([success, failure], CONFIG, {})[1]
+    assert analysis.step_skills == {0: "Do now: go to desk 1"}
+    assert analysis.episode_skill.endswith("Do not skip: take mug.")
 
 
 def test_the_first_divergence_and_critical_steps_name_the_siblings_action():
