@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from prefect import flow
 
-from infra.manifest import Manifest, iteration_seed
+from infra.manifest import Manifest, iteration_seed, weights_hash
 from infra.store import CampaignStore
 from opid_core.config import CampaignConfig
 from tasks.commit import commit
@@ -39,7 +39,7 @@ def run_iteration(
         config=config,
         store=store,
         iteration=iteration,
-        seed=iteration_seed(config.seed, iteration, parent.content),
+        seed=iteration_seed(config.seed, iteration, weights_hash(parent.policy)),
         parent=parent.content,
         attempt=attempt,
         since_s=since_s,

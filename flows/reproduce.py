@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from rich.table import Table
 
 from flows import settings
 from flows.chains import place_of
-from infra.manifest import START, WEIGHT_SUFFIX, Manifest, to_bytes
+from infra.manifest import START, Manifest, to_bytes, weights_hash
 from infra.scratch import scratch_folder
 from infra.store import (
     CampaignStore,
@@ -34,7 +33,7 @@ from infra.store import (
 )
 from opid_core.config import CampaignConfig, StorageConfig, build_config
 from opid_core.errors import ConfigError
-from opid_core.identity import MAY_DIFFER, canonical_json, config_hash
+from opid_core.identity import MAY_DIFFER, config_hash
 
 STAGES = {
     "steps": "rollout",
@@ -166,10 +165,8 @@ def _element(one: Any, other: Any) -> tuple[str, str, str]:
 
 
 def _hashes(manifest: Manifest) -> dict[str, str | None]:
-    policy = manifest.policy
-    weights = {f.path.removeprefix(policy.uri): f.sha256 for f in policy.files if f.path.endswith(WEIGHT_SUFFIX)}
     tables = {name: record.content_hash for name, record in manifest.tables.items()}
-    return {**tables, "weights": hashlib.sha256(canonical_json(weights).encode()).hexdigest()}
+    return {**tables, "weights": weights_hash(manifest.policy)}
 
 
 def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:

@@ -207,9 +207,15 @@ def from_bytes(data: bytes, source: str, previous: Manifest | None) -> Manifest:
     return manifest
 
 
-def iteration_seed(campaign_seed: int, iteration: int, prev_content: str) -> int:
-    """Seed of an iteration, 0 <= seed < 2**63, from the campaign's seed and the `content` of the manifest before."""
-    digest = hashlib.sha256(f"{campaign_seed}:{iteration}:{prev_content}".encode()).digest()
+def weights_hash(policy: FolderRecord) -> str:
+    """sha256 of a policy's weights: equal for equal weights, wherever they lie."""
+    return hashlib.sha256(canonical_json(_weights(policy)).encode()).hexdigest()
+
+
+def iteration_seed(campaign_seed: int, iteration: int, weights: str) -> int:
+    """Seed of an iteration, 0 <= seed < 2**63, from the campaign's seed and the `weights_hash` of the policy that it
+    begins with: campaigns that differ in nothing that changed a weight draw the same."""
+    digest = hashlib.sha256(f"{campaign_seed}:{iteration}:{weights}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -219,14 +225,15 @@ def _content(
     parts = {
         "iteration": iteration,
         "tables": {name: record.content_hash for name, record in tables.items() if name not in OBSERVED_TABLES},
-        "weights": {
-            file.path.removeprefix(policy.uri + "/"): file.sha256
-            for file in policy.files
-            if file.path.endswith(WEIGHT_SUFFIX)
-        },
+        "weights": _weights(policy),
         "prev": prev_content,
     }
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def _weights(policy: FolderRecord) -> dict[str, str]:
+    weights = (file for file in policy.files if file.path.endswith(WEIGHT_SUFFIX))
+    return {file.path.removeprefix(policy.uri + "/"): file.sha256 for file in weights}
 
 
 def _checksum(manifest: Manifest) -> str:

@@ -16,6 +16,7 @@ from infra.manifest import (
     iteration_seed,
     new_manifest,
     to_bytes,
+    weights_hash,
 )
 from infra.objects import delete
 from infra.store import (
@@ -29,6 +30,7 @@ from infra.store import (
     put_object,
     read_object,
     verify,
+    weights_only,
 )
 from opid_core.errors import DataError, GateError
 from tests.infra.stored import CONFIG, make_chain, make_manifest, stored_paths
@@ -259,19 +261,26 @@ def test_attempt_ids_are_unique_and_sort_by_time(monkeypatch):
     assert second != third
 
 
+def test_the_weights_hash_tells_of_weights_alone(store, tmp_path):
+    one, other = (make_manifest(store, tmp_path, None).policy for _ in range(2))
+    assert one.uri != other.uri  # and other optimizer states
+    assert weights_hash(one) == weights_hash(other) == weights_hash(weights_only(one))
+    assert weights_hash(make_manifest(store, tmp_path, None, weights=b"WEIGHTS").policy) != weights_hash(one)
+
+
 def test_the_iteration_seed_is_pinned():
     # printf 7:3:ab | sha256sum -> first 8 bytes, shifted right by one bit
     assert iteration_seed(7, 3, "ab") == 4177858226530625676
 
 
 @given(st.integers(0, 2**64), st.integers(0, 2**31), st.text(max_size=64))
-def test_iteration_seeds_fit_63_bits_and_depend_on_every_part(seed, iteration, content):
-    value = iteration_seed(seed, iteration, content)
+def test_iteration_seeds_fit_63_bits_and_depend_on_every_part(seed, iteration, weights):
+    value = iteration_seed(seed, iteration, weights)
     assert 0 <= value < 2**63
-    assert value == iteration_seed(seed, iteration, content)
+    assert value == iteration_seed(seed, iteration, weights)
     others = {
-        iteration_seed(seed + 1, iteration, content),
-        iteration_seed(seed, iteration + 1, content),
-        iteration_seed(seed, iteration, content + "0"),
+        iteration_seed(seed + 1, iteration, weights),
+        iteration_seed(seed, iteration + 1, weights),
+        iteration_seed(seed, iteration, weights + "0"),
     }
     assert value not in others

@@ -1,4 +1,4 @@
-"""A study of two campaigns through the real command: killed, continued, reported."""
+"""A study of two campaigns through the real command: killed, continued, reported. Both methods are GRPO."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import json
 
 import pytest
 
-from infra.manifest import to_bytes
-from infra.store import find_campaign, manifests, read_table
+from infra.manifest import to_bytes, weights_hash
+from infra.store import find_campaign, manifests
 from opid_core.errors import ConfigError
 from tests.integration.campaigns import CONFIG, finish, kill, start, wait_for
 
 pytestmark = pytest.mark.integration
 
-SMALL = CONFIG.replace("campaign: tiny", "campaign: skills").replace("iterations: 2", "iterations: 1")
+LAMBDAS = "method: {lambda_episode: 0.01, lambda_step: 0.01}"
+WITHOUT_SIGNAL = CONFIG.replace("campaign: tiny", "campaign: skills").replace(LAMBDAS, LAMBDAS.replace("0.01", "0.0"))
+GRPO = CONFIG.replace("campaign: tiny", "campaign: grpo").replace(LAMBDAS, "method: {name: grpo}")
 
 
-def test_a_killed_study_goes_on_and_compares_a_method_with_its_twin_from_one_policy(tmp_path):
+def test_a_killed_study_goes_on_and_opid_without_its_signal_is_grpo_bit_for_bit(tmp_path):
     root = tmp_path / "runs"
+    other = tmp_path / "grpo.yaml"
+    other.write_text(GRPO, encoding="utf-8")
 
     def run():
-        return start(root, command=("compare", "--seeds", "1", "--name", "mine"), text=SMALL)
+        command = ("compare", str(other), "--seeds", "1", "--name", "mine")
+        return start(root, command=command, text=WITHOUT_SIGNAL)
 
     def chain(label: str):
         try:
@@ -29,27 +34,23 @@ def test_a_killed_study_goes_on_and_compares_a_method_with_its_twin_from_one_pol
             return []
 
     first = run()
-    wait_for(first, root, lambda: len(chain("skills")) == 2)
+    wait_for(first, root, lambda: len(chain("grpo")) == 2)
     kill(first)
-    committed = [to_bytes(manifest) for manifest in chain("skills")]
+    committed = [to_bytes(manifest) for manifest in chain("grpo")]
     printed = finish(run(), root)
-    assert [to_bytes(manifest) for manifest in chain("skills")] == committed
-    skills, twin = chain("skills"), chain("skills-lambda0")
-    assert len(twin) == 2
-    # One policy, made once by warm start; the same games; another update.
-    weights = [[file.sha256 for file in chain[0].policy.files] for chain in (skills, twin)]
-    assert weights[0] == weights[1]
-    stores = [find_campaign(root / "mine", f"{label}-seed3", None) for label in ("skills", "skills-lambda0")]
-    games = [
-        read_table(store, chain[1].tables["trajectories"]).column("task_id").to_pylist()
-        for store, chain in zip(stores, (skills, twin), strict=True)
+    grpo, skills = chain("grpo"), chain("skills")
+    assert [to_bytes(manifest) for manifest in grpo[:2]] == committed
+    assert len(grpo) == len(skills) == 3
+    # One policy, made once by warm start; the same games and draws; one has skills, and the same weights come out.
+    assert [weights_hash(m.policy) for m in grpo] == [weights_hash(m.policy) for m in skills]
+    assert len({weights_hash(m.policy) for m in grpo}) == 3
+    rows = [manifest.tables["skills"].rows for manifest in (*grpo[1:], *skills[1:])]
+    assert rows[:2] == [0, 0]
+    assert min(rows[2:]) > 0
+    assert [m.tables["evaluations"].content_hash for m in (grpo[0], grpo[2])] == [
+        m.tables["evaluations"].content_hash for m in (skills[0], skills[2])
     ]
-    assert games[0] == games[1]
-    assert skills[1].content != twin[1].content
     results = json.loads((root / "mine" / "compare" / "results.json").read_text())
-    assert [(row["method"], row["seeds"], row["tasks"]) for row in results] == [
-        ("skills", [3], 4),
-        ("skills-lambda0", [3], 4),
-    ]
-    assert results[0]["before"] == results[1]["before"]
+    assert [(row["method"], row["seeds"], row["tasks"]) for row in results] == [("grpo", [3], 4), ("skills", [3], 4)]
+    assert results[0]["micro"] == results[1]["micro"]
     assert "index.html" in printed
