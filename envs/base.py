@@ -66,7 +66,8 @@ class Environment(Protocol):
     """
 
     admissible_actions: Sequence[str]
-    """The actions the world offers now (set by `reset` and `step`; empty where an environment lists none)."""
+    """The actions the world offers now (set by `reset` and `step`; empty where an environment lists none). One with a
+    blank, such as `search[<your query>]`, stands for all that fill it (`is_offered`)."""
 
     task_text: str
     """The task in words, as the prompt's task line states it (set by `reset`)."""
@@ -99,6 +100,18 @@ class Environment(Protocol):
         """The prompt of step `len(history)` (0-based); `history` holds (observation, action) of all past steps,
         of which the last `history_length` are shown."""
         ...
+
+
+_BLANK = re.compile(r"<your [^<>]+>")
+
+
+def is_offered(action: str, admissible_actions: Sequence[str]) -> bool:
+    """Whether the world offered `action`, itself or as one with a blank, `<your ...>`, that it fills with something."""
+    return action in admissible_actions or any(
+        re.fullmatch(".+".join(map(re.escape, _BLANK.split(offered))), action, re.DOTALL)
+        for offered in admissible_actions
+        if _BLANK.search(offered)
+    )
 
 
 @runtime_checkable

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from envs.base import is_offered
+
 
 @dataclass(frozen=True)
 class SuccessRate:
@@ -99,7 +101,7 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
     """Success, return, lengths and action quality of an iteration's rollouts."""
     success = table_success(trajectories)
     offered = steps.column("admissible_actions").to_pylist()
-    on_offer = [action in actions for action, actions in zip(steps.column("action").to_pylist(), offered, strict=True)]
+    on_offer = [is_offered(*pair) for pair in zip(steps.column("action").to_pylist(), offered, strict=True)]
     metrics = {
         "rollout/success_micro": success.micro,
         "rollout/success_macro": success.macro,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from envs.base import is_offered
 from opid_core.episodes import Episode
 from opid_core.schema import from_rows
 
@@ -87,7 +88,7 @@ def evaluations_table(
                 "return": episode.episode_return,
                 "steps": len(episode.turns),
                 "valid_actions": sum(turn.is_valid for turn in episode.turns),
-                "admissible_actions": sum(turn.action in turn.admissible_actions for turn in episode.turns),
+                "admissible_actions": sum(is_offered(turn.action, turn.admissible_actions) for turn in episode.turns),
                 "tokens": episode.tokens,
                 "seed": episode.request.seed,
             }

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from envs.base import is_offered
 from opid_core.config import AnalyzerConfig
 from opid_core.skills import Analysis, clean_skill, select_step_skills
 from opid_core.trajectory import Step, Trajectory
@@ -196,7 +197,7 @@ def _without_malformed(trajectory: Trajectory) -> Trajectory:
 
 
 def _malformed(step: Step) -> bool:
-    return not step.is_valid and step.action not in step.admissible_actions
+    return not step.is_valid and not is_offered(step.action, step.admissible_actions)
 
 
 def _words(text: str) -> str:
@@ -221,15 +222,14 @@ def _repeated(trajectory: Trajectory) -> list[str]:
 
 
 def _wrong(trajectory: Trajectory, successes: Sequence[Trajectory]) -> list[str]:
-    """Generalised actions without effect, then sub-steps that no sibling success did; most frequent first."""
+    """Generalised actions without effect, then sub-steps, most frequent first; nothing that a sibling success did."""
     failed = Counter(
         generalise(s.action) for s, bad in zip(trajectory.steps, _failures(trajectory), strict=True) if bad and s.action
     )
-    wrong = [step for step, _ in failed.most_common()]
-    if successes:
-        right = {step for sibling in successes for step in _core_steps(sibling)}
-        wrong += [step for step, _ in Counter(_core_steps(trajectory)).most_common() if step not in right]
-    return list(dict.fromkeys(wrong))[:MAX_LISTED]
+    done = Counter(_core_steps(trajectory)) if successes else Counter()
+    right = {step for sibling in successes for step in _core_steps(sibling)}
+    wrong = dict.fromkeys(step for counts in (failed, done) for step, _ in counts.most_common() if step not in right)
+    return list(wrong)[:MAX_LISTED]
 
 
 def _confirmed_steps(trajectory: Trajectory, at_critical: Sequence[int]) -> dict[int, str]:
@@ -268,7 +268,7 @@ def _failures(trajectory: Trajectory) -> list[bool]:
     after = [*(step.observation for step in trajectory.steps[1:]), ""]
     return [
         not step.is_valid
-        or (bool(step.admissible_actions) and step.action not in step.admissible_actions)
+        or (bool(step.admissible_actions) and not is_offered(step.action, step.admissible_actions))
         or observation.strip() in FAILED_OBSERVATIONS
         for step, observation in zip(trajectory.steps, after, strict=True)
     ]

@@ -150,6 +150,28 @@ def test_a_failure_did_the_wrong_thing():
     assert alone.episode_skill == "Avoid: open safe, go to bed."
 
 
+def test_what_a_sibling_did_rightly_is_not_called_wrong():
+    """Tried where it had no effect: it is missed, not to be avoided."""
+    failure = episode("f", ["clean apple 1 with desk 1", "look"], "failure", observations={1: "Nothing happens."})
+    success = episode("s", ["clean apple 1 with sinkbasin 1"])
+    assert hindsight.analyze([failure, success], CONFIG, {})[0].episode_skill == "Do not skip: clean apple."
+
+
+def test_a_search_in_a_shop_is_an_action_on_offer():
+    def shopped(trajectory_id, actions, outcome):
+        bare = episode(trajectory_id, actions, outcome)
+        pages = [("search[<your query>]",), ("click[b01]", "click[b02]"), ("click[buy now]",)]
+        steps = (dataclasses.replace(s, admissible_actions=p) for s, p in zip(bare.steps, pages, strict=True))
+        return dataclasses.replace(bare, steps=tuple(steps))
+
+    won = shopped("s", ["search[red balm]", "click[b01]", "click[buy now]"], "success")
+    lost = shopped("f", ["search[red balm]", "click[b02]", "click[buy now]"], "failure")
+    plan, avoided = hindsight.analyze([won, lost], CONFIG, {"s": [0]})
+    assert plan.episode_skill == "Plan: search[red balm], click[b01], click[buy now]."
+    assert plan.step_skills == {0: "Do now: search[red balm]"}
+    assert avoided.episode_skill == "Do not skip: click[b01]. Avoid: click[b02]."
+
+
 def test_a_response_without_an_action_is_named_by_its_fault_not_by_its_text():
     actions = ["402nd month: - monday-sept. 30", "402nd month: - monday-sept. 30", "go to bed 1", "open safe 1"]
     failure = episode("f", actions, "failure", invalid=(0, 1))
