@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
@@ -24,8 +25,8 @@ def last_layer_only_at(
 ) -> Iterator[None]:
     """Forward passes of `policy` within the block compute what they can of the last layer at [rows, columns] only.
 
-    Models whose last layer has no `self_attn.o_proj` and `mlp` (those of Llama and Qwen have) run whole. From then on
-    the last layer's activations are kept, whatever gradient checkpointing does with the others.
+    Models whose last layer has no `self_attn.o_proj` and `mlp` of one input (those of Llama and Qwen have) run whole.
+    From then on the last layer's activations are kept, whatever gradient checkpointing does with the others.
     """
 
     def pick(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
@@ -33,8 +34,10 @@ def last_layer_only_at(
         shape = inputs[0].shape[:2]
         return (inputs[0][rows, columns][None],)
 
-    def put(module: nn.Module, inputs: tuple[Tensor], output: Float[Tensor, "one reads features"]) -> Tensor:
-        return output.new_zeros(*shape, output.shape[-1]).index_put((rows, columns), output[0])
+    def put(module: nn.Module, inputs: tuple[Tensor], output: Tensor | tuple) -> Tensor | tuple:
+        read, *more = output if isinstance(output, tuple) else (output,)  # experts may tell of their routing too
+        whole = read.new_zeros(*shape, read.shape[-1]).index_put((rows, columns), read[0])
+        return (whole, *more) if isinstance(output, tuple) else whole
 
     shape = (0, 0)
     handles = []
@@ -55,7 +58,7 @@ def _position_wise(policy: PreTrainedModel) -> list[nn.Module]:
         return []
     last = layers[-1]
     found = [getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None)]
-    modules = [module for module in found if isinstance(module, nn.Module)]
+    modules = [m for m in found if isinstance(m, nn.Module) and len(signature(m.forward).parameters) == 1]
     if len(modules) < len(found):
         return []
     if isinstance(last, GradientCheckpointingLayer):

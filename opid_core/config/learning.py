@@ -37,9 +37,9 @@ class MethodConfig(Section):
     lambda_step: float = Field(default=0.001, ge=0)
     """Weight of the step skill's advantage; 0 turns step skills off."""
     normalize_skill: bool = False
-    """Standardise the skill signal over all tokens that carry it."""
+    """`opid`: standardise the skill signal over all tokens that carry it."""
     clip_skill: float | None = Field(default=None, gt=0)
-    """Clip the skill signal to [-c, c]."""
+    """`opid`: clip the skill signal to [-c, c]."""
     routing: Literal["critical_first", "episode_only", "step_only", "random", "additive"] = "critical_first"
     """Which skill a step is scored under: its own, else the episode's (`critical_first`); one kind alone; step skills
     at random steps (`random`); or, `opid` only, its own and the episode's (`additive`)."""

@@ -1,4 +1,7 @@
-"""The shipped tiny campaigns of the other environments, rollout to commit (ALFWorld: test_campaign.py)."""
+"""The shipped tiny campaigns of the other environments, rollout to commit (ALFWorld: test_campaign.py).
+
+WebShop's is trained with dapo, which draws further groups for those whose outcomes tie.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,47 @@ from pathlib import Path
 
 import pytest
 
+from infra.manifest import weights_hash
 from infra.store import read_config, verify
 from tests.integration.campaigns import REPOSITORY, finish, opened, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize(("name", "penalty"), [("webshop", 0.1), ("search_qa", 0.01)])
-def test_two_iterations(tmp_path, name, penalty):
+@pytest.mark.parametrize(("name", "penalty", "method"), [("webshop", 0.1, "dapo"), ("search_qa", 0.01, "opid")])
+def test_two_iterations(tmp_path, name, penalty, method):
     if name == "webshop":
         pytest.importorskip("thefuzz", reason="needs the extra `webshop`")
     root: Path = tmp_path / name
     text = (REPOSITORY / "configs" / f"tiny_{name}.yaml").read_text(encoding="utf-8")
-    found = opened(root, finish(start(root, "campaign=tiny", text=text), root))
+    options = ("campaign=tiny", f"method.name={method}", "method.resample_tied_rounds=1")
+    found = opened(root, finish(start(root, *options, text=text), root))
     assert [manifest.iteration for manifest in found.chain] == ["start", 0, 1]
     verify(found.store)
     for iteration in (0, 1):
         steps, trajectories = found.rows("steps", iteration), found.rows("trajectories", iteration)
-        assert len(trajectories) == 2 * 3
+        metrics = {row["name"]: row["value"] for row in found.rows("metrics", iteration)}
+        drawn_for_ties = metrics.get("rollout/groups_for_ties", 0)
+        assert len(trajectories) == (2 + drawn_for_ties) * 3
+        of_group: dict[str, list[bool]] = {}
+        for row in trajectories:
+            of_group.setdefault(row["group_id"], []).append(row["outcome"] == "success")
+        tied = [group for group, won in of_group.items() if len(set(won)) == 1]
+        if method == "dapo":
+            assert drawn_for_ties > 0  # a tiny policy's groups tie
+            assert (metrics["rollout/groups_trained"], metrics["rollout/groups_filtered"]) == (
+                len(of_group) - len(tied),
+                len(tied),
+            )
+            weights = [weights_hash(manifest.policy) for manifest in found.chain[iteration : iteration + 2]]
+            assert (weights[0] == weights[1]) is (len(tied) == len(of_group))  # nothing to learn, nothing learnt
+        else:
+            assert (len(of_group), metrics["rollout/groups_trained"]) == (2, 2)
         assert {row["outcome"] for row in trajectories} <= {"success", "failure", "truncated"}
         assert all(row["prompt_text"].count(row["task_text"]) >= 1 for row in steps)
         # Members of a group begin in the same state.
         first = {}
         for row in (row for row in steps if row["step"] == 0):
             first.setdefault(row["group_id"], set()).add((row["task_id"], row["observation"]))
-        assert [len(states) for states in first.values()] == [1, 1]
-        metrics = {row["name"]: row["value"] for row in found.rows("metrics", iteration)}
-        assert metrics["rollout/groups_trained"] == 2
+        assert [len(states) for states in first.values()] == [1] * len(of_group)
     assert read_config(found.store)["environment"]["invalid_action_penalty"] == penalty
