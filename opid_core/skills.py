@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from opid_core import schema
 from opid_core.errors import AnalyzerReplyError, DataError
-from opid_core.trajectory import Trajectory
 
 MAX_SKILL_CHARS = 1000
 """Longer skills are cut at a word: they must leave room for the prompt itself."""
@@ -124,13 +123,9 @@ def clean_skill(text: str, max_chars: int = MAX_SKILL_CHARS) -> str:
     return (cut.rsplit(" ", 1)[0] if " " in cut else cut)[:max_chars].rstrip()
 
 
-def skill_rows(analyses: Iterable[Analysis], trajectories: Iterable[Trajectory]) -> list[dict[str, Any]]:
+def skill_rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Rows of `schema.SKILLS`: the episode skill and the step skills of each analysis in order of steps, or one row of
-    kind `failed`. Raises DataError for an analysis of an unknown trajectory."""
-    return _rows(analyses, {t.trajectory_id: t.outcome for t in trajectories})
-
-
-def _rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dict[str, Any]]:
+    kind `failed`. `outcomes`: by trajectory id. Raises DataError for an analysis of an unknown trajectory."""
     rows: list[dict[str, Any]] = []
     for analysis in analyses:
         if analysis.trajectory_id not in outcomes:
@@ -171,7 +166,7 @@ def _rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dic
 def skills_table(analyses: Iterable[Analysis], trajectories: pa.Table) -> pa.Table:
     """The `skills` table of an iteration from its analyses and its `trajectories` table."""
     ids, outcomes = (trajectories.column(name).to_pylist() for name in ("trajectory_id", "outcome"))
-    return schema.from_rows("skills", _rows(analyses, dict(zip(ids, outcomes, strict=True))))
+    return schema.from_rows("skills", skill_rows(analyses, dict(zip(ids, outcomes, strict=True))))
 
 
 # --- reading loose JSON ------------------------------------------------------------------------------------------

@@ -66,8 +66,7 @@ def test_skills_are_short_single_lines_without_what_cannot_be_seen():
 
 
 def test_the_table_reads_back_exactly(tmp_path):
-    trajectories = [Trajectory(a.trajectory_id, "g", "task", "type", "text", "failure", ()) for a in analyses()]
-    rows = skill_rows(analyses(), trajectories)
+    rows = skill_rows(analyses(), {a.trajectory_id: "failure" for a in analyses()})
     assert len(rows) > 2 * COUNT
     store = open_campaign(tmp_path, "hostile", {})
     record = write_table(store, "skills", 0, "attempt", schema.from_rows("skills", rows))

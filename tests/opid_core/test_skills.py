@@ -16,7 +16,6 @@ from opid_core.skills import (
     skill_rows,
     skills_table,
 )
-from opid_core.trajectory import Trajectory
 
 PLAIN = '{"episode_summary": "s", "episode_skill": "be quick", "step_skills": {"3": "open it", "0": "look"}}'
 
@@ -153,7 +152,6 @@ def test_cleaning_twice_is_cleaning_once(text, limit):
 def test_skill_rows_follow_the_schema():
     import pyarrow as pa
 
-    trajectories = [Trajectory(i, "g", "task", "type", "text", o, ()) for i, o in (("x", "success"), ("y", "failure"))]
     analyses = [
         Analysis(
             "x",
@@ -168,7 +166,7 @@ def test_skill_rows_follow_the_schema():
         ),
         Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
     ]
-    rows = skill_rows(analyses, trajectories)
+    rows = skill_rows(analyses, {"x": "success", "y": "failure"})
     assert [(r["skill_id"], r["kind"], r["step"], r["text"], r["outcome"]) for r in rows] == [
         ("x/episode", "episode", None, "plan", "success"),
         ("x/step1", "step", 1, "look", "success"),
@@ -182,4 +180,4 @@ def test_skill_rows_follow_the_schema():
     table = pa.table({"trajectory_id": ["x", "y"], "outcome": ["success", "failure"]})
     assert skills_table(analyses, table).equals(schema.from_rows("skills", rows))
     with pytest.raises(DataError, match="trajectory 'x'"):
-        skill_rows(analyses, trajectories[1:])
+        skill_rows(analyses, {"y": "failure"})
