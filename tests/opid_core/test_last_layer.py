@@ -31,9 +31,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES),
     "llama": LlamaConfig(**SIZES),
     "mixture of experts": Qwen3MoeConfig(**SIZES, **EXPERTS),
-    "experts that tell of their routing": GptOssConfig(
-        **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, attn_implementation="eager"
-    ),
+    "experts that tell of their routing": GptOssConfig(**SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2),
     "other layers": GPT2Config(
         vocab_size=40, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
     ),
