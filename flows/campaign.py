@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.runtime import flow_run
@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from flows.iteration import run_iteration
 from flows.start import run_start
 from infra import stages
-from infra.lease import held
+from infra.lease import Lease, held
 from infra.manifest import Manifest
 from infra.store import CampaignStore, give_up_states, manifests, next_iteration, open_campaign
 from opid_core.config import CampaignConfig
@@ -27,7 +27,7 @@ from opid_core.errors import (
 )
 from tasks import workers
 from tasks.progress import report
-from tasks.stage import patiently
+from tasks.stage import leniently, patiently
 from tasks.suites.results import DRIFT_FLOORS
 from tasks.track import track
 
@@ -48,17 +48,21 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 done = len(chain) - 1
                 note = f"Resuming {config.campaign} after {done} of {config.iterations} iterations."
                 report(done - 1, "resumed", note=note)
+            _delete_old_states(config, store, chain)  # what a crash left of them
             while len(chain) <= config.iterations:
-                since_s = time.monotonic()
-                lease.check()
-                run = partial(run_next, config, store, chain, since_s=since_s)
+                run = partial(_run_held, lease, config, store, chain, since_s=time.monotonic())
                 chain.append(attempted(config, store, next_iteration(chain), run))
-                patiently(recovery, "track", track, config, store, chain)
-                if config.storage.optimizer_states is not None:
-                    patiently(recovery, "give_up_states", give_up_states, store, chain, config.storage.optimizer_states)
+                leniently(recovery, "track", track, config, store, chain)
+                _delete_old_states(config, store, chain)
         finally:
             workers.close()
     return chain
+
+
+def _run_held(lease: Lease, *place: Any, **named: Any) -> Manifest:
+    """`run_next`, while the campaign is ours. Raises LeaseLost."""
+    lease.check()
+    return run_next(*place, **named)
 
 
 def run_next(
@@ -73,6 +77,12 @@ def run_next(
     return run_iteration(config, store, iteration, chain[0], chain[-1], attempt, since_s, history, degrade)
 
 
+def _delete_old_states(config: CampaignConfig, store: CampaignStore, chain: list[Manifest]) -> None:
+    kept = config.storage.optimizer_states
+    if kept is not None:
+        leniently(config.recovery, "give_up_states", give_up_states, store, chain, kept)
+
+
 def attempted(
     config: CampaignConfig,
     store: CampaignStore,
@@ -85,8 +95,9 @@ def attempted(
     it."""
     failed, degrade = 0, False
     while True:
-        attempt = patiently(config.recovery, "count_attempts", stages.current_attempt, store, iteration)
+        attempt = None  # not known while the store is away
         try:
+            attempt = patiently(config.recovery, "count_attempts", stages.current_attempt, store, iteration)
             return run(attempt, degrade)
         except AttemptUnusable as error:
             _give_up(store, iteration, attempt, error)
@@ -106,9 +117,12 @@ def attempted(
 
 
 def _give_up(
-    store: CampaignStore, iteration: int | Literal["start"], attempt: int, error: OpidError | TimeoutError
+    store: CampaignStore, iteration: int | Literal["start"], attempt: int | None, error: OpidError | TimeoutError
 ) -> None:
     reason = f"{type(error).__name__}: {error}"
+    if attempt is None:
+        report(iteration, "given up", note=f"{iteration}: no attempt could begin: {reason}")
+        return
     report(iteration, "given up", note=f"{iteration}: attempt {attempt + 1} given up: {reason}")
     try:
         stages.give_up(store, iteration, attempt, reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ class Study:
     methods: dict[str, CampaignConfig]
     seeds: tuple[int, ...]
     baseline: str
-    """Label of the method that the others are compared with: the first that learns from outcomes alone."""
+    """Label of the method that the others are compared with: the first that learns from outcomes alone, else from
+    outcomes and states, else the first."""
 
     def campaigns(self) -> list[tuple[str, int, CampaignConfig]]:
         """(label, seed, config) of every campaign, seed by seed."""
@@ -42,12 +43,20 @@ class Study:
             for label, config in self.methods.items()
         ]
 
+    def twin(self, label: str) -> str | None:
+        """Label of the method that is the OPID method `label` without its skill signal; None for any other method."""
+        config = self.methods[label]
+        if config.method.name != "opid" or _step_weight(config) is not None:
+            return None
+        return next(name for name, other in self.methods.items() if _is_twin(other, config))
+
 
 def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence[str] = ()) -> Study:
     """The study of the config files `paths`, with the seeds from each file's `seed` on.
 
-    Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO) unless one of the files is
-    that. The campaigns lie under `<root>/<name>`. Raises ConfigError for files that do not fit together.
+    Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO or, with a step weight, GiGPO)
+    unless one of the files is that. The campaigns lie under `<root>/<name>`. Raises ConfigError for files that do not
+    fit together.
     """
     methods: dict[str, CampaignConfig] = {}
     for path in paths:
@@ -58,30 +67,36 @@ def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence
         methods[config.campaign] = config
     first = next(iter(methods.values()))
     for config, path in zip(methods.values(), paths, strict=True):
-        if differing := _differences(first, config):
+        if differing := differences(first.model_dump(mode="json"), config.model_dump(mode="json"), MAY_VARY):
             raise ConfigError(
                 f"{path}: {', '.join(differing)}: differs from {paths[0]}; the methods of a study may differ in "
                 + ", ".join(MAY_VARY)
             )
-    baselines = [label for label, config in methods.items() if _is_outcome_only(config)]
-    for label, config in list(methods.items()):
-        if config.method.name == "opid" and not any(_is_twin(methods[name], config) for name in baselines):
+    for path, (label, config) in zip(paths, list(methods.items()), strict=True):
+        if config.method.name == "opid" and not any(_is_twin(other, config) for other in methods.values()):
             without = config.method.model_copy(update={"lambda_episode": 0.0, "lambda_step": 0.0})
             twin = f"{label}-lambda0"
+            if twin in methods:
+                raise ConfigError(
+                    f"{path}: campaign: the twin of {label!r} without skill signal would be called {twin!r}, which is "
+                    "the name of another method of the study"
+                )
             methods[twin] = config.model_copy(update={"campaign": twin, "method": without})
-            baselines.append(twin)
+    without_skills = [label for label, config in methods.items() if _step_weight(config) is not None]
+    from_outcomes = [label for label in without_skills if _step_weight(methods[label]) == 0]
     return Study(
         name=name,
         methods=methods,
         seeds=tuple(first.seed + n for n in range(seeds)),
-        baseline=baselines[0] if baselines else next(iter(methods)),
+        baseline=[*from_outcomes, *without_skills, *methods][0],
     )
 
 
 def check(study: Study) -> None:
     """Everything that can be checked before any work, for each method. Raises ConfigError or DataError."""
     for config in study.methods.values():
-        plan.check(config)
+        plan.check_all_but_space(config)
+    plan.check_space([config for _, _, config in study.campaigns()])
 
 
 def show(study: Study, console: Console) -> None:
@@ -132,27 +147,36 @@ def study_folder(study: Study) -> Path:
     return Path("runs") / study.name if root.startswith("s3://") else Path(root.removeprefix("file://"))
 
 
-def _differences(one: CampaignConfig, other: CampaignConfig) -> list[str]:
-    """Keys in which two configs differ although they may not."""
-    mine, theirs = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """Keys in which two configs (plain data) differ, but for those of `free` and below them; a key that one lacks is
+    null there."""
+    mine, theirs = _flat(one), _flat(other)
     keys = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
-    return [key for key in keys if not any(key == free or key.startswith(f"{free}.") for free in MAY_VARY)]
+    return [key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in free)]
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
-def _is_outcome_only(config: CampaignConfig) -> bool:
+def _step_weight(config: CampaignConfig) -> float | None:
+    """w of a method that is A_ep + w * A_step, of which GRPO is the case w = 0; None for any other method."""
     method = config.method
-    return method.name == "grpo" or (method.name == "opid" and method.lambda_episode == method.lambda_step == 0)
+    if method.name == "grpo":
+        return 0.0
+    without_skills = method.name == "gigpo" or (
+        method.name == "opid" and method.lambda_episode == method.lambda_step == 0
+    )
+    return method.step_weight if without_skills else None
 
 
-def _is_twin(baseline: CampaignConfig, config: CampaignConfig) -> bool:
-    """Whether `baseline` is `config` without its skill signal."""
-    shared = ("baseline", "normalize", "tied_groups")
-    same_method = all(getattr(baseline.method, name) == getattr(config.method, name) for name in shared)
-    return same_method and baseline.learner == config.learner and baseline.rollout == config.rollout
+def _is_twin(other: CampaignConfig, config: CampaignConfig) -> bool:
+    """Whether `other` is the OPID config `config` without its skill signal: the same A_ep + w * A_step."""
+    numbers = ["baseline", "normalize", "tied_groups"]
+    if config.method.step_weight:
+        numbers += ["gamma", "state_similarity"]
+    same_numbers = all(getattr(other.method, name) == getattr(config.method, name) for name in numbers)
+    return _step_weight(other) == config.method.step_weight and same_numbers and other.learner == config.learner

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,22 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from flows.audit.pages import render
-from flows.compare import Study, study_folder
-from flows.report import Evaluated, evaluations, save_plot
-from infra.manifest import Manifest
-from infra.store import CampaignStore, find_campaign, manifests, read_table
-from opid_core.comparison import Difference, Estimate, area_under_curve, difference, success, success_by_type
+from flows.compare import Study, differences, study_folder
+from flows.report import Evaluated, evaluations, mean_metrics, save_plot
+from infra.manifest import Manifest, weights_hash
+from infra.store import CampaignStore, find_campaign, manifests, read_config, read_table
+from opid_core.comparison import (
+    Difference,
+    Estimate,
+    area_under_curve,
+    difference,
+    mean_curve,
+    success,
+    success_by_type,
+)
+from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
+from opid_core.identity import MAY_DIFFER
 from opid_core.statistics import by_temperature, table_success, wins_by_task
 
 if TYPE_CHECKING:
@@ -57,15 +67,24 @@ class Row:
     micro: Estimate
     macro: Estimate
     by_type: dict[str, float]
+    episodes: float
+    """Training episodes played, the mean over seeds."""
     curve_mean: float
-    """Success averaged over the training episodes seen."""
+    """Success averaged over the training episodes that every run of the study played (`shared_episodes`)."""
     against_baseline: Difference | None
+    twin: str | None
+    """Label of the OPID method's twin without skill signal where that is not the baseline."""
+    against_twin: Difference | None
 
 
 def read_runs(study: Study) -> tuple[dict[str, list[Run]], list[str]]:
-    """The finished campaigns by method, and the names of those that are not finished."""
+    """The finished campaigns by method, and the names of those that are not finished.
+
+    Raises ConfigError for a campaign that is not the study's: made with another config, longer, or from other weights.
+    """
     runs: dict[str, list[Run]] = {label: [] for label in study.methods}
     unfinished = []
+    starts: dict[str, str] = {}
     for label, seed, config in study.campaigns():
         try:
             store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
@@ -73,17 +92,41 @@ def read_runs(study: Study) -> tuple[dict[str, list[Run]], list[str]]:
             unfinished.append(config.campaign)
             continue
         chain = manifests(store)
+        _check_campaign(store, config, chain)
         if len(chain) <= config.iterations:
             unfinished.append(config.campaign)
         else:
+            starts.setdefault(weights_hash(chain[0].policy), config.campaign)
             runs[label].append(_run(store, seed, chain))
+    if len(starts) > 1:
+        one, other, *_ = starts.values()
+        raise ConfigError(f"campaigns {one} and {other} start from policies with other weights: that is no comparison")
     return runs, unfinished
 
 
+def _check_campaign(store: CampaignStore, config: CampaignConfig, chain: list[Manifest]) -> None:
+    """Raise ConfigError unless the campaign is the one that the study would run. Its policy may have another name; its
+    weights are looked at."""
+    free = (*MAY_DIFFER, "policy")
+    if differing := differences(read_config(store), config.model_dump(mode="json"), free):
+        raise ConfigError(
+            f"campaign {config.campaign} in {store.root} was made with another config than the study's: "
+            f"{', '.join(differing)}; give the study another name, or the config that the campaign was made with"
+        )
+    if len(chain) - 1 > config.iterations:
+        raise ConfigError(
+            f"campaign {config.campaign} in {store.root} has {len(chain) - 1} iterations, more than the study's "
+            f"{config.iterations}: set iterations to what its campaigns have"
+        )
+
+
 def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
-    """A row a method and temperature, paired with the baseline over the seeds that both have."""
+    """A row a method and temperature, paired with the baseline, and with its own twin where that is another method,
+    over the seeds that both have."""
     found = []
+    until = shared_episodes(runs)
     for label, mine in runs.items():
+        twin = study.twin(label) if study.twin(label) != study.baseline else None
         for temperature in sorted({t for run in mine for t in run.final}):
             won, types = _shares_won(mine, temperature)
             micro, macro = success(won, types)
@@ -98,13 +141,21 @@ def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
                     micro=micro,
                     macro=macro,
                     by_type=success_by_type(won, types),
-                    curve_mean=float(np.mean([area_under_curve(episodes, shares) for episodes, shares in curves])),
+                    episodes=float(np.mean([episodes[-1] for episodes, _ in curves])),
+                    curve_mean=float(np.mean([area_under_curve(*curve, until) for curve in curves])),
                     against_baseline=None
                     if label == study.baseline
                     else _against(mine, runs[study.baseline], temperature),
+                    twin=twin,
+                    against_twin=None if twin is None else _against(mine, runs[twin], temperature),
                 )
             )
     return found
+
+
+def shared_episodes(runs: dict[str, list[Run]]) -> int:
+    """Training episodes that every run played: beyond them methods cannot be compared episode by episode."""
+    return min(int(_played(run.chain)[-1]) for mine in runs.values() for run in mine)
 
 
 def write_comparison(study: Study) -> Path:
@@ -133,13 +184,12 @@ def write_comparison(study: Study) -> Path:
 def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfinished: Sequence[str]) -> str:
     """The tables, in Markdown."""
     first = next(iter(study.methods.values()))
-    episodes = first.iterations * first.rollout.tasks_per_iteration * first.rollout.group_size
     lines = [
         f"# Study {study.name}",
         "",
-        f"Seeds {', '.join(map(str, study.seeds))}; {first.iterations} iterations, {episodes} training episodes each; "
-        "the final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
-        "(seeds, then tasks within them).",
+        f"Preset {first.preset}; seeds {', '.join(map(str, study.seeds))}; {first.iterations} iterations; the "
+        "final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
+        "(seeds and tasks, the same tasks for all seeds).",
         "",
     ]
     if unfinished:
@@ -160,19 +210,11 @@ def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfi
         "corrected for the number of methods.",
         "",
     ]
-    lines += _table(
-        ["method", "temperature", "difference (95%)", "p"],
-        [
-            [
-                r.method,
-                f"{r.temperature:g}",
-                _interval(r.against_baseline.estimate),
-                f"{r.against_baseline.p_value:.3f}",
-            ]
-            for r in found
-            if r.against_baseline is not None
-        ],
-    )
+    lines += _difference_table((r, r.against_baseline) for r in found)
+    if any(r.against_twin for r in found):
+        lines += ["", "## Against the twin without skill signal", ""]
+        lines += ["The same method with both lambdas 0, paired and tested as above.", ""]
+        lines += _difference_table(((r, r.against_twin) for r in found), twins=True)
     types = sorted({name for row in found for name in row.by_type})
     several = len({row.temperature for row in found}) > 1
     lines += ["", "## By task type", "", "Success, the mean over seeds.", ""]
@@ -180,12 +222,18 @@ def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfi
         ["task type", *(f"{r.method}, {r.temperature:g}" if several else r.method for r in found)],
         [[name, *(_share(r.by_type.get(name)) for r in found)] for name in types],
     )
-    lines += ["", "## Sample efficiency", "", "Success averaged over the training episodes seen.", ""]
+    lines += ["", "## Sample efficiency", ""]
+    lines += [
+        f"Success averaged over the first {shared_episodes(runs):,} training episodes, which every run played. "
+        "Episodes: all that were played, the mean over seeds.",
+        "",
+    ]
+    by_method = {label: [r for r in found if r.method == label] for label in dict.fromkeys(r.method for r in found)}
     lines += _table(
-        ["method", *(f"temperature {t:g}" for t in sorted({r.temperature for r in found}))],
+        ["method", "episodes", *(f"temperature {t:g}" for t in sorted({r.temperature for r in found}))],
         [
-            [label, *(_share(r.curve_mean) for r in found if r.method == label)]
-            for label in dict.fromkeys(r.method for r in found)
+            [label, f"{mine[0].episodes:,.0f}", *(_share(r.curve_mean) for r in mine)]
+            for label, mine in by_method.items()
         ],
     )
     lines += ["", f"![curves]({CURVES})", "", "## Signal and cost", "", "Means over iterations and seeds.", ""]
@@ -205,32 +253,26 @@ def page(study: str, text: str, curves: bytes) -> str:
 
 
 def draw_curves(axes: Axes, runs: dict[str, list[Run]], temperature: float) -> None:
-    """Success by training episodes seen: a thin line a seed, the mean bold."""
+    """Success by training episodes played: a thin line a seed, the mean bold up to where the shortest ends."""
     for number, (label, mine) in enumerate(runs.items()):
         curves = [_curve(run, temperature) for run in mine if temperature in run.final]
         for episodes, shares in curves:
             axes.plot(episodes, shares, color=f"C{number}", linewidth=0.7, alpha=0.4)
         if curves:
-            mean = np.mean([shares for _, shares in curves], axis=0)
-            axes.plot(curves[0][0], mean, color=f"C{number}", marker="o", label=label)
+            axes.plot(*mean_curve(curves), color=f"C{number}", marker="o", label=label)
     axes.set(xlabel="training episodes", ylabel="success", ylim=(0, 1))
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
 
 
 def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> Run:
-    values: dict[str, list[float]] = {}
-    for manifest in chain[1:]:
-        for row in read_table(store, manifest.tables["metrics"]).to_pylist():
-            if row["value"] is not None:
-                values.setdefault(row["name"], []).append(row["value"])
     return Run(
         seed=seed,
         chain=chain,
         evaluated=evaluations(store, chain),
         final=by_temperature(read_table(store, chain[-1].tables["evaluations"])),
         before=by_temperature(read_table(store, chain[0].tables["evaluations"])),
-        numbers={name: float(np.mean(found)) for name, found in values.items()},
+        numbers=mean_metrics(store, chain),
     )
 
 
@@ -255,9 +297,14 @@ def _against(mine: Sequence[Run], baseline: Sequence[Run], temperature: float) -
     return difference(shares[: len(one)], shares[len(one) :])
 
 
+def _played(chain: list[Manifest]) -> np.ndarray:
+    """Training episodes played before each policy version."""
+    return np.cumsum([0, *(manifest.tables["trajectories"].rows or 0 for manifest in chain[1:])])
+
+
 def _curve(run: Run, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """Training episodes seen and success, at each evaluation."""
-    played = np.cumsum([0, *(manifest.tables["trajectories"].rows or 0 for manifest in run.chain[1:])])
+    """Training episodes played and success, at each evaluation."""
+    played = _played(run.chain)
     points = [(played[e.policy_version], e.success.micro) for e in run.evaluated if e.temperature == temperature]
     episodes, shares = zip(*points, strict=True)
     return np.array(episodes, np.float64), np.array(shares)
@@ -266,6 +313,7 @@ def _curve(run: Run, temperature: float) -> tuple[np.ndarray, np.ndarray]:
 def _numbers(runs: dict[str, list[Run]]) -> list[str]:
     """Shares of the advantage's components, ties, and what each phase took."""
     prefixes = ("advantage_share/", "rollout/tie_rate", "skills/coverage", "seconds/stage/", "tokens/")
+    prefixes += ("update/tokens", "update/distillation_loss")
     names = sorted(
         {name for mine in runs.values() for run in mine for name in run.numbers if name.startswith(prefixes)}
     )
@@ -278,14 +326,34 @@ def _numbers(runs: dict[str, list[Run]]) -> list[str]:
     return _table(["", *finished], [[name, *(mean(mine, name) for mine in finished.values())] for name in names])
 
 
+def _difference_table(found: Iterable[tuple[Row, Difference | None]], *, twins: bool = False) -> list[str]:
+    """The rows that have a difference; `twins`: with the label of the twin."""
+    return _table(
+        ["method", *(["twin"] if twins else []), "temperature", "difference (95%)", "p"],
+        [
+            [
+                row.method,
+                *([row.twin or ""] if twins else []),
+                f"{row.temperature:g}",
+                _interval(against.estimate),
+                f"{against.p_value:.3f}",
+            ]
+            for row, against in found
+            if against is not None
+        ],
+    )
+
+
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     cells: list[Sequence[Any]] = [header, ["---"] * len(header), *body]
     return ["| " + " | ".join(row) + " |" for row in cells]
 
 
 def _shown(name: str, value: float) -> str:
-    if name.startswith("tokens/"):
+    if name.startswith(("tokens/", "update/tokens")):
         return f"{value:,.0f}"
+    if name == "update/distillation_loss":
+        return f"{value:.4f}"
     return f"{value:.1f}" if name.startswith("seconds/") else f"{value:.2%}"
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from flows.display import live_progress
-from infra.store import find_campaign, folder_path, manifests
+from infra.store import find_campaign, folder_path, manifests, weights_only
 from opid_core.config import CampaignConfig, LlmConfig
 from opid_core.endpoint import check_endpoint
 from opid_core.engines.endpoint import Answered, EndpointEngine
@@ -22,12 +22,13 @@ from tasks.evaluate import panel, play_panel
 
 
 def newest_policy(config: CampaignConfig) -> Path:
-    """The folder of the newest committed policy of the config's campaign. Raises ConfigError when there is none."""
+    """The folder of the newest committed policy of the config's campaign: to be played, so on S3 its optimizer state is
+    left where it is. Raises ConfigError when there is none."""
     store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
     chain = manifests(store)
     if not chain:
         raise ConfigError(f"campaign {config.campaign!r} has no committed policy yet; give --policy FOLDER")
-    return folder_path(store, chain[-1].policy)
+    return folder_path(store, weights_only(chain[-1].policy))
 
 
 def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | None = None) -> pa.Table:

@@ -12,7 +12,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20
 
 ACTIVATIONS = {False: 34, True: 2}
-"""Values kept for the backward pass, a token and unit of width and layer: all, or with gradient checkpointing."""
+"""Values kept for the backward pass, a token and unit of width and layer: of a whole one, of a checkpointed one."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ def estimate(config: CampaignConfig, shape: Shape | None = None) -> Memory:
     def share(stage: int) -> float:
         return 1 / learner.ranks if learner.zero_stage >= stage else 1.0
 
-    per_token = ACTIVATIONS[learner.gradient_checkpointing] * shape.layers * shape.hidden_size * size
+    whole_layers = 1 if learner.gradient_checkpointing else shape.layers  # the last layer is never checkpointed
+    values = ACTIVATIONS[False] * whole_layers + ACTIVATIONS[True] * (shape.layers - whole_layers)
+    per_token = values * shape.hidden_size * size
     responses = rollout.max_response_tokens / max(1, rollout.max_prompt_tokens)
-    logits = 4 * 3 * shape.vocab_size * responses  # float32 logits, their softmax and its gradient
+    logits = 4 * 4 * shape.vocab_size * responses  # in float32: logits, log-probs, and two more for the entropy
     tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
     return Memory(
         parameters=shape.parameters,
@@ -124,18 +126,18 @@ class Stored:
     campaign_mib: float
 
 
-def stored(config: CampaignConfig, shape: Shape | None = None) -> Stored:
+def stored(config: CampaignConfig, shape: Shape | None = None, done: int = 0) -> Stored:
     """Policies, optimizer states (of all policies, or of the newest `storage.optimizer_states` and the one that comes
-    next) and tables."""
+    next) and tables; of the campaign what is still to come after its first `done` commits."""
     shape = shape or policy_shape(config)
     size, weights = _BYTES[config.learner.dtype], shape.parameters / _MIB
     episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
     rows = episodes * config.environment.max_steps
     lasting = weights * size + rows * config.rollout.max_prompt_tokens * 2 / _MIB
     state = weights * (size + 8 + _master(config))
-    policies = config.iterations + 1
-    kept = policies if config.storage.optimizer_states is None else min(policies, config.storage.optimizer_states + 1)
-    return Stored(lasting, state, lasting * policies + state * kept)
+    policies, kept = max(0, config.iterations + 1 - done), config.storage.optimizer_states
+    states = policies if kept is None else min(policies, kept + 1 - min(done, kept))
+    return Stored(lasting, state, lasting * policies + state * states)
 
 
 def policy_shape(config: CampaignConfig) -> Shape:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -11,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import memory
-from infra.store import check_writable
+from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core.analyzers.messages import INSTRUCTIONS
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
@@ -26,6 +29,12 @@ from tasks.track import require_wandb
 
 def check(config: CampaignConfig) -> None:
     """Raise ConfigError or DataError for anything that would stop the campaign later. Touches nothing."""
+    check_all_but_space(config)
+    check_space([config])
+
+
+def check_all_but_space(config: CampaignConfig) -> None:
+    """`check`, for a config that is run as several campaigns: ask `check_space` about those."""
     check_policy_and_engine(Path(config.policy) if config.policy else None)
     environment = environment_maker(config)()
     if config.policy is None:
@@ -41,7 +50,32 @@ def check(config: CampaignConfig) -> None:
         require_wandb()
     check_own(config.gates)
     _check_prefect_api()
-    check_writable(config.root, int(memory.stored(config).campaign_mib * 2**20), config.storage.endpoint_url)
+
+
+def check_space(configs: Sequence[CampaignConfig]) -> None:
+    """Raise ConfigError where the root of `configs`, campaigns of one root, has no room for what they will yet store,
+    or the temporary folder none for one policy with its optimizer state. Touches nothing."""
+    root, endpoint_url = configs[0].root, configs[0].storage.endpoint_url
+    check_writable(root, 0, endpoint_url)
+    stored = [memory.stored(config, done=_commits(config)) for config in configs]
+    needed_mib = sum(of_one.campaign_mib for of_one in stored)
+    check_writable(root, int(needed_mib * 2**20), endpoint_url)
+    temporary = tempfile.gettempdir()
+    staged_mib = max(min(of_one.lasting_mib + of_one.state_mib, of_one.campaign_mib) for of_one in stored)
+    free_mib = shutil.disk_usage(temporary).free / 2**20
+    if free_mib < staged_mib:
+        raise ConfigError(
+            f"{temporary}: {free_mib:.0f} MiB free, a policy with its optimizer state needs {staged_mib:.0f} MiB there "
+            "before it is stored; set TMPDIR to a folder on a larger disk"
+        )
+
+
+def _commits(config: CampaignConfig) -> int:
+    """How many commits the campaign has, the start's included; 0 where there is no campaign yet."""
+    endpoint_url = config.storage.endpoint_url
+    if config.campaign not in list_campaigns(config.root, endpoint_url):
+        return 0
+    return len(manifests(find_campaign(config.root, config.campaign, endpoint_url)))
 
 
 def check_policy_and_engine(folder: Path | None, trained: bool = True) -> None:
@@ -70,8 +104,8 @@ def _check_prefect_api() -> None:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5.0).raise_for_status()
     except httpx.HTTPError as error:
         raise ConfigError(
-            f"PREFECT_API_URL={url}: no healthy Prefect server there ({error}); start it, or unset the variable to use "
-            "the in-process API"
+            f"PREFECT_API_URL={url}: no healthy Prefect server there ({error}); start it, or unset the variable: "
+            "the command then starts a server of its own"
         ) from None
 
 

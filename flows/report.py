@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.markdown import Markdown
@@ -54,6 +55,16 @@ def evaluations(store: CampaignStore, chain: list[Manifest]) -> list[Evaluated]:
     return found
 
 
+def mean_metrics(store: CampaignStore, chain: list[Manifest]) -> dict[str, float]:
+    """Means over iterations of the table `metrics`; an iteration where a number is missing is left out of its mean."""
+    values: dict[str, list[float]] = {}
+    for manifest in chain[1:]:
+        for row in read_table(store, manifest.tables["metrics"]).to_pylist():
+            if row["value"] is not None:
+                values.setdefault(row["name"], []).append(row["value"])
+    return {name: float(np.mean(found)) for name, found in values.items()}
+
+
 def write_report(store: CampaignStore) -> Path:
     """Write `report/summary.md` and `report/success.png` into the campaign's local folder; returns the folder."""
     chain = manifests(store)
@@ -69,6 +80,9 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
     """The table of evaluations and the commands to look further."""
     lines = [
         f"# Campaign {store.campaign}",
+        "",
+        f"Preset: {chain[-1].preset or 'unknown'}. Share of the advantage over valid tokens, the mean over iterations: "
+        f"{_advantage_shares(mean_metrics(store, chain))}.",
         "",
         f"{len(chain) - 1} iterations committed. Success on the held-out panel (95% Wilson interval):",
         "",
@@ -104,6 +118,13 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
         "",
     ]
     return "\n".join(lines)
+
+
+def _advantage_shares(means: Mapping[str, float]) -> str:
+    """The share of each component (ALGORITHM, section 6)."""
+    prefix = "advantage_share/"
+    shares = {name.removeprefix(prefix): share for name, share in means.items() if name.startswith(prefix)}
+    return ", ".join(f"{name} {share:.2%}" for name, share in sorted(shares.items())) or "no iteration yet"
 
 
 def _by_task_type(evaluated: list[Evaluated]) -> list[str]:
@@ -199,11 +220,15 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
 
 def evaluation_record(config: CampaignConfig, policy: str, table: pa.Table) -> dict[str, Any]:
     """An evaluation as plain data that can be compared with another: what was played, success, and every episode with
-    its seed."""
+    its seed. `skill_bank` is the file of the static skills that stood in the prompts, whichever key named it."""
     return {
         "policy": policy,
+        "preset": config.preset,
         "environment": config.environment.model_dump(mode="json"),
         "evaluation": config.evaluation.model_dump(mode="json"),
+        "rollout": config.rollout.model_dump(mode="json", include={"max_prompt_tokens", "max_response_tokens"}),
+        "engine": config.engine.model_dump(mode="json", include={"dtype"}),
+        "skill_bank": config.bank_at_test,
         "seed": config.seed,
         "code_version": code_version(),
         "success": {f"{t:g}": asdict(table_success(part)) for t, part in by_temperature(table).items()},

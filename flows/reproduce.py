@@ -91,7 +91,7 @@ def show_reproduce(root: str, campaign: str, endpoint_url: str | None, iteration
         config = as_committed(stored, chain[place]).model_copy(
             update={"root": str(scratch), "storage": StorageConfig()}
         )
-        copy = _copy_before(store, chain[:place], config)
+        copy = _copy_before(store, chain[:place], chain[place], config)
         again = _run(config, copy, chain, place, console)
         found = compare(chain[place], again)
         table = Table("stage", "made", "committed", "again", "", title=f"{campaign}, iteration {iteration}")
@@ -184,8 +184,10 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     return stored
 
 
-def _copy_before(store: CampaignStore, before: Sequence[Manifest], config: CampaignConfig) -> CampaignStore:
-    """A campaign of the same name under `config.root` that stands where the iteration began: its config, the manifests
+def _copy_before(
+    store: CampaignStore, before: Sequence[Manifest], iteration: Manifest, config: CampaignConfig
+) -> CampaignStore:
+    """A campaign of the same name under `config.root` that stands where `iteration` began: its config, the manifests
     `before` it, and the two policies that it needs."""
     reference, policy = weights_only(before[0].policy), before[-1].policy
     if given_up(store).intersection(file.path for file in policy.files):
@@ -194,8 +196,9 @@ def _copy_before(store: CampaignStore, before: Sequence[Manifest], config: Campa
             "with was given up for its space (storage.optimizer_states)"
         )
     policies = {folder.uri: folder for folder in (reference, policy)}
-    sizes = [sum(file.size for file in policy.files) for policy in policies.values()]
-    needed, free = sum(sizes) + max(sizes), shutil.disk_usage(config.root).free
+    made_twice = [iteration.policy] * 2  # as it is written, and as it is stored
+    needed = sum(file.size for policy in [*policies.values(), *made_twice] for file in policy.files)
+    free = shutil.disk_usage(config.root).free
     if free < needed:
         raise ConfigError(
             f"{config.root}: {free / 2**20:.0f} MiB free, the policies need {needed / 2**20:.0f} MiB; set TMPDIR to a "

@@ -30,14 +30,16 @@ _ABANDONED_S = 86400.0
 _given: collections.deque[Path] = collections.deque(maxlen=CACHED_FOLDERS)
 
 
-def put_folder(store: CampaignStore, local: str | Path, uri: str) -> FolderRecord:
-    """Copy all files of the folder `local` to `uri` (such as `policies/000004/<attempt>`); each is read once.
+def put_folder(store: CampaignStore, local: str | Path, uri: str, *, without: str | None = None) -> FolderRecord:
+    """Copy all files of the folder `local`, but for those in its folder `without`, to `uri` (such as
+    `policies/000004/<attempt>`); each is read once.
 
     On S3 the folder is in the cache afterwards. Raises DataError when the folder holds no file, or when an object
     exists with other bytes.
     """
     source = Path(local)
-    names = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    paths = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    names = sorted(path.as_posix() for path in paths if len(path.parts) == 1 or path.parts[0] != without)
     if not names:
         raise DataError(f"{source}: no files to store")
     if isinstance(store.address(), Path):

@@ -26,9 +26,11 @@ from infra.scratch import make_scratch_folder
 from opid_core import errors
 from opid_core.errors import InfrastructureError, OpidError
 
-_FOREIGN_FAULTS = ("AcceleratorError", "DistBackendError", "DistNetworkError", "DistStoreError")
-"""Exceptions of torch that tell of hardware or of the other ranks, never of our code."""
+_FOREIGN_FAULTS = ("AcceleratorError", "DistBackendError", "DistNetworkError", "DistStoreError", "OSError")
+"""Exceptions of torch that tell of hardware or of the other ranks, and those of the operating system."""
 
+_UNWRITTEN = ("PytorchStreamWriter failed writing", "unexpected pos", "I/O error")
+"""In the texts of the errors that torch and safetensors raise where a file cannot be written."""
 
 _PATIENCE_S = 5.0
 
@@ -219,6 +221,8 @@ def _described(error: Exception) -> tuple[str, str]:
     """Name of an error's class, and its text; a foreign fault is an InfrastructureError, a bug brings its trace."""
     if isinstance(error, OpidError):
         return type(error).__name__, str(error)
+    if any(text in str(error) for text in _UNWRITTEN):
+        return InfrastructureError.__name__, f"{type(error).__name__}: {error} (is the disk of TMPDIR full?)"
     if any(kind.__name__ in _FOREIGN_FAULTS for kind in type(error).__mro__):
         return InfrastructureError.__name__, f"{type(error).__name__}: {error}"
     return type(error).__name__, traceback.format_exc()

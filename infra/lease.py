@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from infra.machine import this_machine
 from infra.store import CampaignStore, create_object, list_objects, location, put_object, read_object
 from opid_core.errors import ConfigError, DataError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 
@@ -37,7 +38,7 @@ class Holder:
 
     host: str
     machine: str
-    """Boot and process-id namespace: where equal, process ids can be compared."""
+    """See `infra.machine`."""
     process_id: int
     process_started: int
     """By the machine's own count: tells apart two processes that had the same id."""
@@ -67,7 +68,7 @@ class Lease:
     epoch: int
 
     def check(self) -> None:
-        """Raise LeaseLost when another driver has taken over. Call it between stages.
+        """Raise LeaseLost when another driver has taken over. Call it before each attempt at an iteration.
 
         A storage fault is no sign of that and raises nothing: whoever goes on meets it at the next object.
         """
@@ -159,7 +160,7 @@ def _is_free(store: CampaignStore, epoch: int) -> bool:
     if read_object(store, _path(epoch, "released.json")) is not None:
         return True
     holder = _read_holder(store, epoch)
-    if holder is None or (holder.host, holder.machine) != (socket.gethostname(), _machine()):
+    if holder is None or (holder.host, holder.machine) != (socket.gethostname(), this_machine()):
         return False
     return _start_of(holder.process_id) != holder.process_started
 
@@ -204,18 +205,13 @@ def _this_process(prefect_run_id: str | None) -> Holder:
     assert started is not None
     return Holder(
         host=socket.gethostname(),
-        machine=_machine(),
+        machine=this_machine(),
         process_id=os.getpid(),
         process_started=started,
         started_at=_now(),
         prefect_run_id=prefect_run_id,
         nonce=secrets.token_hex(8),
     )
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _start_of(process_id: int) -> int | None:

@@ -159,7 +159,10 @@ def delete(addresses: Iterable[S3Address]) -> None:
         some = waiting[start : start + _DELETE_AT_ONCE]
         keys = {"Objects": [{"Key": address.key} for address in some], "Quiet": True}
         for failed in _call(some[0], "deleted", "delete_objects", Delete=keys).get("Errors", []):
-            raise InfrastructureError(f"s3://{some[0].bucket}/{failed['Key']}: cannot be deleted ({failed['Code']})")
+            address, code = S3Address(some[0].bucket, failed["Key"]), failed["Code"]
+            if code in _REFUSED:
+                raise _refused(address, "deleted", code)
+            raise InfrastructureError(f"{address}: cannot be deleted ({code})")
 
 
 def check_reachable(address: S3Address) -> None:
@@ -272,16 +275,20 @@ def _fault(address: S3Address, action: str, error: Exception) -> OpidError:
     )
     server, reason = address.endpoint_url or "AWS", code or kind
     if code in _REFUSED or isinstance(error, credentials):
-        forget_connections()  # they keep the credentials they found
-        return ConfigError(
-            f"{address}: cannot be {action}: the credentials are missing or refused ({reason}); renew the AWS "
-            "credentials (environment, profile or role) and run the same command again"
-        )
+        return _refused(address, action, reason)
     if code == "NoSuchBucket":
         return ConfigError(f"{address}: there is no bucket {address.bucket!r}; create it, or choose another root")
     if code == "InvalidBucketName" or isinstance(error, ValueError | exceptions.ParamValidationError):
         return ConfigError(f"{address}: not a usable address at {server} ({reason})")
     return InfrastructureError(f"{address}: cannot be {action}: {server} failed or gave no answer ({reason})")
+
+
+def _refused(address: S3Address, action: str, reason: str) -> ConfigError:
+    forget_connections()  # they keep the credentials they found
+    return ConfigError(
+        f"{address}: cannot be {action}: the credentials are missing or refused ({reason}); renew the AWS "
+        "credentials (environment, profile or role) and run the same command again"
+    )
 
 
 def _code(error: BaseException | None) -> str | None:

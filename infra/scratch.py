@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -11,16 +12,22 @@ from pathlib import Path
 
 import psutil
 
+from infra.local_objects import faults
+from infra.machine import this_machine
+
 
 def make_scratch_folder() -> Path:
-    """A new empty folder, readable by this user alone; those of processes that are gone are removed first."""
-    shared = Path(tempfile.gettempdir()) / f"opid-scratch-{os.getuid()}"
-    shared.mkdir(mode=0o700, exist_ok=True)
-    for left in shared.iterdir():
-        owner = left.name.split("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=shared))
+    """A new empty folder, readable by this user alone; those of processes of this machine that are gone are removed
+    first. Others that share the temporary folder have places of their own there: their process ids say nothing here."""
+    machine = hashlib.sha256(this_machine().encode()).hexdigest()[:8]
+    shared = Path(tempfile.gettempdir()) / f"opid-{os.getuid()}-{machine}"  # short: sockets lie in it
+    with faults(shared, "written"):
+        shared.mkdir(mode=0o700, exist_ok=True)
+        for left in shared.iterdir():
+            owner = left.name.split("-")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=shared))
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Comparing methods that were run with several seeds and evaluated on one panel of tasks.
 
 All numbers come from a matrix, [seeds, tasks], of the shares of episodes that each method's final policy won.
-Intervals are percentiles of a bootstrap that draws seeds first and then tasks within each, so they cover both. With
-three seeds the first draw has few values to choose from: such intervals are rather too narrow.
+Intervals are percentiles of a bootstrap that draws seeds and tasks, so they cover both. All seeds are evaluated on one
+panel, so a draw takes the same tasks for all of them: drawn for each seed apart, a panel of hard tasks would average
+out over the seeds, and intervals would be too narrow. Source: Owen, The pigeonhole bootstrap, 2007. With three seeds
+the draw of seeds has few values to choose from: where runs differ much, such intervals are still rather too narrow.
 """
 
 from __future__ import annotations
@@ -41,15 +43,10 @@ def success(
 ) -> tuple[Estimate, Estimate]:
     """Success over episodes (micro) and over task types (macro), each the mean over seeds with its interval."""
     types, type_of = _types(won, task_types)
-    values = np.asarray(won, np.float64)
-    seeds, tasks = _resamples(values.shape, draws, seed)
-    micro, macro = np.empty(draws), np.empty(draws)
-    for draw in range(draws):
-        drawn = values[seeds[draw][:, None], tasks[draw]]
-        micro[draw] = drawn.mean()
-        macro[draw] = _macro(drawn, type_of[tasks[draw]], len(types))
-    whole = np.broadcast_to(type_of, values.shape)
-    return _estimate(values.mean(), micro), _estimate(_macro(values, whole, len(types)), macro)
+    drawn, tasks = _resampled(won, draws, seed)
+    macro = np.array([_macro(*resample, len(types)) for resample in zip(drawn, type_of[tasks], strict=True)])
+    by_task = np.asarray(won, np.float64).mean(axis=0)
+    return _estimate(by_task.mean(), drawn.mean(axis=1)), _estimate(_macro(by_task, type_of, len(types)), macro)
 
 
 def success_by_type(won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str]) -> dict[str, float]:
@@ -74,22 +71,35 @@ def difference(
     if won.shape != baseline.shape:
         raise DataError(f"methods with different seeds or tasks cannot be paired: {won.shape} and {baseline.shape}")
     paired = np.asarray(won, np.float64) - np.asarray(baseline, np.float64)
-    seeds, tasks = _resamples(paired.shape, draws, seed)
-    means = np.array([paired[seeds[draw][:, None], tasks[draw]].mean() for draw in range(draws)])
+    drawn, _ = _resampled(paired, draws, seed)
     by_task = paired.mean(axis=0)
     signs = np.random.default_rng([seed, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
     flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
-    return Difference(_estimate(paired.mean(), means), float((flipped.sum() + 1) / (draws + 1)))
+    return Difference(_estimate(paired.mean(), drawn.mean(axis=1)), float((flipped.sum() + 1) / (draws + 1)))
 
 
-def area_under_curve(episodes: Float[np.ndarray, " points"], success: Float[np.ndarray, " points"]) -> float:
-    """Mean success over the episodes seen, by the trapezoid rule: one number for sample efficiency.
+def area_under_curve(
+    episodes: Float[np.ndarray, " points"], success: Float[np.ndarray, " points"], until: float
+) -> float:
+    """Mean success over the first `until` episodes, by the trapezoid rule: one number for sample efficiency.
 
-    A single point is its own mean.
+    Success is linear between the points; `until` lies within them. No episodes: the first point's success.
     """
-    if len(episodes) < 2:
-        return float(success[-1])
-    return float(np.trapezoid(success, episodes) / (episodes[-1] - episodes[0]))
+    if until <= episodes[0]:
+        return float(success[0])
+    before = episodes < until
+    xs, ys = np.append(episodes[before], until), np.append(success[before], np.interp(until, episodes, success))
+    return float(np.trapezoid(ys, xs) / (until - episodes[0]))
+
+
+def mean_curve(
+    curves: Sequence[tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]],
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """The mean of curves (x, y) that start together, each linear between its points, at every x that any of them has,
+    up to where the shortest ends."""
+    end = min(x[-1] for x, _ in curves)
+    shared = np.unique(np.concatenate([x[x <= end] for x, _ in curves]))
+    return shared, np.mean([np.interp(shared, x, y) for x, y in curves], axis=0)
 
 
 def _types(won: np.ndarray, task_types: Sequence[str]) -> tuple[list[str], Int[np.ndarray, " tasks"]]:
@@ -99,20 +109,24 @@ def _types(won: np.ndarray, task_types: Sequence[str]) -> tuple[list[str], Int[n
     return types, np.array([types.index(name) for name in task_types])
 
 
-def _macro(values: Float[np.ndarray, "seeds tasks"], type_of: Int[np.ndarray, "seeds tasks"], types: int) -> float:
+def _macro(by_task: Float[np.ndarray, " tasks"], type_of: Int[np.ndarray, " tasks"], types: int) -> float:
     """Mean over the task types that occur."""
-    sums = np.bincount(type_of.ravel(), weights=values.ravel(), minlength=types)
-    counts = np.bincount(type_of.ravel(), minlength=types)
+    sums = np.bincount(type_of, weights=by_task, minlength=types)
+    counts = np.bincount(type_of, minlength=types)
     return float((sums[counts > 0] / counts[counts > 0]).mean())
 
 
-def _resamples(
-    shape: tuple[int, ...], draws: int, seed: int
-) -> tuple[Int[np.ndarray, "draws seeds"], Int[np.ndarray, "draws seeds tasks"]]:
-    n_seeds, n_tasks = shape
+def _resampled(
+    values: Float[np.ndarray, "seeds tasks"], draws: int, seed: int
+) -> tuple[Float[np.ndarray, "draws tasks"], Int[np.ndarray, "draws tasks"]]:
+    """Of each draw of seeds and of tasks, with replacement: each drawn task's mean over the drawn seeds, and which
+    tasks they are."""
+    n_seeds, n_tasks = values.shape
     generator = np.random.default_rng(seed)
-    seeds = generator.integers(n_seeds, size=(draws, n_seeds))
-    return seeds, generator.integers(n_tasks, size=(draws, n_seeds, n_tasks), dtype=np.int32)
+    times = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=draws)
+    tasks = generator.integers(n_tasks, size=(draws, n_tasks), dtype=np.int32)
+    by_task = times @ np.asarray(values, np.float64) / n_seeds
+    return np.take_along_axis(by_task, tasks, axis=1), tasks
 
 
 def _estimate(mean: float, draws: np.ndarray) -> Estimate:

@@ -68,18 +68,23 @@ class Learner:
         `state`: a folder that `save` wrote, to continue from: weights, optimizer and random state. On the same number
         of ranks the next update gives bit-identical weights; on another, equal ones up to float error and a random
         state from `seed`. Raises ConfigError where the weights cannot be loaded or the state is of another ZeRO stage
-        or dtype, DataError where the state is missing, damaged or of another model.
+        or dtype, DataError where the state is missing, damaged or of another model; OutOfMemory.
         """
         if config.zero_stage == 0 and config.dtype != "float32":
             raise ConfigError(
                 f"learner.zero_stage: 0 keeps no float32 master weights for dtype {config.dtype}; use 1, 2 or 3"
             )
-        deepspeed = prepare_process(threads)
-        from transformers import AutoModelForCausalLM
-
         self.config = config
         self._policy_dir = Path(policy_dir)
         self._reference: tuple[Path, PreTrainedModel] | None = None
+        with _memory_errors(config.micro_batch_tokens):
+            self._load(threads, seed, state)
+
+    def _load(self, threads: int, seed: int, state: str | Path | None) -> None:
+        deepspeed = prepare_process(threads)
+        from transformers import AutoModelForCausalLM
+
+        config, policy_dir = self.config, self._policy_dir
         torch.manual_seed(seed)
         try:
             self._policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -201,14 +206,16 @@ class Learner:
 
     def save(self, folder: str | Path) -> None:
         """Write weights, optimizer and random state: what a new learner's `state` continues from."""
-        checkpoint.save(self._engine, Path(folder), self.config, self._shapes)
+        with _memory_errors(self.config.micro_batch_tokens):
+            checkpoint.save(self._engine, Path(folder), self.config, self._shapes)
 
     def export(self, folder: str | Path) -> None:
         """Write an HF folder: safetensors, config.json, and the tokenizer's files of the base policy."""
         first = torch.distributed.get_rank() == 0
-        weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
-        if first:
-            save_policy(self._policy, folder, tokenizer_from=self._policy_dir, state_dict=weights)
+        with _memory_errors(self.config.micro_batch_tokens):
+            weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
+            if first:
+                save_policy(self._policy, folder, tokenizer_from=self._policy_dir, state_dict=weights)
 
     def close(self) -> None:
         """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may

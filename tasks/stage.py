@@ -113,6 +113,20 @@ def patiently(
     return with_options(reporting)(*inputs, **named)
 
 
+def leniently(
+    recovery: RecoveryConfig,
+    name: str,
+    function: Callable[Inputs, Any],
+    *inputs: Inputs.args,
+    **named: Inputs.kwargs,
+) -> None:
+    """`patiently`, for what no commit depends on: a fault that does not pass is told, and costs nothing else."""
+    try:
+        patiently(recovery, name, function, *inputs, **named)
+    except (InfrastructureError, TimeoutError) as error:
+        report("start", "fault", note=f"{name} was left undone: {error}")
+
+
 def may_pass(task: Any, run: Any, state: Any) -> bool:
     """Prefect's retry condition: a fault outside the program may pass, anything else will come again."""
     return isinstance(state.result(raise_on_failure=False), InfrastructureError | TimeoutError)
@@ -174,8 +188,7 @@ def training_settings(config: CampaignConfig) -> EpisodeSettings:
 
 def evaluation_settings(config: CampaignConfig, temperature: float) -> EpisodeSettings:
     """The rules of an evaluated episode."""
-    kept = config.method.skill_bank if config.method.keep_skill_at_test else None
-    return _episode_settings(config, temperature, config.evaluation.skill_bank or kept)
+    return _episode_settings(config, temperature, config.bank_at_test)
 
 
 def check_skill_banks(config: CampaignConfig) -> None:

@@ -4,17 +4,21 @@ rebuilt from the store."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from infra.local_objects import faults
 from infra.manifest import START, Manifest
 from infra.store import CampaignStore, local_folder, read_table
 from opid_core.config import CampaignConfig
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, InfrastructureError
 from tasks.artifact import publish
 
 
 def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> None:
-    """Write the metrics of the newest iteration of `chain` (nothing for the start)."""
+    """Write the metrics of the newest iteration of `chain` (nothing for the start).
+
+    Raises InfrastructureError where W&B or the local disk fails.
+    """
     manifest = chain[-1]
     if manifest.iteration == START:
         return
@@ -24,11 +28,17 @@ def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest
     if config.tracking.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(local_folder(store) / "tensorboard"), purge_step=manifest.iteration) as writer:
+        folder = local_folder(store) / "tensorboard"
+        with faults(folder, "written"), SummaryWriter(str(folder), purge_step=manifest.iteration) as writer:
             for name, value in metrics.items():
                 writer.add_scalar(name, value, manifest.iteration)
     if config.tracking.wandb_project is not None:
-        wandb = require_wandb()
+        _to_wandb(config, metrics, manifest.iteration)
+
+
+def _to_wandb(config: CampaignConfig, metrics: Mapping[str, float], iteration: int) -> None:
+    wandb = require_wandb()
+    try:
         run = wandb.init(
             project=config.tracking.wandb_project,
             id=config.campaign,
@@ -36,8 +46,10 @@ def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest
             resume="allow",
             config=config.model_dump(mode="json"),
         )
-        run.log(metrics, step=manifest.iteration)
+        run.log(metrics, step=iteration)
         run.finish()
+    except wandb.Error as error:
+        raise InfrastructureError(f"Weights & Biases: {type(error).__name__}: {error}") from error
 
 
 def require_wandb():

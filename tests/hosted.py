@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -45,6 +46,19 @@ class Counter:
             pass
 
         raise AcceleratorError("uncorrectable ECC error")
+
+    def fill_disk(self, way: str, file: str) -> None:
+        """Write 4 MiB where there is room for 1 MiB."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        if way == "plain":
+            with open(file, "wb") as target:
+                target.write(bytes(2**22))
+        else:
+            import torch
+            from safetensors.torch import save_file
+
+            save = torch.save if way == "torch" else save_file
+            save({"weights": torch.zeros(2**20)}, file)
 
     def die(self, rank: int = 0) -> None:
         """One rank dies, the others wait for it."""

@@ -90,7 +90,7 @@ def evaluate(
         evaluated = f"{model} at {asked.base_url}"
         console.print(f"Evaluating {evaluated}", markup=False, highlight=False, soft_wrap=True)
         table, answered = evaluate_endpoint(config, asked, console)
-        more = {"endpoint": asdict(answered)}
+        more = {"endpoint": asdict(answered), "engine": None}
     else:
         from flows.evaluate import evaluate_folder, newest_policy
 

@@ -50,6 +50,12 @@ class CampaignConfig(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     gates: GatesConfig = GatesConfig()
 
+    @property
+    def bank_at_test(self) -> str | None:
+        """File of the static skills that stand in the prompts of evaluations."""
+        kept = self.method.skill_bank if self.method.keep_skill_at_test else None
+        return self.evaluation.skill_bank or kept
+
     @field_validator("root")
     @classmethod
     def _known_store(cls, root: str) -> str:

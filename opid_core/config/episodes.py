@@ -54,7 +54,7 @@ class RolloutConfig(Section):
 
 
 class EngineConfig(Section):
-    """The inference engine (vLLM, in process)."""
+    """The inference engine (vLLM), a process of its own."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type of the engine's weights."""

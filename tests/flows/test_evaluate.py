@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.evaluate import newest_policy
+from infra.objects import delete
+from infra.store import open_campaign
+from opid_core.config import build_config
 from opid_core.seeds import derive
 from tests.chat_server import KEY, Answer, ChatServer, chat_server
 from tests.flows.test_cli import opid, own_environment  # noqa: F401 - an autouse fixture
+from tests.infra.stored import make_chain
 
 OFFERS = "Admissible actions: "
 
@@ -287,3 +292,13 @@ def test_empty_and_cut_and_uncounted_responses_are_told(server, evaluate):
     assert "the tokens of 2 were not named and count as 0; 2 were cut at rollout.max_response_tokens; 2 were empty" in (
         " ".join(evaluated.out.split())
     )
+
+
+def test_the_newest_policy_is_its_weights(tmp_path):
+    """Its optimizer state is not needed to play it: not downloaded, and not missed."""
+    config = build_config({"campaign": "demo", "root": str(tmp_path / "runs")})
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    chain = make_chain(store, tmp_path, 2)
+    weights, state = chain[-1].policy.files
+    delete([store.address(state.path)])
+    assert newest_policy(config) / "model.safetensors" == store.address(weights.path)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
-from flows.plan import analyzer_cost, check
+from flows import memory
+from flows.plan import analyzer_cost, check, check_space
+from infra.store import open_campaign
 from opid_core.analyzers.messages import INSTRUCTIONS
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from tests.chat_server import Answer, chat_server
 from tests.flows.test_cli import SMALL
+from tests.infra.stored import make_chain
 
 LLM = {"model": "teacher", "max_tokens": 500, "max_prompt_chars": 8000, "base_url": "http://127.0.0.1:9/v1"}
 
@@ -54,3 +62,37 @@ def test_a_refused_key_is_found_before_any_work(tmp_path):
         with pytest.raises(ConfigError, match="refused the key of OPENAI_API_KEY"):
             check(config)
     assert not (tmp_path / "runs").exists()
+
+
+def disk_with(free_mib: dict[Path, float]):
+    """`shutil.disk_usage` of a disk at each of the folders."""
+    return lambda path: SimpleNamespace(free=free_mib[Path(path)] * 2**20)
+
+
+def test_a_disk_must_hold_what_is_still_to_come(tmp_path, monkeypatch):
+    root, temporary = tmp_path / "runs", tmp_path / "temporary"
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    config = build_config({**SMALL, "root": str(root)})
+    other = config.model_copy(update={"campaign": "other"})
+    one = memory.stored(config)
+    each_mib = one.lasting_mib + one.state_mib
+    assert one.campaign_mib == 3 * each_mib  # the start and two iterations
+
+    def check_disks(configs, root_mib: float, temporary_mib: float) -> None:
+        free = {tmp_path: root_mib, root: root_mib, temporary: temporary_mib}
+        monkeypatch.setattr(shutil, "disk_usage", disk_with(free))
+        check_space(configs)
+
+    check_disks([config], 3 * each_mib, each_mib)
+    with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
+        check_disks([config], 2.9 * each_mib, each_mib)
+    with pytest.raises(ConfigError, match=rf"^{temporary}: .* set TMPDIR to a folder on a larger disk"):
+        check_disks([config], 3 * each_mib, 0.9 * each_mib)
+    make_chain(open_campaign(root, config.campaign, config.model_dump(mode="json")), tmp_path, 2)
+    check_disks([config], each_mib, each_mib)
+    with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
+        check_disks([config], 0.9 * each_mib, each_mib)
+    check_disks([config.model_copy(update={"iterations": 1})], 0, 0)  # all of it is there
+    check_disks([config, other], 4 * each_mib, each_mib)
+    with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
+        check_disks([config, other], 3.9 * each_mib, each_mib)

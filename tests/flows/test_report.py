@@ -7,7 +7,7 @@ from rich.console import Console
 
 from envs.search_qa.data import Question
 from envs.search_qa.tasks import tasks_of
-from flows.report import evaluation_record, show_evaluations, write_report
+from flows.report import evaluation_record, mean_metrics, show_evaluations, summary, write_report
 from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.schema import from_rows
@@ -38,6 +38,23 @@ def test_an_evaluation_as_data_has_success_and_every_episode_with_its_seed():
     assert {episode["seed"] for episode in record["episodes"]} == {9}
 
 
+def test_an_evaluation_as_data_says_what_was_played():
+    def record(**sections) -> dict:
+        config = build_config({"campaign": "c", "preset": "paper", **sections})
+        return evaluation_record(config, "folder", from_rows("evaluations", played()))
+
+    limits = {"max_prompt_tokens": 512, "max_response_tokens": 32}
+    found = record(rollout={"group_size": 2, **limits}, engine={"dtype": "bfloat16"})
+    assert (found["preset"], found["rollout"], found["engine"]) == ("paper", limits, {"dtype": "bfloat16"})
+    assert found["skill_bank"] is None
+    # Skills of the training stand in the evaluated prompts where the method keeps them; the evaluation's own win.
+    method = {"name": "skill_grpo", "skill_bank": "trained.json"}
+    assert record(method=method)["skill_bank"] is None
+    kept = {**method, "keep_skill_at_test": True}
+    assert record(method=kept)["skill_bank"] == "trained.json"
+    assert record(method=kept, evaluation={"skill_bank": "own.json"})["skill_bank"] == "own.json"
+
+
 def test_exact_match_is_shown_by_data_set_with_counts_and_averaged_both_ways():
     output = io.StringIO()
     show_evaluations(from_rows("evaluations", played()), Console(file=output, width=100))
@@ -65,4 +82,20 @@ def test_the_report_of_a_campaign_says_it_by_data_set_too(tmp_path):
 | nq | 4 | 75.0% |
 """
         in text
+    )
+
+
+def test_the_report_of_a_campaign_names_the_preset_and_the_advantages_shares(tmp_path):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    chain = [commit_rows(store, tmp_path, None, {"evaluations": played()}, tokenizer=False)]
+    assert "Preset: unknown. " in (write_report(store) / "summary.md").read_text()  # a manifest that does not say
+    for iteration, (outcome, skill) in enumerate(((1.0, 0.0), (0.5, 0.5))):
+        shares = {"advantage_share/outcome": outcome, "advantage_share/skill": skill, "rollout/return": 3.0}
+        metrics = [{"iteration": iteration, "name": name, "value": value} for name, value in shares.items()]
+        chain.append(commit_rows(store, tmp_path, chain[-1], {"metrics": metrics}, tokenizer=False))
+    assert mean_metrics(store, chain)["rollout/return"] == 3.0
+    text = summary(store, [*chain[:-1], chain[-1].model_copy(update={"preset": "released"})], [])
+    assert (
+        "Preset: released. Share of the advantage over valid tokens, the mean over iterations: outcome 75.00%, skill "
+        "25.00%.\n" in text
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +62,21 @@ def failing(status: int, code: str) -> Iterator[str]:
             self.answer(status, text.encode(), {"Content-Type": "application/xml"})
 
     with _serving(Failing) as url:
+        yield url
+
+
+@contextmanager
+def keeping(code: str) -> Iterator[str]:
+    """A server that takes requests to delete many objects, and deletes none: each for the reason `code`."""
+
+    class Keeping(_Handler):
+        def respond(self) -> None:
+            keys = re.findall(rb"<Key>(.*?)</Key>", self.body())
+            errors = [b"<Error><Key>%s</Key><Code>%s</Code></Error>" % (key, code.encode()) for key in keys]
+            text = b"<DeleteResult>%s</DeleteResult>" % b"".join(errors)
+            self.answer(200, text, {"Content-Type": "application/xml"})
+
+    with _serving(Keeping) as url:
         yield url
 
 

@@ -10,7 +10,7 @@ from infra import objects, s3_objects
 from infra.objects import address_of, create_only, read
 from infra.store import check_writable, commit, find_campaign, manifests, open_campaign, write_table
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
-from tests.infra.servers import failing, overwriting
+from tests.infra.servers import failing, keeping, overwriting
 from tests.infra.stored import CONFIG, make_chain, make_manifest, scores_table
 
 KEY, SECRET, TOKEN = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY", "FwoGZXIvYXdzEXAMPLETOKEN"
@@ -72,6 +72,23 @@ def test_expired_or_insufficient_credentials(credentials, status, code):
         everything_refused(
             "s3://bucket/runs", url, ConfigError, rf"refused \({code}\); renew .* the same command again"
         )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "message"),
+    [
+        (
+            "AccessDenied",
+            ConfigError,
+            r"cannot be deleted: the credentials are missing or refused \(AccessDenied\); renew",
+        ),
+        ("InternalError", InfrastructureError, r"cannot be deleted \(InternalError\)$"),
+    ],
+)
+def test_an_object_that_is_not_deleted_is_named(credentials, code, kind, message):
+    credentials(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
+    with keeping(code) as url, pytest.raises(kind, match=rf"^s3://bucket/a/state\.pt: {message}"):
+        objects.delete([address_of("s3://bucket/a/state.pt", url), address_of("s3://bucket/b/state.pt", url)])
 
 
 def test_a_missing_bucket(s3_server):

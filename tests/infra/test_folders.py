@@ -57,6 +57,17 @@ def test_a_folder_is_copied_listed_and_verified(store, tmp_path, cache):
     assert folder_path(store, record, verify=True) == folder
 
 
+def test_a_folder_of_it_may_be_left_out(store, tmp_path, cache):
+    local = make_folder(tmp_path, "local")
+    (local / "optimizer.json").write_bytes(b"{}")
+    (local / "deep" / "optimizer").mkdir(parents=True)
+    (local / "deep" / "optimizer" / "x").write_bytes(b"")
+    record = put_folder(store, local, "policies/000001/attempt", without="optimizer")
+    kept = ["deep/optimizer/x", "model.safetensors", "optimizer.json"]
+    assert [file.path for file in record.files] == [f"policies/000001/attempt/{name}" for name in kept]
+    assert all_files(folder_path(store, record, verify=True)) == kept
+
+
 def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypatch):
     record = put_folder(store, make_folder(tmp_path, "local"), "policies/000001/attempt")
     monkeypatch.setenv("OPID_CACHE", str(tmp_path / "another machine"))

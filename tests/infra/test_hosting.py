@@ -60,6 +60,19 @@ def test_a_fault_of_the_hardware_is_an_infrastructure_fault():
         group.call("accelerator_fault")
 
 
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("plain", r"OSError: \[Errno 27\] File too large"),
+        ("torch", r"RuntimeError: .*\(is the disk of TMPDIR full\?\)$"),
+        ("safetensors", r"SafetensorError: .* File too large .*\(is the disk of TMPDIR full\?\)$"),
+    ],
+)
+def test_a_full_disk_is_an_infrastructure_fault(way, message, tmp_path):
+    with counter() as group, pytest.raises(InfrastructureError, match=message):
+        group.call("fill_disk", way, str(tmp_path / "file"))
+
+
 def test_a_death_is_an_infrastructure_fault_with_the_last_lines():
     with (
         counter() as group,

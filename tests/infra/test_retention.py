@@ -7,6 +7,7 @@ import pytest
 from infra import retention
 from infra.objects import delete
 from infra.store import (
+    check_objects,
     folder_path,
     give_up_states,
     given_up,
@@ -51,6 +52,17 @@ def test_a_state_that_was_lost_is_not_taken_for_one_that_was_given_up(store, tmp
     delete([store.address(states(store)[0])])
     with pytest.raises(DataError, match=r"optimizer/state\.pt: missing"):
         verify(store)
+
+
+def test_a_state_that_is_given_up_while_it_is_verified_is_not_missed(store, tmp_path):
+    chain = make_chain(store, tmp_path, 3)
+    records = standing(store, chain)
+    give_up_states(store, chain, keep=1)
+    seen = []
+    assert check_objects(store, records, seen.append) == 3 * 4 - 2 == len(seen)
+    delete([store.address(states(store)[0])])
+    with pytest.raises(DataError, match=r"optimizer/state\.pt: missing"):
+        check_objects(store, records)
 
 
 def test_a_whole_policy_whose_state_was_given_up_cannot_be_continued_from(store, tmp_path, monkeypatch):

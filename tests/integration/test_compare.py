@@ -44,7 +44,7 @@ def test_a_killed_study_goes_on_and_opid_without_its_signal_is_grpo_bit_for_bit(
     # One policy, made once by warm start; the same games and draws; one has skills, and the same weights come out.
     assert [weights_hash(m.policy) for m in grpo] == [weights_hash(m.policy) for m in skills]
     assert len({weights_hash(m.policy) for m in grpo}) == 3
-    rows = [manifest.tables["skills"].rows for manifest in (*grpo[1:], *skills[1:])]
+    rows = [manifest.tables["skills"].rows or 0 for manifest in (*grpo[1:], *skills[1:])]
     assert rows[:2] == [0, 0]
     assert min(rows[2:]) > 0
     assert [m.tables["evaluations"].content_hash for m in (grpo[0], grpo[2])] == [

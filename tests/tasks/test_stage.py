@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from flows.campaign import attempted
+from flows.campaign import attempted, run_campaign
 from infra import stages
 from infra.hosting import HostedGroup
-from infra.store import CampaignStore, location, open_campaign, read_table
+from infra.store import CampaignStore, given_up, location, open_campaign, read_table
 from opid_core.config import RecoveryConfig, build_config
 from opid_core.errors import (
     AttemptUnusable,
@@ -28,7 +28,8 @@ from opid_core.errors import (
 from opid_core.schema import from_rows
 from tasks import progress, workers
 from tasks.context import Place, StageResult
-from tasks.stage import retry_delays_s, save, stage
+from tasks.stage import leniently, retry_delays_s, save, stage
+from tests.infra.stored import make_chain
 from tests.tasks.valid_tables import valid
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
@@ -248,3 +249,65 @@ def test_a_lost_lease_leaves_the_attempt_to_the_new_holder(place):
     assert isinstance(result, LeaseLost)
     assert attempts == [0]
     assert reasons(place.store) == []
+
+
+def test_a_store_that_is_away_when_the_attempts_are_counted_costs_attempts(place):
+    """The folder of the records is a link to itself: every look at it is a fault of the disk, until it is mended."""
+    records = Path(location(place.store, "_stages"))
+    records.symlink_to(records)
+    result, attempts, notes = attempt_all(place, "never")
+    assert isinstance(result, InfrastructureError)
+    assert attempts == []
+    assert [note for note in notes if note.startswith("3: ")] == [f"3: no attempt could begin: {_named(result)}"] * 2
+
+    stop = progress.listen(lambda event: records.unlink(missing_ok=True) if event.stage == "given up" else None)
+    try:
+        assert attempt_all(place, "manifest")[:2] == ("manifest", [0])
+    finally:
+        stop()
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+# After a commit ---------------------------------------------------------------------------------------------------
+
+
+def after_commit(place: Place, *outcomes: Exception | None) -> list[str]:
+    """What people are told when what follows a commit goes as told."""
+    left, notes = iter(outcomes), []
+
+    def function() -> None:
+        if (outcome := next(left)) is not None:
+            raise outcome
+
+    stop = progress.listen(lambda event: notes.append(event.note))
+    try:
+        leniently(place.config.recovery, "track", function)
+    finally:
+        stop()
+    return notes
+
+
+def test_what_follows_a_commit_is_tried_again_and_then_left(place):
+    away, slow = InfrastructureError("away"), TimeoutError("slow")
+    assert after_commit(place, away, None) == ["track failed: away"]
+    assert after_commit(place, away, slow, away) == [
+        "track failed: away",
+        "track failed: slow",
+        "track failed: away",
+        "track was left undone: away",
+    ]
+    with pytest.raises(ConfigError, match="no right"):
+        after_commit(place, ConfigError("no right"))
+
+
+def test_a_resumed_campaign_deletes_the_states_that_a_crash_left(tmp_path):
+    values = {"campaign": "demo", "root": str(tmp_path / "runs"), "iterations": 2, "recovery": RECOVERY}
+    config = build_config({**values, "storage": {"optimizer_states": 1}})
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    chain = make_chain(store, tmp_path, 3)
+    assert run_campaign(config) == chain  # all its iterations are there
+    assert given_up(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
+    assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
