@@ -12,6 +12,7 @@ import typer
 
 from flows.report import Evaluated, draw_campaign, evaluations, first_and_last, save_plot
 from infra.store import find_campaign, manifests
+from opid_core.paired import same_tasks
 
 
 def curves(
@@ -19,10 +20,10 @@ def curves(
     root: Annotated[Path, typer.Option(help="Root of the store.")] = Path("runs"),
     out: Annotated[Path, typer.Option(help="Written: OUT.md and OUT.png.")] = Path("curves"),
 ) -> None:
-    """Success before and after for each campaign, and their curves."""
+    """Success before and after for each campaign, tested task by task (exact sign test), and their curves."""
     lines = [
-        "| campaign | temperature | games | before (95%) | after (95%) | updates | intervals |",
-        "|---|---|---|---|---|---|---|",
+        "| campaign | temperature | games | before (95%) | after (95%) | updates | won more often after, before | p |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     found: dict[str, tuple[list, list[Evaluated]]] = {}
     for name in campaigns:
@@ -31,10 +32,11 @@ def curves(
         evaluated = evaluations(store, chain)
         found[name] = (chain, evaluated)
         for first, last in first_and_last(evaluated):
-            apart = "apart" if last.success.low > first.success.high else "overlap"
+            paired = same_tasks(first.episodes, last.episodes)
+            test = f"{paired.second_more}, {paired.first_more} | {paired.p_value:.2g}" if paired else " | "
             lines.append(
                 f"| {name} | {first.temperature:g} | {last.success.episodes} | {_share(first)} | {_share(last)} "
-                f"| {last.policy_version} | {apart} |"
+                f"| {last.policy_version} | {test} |"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from rich.text import Text
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_table
 from opid_core.config import CampaignConfig
+from opid_core.paired import same_tasks
 from opid_core.statistics import SuccessRate, by_temperature, table_success
 from tasks.version import code_version
 
@@ -33,6 +34,8 @@ class Evaluated:
     success: SuccessRate
     admissible: float
     """Share of actions that the world offered."""
+    episodes: pa.Table = field(repr=False)
+    """The rows of the table `evaluations`."""
 
 
 def evaluations(store: CampaignStore, chain: list[Manifest]) -> list[Evaluated]:
@@ -50,6 +53,7 @@ def evaluations(store: CampaignStore, chain: list[Manifest]) -> list[Evaluated]:
                     temperature=temperature,
                     success=table_success(part),
                     admissible=sum(part.column("admissible_actions").to_pylist()) / max(1, steps),
+                    episodes=part,
                 )
             )
     return found
@@ -96,12 +100,10 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
             f"| {s.low:.1%} to {s.high:.1%} | {s.macro:.1%} | {e.admissible:.1%} |"
         )
     for first, last in first_and_last(evaluated):
-        apart = last.success.low > first.success.high
-        verdict = "the intervals do not overlap" if apart else "the intervals overlap: no certain change"
         lines += [
             "",
             f"Temperature {first.temperature:g}: {first.success.micro:.1%} before, {last.success.micro:.1%} after "
-            f"{last.policy_version} updates; {verdict}.",
+            f"{last.policy_version} updates. {_verdict(first, last)}",
         ]
     lines += [
         *_by_task_type(evaluated),
@@ -118,6 +120,17 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
         "",
     ]
     return "\n".join(lines)
+
+
+def _verdict(first: Evaluated, last: Evaluated) -> str:
+    """What the panel's tasks, one by one, tell of a change; the draw of the training run is no part of it."""
+    paired = same_tasks(first.episodes, last.episodes)
+    if paired is None:
+        return "They were evaluated on different tasks."
+    return (
+        f"Of the same tasks {paired.second_more} were won more often after, {paired.first_more} before (exact sign "
+        f"test: p = {paired.p_value:.2g})."
+    )
 
 
 def _advantage_shares(means: Mapping[str, float]) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
-from opid_core.paired import Paired, sign_test
+from opid_core.paired import Paired, same_tasks
 from opid_core.schema import OUTCOMES, ROUTE_NAMES
-from opid_core.statistics import SuccessRate, by_temperature, table_success, wins_by_task
+from opid_core.statistics import SuccessRate, by_temperature, table_success
 
 EXAMPLES = 3
 SAME_PANEL = ("environment.name", "environment.options", "evaluation.split")
@@ -183,21 +182,11 @@ def _evaluations(first: Side, second: Side, changes: Sequence[ConfigChange]) -> 
             second_version=other[temperature].column("policy_version")[0].as_py(),
             first=table_success(one[temperature]),
             second=table_success(other[temperature]),
-            paired=_paired(one[temperature], other[temperature]) if same else None,
+            paired=same_tasks(one[temperature], other[temperature]) if same else None,
         )
         for temperature in one
         if temperature in other
     )
-
-
-def _paired(first: pa.Table, second: pa.Table) -> Paired | None:
-    """Task by task, each with the share of its episodes that were won; a task that only broke on either side is left
-    out."""
-    one, other = wins_by_task(first), wins_by_task(second)
-    if one.keys() != other.keys():
-        return None
-    kept = [task for task in one if one[task] and other[task]]
-    return sign_test([fmean(one[task]) for task in kept], [fmean(other[task]) for task in kept])
 
 
 def _config_changes(first: Any, second: Any, key: str = "") -> Iterator[ConfigChange]:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
+
+import pyarrow as pa
+
+from opid_core.statistics import wins_by_task
 
 
 @dataclass(frozen=True)
@@ -36,3 +41,13 @@ def sign_test(first_won: Sequence[float], second_won: Sequence[float]) -> Paired
         neither=sum(a == b == 0 for a, b in pairs),
         p_value=min(1.0, 2 * tail / 2**differing),
     )
+
+
+def same_tasks(first: pa.Table, second: pa.Table) -> Paired | None:
+    """The sign test of two `evaluations` tables of one temperature, each task with the share of its episodes that were
+    won; a task that only broke on either side is left out. None where the tasks are not the same."""
+    one, other = wins_by_task(first), wins_by_task(second)
+    if one.keys() != other.keys():
+        return None
+    kept = [task for task in one if one[task] and other[task]]
+    return sign_test([fmean(one[task]) for task in kept], [fmean(other[task]) for task in kept])

@@ -189,7 +189,7 @@ def content_hash(table: pa.Table) -> str:
     table = table.select(kept).combine_chunks()
     if "name" in table.column_names and "value" in table.column_names:  # metrics: drop wall-clock rows
         names = table.column("name").to_pylist()
-        table = table.filter(pa.array([not n.endswith("_s") for n in names]))
+        table = table.filter(pa.array([not n.endswith("_s") for n in names], pa.bool_()))
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

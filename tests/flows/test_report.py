@@ -99,3 +99,17 @@ def test_the_report_of_a_campaign_names_the_preset_and_the_advantages_shares(tmp
         "Preset: released. Share of the advantage over valid tokens, the mean over iterations: outcome 75.00%, skill "
         "25.00%.\n" in text
     )
+
+
+def test_before_and_after_are_compared_task_by_task(tmp_path):
+    """Two lost questions are won, none the other way: 2 * 1 / 2**2. The broken one says nothing."""
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    start = commit_rows(store, tmp_path, None, {"evaluations": played()}, tokenizer=False)
+    after = [row | {"policy_version": 1} for row in played()]
+    won = [row | ({} if row["outcome"] == "broken" else {"outcome": "success"}) for row in after]
+    commit_rows(store, tmp_path, start, {"evaluations": won, "metrics": []}, tokenizer=False)
+    text = (write_report(store) / "summary.md").read_text()
+    assert (
+        "Temperature 0.4: 60.0% before, 100.0% after 1 updates. Of the same tasks 2 were won more often after, 0 before "
+        "(exact sign test: p = 0.5).\n" in text
+    )
