@@ -48,12 +48,12 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 done = len(chain) - 1
                 note = f"Resuming {config.campaign} after {done} of {config.iterations} iterations."
                 report(done - 1, "resumed", note=note)
-            _delete_old_states(config, store, chain)  # what a crash left of them
+            if chain:
+                _after_commit(config, store, chain)  # a crash may have come before it
             while len(chain) <= config.iterations:
                 run = partial(_run_held, lease, config, store, chain, since_s=time.monotonic())
                 chain.append(attempted(config, store, next_iteration(chain), run))
-                leniently(recovery, "track", track, config, store, chain)
-                _delete_old_states(config, store, chain)
+                _after_commit(config, store, chain)
         finally:
             workers.close()
     return chain
@@ -77,7 +77,9 @@ def run_next(
     return run_iteration(config, store, iteration, chain[0], chain[-1], attempt, since_s, history, degrade)
 
 
-def _delete_old_states(config: CampaignConfig, store: CampaignStore, chain: list[Manifest]) -> None:
+def _after_commit(config: CampaignConfig, store: CampaignStore, chain: list[Manifest]) -> None:
+    """Metrics of the newest iteration to trackers, old optimizer states away. Doing it again changes nothing."""
+    leniently(config.recovery, "track", track, config, store, chain)
     kept = config.storage.optimizer_states
     if kept is not None:
         leniently(config.recovery, "give_up_states", give_up_states, store, chain, kept)

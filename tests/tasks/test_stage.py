@@ -12,7 +12,7 @@ import pytest
 from flows.campaign import attempted, run_campaign
 from infra import stages
 from infra.hosting import HostedGroup
-from infra.store import CampaignStore, given_up, location, open_campaign, read_table
+from infra.store import CampaignStore, given_up, local_folder, location, open_campaign, read_table
 from opid_core.config import RecoveryConfig, build_config
 from opid_core.errors import (
     AttemptUnusable,
@@ -303,7 +303,7 @@ def test_what_follows_a_commit_is_tried_again_and_then_left(place):
         after_commit(place, ConfigError("no right"))
 
 
-def test_a_resumed_campaign_deletes_the_states_that_a_crash_left(tmp_path):
+def test_a_resumed_campaign_does_what_a_crash_kept_from_following_the_last_commit(tmp_path):
     values = {"campaign": "demo", "root": str(tmp_path / "runs"), "iterations": 2, "recovery": RECOVERY}
     config = build_config({**values, "storage": {"optimizer_states": 1}})
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
@@ -311,3 +311,4 @@ def test_a_resumed_campaign_deletes_the_states_that_a_crash_left(tmp_path):
     assert run_campaign(config) == chain  # all its iterations are there
     assert given_up(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
     assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
+    assert list((local_folder(store) / "tensorboard").iterdir()) != []
