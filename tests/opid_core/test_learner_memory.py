@@ -21,7 +21,7 @@ def out_of_memory(*arguments, **named):
 def learner() -> Learner:
     """One that is loaded, as far as it says."""
     made = object.__new__(Learner)
-    made.config, made._engine, made._shapes = LearnerConfig(), None, {}  # type: ignore[assignment]
+    made.config, made._engine, made._shapes = LearnerConfig(), None, {}  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 
