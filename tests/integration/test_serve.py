@@ -36,7 +36,7 @@ from infra import processes
 
 @flow(name="train")
 def train(config: str, overrides: list[str] = []) -> None:
-    folder = Path(config)
+    folder = Path(config).with_suffix("")
     with open(folder / "starts", "a") as starts:
         starts.write(f"{os.getpid()}\\n")
     count = len((folder / "starts").read_text().split())
@@ -72,7 +72,7 @@ from flows.serve import serve
 from opid_core.errors import OpidError
 configs = [Path(argument) for argument in sys.argv[3:]]
 try:
-    serve(configs, "0 3 * * *" if configs else None, int(sys.argv[2]), "pool", Console(width=200),
+    serve(configs, "* * * * *" if configs else None, int(sys.argv[2]), "pool", Console(width=200),
           attempts=3, declaration=Path(sys.argv[1]) / "prefect.yaml")
 except OpidError as error:
     sys.exit(str(error))
@@ -280,7 +280,7 @@ def test_a_second_serve_is_refused(served, tmp_path, monkeypatch):
         serve([], None, served.port, "pool", None)  # type: ignore[arg-type]
 
 
-def test_stopping_leaves_no_process_and_the_next_serve_continues(served, tmp_path):
+def test_stopping_leaves_no_process_and_the_next_serve_continues_and_keeps_its_schedule(served, tmp_path):
     run, folder = served.run("interrupted", "wait")
     child_of(folder)
     assert len(served.family()) >= 5  # serve, server, worker, flow, its child
@@ -290,13 +290,16 @@ def test_stopping_leaves_no_process_and_the_next_serve_continues(served, tmp_pat
 
     config = tmp_path / "nightly.yaml"
     config.write_text("campaign: nightly\n", encoding="utf-8")
+    scheduled = config.with_suffix("")
+    scheduled.mkdir()
     (folder / "go").touch()
     served.process = served.start(config)
     served.wait_until_ready(2)
     assert served.wait_for_state(run, "Completed").run_count == 2
     nightly = served.client.read_deployment_by_name("train/nightly")
     assert nightly.parameters == {"config": str(config)}
-    assert [schedule.schedule.cron for schedule in nightly.schedules] == ["0 3 * * *"]
+    assert [schedule.schedule.cron for schedule in nightly.schedules] == ["* * * * *"]
+    wait_for((scheduled / "done").exists, "a run that the schedule of every minute began")
     names = [automation["name"] for automation in automations.automations()]
     assert [len(served.client.read_automations_by_name(name)) for name in names] == [1, 1]
 
