@@ -16,7 +16,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from flows.audit.pages import CAMPAIGN_PAGE, page_of, write_pages
+from flows.reports.audit.pages import CAMPAIGN_PAGE, page_of, write_pages
 from tests.audited import Shape, make_campaign
 
 SHAPE = Shape(tasks=16, group_size=8, steps=30, tokens=75)

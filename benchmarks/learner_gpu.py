@@ -21,9 +21,9 @@ from infra.hosting import HostedGroup
 from infra.scratch import scratch_folder
 from opid_core.config import LearnerConfig
 from opid_core.errors import OutOfMemory
-from opid_core.learner import TrainingSample
-from opid_core.models import make_tiny_policy
-from opid_core.scoring import TokenSequence
+from opid_core.learning.learner import TrainingSample
+from opid_core.learning.scoring import TokenSequence
+from opid_core.policies import make_tiny_policy
 from tests.tiny_policy import make_tokenizer
 
 VOCABULARY = 32_000
@@ -46,7 +46,7 @@ def make_samples(count: int) -> list[TrainingSample]:
 
 
 def hosted(folder: Path, config: LearnerConfig, state: Path | None = None) -> HostedGroup:
-    return HostedGroup("learner", "opid_core.learner:Learner", folder, config, threads=8, seed=0, state=state)
+    return HostedGroup("learner", "opid_core.learning.learner:Learner", folder, config, threads=8, seed=0, state=state)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from opid_core.learner import TrainingSample
-from opid_core.losses import policy_loss
+from opid_core.learning.learner import TrainingSample
+from opid_core.learning.losses import policy_loss
 
 NAIVE_BATCH = 8
 """Samples of one padded batch of the naive way in batches and of TRL (its default)."""

@@ -35,12 +35,12 @@ from benchmarks.learning_baselines import (
     products,
 )
 from infra.scratch import scratch_folder
-from opid_core.advantages import outcome_advantages, skill_advantages, state_advantages
 from opid_core.config import LearnerConfig
-from opid_core.learner import Learner, TrainingSample
-from opid_core.models import make_tiny_policy
-from opid_core.routing import critical_steps
-from opid_core.scoring import TokenSequence, score
+from opid_core.learning.advantages import outcome_advantages, skill_advantages, state_advantages
+from opid_core.learning.learner import Learner, TrainingSample
+from opid_core.learning.scoring import TokenSequence, score
+from opid_core.policies import make_tiny_policy
+from opid_core.skills.routing import critical_steps
 from tests.tiny_policy import make_tokenizer
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from envs.base import make, validate_options
 from infra.store import find_campaign, manifests, read_config, read_table
 from opid_core.config import build_config
-from opid_core.skill_signal import by_route, expert_agrees
+from opid_core.skills.signal import by_route, expert_agrees
 
 
 def main() -> None:

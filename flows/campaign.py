@@ -26,9 +26,9 @@ from opid_core.errors import (
     OpidError,
 )
 from tasks import workers
+from tasks.gates.results import DRIFT_FLOORS
 from tasks.progress import report
 from tasks.stage import leniently, patiently
-from tasks.suites.results import DRIFT_FLOORS
 from tasks.track import track
 
 

@@ -13,8 +13,8 @@ from flows.display import live_progress
 from infra.store import find_campaign, folder_path, manifests, weights_only
 from opid_core.config import CampaignConfig, LlmConfig
 from opid_core.endpoint import check_endpoint
-from opid_core.engines.endpoint import Answered, EndpointEngine
 from opid_core.errors import ConfigError
+from opid_core.rollout.engines.endpoint import Answered, EndpointEngine
 from opid_core.seeds import derive
 from tasks import workers
 from tasks.engine import RemoteEngine

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opid_core.config import CampaignConfig
-from opid_core.models import Shape, count_parameters
+from opid_core.policies import Shape, count_parameters
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20

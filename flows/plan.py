@@ -15,13 +15,13 @@ from rich.table import Table
 
 from flows import memory
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
-from opid_core.analyzers.messages import INSTRUCTIONS
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.models import check_policy_folder
+from opid_core.policies import check_policy_folder
+from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from opid_core.warm_start import require_expert
 from tasks.evaluate import panel
-from tasks.gates import check_own
+from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
 from tasks.stage import check_skill_banks, environment_maker
 from tasks.track import require_wandb

@@ -15,7 +15,7 @@ from envs.alfworld import AlfworldOptions
 from envs.search_qa import SearchQaOptions
 from envs.webshop import WebshopOptions
 from opid_core.config import PRESETS, PRESETS_BY_METHOD, CampaignConfig
-from opid_core.identity import MAY_DIFFER
+from opid_core.hashing import MAY_DIFFER
 
 ENVIRONMENT_OPTIONS: dict[str, type[BaseModel]] = {
     "alfworld": AlfworldOptions,

@@ -8,10 +8,10 @@ from prefect import flow
 from rich.console import Console
 
 from flows import plan, settings
-from flows.audit.command import LAST, write_audit
 from flows.campaign import run_campaign
 from flows.display import live_progress
-from flows.report import print_report, write_report
+from flows.reports.audit.command import LAST, write_audit
+from flows.reports.campaign import print_report, write_report
 from infra.store import find_campaign, open_campaign
 from opid_core.config import CampaignConfig, load_config
 from opid_core.errors import InfrastructureError

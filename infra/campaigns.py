@@ -14,7 +14,7 @@ from infra import objects, s3_objects
 from infra.object_types import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
-from opid_core.identity import MAY_DIFFER
+from opid_core.hashing import MAY_DIFFER
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opid_core.errors import DataError
-from opid_core.identity import canonical_json
+from opid_core.hashing import canonical_json
 
 START: Literal["start"] = "start"
 """Key of the genesis manifest: the initial policy (version 0) and its evaluation, before any training."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from infra.store import CampaignStore, create_object, key_of, location, read_object
 from opid_core.errors import DataError
-from opid_core.identity import canonical_json
+from opid_core.hashing import canonical_json
 
 _FAILED = "failed"
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from envs.base import Decision, Environment, HasExpert, PromptParts, Task
-from opid_core.analyzers.hindsight import step_skill, workflow_skill
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.imitation import Demonstration, train
-from opid_core.models import TINY_VOCABULARY, make_tiny_policy
-from opid_core.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
+from opid_core.policies import TINY_VOCABULARY, make_tiny_policy
+from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
 from opid_core.seeds import derive
+from opid_core.skills.analyzers.hindsight import step_skill, workflow_skill
 from opid_core.tokenizer import train_tokenizer
 
 

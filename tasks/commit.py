@@ -10,12 +10,12 @@ from prefect.runtime import flow_run
 
 from infra import store as campaign_store
 from infra.manifest import START, Manifest, new_manifest
-from opid_core.identity import config_hash
+from opid_core.hashing import config_hash
 from opid_core.schema import from_rows
 from tasks.context import Place, Policy, StageResult, merge
+from tasks.gates.results import DRIFT_FLOORS
 from tasks.progress import report
 from tasks.stage import persistent, save
-from tasks.suites.results import DRIFT_FLOORS
 from tasks.version import code_version as running_version
 
 HEADLINES = ("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl", *DRIFT_FLOORS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.hosting import HostedGroup
 from opid_core.config import CampaignConfig
-from opid_core.engines.vllm import Completion
+from opid_core.rollout.engines.vllm import Completion
 
 
 class RemoteEngine:
@@ -23,7 +23,7 @@ class RemoteEngine:
         self._running = 0
         self._group = HostedGroup(
             "engine",
-            "opid_core.engines.vllm:VllmEngine",
+            "opid_core.rollout.engines.vllm:VllmEngine",
             policy_dir,
             config.engine,
             max_model_len=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.store import CampaignStore, create_object, read_object
-from opid_core import methods
-from opid_core.analyzers import analyze
 from opid_core.config import AnalyzerConfig, CampaignConfig
-from opid_core.skills import Analysis, skills_table
+from opid_core.learning import methods
+from opid_core.skills.analyzers import analyze
+from opid_core.skills.replies import Analysis, skills_table
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report
 from tasks.rollout import forbidden_texts

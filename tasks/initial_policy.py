@@ -6,7 +6,7 @@ from pathlib import Path
 
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
-from opid_core.models import check_policy_folder
+from opid_core.policies import check_policy_folder
 from opid_core.warm_start import warm_start
 from tasks.context import Place, Policy, StageResult
 from tasks.progress import report

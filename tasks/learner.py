@@ -9,9 +9,9 @@ import numpy as np
 
 from infra.hosting import HostedGroup
 from opid_core.config import CampaignConfig
-from opid_core.learner import TrainingSample
-from opid_core.methods import Distillation
-from opid_core.scoring import TokenSequence
+from opid_core.learning.learner import TrainingSample
+from opid_core.learning.methods import Distillation
+from opid_core.learning.scoring import TokenSequence
 
 
 class RemoteLearner:
@@ -22,7 +22,7 @@ class RemoteLearner:
         ranks = config.learner.ranks
         self._group = HostedGroup(
             "learner",
-            "opid_core.learner:Learner",
+            "opid_core.learning.learner:Learner",
             policy_dir,
             config.learner.model_copy(update={"micro_batch_tokens": micro_batch_tokens}),
             threads=config.threads,

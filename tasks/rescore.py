@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opid_core.rescoring import rescore_steps
+from opid_core.learning.rescoring import rescore_steps
 from tasks import workers
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report

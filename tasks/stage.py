@@ -20,12 +20,13 @@ from envs.base import Environment, make, validate_options
 from infra import stages
 from infra.store import check_objects, new_attempt, read_table, write_table
 from opid_core.config import CampaignConfig, RecoveryConfig
-from opid_core.episodes import EpisodeSettings
 from opid_core.errors import AttemptUnusable, DataError, InfrastructureError, OutOfMemory
-from opid_core.identity import training_hash
-from opid_core.skill_bank import skill_finder
-from tasks import gates, workers
+from opid_core.hashing import training_hash
+from opid_core.rollout.episodes import EpisodeSettings
+from opid_core.skills.banks import skill_finder
+from tasks import workers
 from tasks.context import Place, StageResult
+from tasks.gates import run as gates
 from tasks.progress import report
 from tasks.version import code_version
 

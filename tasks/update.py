@@ -6,8 +6,8 @@ import pyarrow as pa
 
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
-from opid_core import methods
-from opid_core.rescoring import broken_groups, training_samples
+from opid_core.learning import methods
+from opid_core.learning.rescoring import broken_groups, training_samples
 from opid_core.seeds import derive
 from tasks import workers
 from tasks.context import Context, Policy, StageResult

@@ -20,7 +20,7 @@ from tasks.engine import RemoteEngine
 from tasks.learner import RemoteLearner
 
 if TYPE_CHECKING:
-    from opid_core.scoring import TokenSequence
+    from opid_core.learning.scoring import TokenSequence
 
 CANARY_PROMPTS = ("Now it's your turn.", "On the table you see nothing. What next?")
 SMALLEST_MICRO_BATCH_TOKENS = 64
@@ -51,7 +51,7 @@ def tokenizer_of(folder: Path) -> Any:
 def engine(context: Context) -> RemoteEngine:
     """The engine with the weights of `context.policy`, checked against the learner. Raises NumericsError on a gap."""
     global _engine, _engine_policy
-    from opid_core.engines.vllm import canary_gap
+    from opid_core.rollout.engines.vllm import canary_gap
 
     if _engine is not None and _engine_policy == context.policy:
         return _engine

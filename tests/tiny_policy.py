@@ -36,7 +36,7 @@ def make_tiny_policy_folder(folder: Path, *, seed: int = 0, max_positions: int =
     """Write a two-layer policy (width 64) and its tokenizer; `scale` sharpens the output so that log-probs differ."""
     import torch
 
-    from opid_core.models import make_tiny_policy
+    from opid_core.policies import make_tiny_policy
 
     tokenizer = make_tokenizer()
     model = make_tiny_policy(

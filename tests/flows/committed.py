@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from infra.manifest import START, GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, new_attempt, put_folder, write_table
 from opid_core.schema import from_rows
-from tests.tasks.valid_tables import Rows, valid
+from tests.tasks.gates.valid_tables import Rows, valid
 
 WORDS = ("<pad>", "<eos>", "put", "take", "mug", "desk", "go", "on")
 FIRST, SECOND = "000000-0000-00", "000000-0000-01"

@@ -7,7 +7,7 @@ import pytest
 
 from flows.memory import estimate, misfits, policy_shape, smallest_gpu_mib, stored
 from opid_core.config import CampaignConfig, load_config
-from opid_core.models import Shape
+from opid_core.policies import Shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARCHITECTURES = {

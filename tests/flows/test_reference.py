@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from envs.base import _BUILT_IN
 from flows.reference import ENVIRONMENT_OPTIONS, reference, rows, sections
 from opid_core.config import CampaignConfig, build_config
-from opid_core.identity import MAY_DIFFER
+from opid_core.hashing import MAY_DIFFER
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 MODELS = [

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from opid_core.config import LearnerConfig
-from opid_core.learner import TrainingSample
-from opid_core.methods import Distillation
-from opid_core.scoring import TokenSequence, score
+from opid_core.learning.learner import TrainingSample
+from opid_core.learning.methods import Distillation
+from opid_core.learning.scoring import TokenSequence, score
 from tests.tiny_policy import random_tokens
 
 CONFIG = LearnerConfig(

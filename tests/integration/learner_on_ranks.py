@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from opid_core.errors import DataError, OutOfMemory
-from opid_core.learner import Learner, TrainingSample
-from opid_core.scoring import TokenSequence
+from opid_core.learning.learner import Learner, TrainingSample
+from opid_core.learning.scoring import TokenSequence
 from tests.integration.learner_cases import CONFIG, DISTILLATIONS, sequences_of, weights
 
 

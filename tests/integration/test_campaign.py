@@ -11,7 +11,7 @@ import pytest
 
 from infra.store import local_folder, location, read_table, verify
 from opid_core.config import LearnerConfig
-from opid_core.models import check_policy_folder
+from opid_core.policies import check_policy_folder
 
 pytestmark = pytest.mark.integration
 
@@ -69,7 +69,7 @@ def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, itera
 
 def test_stored_log_probs_are_those_of_the_stored_policies(campaign):
     """Scored again from the folders alone: iteration 1's old policy is policy 1, its reference policy 0."""
-    from opid_core.scoring import TokenSequence, frozen_policy, score
+    from opid_core.learning.scoring import TokenSequence, frozen_policy, score
 
     steps, scores = campaign.rows("steps", 1), campaign.rows("scores", 1)
     plain = [TokenSequence(row["prompt_ids"], row["response_ids"]) for row in steps]
@@ -119,7 +119,7 @@ def test_the_report_is_written(campaign):
 
 
 def test_status_reads_the_chain(campaign, monkeypatch, capsys):
-    from flows import cli
+    from flows.cli import main as cli
 
     monkeypatch.setattr(sys, "argv", ["opid", "status", "tiny", "--root", campaign.store.root])
     with pytest.raises(SystemExit) as ended:

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.chaos import checks, reader, victims
+from benchmarks.chaos.campaign import RoundFailed, clear_environment
+from benchmarks.chaos.play import Reference, Shape, open_storage, play, undisturbed
 from infra.store import open_campaign
 from opid_core.errors import DataError
-from tests.chaos import checks, reader, victims
-from tests.chaos.campaign import RoundFailed, clear_environment
-from tests.chaos.play import Reference, Shape, open_storage, play, undisturbed
 from tests.infra.stored import CONFIG, make_chain, make_manifest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]

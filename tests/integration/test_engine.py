@@ -31,14 +31,14 @@ def policy_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engine(policy_folder):
-    from opid_core.engines.vllm import VllmEngine
+    from opid_core.rollout.engines.vllm import VllmEngine
 
     return VllmEngine(policy_folder, CONFIG, max_model_len=128, threads=1, seed=0)  # the last test closes it
 
 
 @pytest.fixture
 def learner(policy_folder):
-    from opid_core.learner import Learner
+    from opid_core.learning.learner import Learner
 
     learner = Learner(policy_folder, LearnerConfig(learning_rate=1e-2, kl_coefficient=0.0), threads=1, seed=0)
     yield learner
@@ -84,7 +84,7 @@ def test_completions_end_at_eos_or_the_limit_and_every_generated_token_is_return
 
 
 def test_log_probs_are_at_temperature_one_whatever_the_sampling_temperature(engine, learner):
-    from opid_core.scoring import TokenSequence
+    from opid_core.learning.scoring import TokenSequence
 
     for temperature in (0.4, 1.0):
         finished, _ = generate(engine, 6, temperature)
@@ -101,7 +101,7 @@ def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(p
     assert again == finished
     script = (
         "import sys; from pathlib import Path; from tests.integration.test_engine import CONFIG, generate;"
-        "from opid_core.engines.vllm import VllmEngine;"
+        "from opid_core.rollout.engines.vllm import VllmEngine;"
         "engine = VllmEngine(Path(sys.argv[1]), CONFIG, max_model_len=128, threads=1, seed=0);"
         "print('RESULT', repr(sorted(generate(engine, 10)[0].items())))"
     )
@@ -118,8 +118,8 @@ def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(p
 
 
 def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(engine, learner, policy_folder):
-    from opid_core.engines.vllm import canary_gap
-    from opid_core.learner import TrainingSample
+    from opid_core.learning.learner import TrainingSample
+    from opid_core.rollout.engines.vllm import canary_gap
 
     engine.load_weights(learner.named_weights())
     assert canary_gap(engine, learner.score, prompts(4), TOLERANCE) < 1e-4
@@ -168,7 +168,7 @@ def test_an_incomplete_push_is_refused(engine, policy_folder):
 
 
 def test_weights_and_canary_wait_for_an_idle_engine(engine, learner):
-    from opid_core.engines.vllm import canary_gap
+    from opid_core.rollout.engines.vllm import canary_gap
 
     engine.submit("busy", [5, 6, 7], max_tokens=2, temperature=1.0, seed=0)
     with pytest.raises(DataError, match="load_weights: 1 requests still run"):
@@ -187,14 +187,14 @@ def test_an_empty_prompt_and_one_beyond_the_model_length_are_refused(engine):
 
 
 def test_a_cache_too_small_for_one_sequence_is_a_config_error(policy_folder):
-    from opid_core.engines.vllm import VllmEngine
+    from opid_core.rollout.engines.vllm import VllmEngine
 
     with pytest.raises(ConfigError, match="vLLM refuses"):
         VllmEngine(policy_folder, CONFIG, max_model_len=100_000, threads=1, seed=0)
 
 
 def test_closing_an_engine_leaves_the_learner_alive_and_a_new_one_can_start(engine, policy_folder, learner, tmp_path):
-    from opid_core.engines.vllm import VllmEngine, canary_gap
+    from opid_core.rollout.engines.vllm import VllmEngine, canary_gap
 
     engine.close()
     for _ in range(2):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opid_core.errors import ConfigError, DataError, NumericsError
-from opid_core.scoring import TokenSequence
+from opid_core.learning.scoring import TokenSequence
 from tests.integration.learner_cases import (
     CONFIG,
     DISTILLATIONS,
@@ -32,7 +32,7 @@ def policy_folder(tmp_path_factory):
 
 @pytest.fixture
 def make_learner(policy_folder):
-    from opid_core.learner import Learner
+    from opid_core.learning.learner import Learner
 
     learners = []
 
@@ -182,8 +182,8 @@ def test_a_state_that_cannot_be_continued_from_is_refused_by_name(make_learner, 
 
 
 def test_a_state_of_another_model_is_refused(make_learner, policy_folder, tmp_path):
-    from opid_core.learner import Learner
-    from opid_core.models import make_tiny_policy, save_policy
+    from opid_core.learning.learner import Learner
+    from opid_core.policies import make_tiny_policy, save_policy
 
     make_learner().save(tmp_path / "saved")
     smaller = make_tiny_policy(vocab_size=len(VOCABULARY), hidden_size=64, layers=1, heads=2, max_positions=256, seed=0)
@@ -244,7 +244,7 @@ def test_samples_that_do_not_fit_are_refused_by_number_and_field(make_learner, s
 def test_the_export_is_a_complete_policy_folder_of_the_updated_weights(make_learner, samples, stage, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from opid_core.models import check_policy_folder
+    from opid_core.policies import check_policy_folder
 
     learner = make_learner(zero_stage=stage)
     learner.update(samples, seed=0)

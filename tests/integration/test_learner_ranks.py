@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opid_core.errors import ConfigError, DataError, InfrastructureError
-from opid_core.scoring import micro_batches
+from opid_core.learning.scoring import micro_batches
 from tests.integration.learner_cases import (
     CONFIG,
     DISTILLATIONS,
@@ -49,7 +49,7 @@ def samples(folder):
 
 @pytest.fixture
 def make_learner(folder):
-    from opid_core.learner import Learner
+    from opid_core.learning.learner import Learner
 
     learners = []
 
@@ -66,7 +66,7 @@ def make_learner(folder):
 @pytest.fixture(scope="module")
 def one_rank(folder, samples):
     """Scores, and the weights after the second update, of one rank at each stage."""
-    from opid_core.learner import Learner
+    from opid_core.learning.learner import Learner
 
     results = {}
     for stage in STAGES:

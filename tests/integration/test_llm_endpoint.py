@@ -16,10 +16,10 @@ from rich.console import Console
 
 from flows.evaluate import endpoint_settings, evaluate_endpoint
 from infra import processes
-from opid_core.analyzers import llm
 from opid_core.config import AnalyzerConfig, LlmConfig, load_config
 from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
+from opid_core.skills.analyzers import llm
 from opid_core.trajectory import Step, Trajectory
 
 pytestmark = pytest.mark.integration

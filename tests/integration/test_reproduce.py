@@ -12,14 +12,14 @@ import sys
 import pytest
 from rich.console import Console
 
-from flows.export import export
-from flows.reproduce import as_committed, show_reproduce
-from flows.trace import find_life
+from flows.cli.export import export
+from flows.cli.reproduce import as_committed, show_reproduce
+from flows.reports.trace import find_life
 from infra.manifest import Manifest, new_manifest, to_bytes
 from infra.store import find_campaign, give_up_states, new_attempt, put_object, read_config, read_table, write_table
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
-from opid_core.models import check_policy_folder
+from opid_core.policies import check_policy_folder
 from opid_core.schema import from_rows
 from tests.infra.stored import all_files
 from tests.integration.campaigns import LIMIT_S, REPOSITORY

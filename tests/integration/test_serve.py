@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-from flows.serve import serve
+from flows.cli.serve import serve
 from infra import automations
 from opid_core.errors import ConfigError
 
@@ -68,7 +68,7 @@ from pathlib import Path
 from flows import settings
 settings.apply(sys.argv[1])
 from rich.console import Console
-from flows.serve import serve
+from flows.cli.serve import serve
 from opid_core.errors import OpidError
 configs = [Path(argument) for argument in sys.argv[3:]]
 try:

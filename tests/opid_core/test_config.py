@@ -6,7 +6,7 @@ import pytest
 
 from opid_core.config import CampaignConfig, build_config, load_config
 from opid_core.errors import ConfigError
-from opid_core.identity import MAY_DIFFER, config_hash, training_hash
+from opid_core.hashing import MAY_DIFFER, config_hash, training_hash
 
 
 def write(tmp_path, text: str):

@@ -13,12 +13,12 @@ import pytest
 from envs.base import TURN_LINE, PromptParts
 from infra.store import open_campaign, read_table, write_table
 from opid_core import schema
-from opid_core.analyzers import llm
 from opid_core.config import AnalyzerConfig, LlmConfig
 from opid_core.endpoint import well_formed
 from opid_core.errors import AnalyzerReplyError
-from opid_core.prompting import encode, inject, render
-from opid_core.skills import MAX_SKILL_CHARS, Analysis, clean_skill, parse_reply, skill_rows
+from opid_core.rollout.prompting import encode, inject, render
+from opid_core.skills.analyzers import llm
+from opid_core.skills.replies import MAX_SKILL_CHARS, Analysis, clean_skill, parse_reply, skill_rows
 from opid_core.trajectory import Step, Trajectory
 from tests.chat_server import Answer, chat_server
 from tests.hostile import KINDS, hostile_strings

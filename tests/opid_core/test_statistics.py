@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from opid_core.schema import from_rows
 from opid_core.statistics import independent_trials, skill_metrics, success_rate, wilson_interval
-from tests.tasks.valid_tables import valid
+from tests.tasks.gates.valid_tables import valid
 
 
 def test_wilson_interval_equals_the_published_example():

@@ -1,6 +1,6 @@
 from transformers import AutoTokenizer
 
-from opid_core.models import make_tiny_policy
+from opid_core.policies import make_tiny_policy
 from opid_core.tokenizer import train_tokenizer
 
 TEXTS = ["go to shelf 1", "take creditcard 12 from shelf 1"] * 20

@@ -16,8 +16,8 @@ from envs.alfworld import parse_action
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.imitation import Demonstration, train
-from opid_core.models import make_tiny_policy
-from opid_core.prompting import EPISODE_TITLE, STEP_TITLE, render
+from opid_core.policies import make_tiny_policy
+from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, render
 from opid_core.warm_start import Shown, demonstrate, require_expert
 
 OPTIONS = {"generator": {"size": "small", "seed": 3, "train": 60}}

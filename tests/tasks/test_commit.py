@@ -11,7 +11,7 @@ from infra.manifest import GateResult, Manifest, from_bytes, to_bytes
 from infra.store import CampaignStore, manifests, new_attempt, open_campaign, put_folder, read_table, verify
 from opid_core.config import CampaignConfig, build_config
 from opid_core.errors import DataError
-from opid_core.identity import config_hash
+from opid_core.hashing import config_hash
 from opid_core.schema import from_rows
 from tasks import progress
 from tasks.commit import build_manifest, commit, metric_rows, times

@@ -8,7 +8,7 @@ from envs.base import Task
 from infra.manifest import FolderRecord
 from infra.store import CampaignStore
 from opid_core.config import build_config
-from opid_core.episodes import Episode, EpisodeRequest
+from opid_core.rollout.episodes import Episode, EpisodeRequest
 from tasks.context import Context, Policy
 from tasks.rollout import mixed_groups, requests, requests_again, requests_for_ties
 

@@ -30,7 +30,7 @@ from tasks import progress, workers
 from tasks.context import Place, StageResult
 from tasks.stage import leniently, retry_delays_s, save, stage
 from tests.infra.stored import make_chain
-from tests.tasks.valid_tables import valid
+from tests.tasks.gates.valid_tables import valid
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 

@@ -1,0 +1,217 @@
+"""The tiny campaign of a round, started again whenever it was killed, by hand or by `opid serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+import httpx
+
+from benchmarks.chaos import victims
+from infra import processes
+from infra.store import CampaignStore
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAME = "tiny"
+ITERATIONS = 2
+STOP_LIMIT_S = 120.0
+CONFIG = """
+campaign: {campaign}
+root: {root}
+seed: 3
+iterations: {iterations}
+threads: 1
+environment:
+  options: {{generator: {{size: small, train: 40, valid_unseen: 8}}}}
+  max_steps: 4
+  history_length: 2
+rollout: {{tasks_per_iteration: 2, group_size: 3, max_prompt_tokens: 464, max_response_tokens: 24}}
+engine: {{kv_cache_mib: 32, max_concurrent: 8}}
+method: {{lambda_episode: 0.01, lambda_step: 0.01}}
+learner: {{learning_rate: 1.0e-3, mini_batch_samples: 16, micro_batch_tokens: 2048, ranks: {ranks}}}
+warm_start: {{episodes: 30, epochs: 1, batch_size: 16, hidden_size: 64, layers: 1, heads: 2}}
+evaluation: {{tasks: 4, every: 0, temperatures: [1.0]}}
+storage: {{endpoint_url: {endpoint_url}}}
+recovery: {{retry_delay_s: 0.5, stage_retries: 6, stage_timeout_s: 900, iteration_attempts: 1000, lease_ttl_s: 5}}
+"""
+"""The recovery of a campaign that is killed every few seconds: quick tries, and an end of them only far away."""
+
+
+class RoundFailed(Exception):
+    """What a round must never show. The text says what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the campaign of a round works."""
+
+    folder: Path
+    """Of the round: config, output, working directory, caches."""
+    root: str
+    """Of the store."""
+    endpoint_url: str | None
+    ranks: int
+    iterations: int = ITERATIONS
+
+    @property
+    def mark(self) -> str:
+        """What the round's processes have in their environment."""
+        return str(self.folder)
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output.txt"
+
+    def store(self, endpoint_url: str | None) -> CampaignStore:
+        """The campaign's store, past the proxy."""
+        return CampaignStore(self.root, NAME, endpoint_url)
+
+    def write_config(self) -> Path:
+        path = self.folder / "tiny.yaml"
+        values = {"root": self.root, "endpoint_url": self.endpoint_url or "null", "ranks": self.ranks}
+        path.write_text(CONFIG.format(campaign=NAME, iterations=self.iterations, **values), encoding="utf-8")
+        return path
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A marked process in the round's folder; it dies with this one."""
+        env = {
+            victims.MARK: self.mark,
+            "PYTHONPATH": str(REPOSITORY),
+            "PREFECT_HOME": str(self.folder / ".prefect" / "home"),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+            "OPID_CACHE": str(self.folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        }
+        in_folder = ["env", "-C", str(self.folder), sys.executable, *arguments]
+        return processes.start(in_folder, self.output, env)
+
+
+class Run(Protocol):
+    """A campaign on its way."""
+
+    resumes: int
+    """How often something had to be started again from outside."""
+
+    def start(self) -> None: ...
+
+    def tend(self, killed: str | None, excused: bool) -> bool:
+        """Start again what is dead; whether the campaign has ended. `killed`: what was killed since the last call;
+        `excused`: what the driver may itself give up at has happened. Raises RoundFailed where it ended otherwise."""
+        ...
+
+    def stop(self) -> None:
+        """End it in the orderly way."""
+        ...
+
+
+class CommandRun:
+    """`opid train`: whoever finds it dead gives the same command again."""
+
+    def __init__(self, place: Place) -> None:
+        self.resumes = 0
+        self._place = place
+        self._config = place.write_config()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._process = self._place.start("-m", "flows.cli", "train", str(self._config))
+
+    def tend(self, killed: str | None, excused: bool) -> bool:
+        assert self._process is not None
+        if killed in (victims.DRIVER, victims.TREE):
+            self._process.wait(STOP_LIMIT_S)
+        code = self._process.poll()
+        if code is None or code == 0:
+            return code == 0
+        if code != -signal.SIGKILL and not excused:
+            raise RoundFailed(f"the driver ended by itself (exit code {code}); its last lines:\n{_tail(self._place)}")
+        self.resumes += 1
+        self.start()
+        return False
+
+    def stop(self) -> None:
+        pass
+
+
+class ServedRun:
+    """A run that `opid serve` keeps alive; only when `serve` itself is killed it is started again from here."""
+
+    def __init__(self, place: Place) -> None:
+        self.resumes = 0
+        self._place = place
+        self._config = place.write_config()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._url = f"http://127.0.0.1:{self._port}/api"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._run: UUID | None = None
+
+    def start(self) -> None:
+        self._process = self._place.start(
+            "-m", "benchmarks.chaos.served", str(self._place.folder), str(self._port), str(self._config)
+        )
+
+    def tend(self, killed: str | None, excused: bool) -> bool:
+        assert self._process is not None
+        if killed == victims.TREE:
+            self._process.wait(STOP_LIMIT_S)
+        if self._process.poll() is not None:
+            if killed != victims.TREE and not excused:
+                raise RoundFailed(f"`opid serve` ended by itself; its last lines:\n{_tail(self._place)}")
+            self.resumes += 1
+            self.start()
+            return False
+        state = self._state()
+        if state == "FAILED" and excused:
+            self.resumes += 1
+            self._run = None
+        elif state in ("FAILED", "CANCELLED"):
+            raise RoundFailed(f"the flow run is {state}; the last lines of `opid serve`:\n{_tail(self._place)}")
+        return state == "COMPLETED"
+
+    def stop(self) -> None:
+        """As Ctrl-C does."""
+        assert self._process is not None
+        self._process.terminate()
+        code = self._process.wait(STOP_LIMIT_S)
+        if code != 0:
+            raise RoundFailed(f"`opid serve` ended with exit code {code}; its last lines:\n{_tail(self._place)}")
+
+    def _state(self) -> str | None:
+        """Type of the flow run's state, which is created when the deployment is there; None while nobody answers."""
+        from prefect.client.orchestration import SyncPrefectClient
+        from prefect.exceptions import ObjectNotFound
+
+        if "Ready." not in self._place.output.read_text(encoding="utf-8", errors="replace"):
+            return None
+        try:
+            with SyncPrefectClient(api=self._url) as client:
+                if self._run is None:
+                    deployment = client.read_deployment_by_name(f"train/{NAME}")
+                    self._run = client.create_flow_run_from_deployment(deployment.id).id
+                    return None
+                state = client.read_flow_run(self._run).state
+        except (httpx.HTTPError, ObjectNotFound):  # killed, and not yet back
+            return None
+        return state.type.value if state else None
+
+
+def _tail(place: Place) -> str:
+    return processes.last_lines(place.output, 40)
+
+
+def clear_environment(delete: Callable[[str], None] = os.environ.__delitem__) -> None:
+    """Nothing that the user has set for Prefect may enter a round."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        delete(name)

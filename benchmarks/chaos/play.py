@@ -1,0 +1,255 @@
+"""One round: a campaign, the moments at which something of it is killed, and the checks at its end."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.chaos import checks, victims
+from benchmarks.chaos.campaign import ITERATIONS, NAME, REPOSITORY, CommandRun, Place, RoundFailed, Run, ServedRun
+from benchmarks.chaos.storage import FileStorage, S3Storage, Storage
+from infra import processes
+from infra.store import CampaignStore, list_objects, manifests
+from opid_core.errors import OpidError
+
+STAGES = ("lease", "initial_policy", "rollout", "extract_skills", "route", "rescore", "update", "evaluate", "commit")
+"""In their order; `lease` ends the driver's own start."""
+LIMIT_S = 900.0
+"""A round in which nothing was killed, recorded or started again for so long hangs."""
+LOOK_S = 0.1
+LATER_S = 4.0
+"""A victim that is not alive when its time has come is looked for again within so long."""
+
+Mode = Literal["command", "served", "start-up"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What kind of round: where its store is, how many ranks learn, who starts it, when it is killed."""
+
+    store: str
+    ranks: int
+    mode: Mode
+
+    @property
+    def victims(self) -> list[str]:
+        """What can be killed in such a round."""
+        if self.mode == "start-up":
+            common = [victims.DRIVER, victims.TREE, victims.PREFECT]
+        else:
+            common = [victims.TREE, victims.ENGINE, victims.RANK, victims.PREFECT]
+            common += [victims.WORKER, victims.RUN] if self.mode == "served" else [victims.DRIVER]
+            common += [victims.TORCHRUN] if self.ranks > 1 else []
+        return common + ([victims.STORAGE] if self.store == "s3" else [])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The undisturbed run: what it made, and how long each step of it took."""
+
+    result: checks.Result
+    seconds: dict[str, float]
+    """By step (`start/lease`, `000001/rollout` ...), in their order."""
+
+
+@dataclass
+class Outcome:
+    """What happened in a round."""
+
+    shape: Shape
+    name: str
+    kills: list[tuple[str, str]] = field(default_factory=list)
+    """Victim, and the step that was then under way."""
+    resumes: int = 0
+    seconds: float = 0.0
+    readings: int = 0
+    away: int = 0
+    struck: Counter[str] = field(default_factory=Counter)
+    failure: str | None = None
+
+
+def undisturbed(storage: Storage, folder: Path, name: str, ranks: int) -> Reference:
+    """Run the campaign in peace. Raises RoundFailed where even that fails."""
+    place = _place(storage, folder, name, ranks)
+    run, store = CommandRun(place), place.store(storage.direct_url)
+    began_s = time.monotonic()
+    seen: dict[str, float] = {}
+    run.start()
+    ended = False
+    while not ended:
+        ended = run.tend(None, excused=False)
+        for step in sorted(_steps(store, set()) - set(seen), key=_order):
+            seen[step] = time.monotonic() - began_s
+        time.sleep(LOOK_S)
+    checks.check_no_process_left(place.mark)
+    at_s = list(seen.values())
+    seconds = dict(zip(seen, (after - before for before, after in zip([0.0, *at_s], at_s, strict=False)), strict=True))
+    return Reference(checks.result_of(store), seconds)
+
+
+def play(
+    storage: Storage,
+    folder: Path,
+    name: str,
+    shape: Shape,
+    reference: Reference,
+    kills: int,
+    generator: random.Random,
+    choose: Callable[[list[str]], str],
+    say: Callable[[str], None],
+) -> Outcome:
+    """Run a campaign with up to `kills` kills (it may end before), then check everything. The folder of a round that
+    failed stays."""
+    outcome = Outcome(shape, name)
+    place = _place(storage, folder, name, shape.ranks)
+    began_s = time.monotonic()
+    struck = Counter(storage.struck)
+    run: Run = ServedRun(place) if shape.mode == "served" else CommandRun(place)
+    reader = _start_reader(place)
+    try:
+        run.start()
+        _disturb(
+            run,
+            storage,
+            place,
+            reference,
+            _moments(shape, reference, kills, generator),
+            generator,
+            outcome,
+            choose,
+            say,
+        )
+        storage.rest()
+        run.stop()
+        checks.check_no_process_left(place.mark)
+        (place.folder / "stop").touch()
+        reader.wait(LIMIT_S)
+        store = place.store(storage.direct_url)
+        outcome.readings, outcome.away = checks.check_reader(place.folder, len(manifests(store)))
+        checks.check_result(store, reference.result, place.iterations)
+        shutil.rmtree(place.folder)
+    except (RoundFailed, OpidError, subprocess.TimeoutExpired) as error:
+        outcome.failure = f"{error}\n(its folder: {place.folder}, its store: {place.root})"
+    finally:
+        processes.kill(reader)
+        victims.kill(victims.TREE, place.mark, generator)
+        storage.rest()
+    outcome.seconds = time.monotonic() - began_s
+    outcome.struck = Counter(storage.struck) - struck
+    outcome.resumes = run.resumes
+    return outcome
+
+
+def _disturb(
+    run: Run,
+    storage: Storage,
+    place: Place,
+    reference: Reference,
+    moments: list[tuple[str | None, float]],
+    generator: random.Random,
+    outcome: Outcome,
+    choose: Callable[[list[str]], str],
+    say: Callable[[str], None],
+) -> None:
+    """Kill at each of the `moments`, bring back what has to be, until the campaign has ended."""
+    steps, order, store = set[str](), list(reference.seconds), place.store(storage.direct_url)
+    victim: str | None = None
+    due_s: float | None = None
+    prefect_killed = False
+    resumes, moved_s = 0, time.monotonic()
+    while not run.tend(None, excused=storage.disturbed or prefect_killed):
+        if run.resumes > resumes:
+            resumes, prefect_killed, moved_s = run.resumes, False, time.monotonic()
+            storage.forget()
+            say(f"  {outcome.name}: started again")
+        storage.tend(generator)
+        if not storage.is_away and (found := _steps(store, steps)) != steps:
+            steps, moved_s = found, time.monotonic()
+        if moments and due_s is None:
+            step, wait_s = moments[0]
+            if step is None or order.index(step) == 0 or order[order.index(step) - 1] in steps:
+                due_s = time.monotonic() + wait_s
+                victim = choose([v for v in outcome.shape.victims if v != victims.STORAGE or not storage.is_away])
+        if due_s is not None and victim is not None and time.monotonic() >= due_s:
+            if not _kill(victim, storage, place, generator):  # not alive yet
+                due_s = time.monotonic() + generator.uniform(0, LATER_S)
+                continue
+            moments, due_s = moments[1:], None
+            under_way = next((step for step in order if step not in steps), "end")
+            outcome.kills.append((victim, under_way))
+            say(f"  {outcome.name}: killed the {victim} during {under_way}")
+            prefect_killed = prefect_killed or victim == victims.PREFECT
+            moved_s = time.monotonic()
+            if run.tend(victim, excused=True):
+                return
+        if time.monotonic() - moved_s > LIMIT_S:
+            raise RoundFailed(f"nothing has moved for {LIMIT_S:g} s; recorded: {sorted(steps, key=_order)}")
+        time.sleep(LOOK_S)
+
+
+def _kill(victim: str, storage: Storage, place: Place, generator: random.Random) -> bool:
+    if victim != victims.STORAGE:
+        return victims.kill(victim, place.mark, generator)
+    assert isinstance(storage, S3Storage)
+    if storage.is_away:
+        return False
+    storage.kill(generator)
+    return True
+
+
+def _moments(
+    shape: Shape, reference: Reference, kills: int, generator: random.Random
+) -> list[tuple[str | None, float]]:
+    """When to kill: steps spread evenly over all there are, each with the seconds to wait once the step before it is
+    recorded. In a round of the start-up: seconds after each start."""
+    order = list(reference.seconds)
+    if shape.mode == "start-up":
+        longest_s = 1.2 * reference.seconds[order[0]]
+        return [(None, generator.uniform(0, longest_s)) for _ in range(kills)]
+    chosen = sorted(generator.choices(range(len(order)), k=kills))
+    return [(order[index], generator.uniform(0, reference.seconds[order[index]])) for index in chosen]
+
+
+def _steps(store: CampaignStore, known: set[str]) -> set[str]:
+    """The steps that are recorded or committed; those `known` where the store does not answer."""
+    try:
+        records = [info.path for info in list_objects(store, "_stages")]
+        commits = [info.path for info in list_objects(store, "_commits")]
+        leases = [info.path for info in list_objects(store, "_lease")]
+    except OpidError:
+        return known
+    found = {f"{path.split('/')[1]}/{Path(path).stem}" for path in records if Path(path).stem in STAGES}
+    found |= {f"{Path(path).stem}/commit" for path in commits}
+    return found | ({"start/lease"} if leases else set())
+
+
+def _order(step: str) -> tuple[int, int]:
+    iteration, _, stage = step.partition("/")
+    return (-1 if iteration == "start" else int(iteration), STAGES.index(stage))
+
+
+def _place(storage: Storage, folder: Path, name: str, ranks: int) -> Place:
+    own = folder / name
+    own.mkdir(parents=True)
+    return Place(own, storage.root(name), storage.endpoint_url, ranks, ITERATIONS)
+
+
+def _start_reader(place: Place):
+    arguments = [place.root, NAME, place.endpoint_url or "", str(place.folder)]
+    env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return processes.start(
+        [sys.executable, "-m", "benchmarks.chaos.reader", *arguments], place.folder / "reader.log", env
+    )
+
+
+def open_storage(store: str, folder: Path, seed: int) -> Storage:
+    """The storage of the rounds on `store` (file or s3)."""
+    return FileStorage(folder) if store == "file" else S3Storage(folder / "s3", seed)

@@ -1,0 +1,1 @@
+"""The `opid` command, one file a command."""

@@ -1,1 +1,0 @@
-"""The `opid` command's parts, a file a group of commands."""

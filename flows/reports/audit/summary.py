@@ -1,0 +1,172 @@
+"""A campaign as its page shows it: one row an iteration, from small tables and the manifests alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flows.reports.audit.curves import EVALUATION_COLOURS, Chart, Point, Series, nice_top
+from flows.reports.audit.data import analyses, new_skills, read_tables, skill_texts
+from flows.reports.campaign import Evaluated
+from infra.manifest import ExpectationResult, Manifest
+from infra.objects import in_parallel
+from infra.stages import failures
+from infra.store import CampaignStore
+from opid_core.statistics import SuccessRate, table_success
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An expectation that did not hold."""
+
+    table: str
+    result: ExpectationResult
+
+
+@dataclass(frozen=True)
+class Row:
+    """One commit of a campaign."""
+
+    manifest: Manifest
+    metrics: dict[str, float | None]
+    success: SuccessRate | None
+    """Of the training rollouts; None at the start."""
+    analyses: int
+    failed_analyses: int
+    """With those that hindsight stood in for."""
+    analyzer_tokens: int
+    analyzer_seconds: float
+    analyzer_cost: float | None
+    """At the configured prices; None where no call has one."""
+    texts: frozenset[str]
+    """All skill texts."""
+    given_up: Sequence[dict[str, Any]]
+    """Why and when earlier attempts at the iteration were given up."""
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.iteration)
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [
+            Finding(table, result)
+            for table, gate in self.manifest.gates.items()
+            for result in gate.expectations
+            if not result.passed
+        ]
+
+    @property
+    def expectations(self) -> int:
+        return sum(len(gate.expectations) for gate in self.manifest.gates.values())
+
+
+def rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[Row]:
+    """A row for each manifest of `chain`."""
+    return in_parallel(lambda manifest: _row(store, manifest), chain)
+
+
+def new_counts(all_rows: Sequence[Row]) -> list[int]:
+    """How many skill texts of each row are not in the row before."""
+    before = [frozenset(), *(row.texts for row in all_rows)]
+    return [len(row.texts - earlier) for row, earlier in zip(all_rows, before, strict=False)]
+
+
+def added_last(store: CampaignStore, chain: Sequence[Manifest], all_rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The skills of the newest iteration whose texts the one before had not."""
+    skills = read_tables(store, chain[-1], ["skills"]).get("skills")
+    if skills is None:
+        return []
+    return new_skills(skills, set(all_rows[-2].texts) if len(all_rows) > 1 else set())
+
+
+def success_chart(all_rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> Chart:
+    """Success of the training rollouts by iteration, and of the held-out panel by update, with 95% intervals."""
+    training = [
+        Point(
+            row.manifest.policy_version - 1,
+            row.success.micro,
+            row.success.low,
+            row.success.high,
+            f"iteration {row.name}: {interval(row.success)}, {row.success.episodes} episodes",
+        )
+        for row in all_rows
+        if row.success is not None and row.success.episodes
+    ]
+    series = [Series("training rollouts (other tasks each time)", "#6b7280", training, banded=True)] if training else []
+    for number, temperature in enumerate(sorted({e.temperature for e in evaluated})):
+        points = [
+            Point(
+                e.policy_version,
+                e.success.micro,
+                e.success.low,
+                e.success.high,
+                f"after {e.policy_version} updates: {interval(e.success)}, {e.success.episodes} episodes",
+            )
+            for e in evaluated
+            if e.temperature == temperature and e.success.episodes
+        ]
+        colour = EVALUATION_COLOURS[number % len(EVALUATION_COLOURS)]
+        series.append(Series(f"held-out panel, temperature {temperature:g}", colour, points))
+    return Chart(series, 940, 300, 1.0)
+
+
+def small_charts(all_rows: Sequence[Row], new: Sequence[int]) -> list[tuple[str, str, Chart]]:
+    """Title, format of a value and chart of the numbers that tell whether skills can be trusted."""
+    trained = [(row, count) for row, count in zip(all_rows, new, strict=True) if row.success is not None]
+    wanted = [
+        (
+            "critical share: steps with a step skill",
+            "{:.1%}",
+            [row.metrics.get("routes/step") for row, _ in trained],
+        ),
+        ("trajectories with an episode skill", "{:.1%}", [row.metrics.get("skills/coverage") for row, _ in trained]),
+        ("failed analyses", "{:.1%}", [share(row.failed_analyses, row.analyses) for row, _ in trained]),
+        ("new skill texts", "{:,.0f}", [float(count) for _, count in trained]),
+    ]
+    charts = []
+    for title, form, values in wanted:
+        points = [
+            Point(row.manifest.policy_version - 1, value, value, value, f"iteration {row.name}: {form.format(value)}")
+            for (row, _), value in zip(trained, values, strict=True)
+            if value is not None and math.isfinite(value)
+        ]
+        chart = Chart([Series(title, "#374151", points)], 300, 110, nice_top([p.value for p in points]), (40, 20))
+        charts.append((title, form.replace(".1%", ".0%") if chart.top >= 0.1 else form, chart))
+    return charts
+
+
+def total_cost(costs: Sequence[float | None]) -> float | None:
+    """The sum of what is known, None where nothing is."""
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if known else None
+
+
+def share(part: int, whole: int) -> float | None:
+    """`part / whole`, None of nothing."""
+    return part / whole if whole else None
+
+
+def interval(success: SuccessRate) -> str:
+    """A success rate with its 95% interval, as text."""
+    return f"{success.micro:.1%} ({success.low:.1%} to {success.high:.1%})"
+
+
+def _row(store: CampaignStore, manifest: Manifest) -> Row:
+    tables = read_tables(store, manifest, ["metrics", "trajectories", "skills"])
+    made = analyses(tables["skills"]) if "skills" in tables else []
+    metrics = tables["metrics"].to_pylist() if "metrics" in tables else []
+    return Row(
+        manifest=manifest,
+        metrics={row["name"]: row["value"] for row in metrics},
+        success=table_success(tables["trajectories"]) if "trajectories" in tables else None,
+        analyses=len(made),
+        failed_analyses=sum(row["error"] is not None for row in made),
+        analyzer_tokens=sum(row["tokens"] or 0 for row in made),
+        analyzer_seconds=sum(row["seconds"] or 0.0 for row in made),
+        analyzer_cost=total_cost([row["cost"] for row in made]),
+        texts=frozenset(skill_texts(tables["skills"])) if "skills" in tables else frozenset(),
+        given_up=failures(store, manifest.iteration),
+    )

@@ -1,0 +1,182 @@
+"""`opid compare`: several methods with several seeds, as campaigns of one study that start from one policy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from rich.console import Console
+from rich.table import Table
+
+from flows import plan
+from flows.campaign import run_campaign
+from flows.cli.warm_start import make_warm_start
+from flows.display import live_progress
+from opid_core.config import CampaignConfig, load_config
+from opid_core.errors import ConfigError
+
+MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
+"""Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods by label (the `campaign` of their files), and the seeds that each is run with."""
+
+    name: str
+    methods: dict[str, CampaignConfig]
+    seeds: tuple[int, ...]
+    baseline: str
+    """Label of the method that the others are compared with: the first that learns from outcomes alone, else from
+    outcomes and states, else the first."""
+
+    def campaigns(self) -> list[tuple[str, int, CampaignConfig]]:
+        """(label, seed, config) of every campaign, seed by seed."""
+        return [
+            (label, seed, config.model_copy(update={"campaign": f"{label}-seed{seed}", "seed": seed}))
+            for seed in self.seeds
+            for label, config in self.methods.items()
+        ]
+
+    def twin(self, label: str) -> str | None:
+        """Label of the method that is the OPID method `label` without its skill signal; None for any other method."""
+        config = self.methods[label]
+        if config.method.name != "opid" or _step_weight(config) is not None:
+            return None
+        return next(name for name, other in self.methods.items() if _is_twin(other, config))
+
+
+def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence[str] = ()) -> Study:
+    """The study of the config files `paths`, with the seeds from each file's `seed` on.
+
+    Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO or, with a step weight, GiGPO)
+    unless one of the files is that. The campaigns lie under `<root>/<name>`. Raises ConfigError for files that do not
+    fit together.
+    """
+    methods: dict[str, CampaignConfig] = {}
+    for path in paths:
+        config = load_config(path, overrides)
+        config = config.model_copy(update={"root": f"{config.root.rstrip('/')}/{name}"})
+        if config.campaign in methods:
+            raise ConfigError(f"{path}: campaign: {config.campaign!r} is the name of another method of the study")
+        methods[config.campaign] = config
+    first = next(iter(methods.values()))
+    for config, path in zip(methods.values(), paths, strict=True):
+        if differing := differences(first.model_dump(mode="json"), config.model_dump(mode="json"), MAY_VARY):
+            raise ConfigError(
+                f"{path}: {', '.join(differing)}: differs from {paths[0]}; the methods of a study may differ in "
+                + ", ".join(MAY_VARY)
+            )
+    for path, (label, config) in zip(paths, list(methods.items()), strict=True):
+        if config.method.name == "opid" and not any(_is_twin(other, config) for other in methods.values()):
+            without = config.method.model_copy(update={"lambda_episode": 0.0, "lambda_step": 0.0})
+            twin = f"{label}-lambda0"
+            if twin in methods:
+                raise ConfigError(
+                    f"{path}: campaign: the twin of {label!r} without skill signal would be called {twin!r}, which is "
+                    "the name of another method of the study"
+                )
+            methods[twin] = config.model_copy(update={"campaign": twin, "method": without})
+    without_skills = [label for label, config in methods.items() if _step_weight(config) is not None]
+    from_outcomes = [label for label in without_skills if _step_weight(methods[label]) == 0]
+    return Study(
+        name=name,
+        methods=methods,
+        seeds=tuple(first.seed + n for n in range(seeds)),
+        baseline=[*from_outcomes, *without_skills, *methods][0],
+    )
+
+
+def check(study: Study) -> None:
+    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError."""
+    for config in study.methods.values():
+        plan.check_all_but_space(config)
+    plan.check_space([config for _, _, config in study.campaigns()])
+
+
+def show(study: Study, console: Console) -> None:
+    """Print what the study will run."""
+    table = Table("method", "signal", "campaigns", title=f"study {study.name}")
+    for label, config in study.methods.items():
+        changed = config.method.model_dump(exclude_defaults=True)
+        names = ", ".join(f"{label}-seed{seed}" for seed in study.seeds)
+        table.add_row(label, json.dumps(changed, sort_keys=True), names)
+    console.print(table)
+    first = next(iter(study.methods.values()))
+    count = len(study.methods) * len(study.seeds)
+    console.print(
+        f"{count} campaigns of {first.iterations} iterations under {first.root}, compared with {study.baseline}; "
+        f"one policy for all: {first.policy or 'made by warm start once'}."
+    )
+
+
+@flow(name="compare", flow_run_name="{study.name}", validate_parameters=False)
+def run_study(study: Study, console: Console) -> None:
+    """Run or resume every campaign of the study, one after the other."""
+    policy = shared_policy(study, console)
+    for label, seed, config in study.campaigns():
+        console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
+        config = config.model_copy(update={"policy": policy})
+        with live_progress(config, console):
+            run_campaign(config)
+
+
+def shared_policy(study: Study, console: Console) -> str:
+    """The folder of the policy that all campaigns start from: the configs' own, or one made by warm start, once."""
+    first = next(iter(study.methods.values()))
+    if first.policy is not None:
+        return first.policy
+    folder = study_folder(study) / "policy"
+    if not folder.exists():
+        unfinished = folder.with_name("policy.unfinished")
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        make_warm_start(first, unfinished, "cpu", console)
+        unfinished.rename(folder)
+    return str(folder)
+
+
+def study_folder(study: Study) -> Path:
+    """The study's local folder: the store's root, or `runs/<study>` for a root on S3."""
+    root = next(iter(study.methods.values())).root
+    return Path("runs") / study.name if root.startswith("s3://") else Path(root.removeprefix("file://"))
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """Keys in which two configs (plain data) differ, but for those of `free` and below them; a key that one lacks is
+    null there."""
+    mine, theirs = _flat(one), _flat(other)
+    keys = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
+    return [key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in free)]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _step_weight(config: CampaignConfig) -> float | None:
+    """w of a method that is A_ep + w * A_step, of which GRPO is the case w = 0; None for any other method."""
+    method = config.method
+    if method.name == "grpo":
+        return 0.0
+    without_skills = method.name == "gigpo" or (
+        method.name == "opid" and method.lambda_episode == method.lambda_step == 0
+    )
+    return method.step_weight if without_skills else None
+
+
+def _is_twin(other: CampaignConfig, config: CampaignConfig) -> bool:
+    """Whether `other` is the OPID config `config` without its skill signal: the same A_ep + w * A_step."""
+    numbers = ["baseline", "normalize", "tied_groups"]
+    if config.method.step_weight:
+        numbers += ["gamma", "state_similarity"]
+    same_numbers = all(getattr(other.method, name) == getattr(config.method, name) for name in numbers)
+    return _step_weight(other) == config.method.step_weight and same_numbers and other.learner == config.learner

@@ -1,0 +1,372 @@
+"""The update (ALGORITHM, section 7): a DeepSpeed engine around the policy.
+
+The loss of a mini-batch is one number over all its samples; micro-batches and ranks add up their shares of it, so the
+result is the same whatever the split. All ranks call the same methods with the same arguments, take their share of the
+micro-batches, and return the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opid_core.config import LearnerConfig
+from opid_core.errors import ConfigError, DataError, NumericsError, OutOfMemory
+from opid_core.learning import checkpoint
+from opid_core.learning.deepspeed_setup import engine_config, prepare_process
+from opid_core.learning.losses import (
+    gated_distillation_loss,
+    kl_loss,
+    normalizer,
+    policy_loss,
+    policy_metrics,
+    ratio_k3_distillation_loss,
+)
+from opid_core.learning.methods import Distillation
+from opid_core.learning.scoring import ResponseScorer, TokenSequence, frozen_policy, micro_batches, response_mask, score
+from opid_core.policies import save_policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""In the texts of the RuntimeErrors that torch raises where the CPU's or a CUDA library's memory runs out."""
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """One step sample: token ids, and one value a response token (log-probs in nats, temperature 1)."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+    old_log_probs: Sequence[float] | np.ndarray
+    reference_log_probs: Sequence[float] | np.ndarray | None
+    advantages: Sequence[float] | np.ndarray
+    skill_log_probs: Sequence[float] | np.ndarray | None = None
+    """Of the old policy under the routed skill, where there is one."""
+
+
+class Learner:
+    """The trained policy with its optimizer, on one rank of a (possibly one-rank) process group."""
+
+    def __init__(
+        self, policy_dir: str | Path, config: LearnerConfig, *, threads: int, seed: int, state: str | Path | None = None
+    ) -> None:
+        """Load the HF folder `policy_dir`; on CPU with `threads` threads shared among the ranks, on CUDA where there is
+        one.
+
+        `state`: a folder that `save` wrote, to continue from: weights, optimizer and random state. On the same number
+        of ranks the next update gives bit-identical weights; on another, equal ones up to float error and a random
+        state from `seed`. Raises ConfigError where the weights cannot be loaded or the state is of another ZeRO stage
+        or dtype, DataError where the state is missing, damaged or of another model; OutOfMemory.
+        """
+        if config.zero_stage == 0 and config.dtype != "float32":
+            raise ConfigError(
+                f"learner.zero_stage: 0 keeps no float32 master weights for dtype {config.dtype}; use 1, 2 or 3"
+            )
+        self.config = config
+        self._policy_dir = Path(policy_dir)
+        self._reference: tuple[Path, PreTrainedModel] | None = None
+        with _memory_errors(config.micro_batch_tokens):
+            self._load(threads, seed, state)
+
+    def _load(self, threads: int, seed: int, state: str | Path | None) -> None:
+        deepspeed = prepare_process(threads)
+        from transformers import AutoModelForCausalLM
+
+        config, policy_dir = self.config, self._policy_dir
+        torch.manual_seed(seed)
+        try:
+            self._policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                policy_dir, dtype=getattr(torch, config.dtype)
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"policy: {policy_dir} cannot be loaded: {error}") from error
+        self._shapes = {name: list(parameter.shape) for name, parameter in self._policy.named_parameters()}
+        saved = checkpoint.read_record(Path(state), config, self._shapes) if state is not None else None
+        convert = saved is not None and saved.needs_conversion(config)
+        if config.gradient_checkpointing:
+            self._policy.gradient_checkpointing_enable()
+        scorer = ResponseScorer(self._policy)
+        optimizer = torch.optim.AdamW(
+            scorer.parameters(),
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+        )
+        parameters = sum(parameter.numel() for parameter in scorer.parameters())
+        self._engine, *_ = deepspeed.initialize(
+            model=scorer,
+            optimizer=optimizer,
+            config=engine_config(config, parameters, load_universal=convert),
+            dist_init_required=False,
+        )
+        torch.manual_seed(seed + torch.distributed.get_rank())
+        if state is not None:
+            try:
+                checkpoint.load(self._engine, Path(state))
+            except BaseException:
+                self.close()
+                raise
+
+    def score(self, sequences: Sequence[TokenSequence], reference: Path | None = None) -> list[np.ndarray]:
+        """Log-probs (float32, nats, temperature 1) of the response tokens, in the order given, under the current policy
+        or under the frozen one in the HF folder `reference`, which stays loaded on every rank.
+
+        Raises DataError for an empty prompt, and OutOfMemory.
+        """
+        for index, sequence in enumerate(sequences):
+            if not len(sequence.prompt_ids):
+                raise DataError(f"score: sequence {index} has a prompt without tokens and cannot be scored")
+        budget = self.config.micro_batch_tokens
+        parts = micro_batches([len(sequence) for sequence in sequences], budget)
+        starts = np.concatenate([[0], np.cumsum([len(sequence.response_ids) for sequence in sequences])]).astype(int)
+        values = np.zeros(starts[-1], np.float32)
+        with _memory_errors(budget):
+            model = self._engine if reference is None else self._frozen(reference)
+            for part, weight, _ in _rounds(parts):
+                scores = score(model, [sequences[i] for i in part], micro_batch_tokens=budget)
+                if weight:
+                    for index, row in zip(part, scores, strict=True):
+                        values[starts[index] : starts[index + 1]] = row
+            if torch.distributed.get_world_size() > 1:
+                shared = torch.from_numpy(values).to(self._engine.device)
+                torch.distributed.all_reduce(shared)  # one rank has the value, the others 0: an exact sum
+                values = shared.cpu().numpy()
+        return [values[start:end].copy() for start, end in pairwise(starts)]
+
+    def _frozen(self, folder: Path) -> PreTrainedModel:
+        if self._reference is None or self._reference[0] != folder:
+            self._reference = None  # free the other one first
+            self._reference = folder, frozen_policy(folder, self.config)
+        return self._reference[1]
+
+    def update(
+        self,
+        samples: Sequence[TrainingSample],
+        *,
+        seed: int,
+        distillation: Distillation | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`; `distillation` adds that
+        loss, weighted, on the samples with skill log-probs.
+
+        Returns means over response tokens (the losses: over optimizer steps; gradient_norm: before clipping)
+        and the counts optimizer_steps and tokens. `on_progress` is called on rank 0 after each optimizer step with
+        (steps done, steps in all). Raises DataError for samples that do not fit together; NumericsError, with the
+        weights as the last optimizer step left them, for a non-finite loss or gradient; OutOfMemory. Make a new
+        learner after the last two.
+        """
+        _check(samples, self.config)
+        self._engine.train()
+        totals: dict[str, float] = {}
+        steps = 0
+        all_steps = self.config.epochs * -(-len(samples) // self.config.mini_batch_samples)
+        for epoch in range(self.config.epochs):
+            order = np.random.default_rng([seed, epoch]).permutation(len(samples))
+            for start in range(0, len(order), self.config.mini_batch_samples):
+                batch = [samples[i] for i in order[start : start + self.config.mini_batch_samples]]
+                with _memory_errors(self.config.micro_batch_tokens):
+                    sums = self._step(batch, distillation)
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0.0) + value
+                steps += 1
+                if on_progress is not None and torch.distributed.get_rank() == 0:
+                    on_progress(steps, all_steps)
+        tokens = totals["tokens"]
+        per_step = ("loss", "policy_loss", "distillation_loss", "gradient_norm")
+        metrics = {name: totals[name] / steps for name in per_step if name in totals}
+        metrics |= {name: totals[name] / tokens for name in ("entropy", "reference_kl") if name in totals}
+        return metrics | policy_metrics(totals) | {"optimizer_steps": float(steps), "tokens": tokens}
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The full weights under the HF folder's names, one at a time; every rank must draw all of them."""
+        if self.config.zero_stage == 3:
+            self._engine.empty_partition_cache()  # on a GPU a forward pass may have left weights on their way
+        for name, parameter in self._policy.named_parameters():
+            if self.config.zero_stage < 3:
+                yield name, parameter.detach()
+            else:
+                from deepspeed.runtime.zero import GatheredParameters
+
+                with GatheredParameters([parameter]):
+                    full = parameter.detach().clone()
+                yield name, full
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights, optimizer and random state: what a new learner's `state` continues from."""
+        with _memory_errors(self.config.micro_batch_tokens):
+            checkpoint.save(self._engine, Path(folder), self.config, self._shapes)
+
+    def export(self, folder: str | Path) -> None:
+        """Write an HF folder: safetensors, config.json, and the tokenizer's files of the base policy."""
+        first = torch.distributed.get_rank() == 0
+        with _memory_errors(self.config.micro_batch_tokens):
+            weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
+            if first:
+                save_policy(self._policy, folder, tokenizer_from=self._policy_dir, state_dict=weights)
+
+    def close(self) -> None:
+        """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may
+        use it."""
+        if not hasattr(self, "_engine"):
+            return
+        self._engine.destroy()
+        del self._engine, self._policy
+        self._reference = None
+        gc.collect()  # DeepSpeed's objects refer to each other in circles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _step(self, batch: Sequence[TrainingSample], distillation: Distillation | None) -> dict[str, float]:
+        """One optimizer step on a mini-batch; returns sums over its tokens, its losses and its gradient norm."""
+        world = torch.distributed.get_world_size()
+        sequences = [TokenSequence(sample.prompt_ids, sample.response_ids) for sample in batch]
+        denominator = normalizer([len(sample.response_ids) for sample in batch], self.config.aggregation)
+        parts = micro_batches([len(sequence) for sequence in sequences], self.config.micro_batch_tokens)
+        sums: dict[str, Tensor] = {}
+        for part, weight, is_last in _rounds(parts):
+            self._engine.set_gradient_accumulation_boundary(is_last)
+            own_samples, own_sequences = [batch[i] for i in part], [sequences[i] for i in part]
+            loss, part_sums = self._loss(own_samples, own_sequences, denominator, distillation)
+            self._engine.backward(loss * (weight * world))  # DeepSpeed averages over ranks, the loss is a sum
+            for name, value in part_sums.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + weight * value
+        names = sorted(sums)
+        values = torch.stack([sums[name].double() for name in names])
+        if world > 1:
+            torch.distributed.all_reduce(values)
+        totals = dict(zip(names, values.tolist(), strict=True))
+        if not np.isfinite(totals["loss"]):
+            raise NumericsError(f"the loss is {totals['loss']}: nothing was updated")
+        gradient_norm = self._apply_gradients()
+        if not np.isfinite(gradient_norm):
+            raise NumericsError("a gradient is not finite: nothing was updated")
+        return totals | {"gradient_norm": gradient_norm}
+
+    def _apply_gradients(self) -> float:
+        """One optimizer step unless a gradient is not finite; returns the gradient norm before clipping."""
+        if self.config.zero_stage == 0:  # DeepSpeed would neither check nor report here
+            gradients = [p.grad for p in self._policy.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if np.isfinite(norm):
+                self._engine.step()
+            return norm
+        self._engine.step()  # ZeRO checks the gradients of all ranks first, and skips the step
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else float("nan")
+
+    def _loss(
+        self,
+        samples: Sequence[TrainingSample],
+        sequences: Sequence[TokenSequence],
+        denominator: float,
+        distillation: Distillation | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """This part's share of the mini-batch's loss, and detached sums over its tokens."""
+        config = self.config
+        log_probs, entropy = self._engine(sequences, entropy=True)
+        assert entropy is not None
+        device = log_probs.device
+        mask = torch.from_numpy(response_mask(sequences)).to(device)
+
+        def padded(rows: Sequence[Any]) -> Tensor:
+            values = np.zeros(mask.shape, np.float32)
+            for row, entries in zip(values, rows, strict=True):
+                row[: len(entries)] = entries
+            return torch.from_numpy(values).to(device)
+
+        old = padded([sample.old_log_probs for sample in samples])
+        loss, sums = policy_loss(
+            log_probs,
+            old,
+            padded([sample.advantages for sample in samples]),
+            mask,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            aggregation=config.aggregation,
+            normalizer=denominator,
+        )
+        sums |= {"policy_loss": loss.detach(), "entropy": entropy.sum()}
+        if samples[0].reference_log_probs is not None:
+            reference = padded([sample.reference_log_probs for sample in samples])
+            loss = loss + config.kl_coefficient * kl_loss(
+                log_probs, reference, mask, aggregation=config.aggregation, normalizer=denominator
+            )
+            sums["reference_kl"] = kl_loss(
+                log_probs.detach(), reference, mask, aggregation="token-mean", normalizer=1.0
+            )
+        if distillation is not None:
+            given = [sample.skill_log_probs for sample in samples]
+            with_skill = torch.tensor([row is not None for row in given], device=device)
+            skill = padded([() if row is None else row for row in given])
+            scale: dict[str, Any] = {"aggregation": config.aggregation, "normalizer": denominator}
+            if distillation.kind == "gated":
+                beta = distillation.gate_beta
+                extra = gated_distillation_loss(log_probs, skill, mask, with_skill, gate_beta=beta, **scale)
+            else:
+                extra = ratio_k3_distillation_loss(log_probs, old, skill, mask, with_skill, **scale)
+            loss = loss + distillation.coefficient * extra
+            sums["distillation_loss"] = extra.detach()
+        return loss, sums | {"loss": loss.detach()}
+
+
+def _rounds(parts: Sequence[list[int]]) -> Iterator[tuple[list[int], float, bool]]:
+    """This rank's (part, weight, whether it is the last) of each round.
+
+    Every rank takes part in every round, as ZeRO needs; one without a part repeats the first with weight 0.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    for first in range(0, len(parts), world):
+        has_part = first + rank < len(parts)
+        yield parts[first + rank if has_part else 0], float(has_part), first + world >= len(parts)
+
+
+@contextmanager
+def _memory_errors(micro_batch_tokens: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that filled the memory
+        raise OutOfMemory(
+            f"out of memory with learner.micro_batch_tokens = {micro_batch_tokens}; a smaller one needs less: "
+            + str(error).partition("\n")[0]
+        ) from error
+
+
+def _check(samples: Sequence[TrainingSample], config: LearnerConfig) -> None:
+    if not samples:
+        raise DataError("update: there is no sample to learn from")
+    with_reference = samples[0].reference_log_probs is not None
+    if config.kl_coefficient > 0 and not with_reference:
+        raise DataError("update: learner.kl_coefficient is above 0, but the samples have no reference log-probs")
+    for index, sample in enumerate(samples):
+        if not len(sample.prompt_ids) or not len(sample.response_ids):
+            raise DataError(f"update: sample {index} has an empty prompt or response")
+        if (sample.reference_log_probs is not None) != with_reference:
+            raise DataError(f"update: sample {index}: either all samples have reference log-probs, or none")
+        for name in ("old_log_probs", "reference_log_probs", "advantages", "skill_log_probs"):
+            values = getattr(sample, name)
+            if values is None:
+                continue
+            if np.shape(values) != (len(sample.response_ids),):
+                raise DataError(
+                    f"update: sample {index}: {name} has shape {np.shape(values)}, expected one value for each of "
+                    f"{len(sample.response_ids)} response tokens"
+                )
+            if not np.isfinite(values).all():
+                raise NumericsError(f"update: sample {index}: {name} is not finite: nothing was updated")

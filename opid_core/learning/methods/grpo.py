@@ -1,0 +1,14 @@
+"""GRPO: the outcome advantage alone."""
+
+from __future__ import annotations
+
+from opid_core.config import MethodConfig
+from opid_core.learning.methods import Advantages, Batch, Method, combined, outcome_component
+
+
+def advantages(batch: Batch, config: MethodConfig) -> Advantages:
+    """A_ep on every response token. Source: ALGORITHM, sections 2 and 8."""
+    return combined(batch, outcome_component(batch, config))
+
+
+METHOD = Method(advantages)

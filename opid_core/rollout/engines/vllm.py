@@ -1,0 +1,316 @@
+"""vLLM in this process: continuous batching without a barrier, and new weights into the live engine.
+
+Everything is asked for so that a log-prob means the same as the learner's: temperature 1, full vocabulary, natural log
+(ALGORITHM, section 1). The same class runs on vLLM's CPU and GPU builds.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from opid_core.config import EngineConfig
+from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
+from opid_core.learning.scoring import TokenSequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CANARY_TOKENS = 16
+"""Tokens that the canary samples for each of its prompts."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished response. `token_ids` [tokens] ends with the end-of-sequence token when `finish_reason` is `stop`
+    (`length`: cut at `max_tokens`). `log_probs` [tokens] in nats: temperature 1, full vocabulary."""
+
+    request_id: str
+    token_ids: list[int]
+    log_probs: list[float]
+    finish_reason: str
+
+
+class VllmEngine:
+    """One vLLM engine that lives in this process.
+
+    The same submissions in the same order give the same tokens and log-probs, in this process or a fresh one.
+    """
+
+    tokens_generated: int
+    """All tokens sampled so far, whoever uses them."""
+
+    def __init__(self, policy_dir: Path, config: EngineConfig, *, max_model_len: int, threads: int, seed: int) -> None:
+        """Load the HF folder `policy_dir`. `max_model_len`: longest prompt + response in tokens.
+
+        Raises ConfigError for a missing vLLM and for sizes that vLLM refuses.
+        """
+        on_gpu = prepare_process(threads)
+        try:
+            from vllm import EngineArgs, LLMEngine
+        except ImportError as error:
+            raise ConfigError(f"the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]' ({error})") from None
+        self.config = config
+        self.tokens_generated = 0
+        self._max_model_len = max_model_len
+        self._running: dict[str, tuple[list[int], list[float]]] = {}
+        self._stop_token_ids = _end_tokens(policy_dir)
+        self._weight_names = _weight_names(policy_dir)
+        device_args: dict[str, Any] = (
+            {"gpu_memory_utilization": config.gpu_memory_fraction}
+            if on_gpu
+            # Per-request seeds need whole prefills on CPU: a CPU generator cannot be rewound after a chunk.
+            else {
+                "kv_cache_memory_bytes": config.kv_cache_mib << 20,
+                "enforce_eager": True,
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(max_model_len, 8192),
+                # Shorter blocks let more of a prompt come from the prefix cache.
+                "block_size": 32,
+            }
+        )
+        try:
+            self._engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=str(policy_dir),
+                    skip_tokenizer_init=True,
+                    dtype=config.dtype,
+                    max_model_len=max_model_len,
+                    max_num_seqs=config.max_concurrent,
+                    logprobs_mode="raw_logprobs",
+                    disable_log_stats=True,
+                    use_tqdm_on_load=False,
+                    seed=seed,
+                    **device_args,
+                )
+            )
+        except ValueError as error:
+            raise ConfigError(f"engine: vLLM refuses {policy_dir} with this configuration: {error}") from error
+
+    def submit(
+        self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
+    ) -> None:
+        """Queue one response. Sampling: the full distribution at `temperature` (0: greedy), up to `max_tokens`.
+
+        Raises DataError where prompt and response may not fit into `max_model_len`.
+        """
+        if not 0 < len(prompt_ids) <= self._max_model_len - max_tokens:
+            raise DataError(
+                f"request {request_id}: {len(prompt_ids)} prompt tokens and {max_tokens} response tokens: the prompt "
+                f"must not be empty, and both must fit into {self._max_model_len} tokens"
+            )
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=1.0,
+            top_k=0,
+            seed=seed,
+            logprobs=0,
+            stop_token_ids=self._stop_token_ids,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,  # every token is seen, so that tokens_generated misses none
+        )
+        self._engine.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params)
+        self._running[request_id] = ([], [])
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return not self._running
+
+    def step(self) -> list[Completion]:
+        """Sample one token for every running sequence; return those that ended. Others go on, waiting ones enter.
+
+        Raises InfrastructureError when the engine failed: close it and make a new one.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            outputs = self._engine.step()
+        except (EngineDeadError, EngineGenerateError, RuntimeError) as error:
+            raise InfrastructureError(f"the engine failed and has to be rebuilt: {error}") from error
+        completions = []
+        for output in cast(list[Any], outputs):
+            sample = output.outputs[0]
+            token_ids, log_probs = self._running[output.request_id]
+            token_ids.extend(sample.token_ids)
+            log_probs.extend(by_id[i].logprob for i, by_id in zip(sample.token_ids, sample.logprobs, strict=True))
+            self.tokens_generated += len(sample.token_ids)
+            if output.finished:
+                del self._running[output.request_id]
+                completions.append(Completion(output.request_id, token_ids, log_probs, str(sample.finish_reason)))
+        return completions
+
+    def advance(self, submissions: Sequence[Mapping[str, Any]]) -> tuple[list[Completion], int]:
+        """`submit` each of `submissions` (its arguments by name), then `step` until a response ends or none runs;
+        returns the ended ones and how many tokens were sampled. One call where many would cross a process boundary."""
+        sampled_before = self.tokens_generated
+        for submission in submissions:
+            self.submit(**submission)
+        completions: list[Completion] = []
+        while not completions and not self.is_idle:
+            completions = self.step()
+        return completions, self.tokens_generated - sampled_before
+
+    def load_policy(self, policy_dir: Path) -> None:
+        """`load_weights` of the HF folder `policy_dir`: another policy of the same shape."""
+        self.load_weights(_stored_weights(policy_dir))
+
+    def load_weights(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Put new weights (all of them, under the HF folder's names) into the live engine and reset the prefix cache.
+
+        Raises DataError when a weight is missing: vLLM would keep its old value without a word. Only when idle.
+        """
+        self._require_idle("load_weights")
+        missing = set(self._weight_names)
+
+        def seen() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in named_weights:
+                missing.discard(name)
+                yield name, tensor
+
+        try:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": seen()})
+            reset = self._engine.reset_prefix_cache()
+        except RuntimeError as error:
+            raise InfrastructureError(f"the engine did not take the new weights: {error}") from error
+        if missing:
+            raise DataError(f"weight push: {len(missing)} weights are missing, such as {min(missing)}")
+        if not reset:
+            raise InfrastructureError("the engine kept a prefix cache of the old weights")
+
+    def close(self) -> None:
+        """Stop the engine and free its memory. The process group stays: the learner may use it."""
+        from vllm.distributed.parallel_state import destroy_model_parallel
+
+        # vLLM's own shutdown, also run on garbage collection, does this and destroys the process's default group too.
+        client: Any = self._engine.engine_core
+        client._finalizer.detach()
+        core = client.engine_core
+        core.model_executor.shutdown()
+        core.scheduler.shutdown()
+        destroy_model_parallel()
+        self._running.clear()
+        del self._engine, client, core
+        gc.unfreeze()
+        gc.collect()
+
+    def _require_idle(self, what: str) -> None:
+        if not self.is_idle:
+            raise DataError(f"{what}: {len(self._running)} requests still run; step until all are finished")
+
+
+class SamplingEngine(Protocol):
+    """`VllmEngine`, or a handle on one in another process."""
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def submit(
+        self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
+    ) -> None: ...
+
+    def step(self) -> Sequence[Completion]: ...
+
+
+def canary_gap(
+    engine: SamplingEngine,
+    learner_score: Callable[[Sequence[TokenSequence]], list[np.ndarray]],
+    prompts: Sequence[Sequence[int]],
+    tolerance: float,
+) -> float:
+    """Largest |engine log-prob - learner log-prob| in nats over responses that the engine samples to `prompts`
+    (token ids). The engine must be idle; the sampled tokens count in `tokens_generated`.
+
+    Raises NumericsError above `tolerance`: engine and learner hold different policies.
+    """
+    if not engine.is_idle:
+        raise DataError("canary: requests still run; step until all are finished")
+    for index, prompt_ids in enumerate(prompts):
+        engine.submit(f"canary-{index}", prompt_ids, max_tokens=CANARY_TOKENS, temperature=1.0, seed=index)
+    finished: dict[str, Completion] = {}
+    while not engine.is_idle:
+        finished.update((completion.request_id, completion) for completion in engine.step())
+    completions = [finished[f"canary-{index}"] for index in range(len(prompts))]
+    sequences = [TokenSequence(p, c.token_ids) for p, c in zip(prompts, completions, strict=True)]
+    gaps = [
+        float(np.abs(np.asarray(c.log_probs) - scored).max())
+        for c, scored in zip(completions, learner_score(sequences), strict=True)
+    ]
+    gap = float(np.max(gaps))  # NaN wins
+    if not gap <= tolerance:
+        raise NumericsError(
+            f"engine and learner differ by {gap:.3g} nats on the same tokens (engine.canary_tolerance is "
+            f"{tolerance:g}): the engine does not hold the learner's weights, or computes with "
+            "another dtype. Push the weights again; a bfloat16 engine needs a tolerance of about 0.1; tied embeddings "
+            "must be untied"
+        )
+    return gap
+
+
+def prepare_process(threads: int) -> bool:
+    """Settings that vLLM reads when it is imported or started. Returns whether there is a GPU."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # one process: live weight pushes, start-up in seconds
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up compilation
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    if torch.get_num_threads() != threads:  # vLLM forbids changes once it has started
+        torch.set_num_threads(threads)
+    import torch._dynamo
+
+    # vLLM compiles one small function (ranks of sampled tokens, unused here) at the first sample: many seconds.
+    torch._dynamo.config.disable = True
+    return False
+
+
+def _end_tokens(policy_dir: Path) -> list[int]:
+    """Ids that end a response: the tokenizer's and the generation config's end-of-sequence tokens."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    ids = {AutoTokenizer.from_pretrained(policy_dir).eos_token_id}
+    if (Path(policy_dir) / "generation_config.json").is_file():
+        declared = GenerationConfig.from_pretrained(policy_dir).eos_token_id
+        ids.update(declared if isinstance(declared, list) else [declared])
+    ids.discard(None)
+    if not ids:
+        raise ConfigError(
+            f"policy: the tokenizer in {policy_dir} names no end-of-sequence token: no response would end"
+        )
+    return sorted(ids)
+
+
+def _weight_names(policy_dir: Path) -> list[str]:
+    """Names of all weights in the folder's safetensors files."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in sorted(Path(policy_dir).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            names.extend(weights.keys())
+    return names
+
+
+def _stored_weights(policy_dir: Path) -> Iterator[tuple[str, Tensor]]:
+    """All weights of the folder's safetensors files, one at a time."""
+    from safetensors import safe_open
+
+    for path in sorted(Path(policy_dir).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - no mapping: it has no __iter__
+                yield name, weights.get_tensor(name)

@@ -1,0 +1,59 @@
+"""Expectations of the user's own: those that a config lists, and those that a plugin's function returns."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from opid_core.config import GatesConfig
+from opid_core.errors import ConfigError
+from tasks.gates.expectations import Expectation
+from tasks.gates.frame import Frame
+
+
+def own_expectations(
+    name: str, table: pa.Table, related: Mapping[str, pa.Table], settings: GatesConfig
+) -> list[tuple[str, Expectation | Frame]]:
+    """What the user's config and plugins expect of table `name`, each with the config key that it is from. A plugin is
+    called with the name, the table, and the tables that its gate compares it with; it returns expectations of the
+    table's own frame, and frames of its own.
+
+    Raises ConfigError for a plugin that cannot be imported or returns anything else.
+    """
+    found: list[tuple[str, Expectation | Frame]] = [
+        (f"gates.expectations.{n}", Expectation(own.expectation, dict(own.arguments), own.severity))
+        for n, own in enumerate(settings.expectations)
+        if own.table == name
+    ]
+    for n, plugin in enumerate(settings.plugins):
+        where = f"gates.plugins.{n}"
+        returned = _function(plugin, where)(name, table, related)
+        if not isinstance(returned, list | tuple) or not all(isinstance(r, Expectation | Frame) for r in returned):
+            raise ConfigError(f"{where}: {plugin} must return a list of tasks.gates.Expectation and Frame for {name}")
+        found += [(where, one) for one in returned]
+    return found
+
+
+def with_own(frames: Sequence[Frame], own: Sequence[tuple[str, Expectation | Frame]]) -> list[Frame]:
+    """`frames` of a table with the user's own: single expectations are of the first frame, the table's own rows."""
+    single = tuple(one for _, one in own if isinstance(one, Expectation))
+    first = replace(frames[0], suite=(*frames[0].suite, *single))
+    own_frames = [one for _, one in own if isinstance(one, Frame)]
+    return [first, *frames[1:], *(replace(one, rows=one.rows.reset_index(drop=True)) for one in own_frames)]
+
+
+def _function(plugin: str, where: str) -> Callable[..., Any]:
+    module, _, name = plugin.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(
+            f"{where}: cannot import module {module!r}: {error}; is its folder installed or on PYTHONPATH?"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"{where}: module {module!r} has no function {name!r}")
+    return found

@@ -1,0 +1,83 @@
+"""Suites of what looks at a campaign: `metrics`, with their drift, and `evaluations`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from opid_core.schema import OUTCOMES
+from tasks.gates.columns import plain
+from tasks.gates.expectations import Expectation, at_least, has_text, in_range, in_set, is_finite, only, warn
+from tasks.gates.frame import Frame, Limits, frame_of
+
+DRIFT_FLOORS = {
+    "rollout/success_micro": 0.2,
+    "rollout/response_tokens": 5.0,
+    "skills/chars": 50.0,
+    "routes/step": 0.1,
+    "rescore/engine_gap_mean": 0.01,
+    "update/kl_k3": 0.01,
+    "update/reference_kl": 0.05,
+}
+"""Metrics that are watched for drift, and how far each may always be from its mean, in its own unit."""
+MIN_HISTORY = 5
+"""Fewer values than this say nothing about how a metric varies."""
+
+
+def metrics(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    rows = plain(table)
+    required = sorted(limits.required_metrics or ())
+    contains = Expectation("ExpectColumnDistinctValuesToContainSet", {"column": "name", "value_set": required})
+    suite = (
+        has_text("name"),
+        is_finite("value"),
+        *([contains] if required else []),
+        *only("iteration", limits.iteration),
+    )
+    return [frame_of("metrics", rows, *suite), *_drift(rows, limits)]
+
+
+def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    rows = plain(table)
+    keys = ["policy_version", "temperature", "repetition"]
+    rows = rows.assign(episodes_of_panel=rows.groupby(keys)["task_id"].transform("size"))
+    suite = (
+        in_set("outcome", OUTCOMES),
+        is_finite("return"),
+        in_range("temperature", low=0),
+        in_range("repetition", low=0),
+        in_range("tokens", low=0),
+        in_range("valid_actions", low=0),
+        in_range("admissible_actions", low=0),
+        at_least("steps", "valid_actions"),
+        at_least("steps", "admissible_actions"),
+        Expectation("ExpectTableRowCountToBeBetween", {"min_value": 1}),
+        *only("episodes_of_panel", limits.panel_size),
+        *(only("policy_version", limits.policy_version) or [in_range("policy_version", low=0)]),
+    )
+    return [frame_of("evaluations", rows, *suite)]
+
+
+def _drift(rows: pd.DataFrame, limits: Limits) -> list[Frame]:
+    """One row a watched metric, with the range that the iterations before lead to expect."""
+    watched = []
+    for name, value in zip(rows["name"], rows["value"], strict=True):
+        past = [v for m in limits.history if (v := m.get(name)) is not None] if name in DRIFT_FLOORS else []
+        if len(past) >= MIN_HISTORY and value is not None and math.isfinite(value):
+            low, high = expected_range(past, limits.settings.drift_deviations, DRIFT_FLOORS[name])
+            watched.append(
+                {"name": name, "value": value, "low": low, "high": high, "drifted": not low <= value <= high}
+            )
+    if not watched:
+        return []
+    return [Frame(pd.DataFrame(watched), ("name", "value", "low", "high"), (warn(in_set("drifted", [False])),))]
+
+
+def expected_range(past: Sequence[float], deviations: float, floor: float) -> tuple[float, float]:
+    """Mean of `past` -+ `deviations` sample standard deviations (Bessel), at least `floor`."""
+    mean, spread = float(np.mean(past)), max(deviations * float(np.std(past, ddof=1)), floor)
+    return mean - spread, mean + spread

@@ -1,0 +1,198 @@
+"""Gates: one suite of Great Expectations a table (`tasks.gates`). A table that breaks its suite is never committed."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from infra.manifest import ExpectationResult, GateResult
+from opid_core.config import GatesConfig
+from opid_core.errors import ConfigError, DataError, FailureBudgetExceeded, GateError
+from opid_core.schema import TABLES, from_rows
+from tasks.gates import RELATED, Expectation, Frame, Limits, frames
+from tasks.gates.own import own_expectations, with_own
+
+SHOWN_ROWS = 10
+"""How many failing rows a result names."""
+SHOWN_CHARS = 200
+"""How much of a text in such a row."""
+_BOOKKEEPING = ("id", "meta", "notes", "result_format", "description", "catch_exceptions", "rendered_content")
+_BOOKKEEPING += ("severity", "windows", "batch_id")
+"""Fields of every expectation class that are no arguments of it."""
+
+
+def check(
+    name: str, table: pa.Table, related: Mapping[str, pa.Table], *, degrade: bool = False, **limits: Any
+) -> GateResult:
+    """Validate `table` against the suite of table `name` and the user's own expectations; `related` holds at least the
+    tables of `RELATED[name]`.
+
+    `limits` are the fields of `Limits`. Expectations of severity `warn` are recorded only; so is, to `degrade`, an
+    exceeded failure budget. Raises GateError that names the table, each broken expectation, its column and the first
+    failing rows, as FailureBudgetExceeded where nothing else is broken; DataError for an unknown table or a missing
+    related one.
+    """
+    if name not in TABLES:
+        raise DataError(f"gate: unknown table {name!r}; known tables: {', '.join(TABLES)}")
+    missing = [other for other in RELATED[name] if other not in related]
+    if missing:
+        raise DataError(f"gate of table {name}: needs the related tables {', '.join(missing)}")
+    _check_columns(name, table)
+    bounds = Limits(**limits)
+    own = own_expectations(name, table, related, bounds.settings)
+    checked = [
+        (expectation, result)
+        for frame in with_own(frames(name, table, related, bounds), own)
+        for expectation, result in zip(frame.suite, _validate(frame), strict=True)
+    ]
+    failed = [(e, result) for e, result in checked if not result.passed and result.severity == "fail"]
+    only_budget = all(e.budget for e, _ in failed)
+    if failed and not (degrade and only_budget):
+        error = FailureBudgetExceeded if only_budget else GateError
+        raise error("\n".join(_describe(name, result) for _, result in failed))
+    return GateResult(
+        table=name,
+        passed=True,
+        expectations=tuple(result for _, result in checked),
+        degraded=tuple(f"{e.budget} ({result.observed})" for e, result in failed),
+    )
+
+
+def check_own(settings: GatesConfig) -> None:
+    """Try the user's own expectations on tables without rows, so that what is wrong with them is known before any work.
+
+    Raises ConfigError that names the key and the allowed values. Where there are any, imports Great Expectations, which
+    takes seconds.
+    """
+    if not settings.expectations and not settings.plugins:
+        return
+    empty = {name: from_rows(name, []) for name in TABLES}
+    for name in TABLES:
+        rows = frames(name, empty[name], empty, Limits(settings=settings))[0].rows
+        for where, own in own_expectations(name, empty[name], empty, settings):
+            suite, columns = (own.suite, own.rows) if isinstance(own, Frame) else ((own,), rows)
+            for expectation in suite:
+                _check_expectation(expectation, where, list(columns))
+
+
+def _check_expectation(expectation: Expectation, where: str, columns: Sequence[str]) -> None:
+    _batches()
+    from great_expectations import expectations
+    from pydantic.v1 import ValidationError
+
+    kind, arguments = getattr(expectations, expectation.kind, None), expectation.arguments
+    if kind is None:
+        known = [name for name in dir(expectations) if name.startswith("Expect") and name != "Expectation"]
+        near = difflib.get_close_matches(expectation.kind, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"{where}: unknown expectation {expectation.kind!r}; {hint}known: {', '.join(known)}")
+    try:
+        kind(**arguments)
+    except ValidationError as error:
+        allowed = ", ".join(field for field in kind.__fields__ if field not in _BOOKKEEPING)
+        wrong = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise ConfigError(f"{where}: {expectation.kind}: {wrong}; its arguments are: {allowed}") from None
+    named = [arguments[key] for key in ("column", "column_A", "column_B") if key in arguments]
+    unknown = [column for column in [*named, *arguments.get("column_list", ())] if column not in columns]
+    if unknown:
+        raise ConfigError(f"{where}: no column {unknown[0]!r}; columns: {', '.join(columns)}")
+
+
+def _check_columns(name: str, table: pa.Table) -> None:
+    expected = {field.name: str(field.type) for field in TABLES[name]}
+    given = {field.name: str(field.type) for field in table.schema}
+    wrong = [
+        f"{column}: expected {expected.get(column, 'no such column')}, got {given.get(column, 'no such column')}"
+        for column in {**expected, **given}
+        if expected.get(column) != given.get(column)
+    ]
+    if wrong:
+        raise GateError(f"table {name}: wrong columns: {'; '.join(wrong)}")
+
+
+# Great Expectations -----------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _batches() -> Any:
+    """The definition of batches that are whole data frames. Importing Great Expectations takes seconds: only here."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations
+
+    for name in ("great_expectations", "great_expectations.data_context.types.base"):  # the latter sets its own level
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = great_expectations.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
+    return (
+        context.data_sources.add_pandas("tables")
+        .add_dataframe_asset("table")
+        .add_batch_definition_whole_dataframe("all")
+    )
+
+
+def _validate(frame: Frame) -> list[ExpectationResult]:
+    """Results of the frame's suite. Failing rows are collected in a second pass, over what failed alone: it is slow."""
+    suite = frame.suite
+    results = [_result(frame, e, found) for e, found in zip(suite, _run(frame, suite, "BASIC"), strict=True)]
+    failed = [e for e, result in zip(suite, results, strict=True) if not result.passed]
+    if not failed:
+        return results
+    details = iter(_run(frame, failed, "COMPLETE"))
+    return [
+        result if result.passed else _result(frame, e, next(details)) for e, result in zip(suite, results, strict=True)
+    ]
+
+
+def _run(frame: Frame, suite: Sequence[Expectation], detail: str) -> list[Any]:
+    """Great Expectations' result of each expectation, in the order of `suite`."""
+    batch_definition = _batches()
+    import great_expectations
+    from great_expectations import expectations
+
+    built = [getattr(expectations, e.kind)(**e.arguments, meta={"n": n}) for n, e in enumerate(suite)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        validation = batch_definition.get_batch({"dataframe": frame.rows}).validate(
+            great_expectations.ExpectationSuite(name="suite", expectations=built), result_format=detail
+        )
+    return sorted(validation.results, key=lambda result: result.expectation_config.meta["n"])
+
+
+def _result(frame: Frame, expectation: Expectation, validation: Any) -> ExpectationResult:
+    arguments = expectation.arguments
+    pair = [arguments[side] for side in ("column_A", "column_B") if side in arguments]
+    columns = [arguments["column"]] if "column" in arguments else arguments.get("column_list") or pair
+    found = validation.result
+    positions = (found.get("unexpected_index_list") or [])[:SHOWN_ROWS]
+    shown = [c for c in dict.fromkeys([*frame.key, *columns]) if c in frame.rows]
+    if "observed_value" in found:
+        observed = found["observed_value"]
+    elif "unexpected_count" in found:
+        observed = f"{found['unexpected_count']} of {found['element_count']} rows"
+    else:
+        observed = sorted({fault["exception_message"] for fault in validation.exception_info.values()})
+    return ExpectationResult(
+        expectation=validation.expectation_config.type,
+        column=", ".join(columns),
+        passed=bool(validation.success),
+        severity=expectation.severity,
+        failing_rows=tuple(
+            {column: value[:SHOWN_CHARS] if isinstance(value, str) else value for column, value in row.items()}
+            for row in json.loads(frame.rows.iloc[positions][shown].to_json(orient="records"))
+        ),
+        observed=json.loads(json.dumps(observed, default=str), parse_constant=str),
+    )
+
+
+def _describe(name: str, result: ExpectationResult) -> str:
+    rows = "".join(f"\n  {json.dumps(row, ensure_ascii=False)}" for row in result.failing_rows)
+    column = f" on column {result.column}" if result.column else ""
+    return f"table {name}: {result.expectation}{column} failed ({result.observed}){rows}"

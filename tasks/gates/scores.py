@@ -1,0 +1,100 @@
+"""Suites of what routing and re-scoring write: `routes`, `scores`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from opid_core.schema import ROUTE_NAMES
+from tasks.gates.columns import plain
+from tasks.gates.expectations import Expectation, equal, has_text, in_range, in_set, is_finite, log_probs, warn
+from tasks.gates.frame import STEP_KEY, Frame, Limits, coverage, frame_of, step_keys
+
+
+def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    rows = plain(table)
+    skills = related["skills"].select(["skill_id", "trajectory_id", "kind"]).to_pylist()
+    owner_of = {skill["skill_id"]: (skill["trajectory_id"], skill["kind"]) for skill in skills}
+    wanted = zip(rows["trajectory_id"], rows["route"], strict=True)
+    found = [owner_of.get(skill_id) for skill_id in rows["skill_id"]]
+    rows = rows.assign(
+        skill_fits_route=[
+            skill is None and pd.isna(skill_id) if route == "none" else skill == (trajectory_id, route)
+            for (trajectory_id, route), skill, skill_id in zip(wanted, found, rows["skill_id"], strict=True)
+        ],
+        added_skill_fits=[
+            pd.isna(added) or (route == "step" and owner_of.get(added) == (trajectory_id, "episode"))
+            for trajectory_id, route, added in zip(
+                rows["trajectory_id"], rows["route"], rows["added_skill_id"], strict=True
+            )
+        ],
+    )
+    suite = (
+        in_set("route", ROUTE_NAMES),
+        in_set("skill_fits_route", [True]),
+        in_set("added_skill_fits", [True]),
+        has_text("reason"),
+    )
+    return [frame_of("routes", rows, *suite), coverage(rows, step_keys(related["steps"]))]
+
+
+def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    rows = plain(table).assign(max_skill_delta=_max_skill_delta(table))
+    steps = plain(related["steps"].select([*STEP_KEY, "response_ids"]))[[*STEP_KEY, "n_response_ids"]]
+    routes = related["routes"].select([*STEP_KEY, "route", "added_skill_id"]).to_pandas()
+    trajectories = related["trajectories"].select(["trajectory_id", "outcome"]).to_pandas()
+    for other in (steps, routes, trajectories):
+        key = [column for column in STEP_KEY if column in other]
+        rows = rows.merge(pd.DataFrame(other).drop_duplicates(key), how="left", on=key)
+    routed, scored = rows["route"].isin(["step", "episode"]), rows["n_skill_log_probs"].notna()
+    added, added_scored = rows["added_skill_id"].notna(), rows["n_added_log_probs"].notna()
+    rows = rows.assign(
+        scored_as_routed=np.where(rows["trained"], scored == routed, ~scored | routed),
+        added_scored_as_routed=np.where(rows["trained"], added_scored == added, ~added_scored | added),
+        signal_without_skill=~scored & (rows["n_nonzero_skill_advantages"].fillna(0) > 0),
+        broken_but_trained=(rows["outcome"] == "broken") & rows["trained"],
+        has_reference=rows["n_reference_log_probs"].notna(),
+    )
+    suite = (
+        *log_probs("old_log_probs", "n_response_ids"),
+        *log_probs("skill_log_probs", "n_response_ids"),
+        *log_probs("added_log_probs", "n_response_ids"),
+        *log_probs("reference_log_probs", "n_response_ids"),
+        equal("n_skill_advantages", "n_response_ids"),
+        in_set("n_not_finite_skill_advantages", [0]),
+        is_finite("outcome_advantage"),
+        is_finite("step_advantage"),
+        warn(in_range("max_skill_delta", high=limits.settings.max_skill_delta)),
+        in_set("scored_as_routed", [True]),
+        in_set("added_scored_as_routed", [True]),
+        in_set("signal_without_skill", [False]),
+        in_set("broken_but_trained", [False]),
+        Expectation("ExpectColumnUniqueValueCountToBeBetween", {"column": "has_reference", "max_value": 1}),
+        in_range("history_dropped", low=0),
+    )
+    return [frame_of("scores", rows, *suite), coverage(rows, step_keys(related["steps"]))]
+
+
+def _max_skill_delta(table: pa.Table) -> np.ndarray:
+    """Largest |skill log-prob - old log-prob| of each row in nats, [rows]; nan where there is none to tell."""
+    largest = np.full(table.num_rows, np.nan)
+    old, skill = (table.column(name).combine_chunks() for name in ("old_log_probs", "skill_log_probs"))
+    old_lengths, skill_lengths = (
+        pc.call_function("list_value_length", [column]).fill_null(0).to_numpy(zero_copy_only=False)
+        for column in (old, skill)
+    )
+    compared = np.flatnonzero((old_lengths == skill_lengths) & (old_lengths > 0))
+    if not len(compared):
+        return largest
+    values = [
+        pc.call_function("list_flatten", [column.take(pa.array(compared))]).to_numpy(zero_copy_only=False)
+        for column in (old, skill)
+    ]
+    deltas = np.abs(values[1] - values[0])
+    starts = np.concatenate([[0], np.cumsum(old_lengths[compared])[:-1]])
+    largest[compared] = np.fmax.reduceat(np.where(np.isfinite(deltas), deltas, np.nan), starts)
+    return largest

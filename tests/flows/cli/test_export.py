@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from flows.cli import main as cli
+from flows.cli.export import show_export
+from infra.manifest import to_bytes
+from infra.store import manifests, open_campaign, put_object, read_config
+from opid_core.errors import ConfigError, DataError
+from opid_core.schema import content_hash, from_rows
+from tests.flows.committed import commit_rows, rows_of_iteration_0
+from tests.infra.stored import CONFIG, all_files
+
+START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+HOSTILE = "\x00\x1b[2J\u2028\u0085\ufffd<script>\"'\\\r\n😀"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A start and iteration 0, whose texts and numbers are awkward."""
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    rows = rows_of_iteration_0()
+    rows["steps"][0]["observation"] = HOSTILE
+    rows["scores"][0]["old_log_probs"] = [-0.1, -1e-45]  # no short decimals of a 32-bit float
+    start = commit_rows(store, tmp_path, None, START_ROWS)
+    commit_rows(store, tmp_path, start, rows)
+    return store
+
+
+def exported(store, out, iteration=None) -> str:
+    output = io.StringIO()
+    show_export(store.root, "demo", None, iteration, out, Console(file=output, width=300))
+    return output.getvalue()
+
+
+def test_tables_come_back_whole_from_jsonl(store, tmp_path):
+    out = tmp_path / "deep" / "out"
+    printed = exported(store, out)
+    manifest = manifests(store)[-1]
+    assert len(manifest.tables) == 7
+    for name, record in manifest.tables.items():
+        lines = (out / f"{name}.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+        assert len(lines) == record.rows
+        assert content_hash(from_rows(name, [json.loads(line) for line in lines])) == record.content_hash
+        assert f"{name} ({record.rows})" in printed
+    assert f"demo, iteration 0: {out}\n" in printed
+
+
+def test_the_policy_is_a_folder_without_optimizer_state(store, tmp_path):
+    out = tmp_path / "out"
+    assert f"The policy after 0 updates: {out}/policy" in exported(store, out, "start")
+    assert all_files(out) == [
+        "config.json",
+        "manifest.json",
+        "metrics.jsonl",
+        "policy/model.safetensors",
+        "policy/tokenizer.json",
+    ]
+    assert (out / "policy" / "model.safetensors").read_bytes() == b"weights 0"
+    assert (out / "manifest.json").read_bytes() == to_bytes(manifests(store)[0])
+    assert json.loads((out / "config.json").read_text(encoding="utf-8")) == read_config(store)
+
+
+def test_an_existing_folder_is_refused(store, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match=f"--out: {out} exists already; name a new folder"):
+        exported(store, out)
+    assert all_files(out) == []
+
+
+@pytest.mark.parametrize("damaged", ["table", "weights"])
+def test_a_damaged_file_leaves_nothing(store, tmp_path, damaged):
+    manifest = manifests(store)[-1]
+    weights = next(file for file in manifest.policy.files if file.path.endswith(".safetensors"))
+    record = manifest.tables["routes"] if damaged == "table" else weights
+    put_object(store, record.path, b"x" * record.size)
+    out = tmp_path / "exports" / "out"
+    with pytest.raises(DataError, match=f"{record.path}: damaged"):
+        exported(store, out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_what_is_not_there(store, tmp_path):
+    with pytest.raises(ConfigError, match="has no iteration '1'; committed: start, 0 to 0"):
+        exported(store, tmp_path / "out", "1")
+    with pytest.raises(ConfigError, match="no campaign 'nobody'"):
+        show_export(store.root, "nobody", None, None, tmp_path / "out", Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(store, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=f"--out: {tmp_path}/file/out cannot be made: Not a directory"):
+        exported(store, tmp_path / "file" / "out")
+
+
+def test_the_command(store, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["opid", "export", "demo", "--root", store.root, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert f"demo, iteration 0: {out}\n" in capsys.readouterr().out
+    assert len((out / "steps.jsonl").read_bytes().splitlines()) == 3

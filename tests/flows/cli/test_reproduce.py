@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from flows.cli.reproduce import Compared, compare, first_difference, notes
+from infra.store import open_campaign
+from opid_core.config import build_config
+from opid_core.hashing import config_hash
+from opid_core.schema import from_rows
+from tasks.version import code_version
+from tests.infra.stored import CONFIG, make_manifest, metrics_table, scores_table
+from tests.tasks.gates.valid_tables import valid
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    return make_manifest(open_campaign(tmp_path / "runs", "demo", CONFIG), tmp_path, None)
+
+
+def changed(manifest, table, **fields):
+    record = manifest.tables[table].model_copy(update=fields)
+    return manifest.model_copy(update={"tables": {**manifest.tables, table: record}})
+
+
+def test_two_runs_of_the_same_are_equal_whatever_the_clock_said(tmp_path, manifest):
+    other = make_manifest(open_campaign(tmp_path / "other", "demo", CONFIG), tmp_path, None, seconds=9.0)
+    found = compare(manifest, other)
+    assert [row.name for row in found] == ["scores", "weights", "metrics"]
+    assert all(row.equal and row.committed for row in found)
+    assert manifest.tables["metrics"].sha256 != other.tables["metrics"].sha256
+
+
+def test_a_table_that_differs_is_found(manifest):
+    doctored = changed(manifest, "scores", content_hash="0" * 64)
+    assert [row.name for row in compare(doctored, manifest) if not row.equal] == ["scores"]
+    # Where the file lies and how it is packed is not compared.
+    assert all(row.equal for row in compare(changed(manifest, "scores", path="elsewhere", sha256="0" * 64), manifest))
+
+
+def test_weights_that_differ_are_found(tmp_path, manifest):
+    other = make_manifest(open_campaign(tmp_path / "other", "demo", CONFIG), tmp_path, None, weights=b"WEIGHTS")
+    assert [row.name for row in compare(manifest, other) if not row.equal] == ["weights"]
+
+
+def test_a_table_of_one_side_alone_differs(manifest):
+    added = manifest.model_copy(update={"tables": {**manifest.tables, "new": manifest.tables["scores"]}})
+    content_hash = manifest.tables["scores"].content_hash
+    assert compare(added, manifest)[-1] == Compared("new", content_hash, None)
+    assert compare(manifest, added)[-1] == Compared("new", None, content_hash)
+    assert not compare(manifest, added)[-1].equal
+
+
+def test_the_first_difference_of_two_tables_in_words():
+    assert first_difference(scores_table(-0.5), scores_table(-0.75)) == (
+        "column old_log_probs[0] first differs in row 0 (trajectory_id a, step 0): committed -0.5, again -0.75"
+    )
+    assert first_difference(scores_table(), scores_table()) == "the rows are equal; the manifest names another hash"
+    assert first_difference(scores_table(), scores_table().slice(1)) == "1 rows committed, 0 again"
+    one, other = valid()["steps"], valid()["steps"]
+    other[1]["response_ids"] = [5, 6]
+    other[2]["action"] = "x" * 200
+    assert first_difference(from_rows("steps", one), from_rows("steps", other)) == (
+        "column response_ids first differs in row 1 (trajectory_id a, step 1, task_id t): committed [5], again [5, 6]"
+    )
+    other[1]["response_ids"] = [5]
+    assert first_difference(from_rows("steps", one), from_rows("steps", other)).endswith(
+        f"(trajectory_id b, step 0, task_id t): committed 'look', again '{'x' * 99}..."
+    )
+
+
+def test_clocks_are_no_difference():
+    assert first_difference(metrics_table(seconds=1.0), metrics_table(seconds=2.0)).startswith("the rows are equal")
+    assert first_difference(metrics_table(value=0.5), metrics_table(seconds=2.0, value=0.25)) == (
+        "column value first differs in row 0 (name rollout/return): committed 0.5, again 0.25"
+    )
+    one, other = valid()["trajectories"], valid()["trajectories"]
+    other[0]["seconds"] = 9.0
+    equal = first_difference(from_rows("trajectories", one), from_rows("trajectories", other))
+    assert equal.startswith("the rows are equal")
+
+
+def test_what_may_make_it_differ_is_said_before(manifest):
+    config = build_config({"campaign": "demo"})
+    same = {"code_version": code_version(), "config_hash": config_hash(config)}
+    assert notes(config, manifest.model_copy(update=same)) == []
+    (version,) = notes(config, manifest.model_copy(update={**same, "code_version": "0.0.9"}))
+    assert version == f"Another version of the program: this is {code_version()}, the iteration was made by 0.0.9."
+    (other,) = notes(config, manifest.model_copy(update={**same, "config_hash": "c" * 64}))
+    assert "threads, ranks and micro-batches change how sums are rounded" in other

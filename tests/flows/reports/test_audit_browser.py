@@ -1,0 +1,177 @@
+"""The audit's pages in a real headless Chromium: open, filter, follow a skill to its tokens and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flows.reports.audit.pages import CAMPAIGN_PAGE, page_of, write_pages
+from infra.store import CampaignStore, read_table
+from tests.audited import Shape, make_campaign
+from tests.chromium import chromium
+from tests.hostile import hostile_strings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Dialog, Page
+
+LAST = 1
+pytestmark = pytest.mark.integration
+
+Open = Callable[[Path], "Page"]
+
+
+@pytest.fixture(scope="module")
+def open_page() -> Iterator[Open]:
+    """Opens a page whose scripts, requests and errors are watched: the test fails for any that should not be."""
+    wrong: list[str] = []
+
+    with chromium() as browser:
+
+        def opened(path: Path) -> Page:
+            page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+            page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+            page.on("console", lambda message: wrong.append(f"console: {message.text}"))
+            page.on("dialog", closed)
+            page.on(
+                "request", lambda request: None if is_file(request.url) else wrong.append(f"request: {request.url}")
+            )
+            page.goto(path.as_uri())
+            page.wait_for_selector("body[data-ready=yes]", state="attached")
+            return page
+
+        def closed(dialog: Dialog) -> None:
+            wrong.append(f"dialog: {dialog.message}")
+            dialog.dismiss()
+
+        def is_file(url: str) -> bool:
+            return url.startswith("file:///") and url.split("#")[0].endswith(".html")
+
+        yield opened
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory) -> tuple[CampaignStore, list, Path]:
+    root = tmp_path_factory.mktemp("audited")
+    store, chain = make_campaign(root, 2, Shape(), degraded=0)
+    write_pages(store, chain, [0, LAST], root / "pages")
+    return store, chain, root / "pages"
+
+
+def test_the_campaign_page_leads_to_an_iteration(campaign, open_page):
+    page = open_page(campaign[2] / CAMPAIGN_PAGE)
+    assert page.locator(".alarm").inner_text() == "Iteration 0 is degraded: skills: 2 of 6 analyses failed"
+    assert page.locator("svg.chart circle").count() == 2 + 3 + 3  # training rollouts, and two panels at each policy
+    assert page.locator("#added tbody tr").count() == 8
+    assert "too short" in page.locator("tr.warn").inner_text()
+    page.click(f"a[href='{page_of(LAST)}']")
+    page.wait_for_url(f"**/{page_of(LAST)}*")  # the page that is left is ready too
+    page.wait_for_selector("body[data-ready=yes]", state="attached")
+    assert page.locator("h1").inner_text() == "Iteration 1"
+
+
+def test_the_filters_leave_what_they_say(campaign, open_page):
+    store, chain, folder = campaign
+    rows = read_table(store, chain[-1].tables["trajectories"]).to_pylist()
+    page = open_page(folder / page_of(LAST))
+    assert page.locator("#count").inner_text() == "6 of 6 trajectories"
+    outcome = rows[0]["outcome"]
+    page.select_option("#outcome", outcome)
+    count = sum(row["outcome"] == outcome for row in rows)
+    page.wait_for_selector(f"#count:has-text('{count} of 6')")
+    page.select_option("#outcome", "")
+    page.select_option("#task", "type:pick")  # the first of two tasks
+    page.wait_for_selector("#count:has-text('3 of 6')")
+    page.select_option("#route", "step")  # the third of each group has no skills
+    page.wait_for_selector("#count:has-text('2 of 6')")
+    page.select_option("#task", "")
+    page.wait_for_selector("#count:has-text('4 of 6')")
+    page.select_option("#route", "")
+    step = read_table(store, chain[-1].tables["steps"]).to_pylist()[-1]
+    page.fill("#text", step["observation"].upper())
+    page.wait_for_selector("#count:has-text('1 of 6')")
+    assert page.locator("#list a").get_attribute("href") == "#trajectory=5"
+    page.click("#list a")
+    page.wait_for_selector("body[data-shown='trajectory=5']")
+    # the steps without the text stand back
+    assert page.locator(".step-card").evaluate_all("cards => cards.map(card => card.classList.contains('dim'))") == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_skill_leads_to_its_tokens_and_back(campaign, open_page):
+    store, chain, folder = campaign
+    table = {name: read_table(store, record).to_pylist() for name, record in chain[-1].tables.items()}
+    skill = table["skills"][1]
+    assert (skill["kind"], skill["step"]) == ("step", 1)
+    page = open_page(folder / page_of(LAST))
+    page.wait_for_selector("body[data-shown='trajectory=0']")
+    page.click(".step-card[data-step='1'] a.skill-link")
+    page.wait_for_selector("body[data-shown='skill=1']")
+    assert page.locator(".skill-title").inner_text() == skill["text"]
+    assert page.locator("#view-skill .step-card").count() == 1
+    step, scores = table["steps"][1], table["scores"][1]
+    spans = page.locator("#view-skill .response span")
+    assert spans.count() == len(step["response_ids"])
+    assert "".join(spans.evaluate_all("all => all.map(span => span.textContent)")) == step["response_text"]
+    for place, (under, old) in enumerate(zip(scores["skill_log_probs"], scores["old_log_probs"], strict=True)):
+        note, colour = spans.nth(place).evaluate("span => [span.title, span.style.backgroundColor]")
+        shown = f"{'−' if under < old else '+'}{abs(under - old):.4f}"
+        assert f"delta {shown} = " in note
+        assert colour.startswith("rgba(224, 112, 26" if under < old else "rgba(29, 111, 209"), note
+    assert page.locator("#view-skill .response span").last.evaluate("span => span.dataset.name") == "<|end|>"
+    page.click("#view-skill details:has-text('all') summary >> nth=-1")
+    page.wait_for_selector("#view-skill details tbody tr")  # the table is made by the event that opening sends later
+    assert page.locator("#view-skill details tbody tr").count() == len(step["response_ids"])
+    page.click("#back")
+    page.wait_for_selector("body[data-shown='trajectory=0']")
+    page.click(".tabs a[href='#skills']")
+    page.wait_for_selector("#skill-count:has-text('10 of 10 skills')")
+    page.select_option("#skill-kind", "failed")
+    page.wait_for_selector("#skill-count:has-text('2 of 10 skills')")
+    assert page.locator("#skill-list td.skill-text").first.inner_text().endswith("the reply holds no JSON object")
+
+
+def test_without_a_tokenizer_the_page_says_so_and_shows_ids(tmp_path, open_page):
+    store, chain = make_campaign(tmp_path, 1, Shape(), tokenizer=False)
+    write_pages(store, chain, [0], tmp_path / "pages")
+    step = read_table(store, chain[-1].tables["steps"]).to_pylist()[1]
+    page = open_page(tmp_path / "pages" / page_of(0))
+    assert "holds no tokenizer.json" in page.locator("#trouble").inner_text()
+    card = page.locator(".step-card[data-step='1']")
+    assert card.locator(".response").inner_text() == step["response_text"]
+    assert card.locator(".ids span").all_inner_texts() == [str(token_id) for token_id in step["response_ids"]]
+
+
+def test_hostile_texts_are_shown_as_they_are_and_run_nothing(tmp_path, open_page):
+    strings = [text for text in hostile_strings(400, seed=1) if is_storable(text) and text]
+    store, chain = make_campaign(tmp_path, 1, Shape(tasks=4, group_size=4, steps=5), special=strings)
+    write_pages(store, chain, [0], tmp_path / "pages")
+    skills, steps = (read_table(store, chain[-1].tables[name]).to_pylist() for name in ("skills", "steps"))
+    page = open_page(tmp_path / "pages" / page_of(0))
+    texts = "all => all.map(element => element.textContent)"
+    for number in range(16):
+        page.goto(f"{page.url.split('#')[0]}#trajectory={number}")
+        page.wait_for_selector(f"body[data-shown='trajectory={number}']")
+        own = [step for step in steps if step["trajectory_id"].endswith(f"{number // 4:04d}-{number % 4:02d}")]
+        assert len(own) == 5
+        assert page.locator("#trajectory .response").evaluate_all(texts) == [step["response_text"] for step in own]
+        fields = page.locator("#trajectory .fields > dd:nth-of-type(-n+2) > .free").evaluate_all(texts)
+        assert fields == [text for step in own for text in (step["observation"], step["action"])]
+    page.goto(f"{page.url.split('#')[0]}#skills")
+    page.wait_for_selector("body[data-shown=skills]")
+    shown = page.locator("#skill-list .skill-text").evaluate_all(texts)
+    assert shown == [skill["text"] or f"failed: {skill['error']}" for skill in skills]
+    page = open_page(tmp_path / "pages" / CAMPAIGN_PAGE)
+    added = page.locator("#added .skill-text").evaluate_all(texts)
+    assert sorted(added) == sorted({skill["text"] for skill in skills if skill["text"]})
+
+
+def is_storable(text: str) -> bool:
+    """Whether the text has a UTF-8 form: only such text can be in a table."""
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)

@@ -1,0 +1,80 @@
+"""`opid audit` as the user types it, on committed rows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main as cli
+from infra.store import manifests, open_campaign
+from tests.audited import CONFIG
+from tests.conftest import S3_BUCKET
+from tests.flows.committed import FIRST, commit_rows, rows_of_iteration_0
+from tests.infra.stored import all_files
+
+START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+
+
+def make(root: str, tmp_path: Path, name: str, *, seed: int = 0, won: bool = False, endpoint_url: str | None = None):
+    """A campaign of one iteration; with `won` its second trajectory is a success too."""
+    store = open_campaign(root, name, {**CONFIG, "campaign": name, "seed": seed}, endpoint_url)
+    rows = rows_of_iteration_0()
+    if won:
+        rows["trajectories"][1] |= {"outcome": "success", "return": 10.0}
+    commit_rows(store, tmp_path, commit_rows(store, tmp_path, None, START_ROWS), rows)
+    return store
+
+
+@pytest.fixture
+def opid(monkeypatch, capsys):
+    """Runs `opid ARGUMENTS` and gives what it prints."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["opid", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_two_campaigns_are_compared(tmp_path, opid):
+    root = str(tmp_path / "runs")
+    make(root, tmp_path, "one")
+    make(root, tmp_path, "two", seed=7, won=True)
+    before = all_files(Path(root))
+    lines = opid("audit", "one", "two@0", "--root", root).splitlines()
+    assert lines[0] == "one@0 and two@0"
+    rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in lines if line.startswith("│")]
+    for row in [
+        ("seed", "0", "7"),
+        ("success", "1 (50.0%)", "2 (100.0%)"),
+        ("failure", "1 (50.0%)", "0 (0.0%)"),
+        ("step", "1 (33.3%)", "1 (33.3%)"),
+        ("episode, success", "1", "0", "0"),
+        ("rollout/return", "5", "5", "+0"),
+    ]:
+        assert row in rows, row
+    assert all_files(Path(root)) == before
+
+
+def test_a_campaign_on_s3_is_read_there_and_its_pages_lie_here(tmp_path, s3_server, opid, monkeypatch):
+    root = f"s3://{S3_BUCKET}/{tmp_path.name}"
+    place = ["--root", root, "--endpoint-url", s3_server.endpoint_url]
+    store = make(root, tmp_path, "one", endpoint_url=s3_server.endpoint_url)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    printed = opid("audit", "one", *place)
+    assert printed.endswith(f"Open {here}/runs/one/audit/index.html in a browser.\n")
+    pages = [f"runs/one/audit/{name}" for name in ("index.html", "iteration-000000.html")]
+    assert all_files(here) == pages
+    out = tmp_path / "tables"
+    opid("audit", "one@0", "--format", "csv", "--out", str(out), *place)
+    assert (out / "steps.csv").read_text(encoding="utf-8").count(FIRST) >= 2
+    assert opid("audit", "one@start", "one", *place).startswith("one@start and one@0\n")
+    assert len(manifests(store)) == 2

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from flows.reports.study import draw_curves, page, read_runs, rows, shared_episodes, write_comparison
+from flows.study import MAY_VARY, Study, load_study
+from infra.manifest import START, new_manifest
+from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
+from opid_core import schema
+from opid_core.errors import ConfigError
+
+BASE = """
+campaign: {label}
+root: {root}
+seed: 5
+iterations: 1
+policy: somewhere
+rollout: {{tasks_per_iteration: 2, group_size: 2}}
+method: {method}
+"""
+
+
+def config_file(folder: Path, label: str, method: str, more: str = "") -> Path:
+    path = folder / f"{label}.yaml"
+    path.write_text(BASE.format(label=label, root=folder / "runs", method=method) + more, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def study(tmp_path) -> Study:
+    files = [config_file(tmp_path, "plain", "{name: grpo}"), config_file(tmp_path, "skills", "{name: opid}")]
+    return load_study("mine", files, 2)
+
+
+def test_a_study_has_every_method_with_every_seed(study, tmp_path):
+    assert [(label, seed, config.campaign) for label, seed, config in study.campaigns()] == [
+        ("plain", 5, "plain-seed5"),
+        ("skills", 5, "skills-seed5"),
+        ("plain", 6, "plain-seed6"),
+        ("skills", 6, "skills-seed6"),
+    ]
+    assert {config.root for _, _, config in study.campaigns()} == {f"{tmp_path}/runs/mine"}
+    assert {config.seed for _, seed, config in study.campaigns() if seed == 6} == {6}
+    assert study.baseline == "plain"  # GRPO is OPID's twin: no other is added
+
+
+def test_opid_without_a_twin_gets_one(tmp_path):
+    study = load_study("mine", [config_file(tmp_path, "skills", "{name: opid, lambda_step: 0.1}")], 1)
+    assert list(study.methods) == ["skills", "skills-lambda0"]
+    twin, method = study.methods["skills-lambda0"].method, study.methods["skills"].method
+    assert (twin.lambda_episode, twin.lambda_step) == (0.0, 0.0)
+    assert twin.model_copy(update={"lambda_episode": method.lambda_episode, "lambda_step": 0.1}) == method
+    assert study.baseline == "skills-lambda0"
+    # GRPO with another baseline rule is no twin
+    files = [
+        config_file(tmp_path, "skills", "{name: opid}"),
+        config_file(tmp_path, "other", "{name: grpo, tied_groups: zero}"),
+    ]
+    assert list(load_study("mine", files, 1).methods) == ["skills", "other", "skills-lambda0"]
+
+
+def test_a_twin_has_the_step_advantage_of_its_method(tmp_path):
+    plain = config_file(tmp_path, "plain", "{name: grpo}")
+    skills = config_file(tmp_path, "skills", "{name: opid, step_weight: 1.0, gamma: 0.9}")
+    # GRPO has no step advantage: what it adds would be booked to the skills.
+    study = load_study("mine", [skills, plain], 1)
+    assert list(study.methods) == ["skills", "plain", "skills-lambda0"]
+    twin = study.methods["skills-lambda0"].method
+    assert (twin.lambda_episode, twin.lambda_step, twin.step_weight, twin.gamma) == (0.0, 0.0, 1.0, 0.9)
+    assert [study.twin(label) for label in study.methods] == ["skills-lambda0", None, None]
+    assert study.baseline == "plain"
+    assert load_study("mine", [skills], 1).baseline == "skills-lambda0"
+    # GiGPO (step weight 1) is the twin with the same numbers alone.
+    same = config_file(tmp_path, "states", "{name: gigpo, gamma: 0.9}")
+    study = load_study("mine", [skills, same], 1)
+    assert (list(study.methods), study.twin("skills"), study.baseline) == (["skills", "states"], "states", "states")
+    for other in ("gamma: 0.95", "gamma: 0.9, step_weight: 0.5", "gamma: 0.9, state_similarity: 0.9"):
+        other = config_file(tmp_path, "other", f"{{name: gigpo, {other}}}")
+        assert load_study("mine", [skills, other], 1).twin("skills") == "skills-lambda0"
+
+
+def test_without_a_step_weight_what_it_would_need_makes_no_difference(tmp_path):
+    files = [
+        config_file(tmp_path, "plain", "{name: grpo}"),
+        config_file(tmp_path, "skills", "{name: opid, gamma: 0.9, state_similarity: 0.9}"),
+    ]
+    study = load_study("mine", files, 1)
+    assert (list(study.methods), study.twin("skills")) == (["plain", "skills"], "plain")
+
+
+def test_an_added_twin_replaces_no_method(tmp_path):
+    skills = config_file(tmp_path, "skills", "{name: opid, step_weight: 1.0}")
+    other = config_file(tmp_path, "skills-lambda0", "{name: grpo}")
+    with pytest.raises(ConfigError, match=r"skills.yaml: campaign: the twin of 'skills' .* called 'skills-lambda0'"):
+        load_study("mine", [skills, other], 1)
+    # Where it is the right twin, no other is added.
+    right = config_file(tmp_path, "skills-lambda0", "{name: gigpo}")
+    assert list(load_study("mine", [skills, right], 1).methods) == ["skills", "skills-lambda0"]
+
+
+def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
+    first = config_file(tmp_path, "plain", "{name: grpo}")
+    second = config_file(tmp_path, "skills", "{name: opid}", "learner: {learning_rate: 1.0}\nthreads: 1\n")
+    with pytest.raises(ConfigError) as raised:
+        load_study("mine", [first, second], 1)
+    assert str(raised.value) == (
+        f"{second}: learner.learning_rate, threads: differs from {first}; the methods of a study may differ in "
+        + ", ".join(MAY_VARY)
+    )
+    with pytest.raises(ConfigError, match="'plain' is the name of another method"):
+        load_study("mine", [first, first], 1)
+
+
+def test_the_shipped_methods_make_a_study():
+    files = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
+    study = load_study("first", files, 3)
+    assert list(study.methods) == ["grpo", "opid_0.01", "opid_0.1", "rlsd", "sdar"]
+    assert study.baseline == "grpo"
+
+
+def test_the_report_pairs_methods_by_seed_and_task(study):
+    for (label, seed, config), (before, after) in zip(
+        study.campaigns(), [("ff", "sf"), ("ff", "ss"), ("sf", "sf"), ("sf", "ss")], strict=True
+    ):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, before, after, share=0.25 if label == "skills" else 0.0)
+    folder = write_comparison(study)
+    plain, skills = json.loads((folder / "results.json").read_text())
+    assert (plain["method"], plain["seeds"], plain["tasks"], plain["temperature"]) == ("plain", [5, 6], 2, 1.0)
+    assert (plain["before"], plain["micro"]["mean"], skills["micro"]["mean"]) == (0.25, 0.5, 1.0)
+    assert (plain["by_type"], plain["against_baseline"]) == ({"cool": 1.0, "heat": 0.0}, None)
+    assert skills["against_baseline"]["estimate"]["mean"] == 0.5
+    assert (skills["twin"], skills["against_twin"]) == (None, None)  # it is the baseline
+    # seed 5 went from 0 to 1, seed 6 from 1/2 to 1, over 4 episodes
+    assert skills["curve_mean"] == (0.5 + 0.75) / 2
+    assert skills["episodes"] == 4
+    text = (folder / "summary.md").read_text()
+    assert text.startswith("# Study mine\n\nPreset released; seeds 5, 6; 1 iterations; the final policy ")
+    assert "| skills | 1 | 50.0% (" in text  # against plain
+    assert "twin" not in text
+    assert "| update/distillation_loss | 0.1250 | 0.1250 |\n| update/tokens | 1,234 | 1,234 |" in text
+    assert "| advantage_share/skill | 0.00% | 25.00% |" in text
+    assert "| cool | 100.0% | 100.0% |" in text
+    plot = (folder / "curves.png").read_bytes()
+    assert len(plot) > 1000
+    page = (folder / "index.html").read_text()
+    assert f'src="data:image/png;base64,{base64.b64encode(plot).decode()}"' in page
+    assert "<td>skills</td>\n<td>1</td>\n<td>50.0% (" in page
+
+
+def test_a_method_is_compared_with_its_own_twin_too(tmp_path):
+    files = [
+        config_file(tmp_path, "plain", "{name: grpo}"),
+        config_file(tmp_path, "skills", "{name: opid, step_weight: 1.0}"),
+    ]
+    study = load_study("mine", files, 1)
+    for (_, seed, config), after in zip(study.campaigns(), ("ff", "ss", "sf"), strict=True):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, "ff", after, share=0.0)
+    folder = write_comparison(study)
+    plain, skills, twin = json.loads((folder / "results.json").read_text())
+    assert [
+        row["against_baseline"] and row["against_baseline"]["estimate"]["mean"] for row in (plain, skills, twin)
+    ] == [
+        None,
+        1.0,
+        0.5,
+    ]
+    assert (skills["twin"], skills["against_twin"]["estimate"]["mean"]) == ("skills-lambda0", 0.5)
+    assert (twin["twin"], twin["against_twin"]) == (None, None)
+    _, section = (folder / "summary.md").read_text().split("## Against the twin without skill signal\n")
+    assert "| skills | skills-lambda0 | 1 | 50.0% (" in section
+    assert section.split("##")[0].count("\n| ") == 3  # header, rule, one method
+
+
+def test_sample_efficiency_is_over_the_episodes_that_every_run_played(study):
+    for (label, seed, config), after in zip(study.campaigns(), ("ss", "ss", "ff", "sf"), strict=True):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        # As with redrawn groups: the second method plays 8 episodes with seed 5, 12 with seed 6.
+        finished(store, seed, "ff", after, share=0.0, episodes=4 if label == "plain" else 8 if seed == 5 else 12)
+    runs, _ = read_runs(study)
+    assert shared_episodes(runs) == 4
+    plain, skills = rows(study, runs)
+    assert (plain.episodes, skills.episodes) == (4, 10)
+    # Over 4 episodes: from 0 to 1 and from 0 to 0; from 0 to 1/2 (1 after 8) and from 0 to 1/6 (1/2 after 12).
+    assert (plain.curve_mean, skills.curve_mean) == (pytest.approx((0.5 + 0) / 2), pytest.approx((1 / 4 + 1 / 12) / 2))
+    text = (write_comparison(study) / "summary.md").read_text()
+    assert "averaged over the first 4 training episodes, which every run played." in text
+    assert "| skills | 10 | 16.7% |" in text
+    axes = Figure().add_subplot()
+    draw_curves(axes, runs, 1.0)
+    bold = {line.get_label(): np.asarray(line.get_xydata()) for line in axes.get_lines() if line.get_marker() == "o"}
+    assert bold["plain"].tolist() == [[0, 0], [4, 0.5]]
+    # After 8 episodes seed 5 has 1, seed 6 a third.
+    assert bold["skills"] == pytest.approx(np.array([[0, 0], [8, 2 / 3]]))
+
+
+def test_names_in_the_page_are_never_markup():
+    made = page("<b>study</b>", "# <script>alert(1)</script>\n\n| a |\n| --- |\n| <i>x</i> |\n", b"png")
+    assert "<script>alert" not in made
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in made
+    assert "<td>&lt;i&gt;x&lt;/i&gt;</td>" in made
+    assert "<title>OPID · study &lt;b&gt;study&lt;/b&gt;</title>" in made
+
+
+def test_unfinished_campaigns_are_named_and_left_out(study):
+    with pytest.raises(ConfigError, match="no campaign is finished yet"):
+        write_comparison(study)
+    config = study.campaigns()[0][2]
+    finished(open_campaign(config.root, config.campaign, config.model_dump(mode="json")), 5, "ff", "ss", share=0.0)
+    runs, unfinished = read_runs(study)
+    assert unfinished == ["skills-seed5", "plain-seed6", "skills-seed6"]
+    (row,) = rows(study, runs)
+    assert (row.method, row.seeds) == ("plain", (5,))
+    assert "**Not finished, left out:** skills-seed5" in (write_comparison(study) / "summary.md").read_text()
+
+
+def test_a_campaign_that_is_not_the_studys_is_refused(study, tmp_path):
+    _, seed, config = study.campaigns()[0]
+    values = config.model_dump(mode="json")
+    values["learner"]["learning_rate"] = 0.5
+    values["method"]["tied_groups"] = "zero"
+    finished(open_campaign(config.root, config.campaign, values), seed, "ff", "ss", share=0.0)
+    with pytest.raises(ConfigError) as raised:
+        read_runs(study)
+    assert str(raised.value) == (
+        f"campaign plain-seed5 in {tmp_path}/runs/mine was made with another config than the study's: "
+        "learner.learning_rate, method.tied_groups; give the study another name, or the config that the campaign was "
+        "made with"
+    )
+
+
+def test_what_may_differ_between_runs_of_a_campaign_may_differ_from_the_study(study):
+    _, seed, config = study.campaigns()[0]
+    values = config.model_dump(mode="json") | {"policy": "copied", "threads": 1, "root": "elsewhere", "iterations": 7}
+    del values["storage"]["optimizer_states"]  # an older version wrote it
+    finished(open_campaign(config.root, config.campaign, values), seed, "ff", "ss", share=0.0)
+    assert [len(mine) for mine in read_runs(study)[0].values()] == [1, 0]
+
+
+def test_a_campaign_that_went_on_beyond_the_study_is_refused(study):
+    _, seed, config = study.campaigns()[0]
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    finished(store, seed, "ff", "ss", share=0.0)
+    methods = {label: method.model_copy(update={"iterations": 0}) for label, method in study.methods.items()}
+    with pytest.raises(ConfigError, match=r"plain-seed5 in .* has 1 iterations, more than the study's 0"):
+        read_runs(replace(study, methods=methods))
+
+
+def test_campaigns_from_other_weights_are_refused(study):
+    for (_, seed, config), weights in zip(study.campaigns()[:2], (b"weights", b"others"), strict=True):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, "ff", "ss", share=0.0, weights=weights)
+    with pytest.raises(ConfigError, match="campaigns plain-seed5 and skills-seed5 start from policies with other weig"):
+        read_runs(study)
+
+
+def finished(
+    store: CampaignStore,
+    seed: int,
+    before: str,
+    after: str,
+    share: float,
+    episodes: int = 4,
+    weights: bytes = b"weights",
+) -> None:
+    """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure)."""
+    previous = None
+    metrics = {"advantage_share/skill": share, "update/tokens": 1234.0, "update/distillation_loss": 0.125}
+    for version, outcomes in ((0, before), (1, after)):
+        iteration = START if version == 0 else 0
+        tables = {
+            "evaluations": [_evaluated(version, task, outcome, seed) for task, outcome in enumerate(outcomes)],
+            "metrics": [{"iteration": -1, "name": name, "value": value} for name, value in metrics.items()],
+        }
+        if previous is not None:
+            tables["trajectories"] = [_trajectory(f"{n}") for n in range(episodes)]
+        folder = Path(store.root) / f"local-{seed}-{version}"
+        folder.mkdir(exist_ok=True)
+        (folder / "model.safetensors").write_bytes(weights)
+        attempt = new_attempt()
+        previous = new_manifest(
+            iteration=iteration,
+            tables={
+                name: write_table(store, name, iteration, attempt, schema.from_rows(name, found))
+                for name, found in tables.items()
+            },
+            policy=put_folder(store, folder, f"policies/{version:06d}/{attempt}"),
+            gates=[],
+            config_hash="c" * 64,
+            code_version="0.1.0",
+            seeds={"campaign": seed},
+            prefect_run_id=None,
+            metrics={},
+            created_at="2026-01-01T00:00:00.000+00:00",
+            previous=previous,
+        )
+        commit(store, previous)
+
+
+def _evaluated(version: int, task: int, outcome: str, seed: int) -> dict:
+    return {
+        "policy_version": version,
+        "temperature": 1.0,
+        "repetition": 0,
+        "task_id": f"task-{task}",
+        "task_type": ("cool", "heat")[task],
+        "outcome": {"s": "success", "f": "failure"}[outcome],
+        "return": 0.0,
+        "steps": 1,
+        "valid_actions": 1,
+        "admissible_actions": 1,
+        "tokens": 1,
+        "seed": seed,
+    }
+
+
+def _trajectory(name: str) -> dict:
+    return {
+        "campaign": "c",
+        "iteration": 0,
+        "group_id": "g",
+        "trajectory_id": name,
+        "task_id": "task-0",
+        "task_type": "cool",
+        "outcome": "success",
+        "return": 1.0,
+        "steps": 1,
+        "tokens": 1,
+        "seconds": 0.0,
+        "error": None,
+    }

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute
+
+
+@pytest.mark.parametrize(
+    ("iteration", "share"),
+    [(0, 0.5), (50, 0.25), (100, 0.0), (130, 0.0)],
+)
+def test_tokens_get_more_or_less_of_the_credit(iteration, share):
+    """x (A = 5): delta -2 and 1 are weights 0.8 and 1.2; y (A = -5): delta 1 and -2 are weights 0.8 and 1.2; x's second
+    step has no skill. The weights count with a share that falls from a half to nothing."""
+    result = compute("rlsd", replace(BATCH, iteration=iteration), CONFIG)
+    less, more = 1 - 0.2 * share, 1 + 0.2 * share
+    expected = np.array([[5 * less, 5 * more], [5, 0], [-5 * less, -5 * more]])
+    np.testing.assert_allclose(result.total, expected, rtol=1e-6)
+    np.testing.assert_allclose(result.skill, result.total - [[5, 5], [5, 0], [-5, -5]], atol=1e-6)
+
+
+def test_small_deltas_are_not_clipped():
+    batch = replace(BATCH, skill_log_probs=BATCH.old_log_probs + np.float32(0.1))
+    result = compute("rlsd", batch, CONFIG)
+    # exp(0.1) = 1.105171 for the winner, exp(-0.1) = 0.904837 for the loser, each by half
+    np.testing.assert_allclose(result.total[0], [5 * 1.0525855] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result.total[2], [-5 * 0.9524187] * 2, rtol=1e-6)
+
+
+def test_a_tied_group_has_no_credit_to_share():
+    tied = replace(BATCH, scores=np.zeros(3, np.float32))
+    assert not compute("rlsd", tied, CONFIG).total.any()

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opid_core.errors import DataError
+from opid_core.learning.losses import (
+    aggregate,
+    gated_distillation_loss,
+    kl_loss,
+    normalizer,
+    policy_loss,
+    policy_metrics,
+    ratio_k3_distillation_loss,
+)
+
+AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
+PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
+
+
+def one_token(ratio: float, advantage: float, **changes):
+    options = {**PPO, "aggregation": "token-mean", **changes}
+    log_probs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    loss, sums = policy_loss(log_probs, torch.zeros(1, 1), torch.tensor([[advantage]]), torch.ones(1, 1), **options)
+    loss.backward()
+    assert log_probs.grad is not None
+    return loss.item(), log_probs.grad.item(), policy_metrics(sums)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "clipped", "dual"),
+    [
+        (1.0, 2.0, -2.0, -2.0, 0, 0),
+        (1.1, 2.0, -2.2, -2.2, 0, 0),
+        (1.5, 2.0, -2.4, 0.0, 1, 0),  # clipped at 1.2
+        (0.5, 2.0, -1.0, -1.0, 0, 0),
+        (0.5, -2.0, 1.6, 0.0, 1, 0),  # clipped at 0.8
+        (1.5, -2.0, 3.0, 3.0, 0, 0),
+        (4.0, -2.0, 6.0, 0.0, 0, 1),  # dual clip: 3 * 2
+        (4.0, 2.0, -2.4, 0.0, 1, 0),
+    ],
+)
+def test_clipping(ratio, advantage, loss, gradient, clipped, dual):
+    value, slope, metrics = one_token(ratio, advantage)
+    assert value == pytest.approx(loss, rel=1e-5)
+    assert slope == pytest.approx(gradient, rel=1e-5)
+    assert (metrics["clip_fraction"], metrics["dual_clip_fraction"]) == (clipped, dual)
+    assert metrics["ratio_mean"] == pytest.approx(ratio, rel=1e-5)
+    assert metrics["kl_k1"] == pytest.approx(-math.log(ratio), rel=1e-5, abs=1e-7)
+    assert metrics["kl_k3"] == pytest.approx(ratio - math.log(ratio) - 1, rel=1e-4, abs=1e-7)
+
+
+def test_asymmetric_clip_and_no_dual_clip():
+    assert one_token(1.5, 1.0, clip_high=0.28)[0] == pytest.approx(-1.28, rel=1e-5)
+    assert one_token(4.0, -2.0, dual_clip=None)[0] == pytest.approx(8.0, rel=1e-5)
+
+
+LOSSES = torch.tensor([[1.0, 2.0, 100.0], [4.0, 100.0, 100.0], [100.0, 100.0, 100.0]])
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected", "denominator"),
+    [
+        ("token-mean", 7 / 3, 3.0),
+        ("seq-mean-token-sum", (3 + 4) / 2, 2.0),
+        ("seq-mean-token-mean", (1.5 + 4) / 2, 2.0),
+    ],
+)
+def test_aggregation(aggregation, expected, denominator):
+    assert aggregate(LOSSES, MASK, aggregation).item() == pytest.approx(expected)
+    assert normalizer([2, 1, 0], aggregation) == denominator
+    assert aggregate(LOSSES, MASK, aggregation, denominator).item() == pytest.approx(expected)
+    assert aggregate(LOSSES, MASK, aggregation, 2 * denominator).item() == pytest.approx(expected / 2)
+    assert aggregate(LOSSES, torch.zeros(3, 3), aggregation).item() == 0.0
+    assert aggregate(LOSSES, torch.zeros(3, 3), aggregation, 0.0).item() == 0.0
+
+
+def test_unknown_aggregation_is_named():
+    with pytest.raises(DataError, match="aggregation: 'sum' is none of token-mean"):
+        aggregate(LOSSES, MASK, "sum")  # pyright: ignore[reportArgumentType]
+
+
+def test_metrics_of_no_token_are_an_error():
+    _, sums = policy_loss(
+        torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1), aggregation="token-mean", **PPO
+    )
+    with pytest.raises(DataError, match="no valid token"):
+        policy_metrics(sums)
+
+
+def test_one_advantage_a_sample_is_spread_over_its_tokens():
+    log_probs = torch.tensor([[0.1, -0.1], [0.0, 0.05]])
+    old, mask = torch.zeros(2, 2), torch.ones(2, 2)
+    per_sample = torch.tensor([1.0, -2.0])
+    spread = policy_loss(log_probs, old, per_sample, mask, aggregation="token-mean", **PPO)[0]
+    full = policy_loss(log_probs, old, per_sample[:, None].repeat(1, 2), mask, aggregation="token-mean", **PPO)[0]
+    assert spread.item() == full.item()
+
+
+def test_kl_is_k3_of_reference_minus_policy():
+    log_probs = torch.tensor([[-1.0, -2.0, -50.0]], requires_grad=True)
+    reference = torch.tensor([[-2.0, -1.5, -1.0]])
+    loss = kl_loss(log_probs, reference, torch.ones(1, 3), aggregation="token-mean")
+    first, second = math.exp(-1) + 1 - 1, math.exp(0.5) - 0.5 - 1
+    assert loss.item() == pytest.approx((first + second + 10.0) / 3, rel=1e-6)  # the third is clamped to 10
+    loss.backward()
+    assert log_probs.grad is not None
+    # d k3 / d log pi = 1 - exp(log pi_ref - log pi); nothing flows through a clamped token
+    expected = [(1 - math.exp(-1)) / 3, (1 - math.exp(0.5)) / 3, 0.0]
+    assert log_probs.grad[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_kl_of_equal_policies_is_zero():
+    log_probs = torch.tensor([[-1.0, -2.0]])
+    assert kl_loss(log_probs, log_probs.clone(), torch.ones(1, 2), aggregation="token-mean").item() == 0.0
+
+
+def test_garbage_under_the_mask_and_huge_ratios_leave_finite_gradients():
+    log_probs = torch.tensor([[float("nan"), -1.0, 0.0, -500.0]], requires_grad=True)
+    old = torch.tensor([[-1.0, float("-inf"), -500.0, 0.0]])
+    mask = torch.tensor([[0, 0, 1, 1]])
+    advantages = torch.tensor([[float("nan"), 1.0, 1.0, -1.0]])
+    loss, sums = policy_loss(log_probs, old, advantages, mask, aggregation="token-mean", **PPO)
+    loss = loss + kl_loss(log_probs, old, mask, aggregation="token-mean")
+    loss.backward()
+    assert log_probs.grad is not None
+    assert torch.isfinite(loss)
+    assert torch.isfinite(log_probs.grad).all()
+    assert log_probs.grad[0, :2].tolist() == [0.0, 0.0]
+    assert all(math.isfinite(v) for v in policy_metrics(sums).values())
+
+
+@pytest.mark.parametrize(
+    ("gate_beta", "gates"),
+    [(0.0, [0.5, 0.5]), (5.0, [0.9241418, 0.0066929])],  # sigmoid(5 * 0.5), sigmoid(5 * -1)
+)
+def test_the_gated_distillation_loss(gate_beta, gates):
+    """d = 0.5 and -1 on the first sample; the second has no skill but counts in the mean over four tokens."""
+    log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
+    skill = torch.tensor([[-0.5, -3.0], [float("nan"), float("inf")]])
+    mask, with_skill = torch.ones(2, 2), torch.tensor([True, False])
+    loss = gated_distillation_loss(log_probs, skill, mask, with_skill, gate_beta=gate_beta, aggregation="token-mean")
+    assert loss.item() == pytest.approx((0.5 * gates[0] - gates[1]) / 4, rel=1e-5)
+    loss.backward()
+    assert log_probs.grad is not None
+    # The gate has no gradient: each token's is -gate / 4, so a step raises it.
+    assert log_probs.grad[0].tolist() == pytest.approx([-gates[0] / 4, -gates[1] / 4], rel=1e-4)
+    assert log_probs.grad[1].tolist() == [0.0, 0.0]
+
+
+def test_the_ratio_k3_distillation_loss():
+    """ratio = exp(0.2), l = -0.5: k3 = exp(0.5) - 1.5 = 0.1487213; d / d log pi = ratio * (k3 + 1 - exp(0.5)) =
+    ratio * l. The second token is masked, the second sample has no skill."""
+    log_probs = torch.tensor([[-1.0, float("nan")], [-1.0, -1.0]], requires_grad=True)
+    old, skill = torch.tensor([[-1.2, 0.0], [-2.0, -2.0]]), torch.tensor([[-0.5, 0.0], [float("nan"), -9.0]])
+    mask, with_skill = torch.tensor([[1, 0], [1, 1]]), torch.tensor([True, False])
+    loss = ratio_k3_distillation_loss(log_probs, old, skill, mask, with_skill, aggregation="seq-mean-token-mean")
+    assert loss.item() == pytest.approx(1.2214028 * 0.1487213 / 2, rel=1e-5)
+    loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.flatten().tolist() == pytest.approx([1.2214028 * -0.5 / 2, 0.0, 0.0, 0.0], rel=1e-5)
+
+
+def batch(seed: int, n_samples: int, n_tokens: int):
+    generator = torch.Generator().manual_seed(seed)
+    log_probs, old, reference, advantages = torch.randn(
+        4, n_samples, n_tokens, generator=generator, dtype=torch.float64
+    )
+    lengths = torch.randint(0, n_tokens + 1, (n_samples,), generator=generator)
+    lengths[0] = n_tokens
+    mask = torch.arange(n_tokens)[None] < lengths[:, None]
+    return log_probs, old, reference, advantages, mask
+
+
+def total_loss(log_probs, old, reference, advantages, mask, aggregation, denominator=None):
+    leaf = log_probs.clone().requires_grad_()
+    options = {"aggregation": aggregation, "normalizer": denominator}
+    loss, sums = policy_loss(leaf, old, advantages, mask, **PPO, **options)
+    loss = loss + 0.01 * kl_loss(leaf, reference, mask, **options)
+    with_skill = advantages[:, 0] > 0  # some samples
+    loss = loss + 0.1 * gated_distillation_loss(leaf, reference, mask, with_skill, gate_beta=5.0, **options)
+    loss = loss + 0.1 * ratio_k3_distillation_loss(leaf, old, reference, mask, with_skill, **options)
+    loss.backward()
+    return loss.item(), leaf.grad, sums
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(0, 3),
+    st.sampled_from(AGGREGATIONS),
+    st.integers(1, 8),
+    st.randoms(),
+)
+def test_permutation_padding_and_any_split_change_nothing(
+    seed, n_samples, n_tokens, padding, aggregation, size, random
+):
+    tensors = batch(seed, n_samples, n_tokens)
+    loss, gradient, sums = total_loss(*tensors, aggregation)
+    denominator = normalizer(tensors[-1].sum(-1).tolist(), aggregation)
+    order = list(range(n_samples))
+    random.shuffle(order)
+    split_loss, split_gradient = 0.0, torch.zeros_like(gradient)
+    split_sums = dict.fromkeys(sums, 0.0)
+    for start in range(0, n_samples, size):
+        rows = order[start : start + size]
+        padded = [
+            torch.nn.functional.pad(t[rows], (0, padding), value=v)
+            for t, v in zip(tensors, [7, 5, 3, 1, False], strict=True)
+        ]
+        part, part_gradient, part_sums = total_loss(*padded, aggregation=aggregation, denominator=denominator)
+        split_loss += part
+        assert not part_gradient[:, n_tokens:].any()
+        split_gradient[rows] = part_gradient[:, :n_tokens]
+        split_sums = {k: split_sums[k] + float(v) for k, v in part_sums.items()}
+    assert split_loss == pytest.approx(loss, rel=1e-6, abs=1e-9)
+    torch.testing.assert_close(split_gradient, gradient, rtol=1e-6, atol=1e-9)
+    assert policy_metrics(split_sums) == pytest.approx(policy_metrics(sums), rel=1e-9, abs=1e-12)
+
+
+# --- what the skill term does (ALGORITHM, section 9); expectations are exact sums over a small vocabulary --------
+
+LAMBDA = 0.3
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def distributions(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 6)))
+    return tuple(logits)  # pyright: ignore[reportReturnType]
+
+
+def expected_loss(logits: torch.Tensor, old_logits: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """E over v ~ b of the unclipped policy loss: one sample a token v, weighted by its probability."""
+    log_b = old_logits.log_softmax(-1)
+    losses = [
+        policy_loss(
+            logits.log_softmax(-1)[v].view(1, 1),
+            log_b[v].view(1, 1),
+            advantages[v].view(1, 1),
+            torch.ones(1, 1),
+            clip_low=0.999999,
+            clip_high=1e9,
+            dual_clip=None,
+            aggregation="token-mean",
+        )[0]
+        for v in range(len(logits))
+    ]
+    return (log_b.exp() * torch.stack(losses)).sum()
+
+
+def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum()
+
+
+@given(seed=SEEDS)
+def test_tied_group_logit_gradient(seed):
+    old, skilled, _ = distributions(seed)
+    delta = skilled.log_softmax(-1) - old.log_softmax(-1)
+    logits = old.clone().requires_grad_()
+    expected_loss(logits, old, LAMBDA * delta).backward()
+    p = old.softmax(-1)
+    torch.testing.assert_close(logits.grad, -LAMBDA * p * (delta - (p * delta).sum()), rtol=1e-6, atol=1e-8)
+
+
+@given(seed=SEEDS, shift=st.floats(-5, 5))
+def test_tied_group_gradient_vanishes_iff_the_skill_changes_nothing(seed, shift):
+    old, skilled, _ = distributions(seed)
+    for other, vanishes in ((old + shift, True), (skilled, False)):  # shifted logits are the same distribution
+        logits = old.clone().requires_grad_()
+        expected_loss(logits, old, LAMBDA * (other.log_softmax(-1) - old.log_softmax(-1))).backward()
+        assert logits.grad is not None
+        assert (logits.grad.abs().max().item() < 1e-7) is vanishes
+
+
+@given(seed=SEEDS)
+def test_skill_loss_is_a_difference_of_kls(seed):
+    old, skilled, trained = distributions(seed)
+    delta = skilled.log_softmax(-1) - old.log_softmax(-1)
+    loss = expected_loss(trained, old, LAMBDA * delta)
+    identity = LAMBDA * (kl(trained, skilled) - kl(trained, old))
+    assert loss.item() == pytest.approx(identity.item(), rel=1e-6, abs=1e-7)
+
+
+@given(seed=SEEDS)
+def test_at_the_old_policy_the_skill_loss_is_the_kl_to_the_skilled_one(seed):
+    old, skilled, _ = distributions(seed)
+    delta = skilled.log_softmax(-1) - old.log_softmax(-1)
+    ours, theirs = old.clone().requires_grad_(), old.clone().requires_grad_()
+    loss, target = expected_loss(ours, old, LAMBDA * delta), LAMBDA * kl(theirs, skilled)
+    loss.backward()
+    target.backward()
+    assert loss.item() == pytest.approx(target.item(), rel=1e-6, abs=1e-7)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-8)
+
+
+@given(seed=SEEDS)
+def test_the_ratio_k3_loss_is_the_kl_to_the_skilled_policy_wherever_the_trained_one_is(seed):
+    old, skilled, trained = distributions(seed)
+    ours, theirs = trained.clone().requires_grad_(), trained.clone().requires_grad_()
+    log_b, log_p, log_q = old.log_softmax(-1), ours.log_softmax(-1), skilled.log_softmax(-1)
+    one, has_skill = torch.ones(1, 1), torch.tensor([True])
+    losses = [
+        ratio_k3_distillation_loss(
+            log_p[v].view(1, 1), log_b[v].view(1, 1), log_q[v].view(1, 1), one, has_skill, aggregation="token-mean"
+        )
+        for v in range(len(trained))
+    ]
+    loss, target = (log_b.exp() * torch.stack(losses)).sum(), kl(theirs, skilled)
+    loss.backward()
+    target.backward()
+    assert loss.item() == pytest.approx(target.item(), rel=1e-6, abs=1e-7)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-8)

@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opid_core.errors import ConfigError, DataError
+from opid_core.learning.scoring import ResponseScorer, TokenSequence, micro_batches, response_mask, score
+from opid_core.policies import check_policy_folder, make_tiny_policy, prepare_policy
+from tests.tiny_policy import VOCABULARY, make_tiny_policy_folder, random_tokens
+
+
+def tiny_model(seed: int = 0, **changes):
+    sizes = {"vocab_size": len(VOCABULARY), "hidden_size": 64, "layers": 2, "heads": 2, "max_positions": 128}
+    model = make_tiny_policy(**{**sizes, **changes}, seed=seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    return model
+
+
+COUNTED_MODEL = tiny_model()
+
+
+def random_sequences(count: int, seed: int = 0) -> list[TokenSequence]:
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, 30, size=(count, 2))
+    return [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
+
+
+def test_scores_are_the_log_softmax_of_the_models_own_logits_in_the_order_given():
+    model, sequences = tiny_model(), random_sequences(7)
+    for sequence, scored in zip(sequences, score(model, sequences, micro_batch_tokens=200), strict=True):
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        with torch.no_grad():
+            distribution = model(input_ids=ids).logits[0].log_softmax(-1)
+        start = len(sequence.prompt_ids)
+        expected = [float(distribution[start + i - 1, token]) for i, token in enumerate(sequence.response_ids)]
+        assert scored.dtype == np.float32
+        np.testing.assert_allclose(scored, expected, atol=2e-6)
+
+
+def test_scores_do_not_depend_on_the_micro_batches():
+    model, sequences = tiny_model(), random_sequences(24)
+    alone = score(model, sequences, micro_batch_tokens=1)
+    for budget in (64, 300, 100_000):
+        for one, other in zip(alone, score(model, sequences, micro_batch_tokens=budget), strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-6, rtol=1e-6)
+
+
+def test_an_empty_response_scores_as_nothing_and_an_empty_prompt_is_refused():
+    model = tiny_model()
+    first, second = score(model, [TokenSequence([5], []), TokenSequence([5], [6])], micro_batch_tokens=64)
+    assert first.shape == (0,)
+    assert second.shape == (1,)
+    with pytest.raises(DataError, match="a prompt without tokens"):
+        score(model, [TokenSequence([], [5])], micro_batch_tokens=64)
+
+
+def test_scoring_keeps_the_models_mode_and_makes_no_graph():
+    model = tiny_model().train()
+    score(model, random_sequences(2), micro_batch_tokens=64)
+    assert model.training
+    log_probs, entropy = ResponseScorer(model)(random_sequences(2), entropy=True)
+    assert log_probs.requires_grad
+    assert entropy is not None
+    assert not entropy.requires_grad
+
+
+def test_entropy_of_a_uniform_policy_is_the_log_of_the_vocabulary():
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        log_probs, entropy = ResponseScorer(model)(
+            [TokenSequence([5, 6], [7, 8]), TokenSequence([5], [9])], entropy=True
+        )
+    uniform = float(np.log(len(VOCABULARY)))
+    np.testing.assert_allclose(entropy, [[uniform, uniform], [uniform, 0.0]], atol=1e-6)
+    np.testing.assert_allclose(log_probs, [[-uniform, -uniform], [-uniform, 0.0]], atol=1e-6)
+
+
+def test_micro_batches_by_hand():
+    # Longest first: 9 alone would need 2 x 9 > 16 with the next; 5 and 4 pad to 2 x 5; 3 x 5 <= 16 takes the 1 too.
+    assert micro_batches([4, 9, 1, 5], 16) == [[1], [3, 0, 2]]
+    assert micro_batches([20, 2], 16) == [[0], [1]]
+    assert micro_batches([], 16) == []
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_micro_batches_hold_each_sequence_once_within_the_budget(lengths, budget):
+    batches = micro_batches(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+class CountingScorer(ResponseScorer):
+    """Remembers which sequences went through the model, and each forward pass' rows and padded width."""
+
+    def __init__(self, policy) -> None:
+        super().__init__(policy)
+        self.seen: list[TokenSequence] = []
+        self.shapes: list[tuple[int, int]] = []
+
+    def forward(self, sequences, entropy=False):
+        self.seen.extend(sequences)
+        base = self.policy.base_model
+        hook = base.register_forward_pre_hook(
+            lambda _, __, inputs: self.shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+        )
+        try:
+            return super().forward(sequences, entropy)
+        finally:
+            hook.remove()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 8)), max_size=12), st.integers(1, 120), st.integers(0, 9))
+def test_scoring_drops_duplicates_and_pads_no_sample(lengths, budget, seed):
+    generator = np.random.default_rng(seed)
+    sequences = [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
+    scorer = CountingScorer(COUNTED_MODEL)
+    scores = score(scorer, sequences, micro_batch_tokens=budget)
+    assert [len(row) for row in scores] == [response for _, response in lengths]
+    assert sorted(map(id, scorer.seen)) == sorted(map(id, sequences))  # each one once
+    # Every row that the model computes is a sample's, and no batch is wider than its longest sample.
+    assert sum(rows for rows, _ in scorer.shapes) == len(sequences)
+    assert [rows * width <= budget or rows == 1 for rows, width in scorer.shapes] == [True] * len(scorer.shapes)
+    assert max((width for _, width in scorer.shapes), default=0) == max(map(len, sequences), default=0)
+
+
+def test_the_output_layer_runs_on_response_positions_only():
+    model, rows = tiny_model(), []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(tuple(inputs[0].shape)))
+    # One batch of padded size 2 x 6: 3 + 1 responses of 12 positions.
+    score(model, [TokenSequence([5, 6, 7], [8, 9, 10]), TokenSequence([5], [6])], micro_batch_tokens=64)
+    hook.remove()
+    assert rows == [(4, 64)]
+
+
+def test_no_attention_mask_is_built():
+    """A mask would take attention's slower path, and is not needed: padding stands behind every real position."""
+    model, masks = tiny_model(), []
+    hook = model.get_submodule("model.layers.0").register_forward_pre_hook(
+        lambda _, __, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    score(model, random_sequences(3), micro_batch_tokens=1000)
+    hook.remove()
+    assert masks == [None]
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_response_mask_counts_the_response_tokens(lengths):
+    mask = response_mask([TokenSequence([1], [2] * length) for length in lengths])
+    assert mask.sum(axis=1).tolist() == lengths
+    assert mask.shape == (len(lengths), max(lengths))
+
+
+def test_tiny_policy_is_seeded_untied_and_leaves_the_global_random_state():
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, same, other = tiny_model(1), tiny_model(1), tiny_model(2)
+    assert torch.equal(torch.rand(1), expected)
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, same.state_dict()[name])
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+    assert one.lm_head.weight is not one.get_input_embeddings().weight
+    assert one.lm_head.weight.dtype == torch.float32
+
+
+def test_tiny_policy_refuses_head_widths_that_the_engine_lacks():
+    with pytest.raises(ConfigError, match=r"hidden_size / heads = 64 / 4 must be one of 32, 64"):
+        tiny_model(heads=4)
+
+
+@pytest.fixture
+def policy_folder(tmp_path):
+    return make_tiny_policy_folder(tmp_path / "policy")
+
+
+def test_a_complete_policy_folder_passes(policy_folder):
+    check_policy_folder(policy_folder)
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("config.json", "config.json is missing"),
+        ("tokenizer_config.json", "tokenizer_config.json is missing"),
+        ("tokenizer.json", "no tokenizer"),
+        ("chat_template.jinja", "no chat template"),
+        ("model.safetensors", "no safetensors weights"),
+    ],
+)
+def test_an_incomplete_policy_folder_is_refused_by_name(policy_folder, removed, message):
+    (policy_folder / removed).unlink()
+    with pytest.raises(ConfigError, match=message):
+        check_policy_folder(policy_folder)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="nothing is not a folder"):
+        check_policy_folder(tmp_path / "nothing")
+
+
+def test_a_tied_policy_is_refused_and_prepare_mends_it(policy_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(policy_folder)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(policy_folder)
+    with pytest.raises(ConfigError, match="ties its output layer"):
+        check_policy_folder(policy_folder)
+    check_policy_folder(policy_folder, trained=False)  # it may still be evaluated
+    prepare_policy(policy_folder, tmp_path / "untied")
+    check_policy_folder(tmp_path / "untied")
+    sequences = random_sequences(3)
+    tied, untied = (
+        score(AutoModelForCausalLM.from_pretrained(folder), sequences, micro_batch_tokens=64)
+        for folder in (policy_folder, tmp_path / "untied")
+    )
+    for one, other in zip(tied, untied, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ConfigError, match="exists already"):
+        prepare_policy(policy_folder, tmp_path / "untied")

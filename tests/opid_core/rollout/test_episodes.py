@@ -1,0 +1,347 @@
+"""The episode loop over a scripted engine and a scripted world."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from envs.base import TURN_LINE, PromptParts, StepResult, Task
+from opid_core.errors import DataError, EnvironmentFault
+from opid_core.rollout.episodes import Episode, EpisodeRequest, EpisodeSettings, TextCompletion, run_episodes
+from opid_core.rollout.tables import evaluations_table, steps_table, trajectories_table
+from opid_core.seeds import derive
+from tests.tiny_policy import VOCABULARY, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+SETTINGS = EpisodeSettings(
+    max_steps=3,
+    history_length=2,
+    max_prompt_tokens=64,
+    max_response_tokens=8,
+    temperature=1.0,
+    success_reward=10.0,
+    timeout_s=600.0,
+)
+
+
+def ids(text: str) -> list[int]:
+    return [VOCABULARY.index(word) for word in text.split()]
+
+
+@dataclass
+class Completion:
+    request_id: str
+    token_ids: list[int]
+    log_probs: list[float]
+
+
+@dataclass
+class ScriptedEngine:
+    """Answers turn t of an episode with `answers[id][t]` after `delays[id][t]` engine steps (1 where none is given);
+    without a script the answer is "look"."""
+
+    answers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    delays: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    tokens_generated: int = 0
+    now: int = 0
+    waiting: dict[str, tuple[int, Completion]] = field(default_factory=dict)
+    submissions: list[tuple[int, str]] = field(default_factory=list)
+    asked: list[dict] = field(default_factory=list)
+    turns: dict[str, int] = field(default_factory=dict)
+
+    def submit(self, request_id, prompt_ids, *, max_tokens, temperature, seed) -> None:
+        assert request_id not in self.waiting
+        turn = self.turns.get(request_id, 0)
+        self.turns[request_id] = turn + 1
+        delay = self.delays[request_id][turn] if request_id in self.delays else 1
+        answer = ids(self.answers[request_id][turn] if request_id in self.answers else "look")
+        due = self.now + delay
+        self.waiting[request_id] = due, Completion(request_id, answer, [-0.5] * len(answer))
+        self.submissions.append((self.now, request_id))
+        self.asked.append(
+            {"prompt_ids": prompt_ids, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        )
+
+    def step(self) -> list[Completion]:
+        assert self.waiting
+        self.now += 1
+        done = [completion for due, completion in self.waiting.values() if due == self.now]
+        for completion in done:
+            del self.waiting[completion.request_id]
+            self.tokens_generated += len(completion.token_ids)
+        return done
+
+
+@dataclass
+class ScriptedTextEngine:
+    """Answers each turn of an episode with the next text of `answers[id]`; each took 7 tokens."""
+
+    answers: Mapping[str, list[str]]
+    waiting: list[TextCompletion] = field(default_factory=list)
+    asked: list[dict] = field(default_factory=list)
+
+    def submit_text(self, request_id, message, *, max_tokens, temperature, seed) -> None:
+        self.waiting.append(TextCompletion(request_id, self.answers[request_id].pop(0), tokens=7))
+        self.asked.append({"message": message, "max_tokens": max_tokens, "temperature": temperature, "seed": seed})
+
+    def step(self) -> list[TextCompletion]:
+        done, self.waiting = self.waiting, []
+        return done
+
+
+class Room:
+    """`take mug 1` wins, `put mug 1` ends without success, `open drawer` breaks the world; else nothing happens."""
+
+    def __init__(self) -> None:
+        self.admissible_actions: Sequence[str] = ()
+        self.task_text = ""
+        self.steps = 0
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [TASK]
+
+    def reset(self, task: Task) -> str:
+        if task.payload is not None:
+            raise task.payload
+        self.task_text = f"task {task.task_id}"
+        self._offer()
+        return "room 1"
+
+    def step(self, action: str) -> StepResult:
+        self.steps += 1
+        if action == "open drawer":
+            raise EnvironmentFault("the drawer is stuck")
+        if action == "close drawer":
+            raise KeyError("a bug")
+        won, over = action == "take mug 1", action == "put mug 1"
+        self._offer()
+        return StepResult(f"room {self.steps + 1}", reward=1.0 if won else 0.25, done=won or over, won=won)
+
+    def _offer(self) -> None:
+        self.admissible_actions = ["look", f"go {self.steps}"]
+
+    @staticmethod
+    def parse_action(response_text: str) -> tuple[str, bool]:
+        return response_text, not response_text.startswith("you")
+
+    @staticmethod
+    def prompt_parts(
+        task_text: str,
+        history: Sequence[tuple[str, str]],
+        observation: str,
+        admissible_actions: Sequence[str],
+        history_length: int,
+    ) -> PromptParts:
+        shown = history[len(history) - min(history_length, len(history)) :]
+        return PromptParts(
+            role="",
+            task=task_text,
+            history_header="",
+            history=tuple(f"{seen} : {done}" for seen, done in shown),
+            current=f"{len(history)} {observation}",
+            actions=", ".join(admissible_actions),
+            turn=TURN_LINE,
+        )
+
+
+TASK = Task("t", "kind", None)
+
+
+def request(name: str, seed: int = 7, task: Task = TASK) -> EpisodeRequest:
+    return EpisodeRequest(trajectory_id=name, group_id="g", task=task, seed=seed)
+
+
+def play(engine: ScriptedEngine, *names: str, settings: EpisodeSettings = SETTINGS, on_episode=None) -> list[Episode]:
+    asked = [request(name, seed=index) for index, name in enumerate(names)]
+    return run_episodes(engine, TOKENIZER, Room, asked, settings, on_episode or (lambda episode: None))
+
+
+def test_the_four_outcomes():
+    engine = ScriptedEngine(
+        {
+            "won": ["look", "take mug 1"],
+            "lost": ["put mug 1"],
+            "long": ["look", "go to desk 1", "look"],
+            "broken": ["look", "open drawer"],
+        }
+    )
+    episodes = play(engine, "won", "lost", "long", "broken")
+    assert [e.outcome for e in episodes] == ["success", "failure", "truncated", "broken"]
+    assert [e.request.trajectory_id for e in episodes] == ["won", "lost", "long", "broken"]
+    assert [[t.action for t in e.turns] for e in episodes] == [
+        ["look", "take mug 1"],
+        ["put mug 1"],
+        ["look", "go to desk 1", "look"],
+        ["look", "open drawer"],
+    ]
+    assert [e.error for e in episodes] == [None, None, None, "the drawer is stuck"]
+    # The environment's rewards (0.25 a step, 1 for the win) times the success reward; a turn that broke has none.
+    assert [[t.reward for t in e.turns] for e in episodes] == [[2.5, 10.0], [2.5], [2.5, 2.5, 2.5], [2.5, 0.0]]
+    assert [e.episode_return for e in episodes] == [12.5, 2.5, 7.5, 2.5]
+    # look 1, take mug 1: 3, put mug 1: 3, go to desk 1: 4, open drawer: 2 tokens; all that was sampled is counted.
+    assert [e.tokens for e in episodes] == [4, 3, 6, 3]
+    assert engine.tokens_generated == 16
+
+
+def test_no_barrier():
+    """While `slow` waits for its first answer, `fast` plays its whole episode."""
+    engine = ScriptedEngine(delays={"slow": [9, 1, 1], "fast": [1, 2, 1]})
+    ended = []
+    play(engine, "slow", "fast", on_episode=lambda e: ended.append((engine.now, e.request.trajectory_id)))
+    assert engine.submissions == [(0, "slow"), (0, "fast"), (1, "fast"), (3, "fast"), (9, "slow"), (10, "slow")]
+    assert ended == [(4, "fast"), (11, "slow")]
+
+
+def test_a_turn_records_what_the_policy_saw_and_said():
+    engine = ScriptedEngine({"a": ["you look", "go to desk 1", "take mug 1"]})
+    (episode,) = play(engine, "a")
+    first, second, third = episode.turns
+    assert episode.task_text == "task t"
+    assert (first.observation, second.observation, third.observation) == ("room 1", "room 2", "room 3")
+    # On offer when the decision was made, not after it.
+    assert first.admissible_actions == ("look", "go 0")
+    assert third.admissible_actions == ("look", "go 2")
+    assert (first.response_text, first.action, first.is_valid) == ("you look", "you look", False)
+    assert second.is_valid
+    assert first.response_ids == ids("you look")
+    assert first.log_probs == [-0.5, -0.5]
+    assert first.prompt.text == f"task t\n0 room 1\nlook, go 0\n{TURN_LINE}"
+    assert third.prompt.text == (f"task t\nroom 1 : you look\nroom 2 : go to desk 1\n2 room 3\nlook, go 2\n{TURN_LINE}")
+    assert [asked["prompt_ids"] for asked in engine.asked] == [turn.prompt.ids for turn in episode.turns]
+    assert {(asked["max_tokens"], asked["temperature"]) for asked in engine.asked} == {(8, 1.0)}
+
+
+def test_the_history_is_as_long_as_the_settings_say():
+    (episode,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, history_length=1))
+    assert episode.turns[2].prompt.text == f"task t\nroom 2 : look\n2 room 3\nlook, go 2\n{TURN_LINE}"
+
+
+def test_a_static_skill_stands_in_every_prompt_of_its_task():
+    bank = {"kind": "take mug 1"}
+    (episode,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, skill_of=lambda task: bank[task.task_type]))
+    skill = "Episode skill:\ntake mug 1\n"
+    assert episode.turns[0].prompt.text == f"task t\n{skill}0 room 1\nlook, go 0\n{TURN_LINE}"
+    assert [turn.prompt.text.count(skill) for turn in episode.turns] == [1, 1, 1]
+
+
+def test_an_engine_that_speaks_text_plays_the_same_episodes():
+    """With words for tokens both engines see and say the same; only the text engine's tokens are its own affair."""
+    scripts = {"a": ["you look", "take mug 1"], "b": ["look", "open drawer"]}
+    by_tokens = play(ScriptedEngine(scripts), "a", "b")
+    engine = ScriptedTextEngine({name: list(script) for name, script in scripts.items()})
+    asked = [request(name, seed=index) for index, name in enumerate(("a", "b"))]
+    by_text = run_episodes(engine, None, Room, asked, replace(SETTINGS, max_prompt_tokens=1))
+    for episode, other in zip(by_text, by_tokens, strict=True):
+        assert (episode.outcome, episode.error) == (other.outcome, other.error)
+        assert [turn.prompt.text for turn in episode.turns] == [turn.prompt.text for turn in other.turns]
+        for turn, its_twin in zip(episode.turns, other.turns, strict=True):
+            assert (turn.prompt.ids, turn.response_ids, turn.log_probs, turn.tokens) == ([], [], [], 7)
+            alike = replace(its_twin, prompt=turn.prompt, response_ids=[], log_probs=[], tokens=7)
+            assert turn == alike
+    assert [episode.tokens for episode in by_text] == [14, 14]
+    messages = [turn.prompt.text for step in zip(*(e.turns for e in by_text), strict=True) for turn in step]
+    assert [asked["message"] for asked in engine.asked] == messages
+    assert [asked["seed"] for asked in engine.asked] == [derive(0, 0), derive(1, 0), derive(0, 1), derive(1, 1)]
+    assert {(asked["max_tokens"], asked["temperature"]) for asked in engine.asked} == {(8, 1.0)}
+
+
+def test_every_turn_has_a_seed_of_its_own():
+    engine = ScriptedEngine()
+    first, second = play(engine, "a", "b")  # their episodes have the seeds 0 and 1
+    assert [turn.seed for turn in first.turns] == [derive(0, 0), derive(0, 1), derive(0, 2)]
+    assert [turn.seed for turn in second.turns] == [derive(1, 0), derive(1, 1), derive(1, 2)]
+    by_submission = {asked["seed"] for asked in engine.asked}
+    assert by_submission == {turn.seed for turn in (*first.turns, *second.turns)}
+    assert len(by_submission) == 6
+
+
+def test_a_world_that_cannot_be_reset_breaks_its_own_episode_only():
+    broken = Task("broken", "kind", EnvironmentFault("no such game"))
+    engine, ended = ScriptedEngine(), []
+    episodes = run_episodes(
+        engine, TOKENIZER, Room, [request("x", task=broken), request("y")], SETTINGS, lambda e: ended.append(e.outcome)
+    )
+    assert [(e.outcome, e.error, len(e.turns)) for e in episodes] == [
+        ("broken", "no such game", 0),
+        ("truncated", None, 3),
+    ]
+    assert ended == ["broken", "truncated"]
+    assert {name for _, name in engine.submissions} == {"y"}
+
+
+def test_other_exceptions_leave_the_loop():
+    with pytest.raises(KeyError, match="a bug"):
+        play(ScriptedEngine({"a": ["close drawer"]}), "a", "b")
+    broken = Task("t", "kind", DataError("a bad game file"))
+    with pytest.raises(DataError, match="a bad game file"):
+        run_episodes(ScriptedEngine(), TOKENIZER, Room, [request("a", task=broken)], SETTINGS)
+
+
+def test_an_episode_beyond_its_time_is_truncated():
+    (episode,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, timeout_s=-1.0))
+    assert (episode.outcome, len(episode.turns)) == ("truncated", 1)
+    (won,) = play(ScriptedEngine({"a": ["take mug 1"]}), "a", settings=replace(SETTINGS, timeout_s=-1.0))
+    assert won.outcome == "success"
+
+
+def test_a_win_with_the_last_action_is_a_success():
+    (episode,) = play(ScriptedEngine({"a": ["look", "look", "take mug 1"]}), "a")
+    assert (episode.outcome, len(episode.turns)) == ("success", 3)
+
+
+def test_no_requests_no_episodes():
+    assert play(ScriptedEngine()) == []
+
+
+answers = st.lists(
+    st.sampled_from(["look", "take mug 1", "put mug 1", "open drawer", "you look"]), min_size=3, max_size=3
+)
+
+
+@given(scripts=st.lists(answers, min_size=1, max_size=4), data=st.data())
+@hypothesis_settings(max_examples=30, deadline=None)
+def test_episodes_do_not_depend_on_the_order_in_which_answers_come(scripts, data):
+    names = [f"e{index}" for index in range(len(scripts))]
+    given_answers = dict(zip(names, scripts, strict=True))
+    delays = {name: data.draw(st.lists(st.integers(1, 5), min_size=3, max_size=3)) for name in names}
+    at_once, late = ScriptedEngine(given_answers), ScriptedEngine(given_answers, delays)
+    first, second = play(at_once, *names), play(late, *names)
+    assert [replace(e, seconds=0.0) for e in first] == [replace(e, seconds=0.0) for e in second]
+    for engine, episodes in ((at_once, first), (late, second)):
+        assert engine.tokens_generated == sum(e.tokens for e in episodes)
+
+
+def test_tables_of_episodes():
+    engine = ScriptedEngine({"won": ["you look", "take mug 1"], "broken": ["open drawer"]})
+    episodes = play(engine, "won", "broken", "long")
+    steps = steps_table(episodes, "c", 4, 2).to_pylist()
+    assert [(row["trajectory_id"], row["step"]) for row in steps] == [
+        ("won", 0),
+        ("won", 1),
+        ("broken", 0),
+        ("long", 0),
+        ("long", 1),
+        ("long", 2),
+    ]
+    assert [row["done"] for row in steps] == [False, True, True, False, False, True]
+    assert [row["truncated"] for row in steps] == [False, False, False, False, False, True]
+    assert {(row["campaign"], row["iteration"], row["policy_version"]) for row in steps} == {("c", 4, 2)}
+    trajectories = trajectories_table(episodes, "c", 4).to_pylist()
+    shown = ("trajectory_id", "outcome", "return", "steps", "tokens", "error")
+    assert [tuple(row[name] for name in shown) for row in trajectories] == [
+        ("won", "success", 12.5, 2, 5, None),
+        ("broken", "broken", 0.0, 1, 2, "the drawer is stuck"),
+        ("long", "truncated", 7.5, 3, 3, None),
+    ]
+    evaluated = evaluations_table(episodes, 2, 0.5).to_pylist()
+    # `look` is on offer; `you look`, `take mug 1` and `open drawer` are not. Only `you look` is malformed.
+    assert [(row["valid_actions"], row["admissible_actions"], row["seed"]) for row in evaluated] == [
+        (1, 0, 0),
+        (1, 0, 1),
+        (3, 3, 2),
+    ]

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opid_core import schema
+from opid_core.errors import AnalyzerReplyError, DataError
+from opid_core.skills.replies import (
+    Analysis,
+    clean_skill,
+    parse_reply,
+    select_step_skills,
+    skill_rows,
+    skills_table,
+)
+
+PLAIN = '{"episode_summary": "s", "episode_skill": "be quick", "step_skills": {"3": "open it", "0": "look"}}'
+
+
+def test_plain_reply_keeps_the_order_of_appearance():
+    reply = parse_reply(PLAIN)
+    assert (reply.episode_summary, reply.episode_skill) == ("s", "be quick")
+    assert list(reply.step_skills.items()) == [(3, "open it"), (0, "look")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```json\n{PLAIN}\n```",
+        f"Here you are: {PLAIN} I hope it helps {{really}}.",
+        f"I used {{braces}} before. {PLAIN}",
+        f"An open {{ brace before. {PLAIN}",
+        PLAIN.replace("}}", ",},}"),
+        PLAIN.replace('"', "'"),
+        PLAIN.replace('"3"', "3").replace('"0"', "0").replace('"', "'"),
+        PLAIN.replace('"3"', '"step 3"').replace('"0"', '"Step_0"'),
+        f'{{"episode_summary": "no skill here"}} {PLAIN}',
+        f'{{"episode_skill": "  "}}\n{PLAIN}',
+        f'{PLAIN} {{"episode_skill": "second"}}',
+        f"[{PLAIN}]",
+    ],
+)
+def test_tolerated_forms(text):
+    assert parse_reply(text) == parse_reply(PLAIN)
+
+
+def test_raw_newlines_quotes_and_braces_in_strings():
+    assert (
+        parse_reply('{"episode_skill": "one\ntwo\t{three}", "step_skills": {},}').episode_skill == "one\ntwo\t{three}"
+    )
+    assert parse_reply("{'episode_skill': 'don't say \"go\"\nyet'}").episode_skill == 'don\'t say "go"\nyet'
+    assert parse_reply("{'episode_skill': 'don\\'t', 'step_skills': None}").episode_skill == "don't"
+    assert parse_reply('{"episode_skill": "C:\\d \\u0041 \\"q\\"",}').episode_skill == 'C:\\d A "q"'
+
+
+def test_unusable_steps_are_left_out():
+    reply = parse_reply(
+        '{"episode_skill": "e", "step_skills": {"x": "a", "-1": "b", "2": "", "4": 7, "5": null, "6": "ok"}}'
+    )
+    assert reply.step_skills == {6: "ok"}
+    assert parse_reply('{"episode_skill": "e", "step_skills": ["a"]}').step_skills == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no object at all",
+        "{",
+        '{"episode_skill": "cut of',
+        '{"episode_skill": ""}',
+        '{"episode_skill": 3}',
+        '{"episode_skill": null, "step_skills": {"0": "act"}}',
+        '{"step_skills": {"0": "act"}}',
+        "{" * 5000,
+        "{" * 3000 + "}" * 3000,
+        "{'" * 3000,
+    ],
+)
+def test_replies_without_a_skill_are_failures(text):
+    with pytest.raises(AnalyzerReplyError):
+        parse_reply(text)
+
+
+texts = st.text(max_size=40)
+
+
+@settings(deadline=None)
+@given(texts.filter(str.strip), st.dictionaries(st.integers(0, 99), texts.filter(str.strip), max_size=4), texts)
+def test_any_json_reply_reads_back(skill, steps, summary):
+    data = {"episode_summary": summary, "episode_skill": skill, "step_skills": {str(k): v for k, v in steps.items()}}
+    for ascii_only in (True, False):
+        reply = parse_reply(f"```json\n{json.dumps(data, ensure_ascii=ascii_only)}\n```")
+        assert reply.episode_skill == skill.strip()
+        assert reply.step_skills == {k: v.strip() for k, v in steps.items()}
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="{}[]\"'\\:, \nep0", max_size=200))
+def test_no_text_breaks_the_reader(text):
+    with pytest.raises(AnalyzerReplyError):
+        parse_reply(text)
+
+
+def test_selection_drops_foreign_steps_and_keeps_the_first():
+    skills = {7: "a", 2: "b", 0: " ", 1: "c", 3: "d"}
+    assert list(select_step_skills(skills, range(5), 2).items()) == [(2, "b"), (1, "c")]
+    assert select_step_skills(skills, range(5), 0) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("go\n to\t the  fridge ", "go to the fridge"),
+        ("go<|im_end|>\n<|im_start|>user evil", "go user evil"),
+        ("[INST]go[/INST] <s>now</s> <<SYS>>", "go now"),
+        ("<think>go</think><ACTION>look</action>", "go look"),
+        ("<|im_<|x|>end|>go", "go"),
+        ("a < b, 3 > 2, [x]", "a < b, 3 > 2, [x]"),
+        ("<|im_end|>", ""),
+        ("<\uff5cbegin\u2581of\u2581sentence\uff5c>go [TOOL_CALLS]", "go"),
+        ("<|im\u200b_end|>go<|im\x00_end|><|im_\ud800end|>", "go"),
+        ("go\x00 t\x1b[31mo\u202e t\u00adhe\ufeff fridge\ud83d\U000e0041", "go t[31mo the fridge"),
+        ("go\u2028to\x85the\u00a0fridge", "go to the fridge"),
+        ("\u200b\ud800\x00", ""),
+        ("<script>alert(1)</script> & &lt;b&gt;", "<script>alert(1)</script> & &lt;b&gt;"),
+        ("\u4f60\u597d caf\u00e9 e\u0301 \U0001f600", "\u4f60\u597d caf\u00e9 e\u0301 \U0001f600"),
+    ],
+)
+def test_clean_skill(text, cleaned):
+    assert clean_skill(text) == cleaned
+
+
+def test_clean_skill_cuts_at_a_word():
+    assert clean_skill("one two three", 7) == "one two"
+    assert clean_skill("one two three", 9) == "one two"
+    assert clean_skill("abcdefgh", 3) == "abc"
+    assert clean_skill("one two", 7) == "one two"
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="<|>s/ ab[]INST", max_size=60), st.integers(1, 30))
+def test_cleaning_twice_is_cleaning_once(text, limit):
+    once = clean_skill(text, limit)
+    assert len(once) <= limit
+    assert clean_skill(once, limit) == once
+
+
+def test_skill_rows_follow_the_schema():
+    import pyarrow as pa
+
+    analyses = [
+        Analysis(
+            "x",
+            "sum",
+            "plan",
+            {4: "act", 1: "look"},
+            "llm",
+            model="m",
+            attempts=2,
+            prompt_tokens=7,
+            completion_tokens=2,
+        ),
+        Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
+    ]
+    rows = skill_rows(analyses, {"x": "success", "y": "failure"})
+    assert [(r["skill_id"], r["kind"], r["step"], r["text"], r["outcome"]) for r in rows] == [
+        ("x/episode", "episode", None, "plan", "success"),
+        ("x/step1", "step", 1, "look", "success"),
+        ("x/step4", "step", 4, "act", "success"),
+        ("y/failed", "failed", None, "", "failure"),
+    ]
+    assert (rows[0]["model"], rows[0]["attempts"], rows[0]["tokens"]) == ("m", 2, 9)
+    assert (rows[0]["prompt_tokens"], rows[0]["completion_tokens"], rows[0]["cost"]) == (7, 2, None)
+    assert (rows[3]["error"], rows[3]["raw_reply"], rows[3]["cost"], rows[3]["cut"]) == ("no object", "hm", 0.5, "{}")
+    assert rows[3]["tokens"] is None
+    table = pa.table({"trajectory_id": ["x", "y"], "outcome": ["success", "failure"]})
+    assert skills_table(analyses, table).equals(schema.from_rows("skills", rows))
+    with pytest.raises(DataError, match="trajectory 'x'"):
+        skill_rows(analyses, {"y": "failure"})
