@@ -1,0 +1,249 @@
+"""The step samples of an iteration as columns: one object from the rollout to the update.
+
+Texts stay in Arrow, numbers are numpy views on Arrow's buffers; nothing is a Python object a row or a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float32, Int
+
+from opid_core.errors import DataError
+
+LEARNED = (
+    "prompt_ids",
+    "response_ids",
+    "old_log_probs",
+    "skill_log_probs",
+    "reference_log_probs",
+    "outcome_advantage",
+    "step_advantage",
+    "skill_advantages",
+)
+"""Columns that the learner reads."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length over one flat array: row i is `values[offsets[i] : offsets[i + 1]]`."""
+
+    values: np.ndarray
+    offsets: Int[np.ndarray, " rows+1"]
+
+    @classmethod
+    def from_lengths(cls, values: np.ndarray, lengths: Int[np.ndarray, " rows"]) -> Ragged:
+        """Rows of `lengths` that stand one after the other in `values`."""
+        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Any], dtype: type[np.generic]) -> Ragged:
+        """A copy of `rows`, each a sequence of numbers."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        values = np.concatenate([np.asarray(row, dtype) for row in rows]) if len(rows) else np.zeros(0, dtype)
+        return cls.from_lengths(values, lengths)
+
+    @classmethod
+    def from_arrow(cls, column: pa.ChunkedArray | pa.ListArray) -> Ragged:
+        """A view on an Arrow list column; a null row is an empty one."""
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if array.null_count:
+            array = pc.fill_null(array, pa.scalar([], array.type))  # pyright: ignore[reportAttributeAccessIssue]
+        offsets = array.offsets.to_numpy().astype(np.int64)
+        values = array.flatten().to_numpy(zero_copy_only=False)
+        return cls(values, offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64))
+
+    def to_arrow(self, missing: Bool[np.ndarray, " rows"] | None = None) -> pa.ListArray:
+        """An Arrow list array on the same values; rows that are `missing`, which must be empty, are null."""
+        mask = None if missing is None or not missing.any() else pa.array(missing)
+        return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), pa.array(self.values), mask=mask)
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " rows"]:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def take(self, rows: Int[np.ndarray, " taken"]) -> Ragged:
+        """The rows at `rows`, in that order."""
+        lengths = self.lengths[rows]
+        begins = np.repeat(self.offsets[rows] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+        return Ragged.from_lengths(self.values[begins + np.arange(len(begins))], lengths)
+
+    def padded(self, width: int | None = None) -> np.ndarray:
+        """[rows, width], each row followed by zeros; `width` None: of the longest row."""
+        width = int(self.lengths.max(initial=0)) if width is None else width
+        filled = np.zeros((len(self), width), self.values.dtype)
+        filled[np.arange(width) < self.lengths[:, None]] = self.values
+        return filled
+
+
+def stacked(parts: Iterable[Ragged]) -> Ragged:
+    """The rows of all `parts`, one part after the other."""
+    parts = list(parts)
+    return Ragged.from_lengths(
+        np.concatenate([part.values for part in parts]), np.concatenate([part.lengths for part in parts])
+    )
+
+
+def micro_batches(lengths: Sequence[int] | np.ndarray, micro_batch_tokens: int) -> list[list[int]]:
+    """Indices of `lengths`, longest first, in batches whose padded size (rows x longest) fits the token budget.
+
+    A row longer than the budget is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= micro_batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class Samples:
+    """Step samples: the columns of the table `steps`, `outcome` of each sample's trajectory and, as the stages go on,
+    those of `routes` and `scores`. Columns are read by their names in `schema`; nothing is ever changed in place.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+
+    @classmethod
+    def from_tables(cls, steps: pa.Table, trajectories: pa.Table, *others: pa.Table) -> Samples:
+        """The samples of `steps`, in its order, with `outcome` from `trajectories` and the columns of `others` (tables
+        with one row a sample: `routes`, `scores`) beside them.
+
+        Raises DataError where a table's keys (trajectory_id, step) are not those of `steps` in the same order.
+        """
+        ids = steps["trajectory_id"]
+        places = pc.index_in(ids, trajectories["trajectory_id"])  # pyright: ignore[reportAttributeAccessIssue]
+        if places.null_count:
+            raise DataError("steps: a trajectory_id has no row in the table trajectories")
+        samples = cls(steps.append_column("outcome", trajectories["outcome"].take(places)))
+        for other in others:
+            samples = samples.beside(other)
+        return samples
+
+    def beside(self, table: pa.Table) -> Samples:
+        """These samples with the columns of `table`, one row a sample; of a name that both have, those of here stay.
+
+        Raises DataError where its keys (trajectory_id, step) are not the samples' own.
+        """
+        for key in ("trajectory_id", "step"):
+            if not table[key].equals(self.table[key]):
+                raise DataError(f"samples: a table with one row a sample has other rows: {key} differs")
+        new = {name: table[name] for name in table.column_names if name not in self.table.column_names}
+        return self.with_columns(**new)
+
+    def with_columns(self, **columns: Any) -> Samples:
+        """These samples with further columns, or others in their place: an Arrow array, a numpy array or a list."""
+        table = self.table
+        for name, values in columns.items():
+            column = values.to_arrow() if isinstance(values, Ragged) else values
+            index = table.schema.get_field_index(name)
+            table = table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
+        return Samples(table)
+
+    def select(self, which: np.ndarray) -> Samples:
+        """The samples where `which` [samples] is true, or those at the indices `which`, in that order."""
+        chosen = pa.array(which)
+        return Samples(self.table.filter(chosen) if which.dtype == bool else self.table.take(chosen))
+
+    def micro_batches(self, micro_batch_tokens: int) -> list[list[int]]:
+        """Indices of the samples in batches for the learner; see the function of that name."""
+        return micro_batches(self.prompt_ids.lengths + self.response_ids.lengths, micro_batch_tokens)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __reduce__(self) -> tuple[Callable[[bytes], Samples], tuple[bytes]]:
+        """Pickled, as on the way to the learner's processes, the samples are one Arrow buffer."""
+        return Samples.from_buffer, (self.to_buffer(),)
+
+    def to_buffer(self) -> bytes:
+        """The samples as an Arrow stream."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.table.schema) as writer:
+            writer.write_table(self.table)
+        return sink.getvalue().to_pybytes()
+
+    @classmethod
+    def from_buffer(cls, data: bytes) -> Samples:
+        """What `to_buffer` made, as views on `data`."""
+        return cls(pa.ipc.open_stream(pa.py_buffer(data)).read_all())
+
+    def learned(self) -> Samples:
+        """The samples that are trained on, with the columns that the learner reads."""
+        return Samples(self.table.filter(self.table["trained"]).select(list(LEARNED)))
+
+    # Columns ------------------------------------------------------------------------------------------------------
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column of numbers or flags, [samples]."""
+        return self.table[name].combine_chunks().to_numpy(zero_copy_only=False)
+
+    def texts(self, name: str) -> list[Any]:
+        """A column of texts (or of lists of texts, None where there is none) as Python's."""
+        return self.table[name].to_pylist()
+
+    def tokens(self, name: str) -> Ragged:
+        """A column of lists of numbers; empty where the sample has none."""
+        return Ragged.from_arrow(self.table[name])
+
+    def has(self, name: str) -> Bool[np.ndarray, " samples"]:
+        """Whether the sample has a value in the column `name`; all false where there is no such column."""
+        if name not in self.table.column_names:
+            return np.zeros(len(self), bool)
+        return self.table[name].is_valid().to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def prompt_ids(self) -> Ragged:
+        return self.tokens("prompt_ids")
+
+    @cached_property
+    def response_ids(self) -> Ragged:
+        return self.tokens("response_ids")
+
+    @cached_property
+    def trajectory_ids(self) -> list[str]:
+        return self.texts("trajectory_id")
+
+    @cached_property
+    def group_ids(self) -> list[str]:
+        return self.texts("group_id")
+
+    @property
+    def won(self) -> Bool[np.ndarray, " samples"]:
+        """Whether the sample's trajectory succeeded."""
+        return pc.equal(self.table["outcome"], "success").to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def per_token(self, values: np.ndarray) -> np.ndarray:
+        """`values` [samples] at each of the samples' response tokens, [tokens]."""
+        return np.repeat(values, self.response_ids.lengths)
+
+    def by_trajectory(self) -> dict[str, Int[np.ndarray, " steps"]]:
+        """Indices of each trajectory's samples in the order of their steps, trajectories by first appearance."""
+        steps = self.numbers("step")
+        found: dict[str, list[int]] = {}
+        for index, trajectory_id in enumerate(self.trajectory_ids):
+            found.setdefault(trajectory_id, []).append(index)
+        return {name: np.array(sorted(rows, key=steps.__getitem__)) for name, rows in found.items()}
+
+    def advantages(self) -> Float32[np.ndarray, " tokens"]:
+        """The advantage of each response token: the sample's own parts on each, and the skill's.
+
+        Source: ALGORITHM, section 6.
+        """
+        per_sample = self.numbers("outcome_advantage") + self.numbers("step_advantage")
+        return self.per_token(per_sample) + self.tokens("skill_advantages").values
