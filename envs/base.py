@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from opid_core.errors import ConfigError
+from opid_core.sections import imported
 
 TURN_LINE = "Now it's your turn"
 """How the last paragraph of every prompt begins; a step skill is put right before it."""
@@ -194,7 +195,7 @@ def register(name: str, options: type[BaseModel], factory: Callable[[Any], Envir
 def _registration(name: str) -> _Registration:
     module, _, registered = name.rpartition(":")
     if module:
-        _import_own(module)
+        imported(name, "environment.name")  # which registers it
     elif name in _BUILT_IN:
         importlib.import_module(_BUILT_IN[name])
     if registered not in _REGISTRY and module:
@@ -206,18 +207,6 @@ def _registration(name: str) -> _Registration:
             "or module:name for one that your module registers"
         )
     return _REGISTRY[registered]
-
-
-def _import_own(module: str) -> None:
-    """Import a user's module, which registers its environment."""
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise ConfigError(f"environment.name: {module!r} is no name of a module (expected package.module:name)")
-    try:
-        importlib.import_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(
-            f"environment.name: cannot import module {module!r}: {error}; is its folder installed or on PYTHONPATH?"
-        ) from None
 
 
 def validate_options(name: str, options: Mapping[str, Any] | BaseModel | None) -> BaseModel:

@@ -7,8 +7,8 @@ from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConf
 from opid_core.config.loading import build_config, load_config, parse_overrides
 from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, PRESETS_BY_METHOD
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
-from opid_core.config.section import Section
 from opid_core.config.skills import AnalyzerConfig, LlmConfig
+from opid_core.sections import Section
 
 __all__ = [
     "PRESETS",

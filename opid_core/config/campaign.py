@@ -16,8 +16,8 @@ from opid_core.config.gates import GatesConfig
 from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
 from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, PRESETS_BY_METHOD, merge
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
-from opid_core.config.section import Section
 from opid_core.config.skills import AnalyzerConfig
+from opid_core.sections import Section
 
 
 class CampaignConfig(Section):

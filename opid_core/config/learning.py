@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from opid_core.config.section import Section
+from opid_core.sections import Section
 
 
 class MethodConfig(Section):

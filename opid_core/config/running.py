@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from opid_core.config.section import Section
+from opid_core.sections import Section
 
 
 class StorageConfig(Section):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from opid_core.config.section import Section
+from opid_core.sections import Section
 
 
 class LlmConfig(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from opid_core.config import GatesConfig
 from opid_core.errors import ConfigError
+from opid_core.sections import imported
 from tasks.gates.expectations import Expectation
 from tasks.gates.frame import Frame
 
@@ -47,13 +47,8 @@ def with_own(frames: Sequence[Frame], own: Sequence[tuple[str, Expectation | Fra
 
 
 def _function(plugin: str, where: str) -> Callable[..., Any]:
-    module, _, name = plugin.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(
-            f"{where}: cannot import module {module!r}: {error}; is its folder installed or on PYTHONPATH?"
-        ) from None
+    found = imported(plugin, where)
     if not callable(found):
+        module, _, name = plugin.partition(":")
         raise ConfigError(f"{where}: module {module!r} has no function {name!r}")
     return found

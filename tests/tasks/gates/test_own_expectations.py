@@ -107,7 +107,7 @@ def test_what_is_wrong_in_the_config_is_named_before_any_work(own, message):
     [
         ("no_such_module:f", r"gates\.plugins\.0: cannot import module 'no_such_module'"),
         ("own_gates:missing", r"gates\.plugins\.0: module 'own_gates' has no function 'missing'"),
-        ("own_gates:text", r"gates\.plugins\.0: own_gates:text must return a list of tasks\.suites\.Expectation"),
+        ("own_gates:text", r"gates\.plugins\.0: own_gates:text must return a list of tasks\.gates\.Expectation"),
         ("own_gates:unknown", r"gates\.plugins\.0: unknown expectation 'ExpectLuck'"),
         ("own_gates:column", r"gates\.plugins\.0: no column 'luck'; columns: campaign, "),
         ("own_gates", r"gates\.plugins: Value error, 'own_gates' is not of the form module:function"),
