@@ -1,1 +1,1 @@
-"""Chaos: tiny campaigns that are killed again and again, and must end as if nothing had happened (docs/chaos.md)."""
+"""Chaos: tiny campaigns, killed again and again, must end as if nothing had happened (docs/measurements/chaos.md)."""

@@ -1,0 +1,60 @@
+"""What code, configs and pages refer to exists: pages, and the headings in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+FOLDERS = ("flows", "tasks", "opid_core", "envs", "infra", "tests", "benchmarks", "configs", "docs")
+FILES = [
+    *(path for path in REPOSITORY.iterdir() if path.is_file()),
+    *(path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*")),
+]
+PAGES = [path for path in FILES if path.suffix == ".md"]
+TEXTS = [path for path in FILES if path.suffix in (".py", ".yaml", ".toml", ".md") or path.name == "Makefile"]
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a renderer of Markdown gives to the page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_to_pages_and_headings_that_exist(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        address, _, anchor = link.partition("#")
+        if ":" in address:
+            continue
+        target = (page.parent / address) if address else page
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_pages_that_code_and_configs_name_exist():
+    named = {
+        (str(path.relative_to(REPOSITORY)), page)
+        for path in TEXTS
+        for page in re.findall(r"\bdocs/[\w/]+\.(?:md|png|json)\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    assert not {(where, page) for where, page in named if not (REPOSITORY / page).exists()}
+
+
+def test_sections_of_the_algorithm_that_docstrings_cite_exist():
+    sections = set(re.findall(r"^## (\d+)\.", (REPOSITORY / "docs/algorithm.md").read_text(encoding="utf-8"), re.M))
+    cited = {
+        (str(path.relative_to(REPOSITORY)), section)
+        for path in FILES
+        if path.suffix == ".py"
+        for numbers in re.findall(r"ALGORITHM, sections? ([\d, and]+)", path.read_text(encoding="utf-8"))
+        for section in re.findall(r"\d+", numbers)
+    }
+    assert len(cited) > 20
+    assert not {(where, section) for where, section in cited if section not in sections}
