@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opid_core.config import CampaignConfig
-from opid_core.policies import Shape, count_parameters
+from opid_core.policies import PolicyShape, count_parameters
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20
@@ -36,7 +36,7 @@ class Memory:
         return sum(parts)
 
 
-def estimate(config: CampaignConfig, shape: Shape | None = None) -> Memory:
+def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory:
     """Of the config's policy, whose `shape` is read from its folder where it is not given.
 
     ZeRO divides among the ranks: stage 1 the optimizer, 2 the gradients too, 3 the weights too. The frozen reference is
@@ -126,7 +126,7 @@ class Stored:
     campaign_mib: float
 
 
-def stored(config: CampaignConfig, shape: Shape | None = None, done: int = 0) -> Stored:
+def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int = 0) -> Stored:
     """Policies, optimizer states (of all policies, or of the newest `storage.optimizer_states` and the one that comes
     next) and tables; of the campaign what is still to come after its first `done` commits."""
     shape = shape or policy_shape(config)
@@ -140,7 +140,7 @@ def stored(config: CampaignConfig, shape: Shape | None = None, done: int = 0) ->
     return Stored(lasting, state, lasting * policies + state * states)
 
 
-def policy_shape(config: CampaignConfig) -> Shape:
+def policy_shape(config: CampaignConfig) -> PolicyShape:
     """The shape of the config's policy, or of the one that a warm start would make."""
     return count_parameters(Path(config.policy) if config.policy else None, config.warm_start)
 

@@ -1,4 +1,4 @@
-"""Policies as HF folders: making a tiny one, and checking one before any work is done with it."""
+"""Policies as HF folders: making a tiny one and its tokenizer, and checking one before any work is done with it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,15 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 TINY_VOCABULARY = 1024
 """Entries of a tiny policy's vocabulary before the fixed phrases."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+END, PAD = "<|end|>", "<|pad|>"
+_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+LARGEST_NUMBER = 30
+"""Numbers up to here (with the space before them) are one token each: entities are numbered."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -68,6 +78,26 @@ def make_tiny_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(config).float()
+
+
+def train_tokenizer(texts: Iterable[str], phrases: Sequence[str], vocab_size: int, folder: Path) -> None:
+    """Train a byte-level BPE on `texts` and save it under `folder` for `transformers.AutoTokenizer`.
+
+    `phrases` (the fixed wording of prompts) become one token each, so that a tiny policy's context holds facts instead
+    of boilerplate. Any text can still be encoded: the alphabet is all bytes.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+
+    # AutoTokenizer reads every tokenizer next to a Qwen2 model as this class, with this class's splitting of words.
+    untrained = Qwen2Tokenizer(eos_token=END, pad_token=PAD, unk_token=END)
+    tokenizer = untrained.train_new_from_iterator(
+        texts, vocab_size, new_special_tokens=list(_ROLES), show_progress=False
+    )
+    whole = [*phrases, *(f" {number}" for number in range(1, LARGEST_NUMBER + 1))]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in whole])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
 
 
 def check_policy_folder(folder: str | Path, trained: bool = True) -> None:
@@ -170,7 +200,7 @@ def _tied_by_default(config: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class Shape:
+class PolicyShape:
     """What a policy's size follows from."""
 
     parameters: int
@@ -181,7 +211,7 @@ class Shape:
     """Width of a layer's keys (and of its values), all heads together."""
 
 
-def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Shape:
+def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> PolicyShape:
     """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -201,7 +231,7 @@ def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Shape:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     config = model.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(
+    return PolicyShape(
         parameters=model.num_parameters(),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,

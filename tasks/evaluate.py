@@ -10,10 +10,10 @@ from envs.base import Task
 from infra.manifest import START
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
+from opid_core.evaluation import by_temperature, table_success
 from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
-from opid_core.statistics import by_temperature, table_success
 from tasks import workers
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report

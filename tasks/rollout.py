@@ -10,11 +10,11 @@ from functools import partial
 from envs.base import HasForbiddenTexts, Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import DataError
+from opid_core.evaluation import rollout_metrics
 from opid_core.learning import methods
 from opid_core.rollout.episodes import Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import steps_table, trajectories_table
 from opid_core.seeds import derive
-from opid_core.statistics import rollout_metrics
 from tasks import workers
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from opid_core.evaluation import skill_metrics
 from opid_core.seeds import derive
 from opid_core.skills.routing import route_table
-from opid_core.statistics import skill_metrics
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report
 from tasks.stage import load, save, stage

@@ -13,7 +13,7 @@ import numpy as np
 from infra.manifest import START, ExpectationResult, GateResult, Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core import schema
-from opid_core.statistics import rollout_metrics, skill_metrics
+from opid_core.evaluation import rollout_metrics, skill_metrics
 from tests.flows.committed import commit_rows
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "policies" / "alfworld_tiny" / "tokenizer.json"

@@ -17,8 +17,7 @@ from rich.text import Text
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_table
 from opid_core.config import CampaignConfig
-from opid_core.paired import same_tasks
-from opid_core.statistics import SuccessRate, by_temperature, table_success
+from opid_core.evaluation import SuccessRate, by_temperature, same_tasks, table_success
 from tasks.version import code_version
 
 if TYPE_CHECKING:

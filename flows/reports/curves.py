@@ -12,7 +12,7 @@ import typer
 
 from flows.reports.campaign import Evaluated, draw_campaign, evaluations, first_and_last, save_plot
 from infra.store import find_campaign, manifests
-from opid_core.paired import same_tasks
+from opid_core.evaluation import same_tasks
 
 
 def curves(

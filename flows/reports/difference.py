@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from opid_core.paired import Paired, same_tasks
+from opid_core.evaluation import Paired, SuccessRate, by_temperature, same_tasks, table_success
 from opid_core.schema import OUTCOMES, ROUTE_NAMES
-from opid_core.statistics import SuccessRate, by_temperature, table_success
 
 EXAMPLES = 3
 SAME_PANEL = ("environment.name", "environment.options", "evaluation.split")

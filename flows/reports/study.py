@@ -18,19 +18,21 @@ from flows.reports.campaign import Evaluated, evaluations, mean_metrics, save_pl
 from flows.study import Study, differences, study_folder
 from infra.manifest import Manifest, weights_hash
 from infra.store import CampaignStore, find_campaign, manifests, read_config, read_table
-from opid_core.comparison import (
-    Difference,
+from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError
+from opid_core.evaluation import (
     Estimate,
+    PairedDifference,
     area_under_curve,
+    by_temperature,
     difference,
     mean_curve,
     success,
     success_by_type,
+    table_success,
+    wins_by_task,
 )
-from opid_core.config import CampaignConfig
-from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER
-from opid_core.statistics import by_temperature, table_success, wins_by_task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,10 +73,10 @@ class Row:
     """Training episodes played, the mean over seeds."""
     curve_mean: float
     """Success averaged over the training episodes that every run of the study played (`shared_episodes`)."""
-    against_baseline: Difference | None
+    against_baseline: PairedDifference | None
     twin: str | None
     """Label of the OPID method's twin without skill signal where that is not the baseline."""
-    against_twin: Difference | None
+    against_twin: PairedDifference | None
 
 
 def read_runs(study: Study) -> tuple[dict[str, list[Run]], list[str]]:
@@ -288,7 +290,7 @@ def _shares_won(runs: Sequence[Run], temperature: float) -> tuple[Float[np.ndarr
     return shares, [types[task] for task in kept]
 
 
-def _against(mine: Sequence[Run], baseline: Sequence[Run], temperature: float) -> Difference | None:
+def _against(mine: Sequence[Run], baseline: Sequence[Run], temperature: float) -> PairedDifference | None:
     shared = {run.seed for run in mine} & {run.seed for run in baseline}
     if not shared:
         return None
@@ -326,7 +328,7 @@ def _numbers(runs: dict[str, list[Run]]) -> list[str]:
     return _table(["", *finished], [[name, *(mean(mine, name) for mine in finished.values())] for name in names])
 
 
-def _difference_table(found: Iterable[tuple[Row, Difference | None]], *, twins: bool = False) -> list[str]:
+def _difference_table(found: Iterable[tuple[Row, PairedDifference | None]], *, twins: bool = False) -> list[str]:
     """The rows that have a difference; `twins`: with the label of the twin."""
     return _table(
         ["method", *(["twin"] if twins else []), "temperature", "difference (95%)", "p"],

@@ -16,9 +16,9 @@ from envs import base
 from envs.base import HasExpert, HasSplits, Task, make, register
 from opid_core.config import WarmStartConfig, build_config
 from opid_core.errors import ConfigError
+from opid_core.policies import train_tokenizer
 from opid_core.rollout.episodes import EpisodeRequest, EpisodeSettings, run_episodes
 from opid_core.rollout.prompting import encode, inject, render
-from opid_core.tokenizer import train_tokenizer
 from opid_core.warm_start import demonstrate
 from tests.envs import corridor
 from tests.envs.corridor import ROLE, TASK, TURN, Corridor, CorridorOptions

@@ -7,7 +7,7 @@ import pytest
 
 from flows.memory import estimate, misfits, policy_shape, smallest_gpu_mib, stored
 from opid_core.config import CampaignConfig, load_config
-from opid_core.policies import Shape
+from opid_core.policies import PolicyShape
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARCHITECTURES = {
@@ -68,7 +68,7 @@ def test_the_shape_of_a_model_from_its_config_file(name, parameters, key_value_s
 
 def test_an_estimate_by_hand(tmp_path):
     config = config_of("alfworld_qwen2.5_3b", tmp_path, "learner.ranks=4", "learner.zero_stage=2")
-    shape = Shape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    shape = PolicyShape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
     memory = estimate(config, shape)
     assert memory.weights_mib == 200  # bfloat16, whole on every rank below stage 3
     assert memory.gradients_mib == 200 / 4
@@ -91,7 +91,7 @@ def test_an_estimate_by_hand(tmp_path):
 
 def test_what_the_store_takes_by_hand(tmp_path):
     few = ("iterations=9", "rollout.tasks_per_iteration=2", "rollout.group_size=4", "environment.max_steps=16")
-    shape = Shape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    shape = PolicyShape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
     everything = stored(config_of("alfworld_qwen2.5_3b", tmp_path, *few, "storage.optimizer_states=null"), shape)
     assert everything.lasting_mib == 200 + 2 * 4 * 16 * 2048 * 2 / 2**20  # bfloat16; rows of 2,048 prompt tokens
     assert everything.state_mib == 100 * (2 + 8 + 4)
@@ -116,7 +116,7 @@ def test_what_the_store_takes_by_hand(tmp_path):
     ],
 )
 def test_what_is_stored_already_is_not_needed_again(tmp_path, kept, done, policies, states):
-    shape = Shape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    shape = PolicyShape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
     config = config_of("alfworld_qwen2.5_3b", tmp_path, "iterations=9", f"storage.optimizer_states={kept}")
     one = stored(config, shape)
     assert stored(config, shape, done).campaign_mib == policies * one.lasting_mib + states * one.state_mib

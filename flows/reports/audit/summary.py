@@ -14,7 +14,7 @@ from infra.manifest import ExpectationResult, Manifest
 from infra.objects import in_parallel
 from infra.stages import failures
 from infra.store import CampaignStore
-from opid_core.statistics import SuccessRate, table_success
+from opid_core.evaluation import SuccessRate, table_success
 
 
 @dataclass(frozen=True)

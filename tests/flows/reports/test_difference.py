@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flows.reports.difference import Compared, ConfigChange, Counted, Side, SkillTexts, difference
-from opid_core.paired import Paired
+from opid_core.evaluation import Paired
 from opid_core.schema import from_rows
 from tests.tasks.gates.valid_tables import Rows, valid
 

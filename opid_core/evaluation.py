@@ -1,0 +1,310 @@
+"""Numbers a person looks at: success rates with their intervals, comparisons of policies and of methods, and the
+metrics of an iteration.
+
+Methods that were run with several seeds and evaluated on one panel of tasks are compared by a matrix, [seeds, tasks],
+of the shares of episodes that each method's final policy won. Intervals are percentiles of a bootstrap that draws seeds
+and tasks, so they cover both. All seeds are evaluated on one panel, so a draw takes the same tasks for all of them:
+drawn for each seed apart, a panel of hard tasks would average out over the seeds, and intervals would be too narrow.
+Source: Owen, The pigeonhole bootstrap, 2007. With three seeds the draw of seeds has few values to choose from: where
+runs differ much, such intervals are still rather too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
+
+from envs.base import is_offered
+from opid_core.errors import DataError
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class SuccessRate:
+    """Share of won episodes: `micro` over episodes, `macro` over task types, and the 95% interval of `micro`."""
+
+    episodes: int
+    micro: float
+    macro: float
+    low: float
+    high: float
+    per_type: dict[str, float]
+    episodes_per_type: dict[str, int]
+
+
+def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (95% by default). No trials: (0, 1)."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, z * z
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def independent_trials(wins: Collection[Sequence[bool]]) -> float:
+    """How many independent episodes tell as much about the share of wins as these, of which those of one task (one
+    sequence) go together: p (1 - p) over the variance of the share, with tasks as what was drawn. Source: Kish,
+    Survey Sampling, 1965 (the effective sample size of a cluster sample).
+
+    One episode a task: the number of episodes, which is also its upper limit. All won or none: the number of tasks.
+    """
+    episodes, tasks = sum(map(len, wins)), len(wins)
+    share = sum(map(sum, wins)) / episodes if episodes else 0.0
+    if tasks == episodes or share in (0.0, 1.0):
+        return tasks
+    variance = sum((sum(won) - share * len(won)) ** 2 for won in wins) / episodes**2
+    return min(episodes, share * (1 - share) / variance) if variance else episodes
+
+
+def success_rate(outcomes: Sequence[str], task_types: Sequence[str], task_ids: Sequence[str]) -> SuccessRate:
+    """Success of episodes; broken ones (the environment's fault) are left out. The interval is Wilson's, for as many
+    trials as the episodes are worth when some share a task."""
+    wins: dict[str, list[bool]] = {}
+    of_task: dict[str, list[bool]] = {}
+    for outcome, task_type, task_id in zip(outcomes, task_types, task_ids, strict=True):
+        if outcome != "broken":
+            wins.setdefault(task_type, []).append(outcome == "success")
+            of_task.setdefault(task_id, []).append(outcome == "success")
+    total, won = sum(map(len, wins.values())), sum(map(sum, wins.values()))
+    per_type = {task_type: sum(w) / len(w) for task_type, w in sorted(wins.items())}
+    trials = independent_trials(of_task.values())
+    low, high = wilson_interval(trials * won / total if total else 0, trials)
+    return SuccessRate(
+        episodes=total,
+        micro=won / total if total else math.nan,
+        macro=sum(per_type.values()) / len(per_type) if per_type else math.nan,
+        low=low,
+        high=high,
+        per_type=per_type,
+        episodes_per_type={task_type: len(wins[task_type]) for task_type in per_type},
+    )
+
+
+def table_success(table: pa.Table) -> SuccessRate:
+    """`success_rate` of a `trajectories` or `evaluations` table."""
+    return success_rate(*(table.column(name).to_pylist() for name in ("outcome", "task_type", "task_id")))
+
+
+def wins_by_task(evaluations: pa.Table) -> dict[str, list[bool]]:
+    """Which episodes of each task were won, in the order of the table; broken ones are left out."""
+    wins: dict[str, list[bool]] = {}
+    for task_id, outcome in zip(
+        *(evaluations.column(name).to_pylist() for name in ("task_id", "outcome")), strict=True
+    ):
+        won = wins.setdefault(task_id, [])
+        if outcome != "broken":
+            won.append(outcome == "success")
+    return wins
+
+
+def by_temperature(evaluations: pa.Table) -> dict[float, pa.Table]:
+    """The rows of an `evaluations` table by sampling temperature, coldest first."""
+    temperatures = evaluations.column("temperature").to_numpy()
+    return {float(f"{t:g}"): evaluations.filter(pa.array(temperatures == t)) for t in np.unique(temperatures)}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Tasks that both policies played, by who won them more often, and the p-value of the exact sign test."""
+
+    both: int
+    """Won by both, as often."""
+    first_more: int
+    second_more: int
+    neither: int
+    p_value: float
+    """Chance of a split of the tasks that differ at least as uneven, were both policies equally good (two-sided)."""
+
+
+def sign_test(first_won: Sequence[float], second_won: Sequence[float]) -> Paired:
+    """Compare two policies task by task, each with the share of its episodes that were won. Under the null hypothesis
+    `first_more` of the tasks that differ is binomial with probability 1/2; no such task: p = 1. With one episode a task
+    this is McNemar's test (1947) in its exact form.
+    """
+    from scipy.stats import binomtest
+
+    pairs = list(zip(first_won, second_won, strict=True))
+    first_more, second_more = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    differing = first_more + second_more
+    return Paired(
+        both=sum(a == b > 0 for a, b in pairs),
+        first_more=first_more,
+        second_more=second_more,
+        neither=sum(a == b == 0 for a, b in pairs),
+        p_value=float(binomtest(first_more, differing).pvalue) if differing else 1.0,
+    )
+
+
+def same_tasks(first: pa.Table, second: pa.Table) -> Paired | None:
+    """The sign test of two `evaluations` tables of one temperature, each task with the share of its episodes that were
+    won; a task that only broke on either side is left out. None where the tasks are not the same."""
+    one, other = wins_by_task(first), wins_by_task(second)
+    if one.keys() != other.keys():
+        return None
+    kept = [task for task in one if one[task] and other[task]]
+    return sign_test([fmean(one[task]) for task in kept], [fmean(other[task]) for task in kept])
+
+
+def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]:
+    """Success, return, lengths and action quality of an iteration's rollouts."""
+    success = table_success(trajectories)
+    offered = steps.column("admissible_actions").to_pylist()
+    on_offer = [is_offered(*pair) for pair in zip(steps.column("action").to_pylist(), offered, strict=True)]
+    metrics = {
+        "rollout/success_micro": success.micro,
+        "rollout/success_macro": success.macro,
+        "rollout/return": _mean(trajectories.column("return")),
+        "rollout/steps": _mean(trajectories.column("steps")),
+        "rollout/response_tokens": _mean(pc.list_value_length(steps.column("response_ids"))),
+        "rollout/prompt_tokens": _mean(pc.list_value_length(steps.column("prompt_ids"))),
+        "rollout/valid_actions": _mean(steps.column("is_valid")),
+        "rollout/admissible_actions": sum(on_offer) / len(on_offer) if on_offer else math.nan,
+        "rollout/prompts_cut": float((steps.column("history_dropped").to_numpy() > 0).sum()),
+        "rollout/broken": float(trajectories.column("outcome").to_pylist().count("broken")),
+    }
+    return {**metrics, **{f"rollout/success/{name}": share for name, share in success.per_type.items()}}
+
+
+def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) -> dict[str, float]:
+    """How many trajectories have skills, how many analyses failed, how long skills are, and what the steps were routed
+    to."""
+    kinds = skills.column("kind").to_pylist()
+    route_names = routes.column("route").to_pylist()
+    count = max(1, trajectories.num_rows)
+    chars = [len(t) for t, kind in zip(skills.column("text").to_pylist(), kinds, strict=True) if kind != "failed"]
+    shares = {name: route_names.count(name) / max(1, len(route_names)) for name in ("step", "episode", "none")}
+    return {
+        "skills/coverage": kinds.count("episode") / count,
+        "skills/failed": kinds.count("failed") / count,
+        "skills/step_skills": kinds.count("step") / count,
+        "skills/chars": sum(chars) / len(chars) if chars else math.nan,
+        **{f"routes/{name}": share for name, share in shares.items()},
+        "routes/added": (routes.num_rows - routes.column("added_skill_id").null_count) / max(1, routes.num_rows),
+    }
+
+
+def _mean(values: pa.ChunkedArray) -> float:
+    return float(np.mean(values.to_numpy())) if len(values) else math.nan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A paired difference of two methods: `p_value` of the two-sided sign-flip test over tasks."""
+
+    estimate: Estimate
+    p_value: float
+
+
+def success(
+    won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+) -> tuple[Estimate, Estimate]:
+    """Success over episodes (micro) and over task types (macro), each the mean over seeds with its interval."""
+    types, type_of = _types(won, task_types)
+    drawn, tasks = _resampled(won, draws, seed)
+    macro = np.array([_macro(*resample, len(types)) for resample in zip(drawn, type_of[tasks], strict=True)])
+    by_task = np.asarray(won, np.float64).mean(axis=0)
+    return _estimate(by_task.mean(), drawn.mean(axis=1)), _estimate(_macro(by_task, type_of, len(types)), macro)
+
+
+def success_by_type(won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str]) -> dict[str, float]:
+    """Share of won episodes of each task type, over all seeds."""
+    types, type_of = _types(won, task_types)
+    return {name: float(won[:, type_of == index].mean()) for index, name in enumerate(types)}
+
+
+def difference(
+    won: Float[np.ndarray, "seeds tasks"],
+    baseline: Float[np.ndarray, "seeds tasks"],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> PairedDifference:
+    """Success of one method less that of another, seed by seed and task by task.
+
+    The test flips the sign of each task's difference (its mean over seeds): under the null hypothesis that the two
+    policies are alike both signs are as likely. It covers the draw of tasks and actions, not that of training runs.
+    Raises DataError where the two were not run with the same seeds on the same tasks.
+    """
+    if won.shape != baseline.shape:
+        raise DataError(f"methods with different seeds or tasks cannot be paired: {won.shape} and {baseline.shape}")
+    paired = np.asarray(won, np.float64) - np.asarray(baseline, np.float64)
+    drawn, _ = _resampled(paired, draws, seed)
+    by_task = paired.mean(axis=0)
+    signs = np.random.default_rng([seed, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
+    flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
+    return PairedDifference(_estimate(paired.mean(), drawn.mean(axis=1)), float((flipped.sum() + 1) / (draws + 1)))
+
+
+def area_under_curve(
+    episodes: Float[np.ndarray, " points"], success: Float[np.ndarray, " points"], until: float
+) -> float:
+    """Mean success over the first `until` episodes, by the trapezoid rule: one number for sample efficiency.
+
+    Success is linear between the points; `until` lies within them. No episodes: the first point's success.
+    """
+    if until <= episodes[0]:
+        return float(success[0])
+    before = episodes < until
+    xs, ys = np.append(episodes[before], until), np.append(success[before], np.interp(until, episodes, success))
+    return float(np.trapezoid(ys, xs) / (until - episodes[0]))
+
+
+def mean_curve(
+    curves: Sequence[tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]],
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """The mean of curves (x, y) that start together, each linear between its points, at every x that any of them has,
+    up to where the shortest ends."""
+    end = min(x[-1] for x, _ in curves)
+    shared = np.unique(np.concatenate([x[x <= end] for x, _ in curves]))
+    return shared, np.mean([np.interp(shared, x, y) for x, y in curves], axis=0)
+
+
+def _types(won: np.ndarray, task_types: Sequence[str]) -> tuple[list[str], Int[np.ndarray, " tasks"]]:
+    if won.ndim != 2 or won.shape[1] != len(task_types) or not won.size:
+        raise DataError(f"expected outcomes [seeds, {len(task_types)} tasks], got {won.shape}")
+    types = sorted(set(task_types))
+    return types, np.array([types.index(name) for name in task_types])
+
+
+def _macro(by_task: Float[np.ndarray, " tasks"], type_of: Int[np.ndarray, " tasks"], types: int) -> float:
+    """Mean over the task types that occur."""
+    sums = np.bincount(type_of, weights=by_task, minlength=types)
+    counts = np.bincount(type_of, minlength=types)
+    return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def _resampled(
+    values: Float[np.ndarray, "seeds tasks"], draws: int, seed: int
+) -> tuple[Float[np.ndarray, "draws tasks"], Int[np.ndarray, "draws tasks"]]:
+    """Of each draw of seeds and of tasks, with replacement: each drawn task's mean over the drawn seeds, and which
+    tasks they are."""
+    n_seeds, n_tasks = values.shape
+    generator = np.random.default_rng(seed)
+    times = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=draws)
+    tasks = generator.integers(n_tasks, size=(draws, n_tasks), dtype=np.int32)
+    by_task = times @ np.asarray(values, np.float64) / n_seeds
+    return np.take_along_axis(by_task, tasks, axis=1), tasks
+
+
+def _estimate(mean: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(mean), float(low), float(high))

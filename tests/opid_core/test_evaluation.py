@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from opid_core.errors import DataError
+from opid_core.evaluation import (
+    Paired,
+    area_under_curve,
+    difference,
+    independent_trials,
+    mean_curve,
+    sign_test,
+    skill_metrics,
+    success,
+    success_by_type,
+    success_rate,
+    wilson_interval,
+)
+from opid_core.schema import from_rows
+from tests.tasks.gates.valid_tables import valid
+
+TYPES = ["cool", "cool", "cool", "heat"]
+WON = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], float)  # two seeds, four tasks
+
+# Success rates -----------------------------------------------------------------------------------------------------
+
+
+def test_wilson_interval_equals_the_published_example():
+    # 30 of 100: (0.3 + 1.92073/100 ± 1.959964 * sqrt(0.0021 + 3.841459/40000)) / 1.03841459
+    assert wilson_interval(30, 100) == pytest.approx((0.218949, 0.395849), abs=1e-6)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_holds_the_share_and_stays_a_probability(case):
+    successes, trials = case
+    low, high = wilson_interval(successes, trials)
+    assert 0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1
+
+
+def test_micro_counts_episodes_macro_counts_types_and_broken_episodes_do_not_count():
+    outcomes = ["success", "success", "success", "truncated", "failure", "broken"]
+    rate = success_rate(outcomes, ["a", "a", "a", "a", "b", "b"], ["1", "2", "3", "4", "5", "6"])
+    assert (rate.episodes, rate.micro, rate.macro) == (5, 3 / 5, 0.375)
+    assert (rate.per_type, rate.episodes_per_type) == ({"a": 0.75, "b": 0.0}, {"a": 4, "b": 1})
+    assert (rate.low, rate.high) == wilson_interval(3, 5)  # tasks played once give the plain interval
+    assert math.isnan(success_rate([], [], []).micro)
+
+
+def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
+    # Two tasks won always, two never: 16 episodes tell what 4 tell. Variance of the share: 4 * (4 / 2)^2 / 16^2 = 1/16.
+    certain = [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
+    assert independent_trials(certain) == 4
+    # Every task won in half of its repetitions: as good as 16 single episodes, and never better.
+    assert independent_trials([[True, False] * 2] * 4) == 16
+    # Task shares 1, 1/2, 1/2, 0 of 2: variance (1 + 1) / 64, so 1/4 over 1/32.
+    assert independent_trials([[True] * 2, [True, False], [False, True], [False] * 2]) == 8
+    assert independent_trials([[True] * 4] * 3) == 3
+    rate = success_rate(["success"] * 8 + ["failure"] * 8, ["a"] * 16, [str(n // 4) for n in range(16)])
+    assert (rate.episodes, rate.micro, (rate.low, rate.high)) == (16, 0.5, wilson_interval(2, 4))
+
+
+def test_skills_are_counted_and_measured():
+    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    metrics = skill_metrics(tables["trajectories"], tables["skills"], tables["routes"])
+    assert (metrics["skills/coverage"], metrics["skills/failed"], metrics["skills/step_skills"]) == (0.5, 0.5, 0.5)
+    assert metrics["skills/chars"] == (75 + 16) / 2
+    none = skill_metrics(tables["trajectories"], tables["skills"].slice(2), tables["routes"])
+    assert math.isnan(none["skills/chars"])
+
+
+# Two policies on the same tasks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        # Five tasks that differ, one of them won by the first: 2 * (1 + 5) / 32.
+        ([1, 1, 0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 1, 0, 0], Paired(1, 1, 4, 2, 0.375)),
+        ([1, 0], [1, 0], Paired(1, 0, 0, 1, 1.0)),
+        ([], [], Paired(0, 0, 0, 0, 1.0)),
+        ([1, 0], [0, 1], Paired(0, 1, 1, 0, 1.0)),  # 2 * (1 + 2) / 4 is above 1
+        # Shares of repetitions count a task once. Three differ, the first won one more often: 2 * (1 + 3) / 8.
+        ([0.75, 0.5, 0.0, 0.25, 0.0], [0.5, 0.75, 1.0, 0.25, 0.0], Paired(1, 1, 2, 1, 1.0)),
+        ([1] * 10, [0] * 10, Paired(0, 10, 0, 0, 2 / 2**10)),
+        ([1] * 2000, [0] * 2000, Paired(0, 2000, 0, 0, 0.0)),  # 2 ** -1999 is below the smallest float
+    ],
+)
+def test_the_sign_test(first, second, expected):
+    assert sign_test(first, second) == expected
+    mirrored = sign_test(second, first)
+    assert (mirrored.first_more, mirrored.second_more) == (expected.second_more, expected.first_more)
+    assert mirrored.p_value == expected.p_value
+
+
+# Methods with several seeds ----------------------------------------------------------------------------------------
+
+
+def test_micro_and_macro_are_means_over_seeds():
+    micro, macro = success(WON, TYPES)
+    assert micro.mean == 4 / 8
+    # cool: 3 of 6, heat: 1 of 2
+    assert macro.mean == (3 / 6 + 1 / 2) / 2
+    assert success_by_type(WON, TYPES) == {"cool": 0.5, "heat": 0.5}
+
+
+def test_the_interval_is_the_bootstrap_of_seeds_and_tasks():
+    # One seed, one won of two tasks: two draws with replacement give 0, 1/2 or 1 with chances 1/4, 1/2, 1/4.
+    micro, _ = success(np.array([[1.0, 0]]), ["a", "a"])
+    assert (micro.low, micro.high) == (0.0, 1.0)
+    # Three seeds that agree share the drawn tasks, so they tell no more than one: 0 with chance 1/4. Tasks drawn for
+    # each seed apart would give 0 with chance 1/64 only, and an interval from 1/6 to 5/6.
+    agreeing = np.array([[1.0, 0]] * 3)
+    micro, _ = success(agreeing, ["a", "a"])
+    assert (micro.mean, micro.low, micro.high) == (0.5, 0.0, 1.0)
+    estimate = difference(agreeing, 1 - agreeing).estimate
+    assert (estimate.low, estimate.high) == (-1.0, 1.0)
+    # Two tasks alike leave the draw of seeds: of the one of three that won, none with chance 8/27, thrice with 1/27.
+    micro, _ = success(np.array([[1.0, 1], [0, 0], [0, 0]]), ["a", "a"])
+    assert (micro.low, micro.high) == (0.0, 1.0)
+    # Ten seeds that agree on every task leave the draw of tasks alone; equal tasks leave nothing.
+    micro, _ = success(np.ones((10, 3)), ["a", "a", "b"])
+    assert (micro.mean, micro.low, micro.high) == (1.0, 1.0, 1.0)
+
+
+def test_a_paired_difference_and_its_sign_flip_test():
+    # Task differences 1, 1, 1, 1: of the 16 sign patterns two are as extreme, so p is near 1/8.
+    every = difference(np.ones((1, 4)), np.zeros((1, 4)))
+    assert every.estimate.mean == 1.0
+    assert every.p_value == pytest.approx(2 / 16, abs=0.01)
+    assert difference(WON, WON).p_value == 1.0
+    # Shares of repetitions, task differences 1/4 and 3/4: two of the four sign patterns are as extreme.
+    shares = np.array([[0.5, 1.0], [0.0, 0.5]])
+    assert difference(shares, np.zeros((2, 2))).p_value == pytest.approx(1 / 2, abs=0.02)
+
+
+def test_methods_on_other_tasks_cannot_be_paired():
+    with pytest.raises(DataError, match="cannot be paired"):
+        difference(WON, WON[:, :3])
+    with pytest.raises(DataError, match=r"expected outcomes \[seeds, 3 tasks\]"):
+        success(WON, TYPES[:3])
+
+
+@given(arrays.arrays(float, st.tuples(st.integers(1, 3), st.integers(1, 6)), elements=st.sampled_from([0, 0.25, 1])))
+def test_intervals_hold_the_mean_and_swapping_methods_turns_the_sign(won):
+    micro, macro = success(won, ["a"] * won.shape[1], draws=200)
+    assert (macro.mean, macro.low, macro.high) == pytest.approx((micro.mean, micro.low, micro.high))
+    assert micro.low - 1e-12 <= micro.mean <= micro.high + 1e-12
+    there, back = difference(won, 1 - won, draws=200), difference(1 - won, won, draws=200)
+    assert there.estimate.mean == -back.estimate.mean
+    assert there.p_value == back.p_value
+
+
+# Curves ------------------------------------------------------------------------------------------------------------
+
+
+def test_area_under_a_curve_by_hand():
+    episodes, won = np.array([0.0, 100, 300]), np.array([0.2, 0.4, 0.4])
+    # Trapezoids: 100 * (0.2 + 0.4) / 2 + 200 * (0.4 + 0.4) / 2 = 110, over 300 episodes.
+    assert area_under_curve(episodes, won, 300) == pytest.approx(110 / 300)
+    # Success is 0.3 after 50 episodes: (0.2 + 0.3) / 2. After 200: 30 and 100 * 0.4, over 200.
+    assert area_under_curve(episodes, won, 50) == pytest.approx(0.25)
+    assert area_under_curve(episodes, won, 200) == pytest.approx(70 / 200)
+    assert area_under_curve(np.array([0.0]), np.array([0.3]), 0) == 0.3
+
+
+def test_the_mean_of_curves_is_taken_at_the_same_number_of_episodes():
+    one = np.array([0.0, 10, 20]), np.array([0.0, 0.5, 1.0])
+    other = np.array([0.0, 5, 40]), np.array([0.0, 0.5, 0.5])
+    at, mean = mean_curve([one, other])
+    assert at.tolist() == [0.0, 5.0, 10.0, 20.0]  # 40 is beyond the first
+    # At 5: (0.25 + 0.5) / 2, at 10: (0.5 + 0.5) / 2, at 20: (1 + 0.5) / 2
+    assert mean.tolist() == [0.0, 0.375, 0.5, 0.75]
