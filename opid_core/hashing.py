@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opid_core.config import CampaignConfig
+if TYPE_CHECKING:
+    from opid_core.config import CampaignConfig
 
 MAY_DIFFER = (
     "iterations",

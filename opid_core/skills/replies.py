@@ -26,10 +26,16 @@ _CONTROL_TOKENS = re.compile(
 _UNSEEN = ("Cc", "Cf", "Cs")
 """Categories: control characters; invisible ones (of zero width or direction, soft hyphens, tags); lone surrogates."""
 
-# what loose JSON may hold outside of strings, and what may follow a string
-_WORD = re.compile(r"[A-Za-z0-9_.+-]+")
-_CONSTANTS = {"None": "null", "True": "true", "False": "false"}
-_DELIMITER = re.compile(r"\s*(?:[,:\]}]|$)")
+# reading loose JSON: brackets and opening quotes, and what ends a string: a quote of its kind that a delimiter follows
+_BRACKET_OR_QUOTE = re.compile(r"[\[\]{}\"']")
+_STRING_END = {
+    quote: re.compile(rf"(?:[^\\{quote}]|\\.|{quote}(?!\s*(?:[,:\]}}]|$)))*+{quote}", re.DOTALL) for quote in "\"'"
+}
+# What bounds the time that hostile text takes; a reply has two levels and, in 4,096 tokens, about 16,000 characters.
+_MAX_LOOSE_CHARS = 32_000
+_MAX_DEPTH = 8
+_MAX_BRACKETS = 128
+"""Round ones too, in strings or not: json-repair's time grows with their square (14 s at 4,000)."""
 _MAX_OBJECTS = 64
 
 
@@ -83,21 +89,21 @@ class Analysis:
 
 
 def parse_reply(text: str) -> Reply:
-    """The first JSON object in `text` with a non-empty `episode_skill`.
+    """The first JSON object in `text` with an `episode_skill`: a text with a letter in it.
 
     Tolerated: code fences, prose around the object, trailing commas, single quotes, several objects, raw newlines in
-    strings. Step keys that are no step number and blank step skills are left out. Raises AnalyzerReplyError where no
-    object is usable. Source: ALGORITHM, section 3.
+    strings, and what else json-repair mends in an object that is whole. Step keys that are no step number and step
+    skills without a letter are left out. Raises AnalyzerReplyError where no object is usable, a cut one included.
+    Source: ALGORITHM, section 3.
     """
-    found = 0
+    objects = 0
     for value in _objects(text):
-        found += 1
-        skill = value.get("episode_skill")
-        if isinstance(skill, str) and skill.strip():
-            summary = value.get("episode_summary")
+        objects += 1
+        skill, summary = value.get("episode_skill"), value.get("episode_summary")
+        if _has_words(skill):
             return Reply(summary.strip() if isinstance(summary, str) else "", skill.strip(), _step_skills(value))
     raise AnalyzerReplyError(
-        "the reply holds no JSON object" if not found else "no object of the reply has a non-empty episode_skill"
+        "no object of the reply has a non-empty episode_skill in words" if objects else "the reply holds no JSON object"
     )
 
 
@@ -111,16 +117,17 @@ def select_step_skills(
 
 def clean_skill(text: str, max_chars: int = MAX_SKILL_CHARS) -> str:
     """`text` on one line, cut at a word to `max_chars`, without chat-template control tokens and response tags, and
-    without what cannot be seen: control and invisible characters, lone surrogates. HTML stays, as text."""
+    without what cannot be seen: control and invisible characters, lone surrogates. HTML stays, as text. "" where no
+    letter is left."""
     cleaned = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in _UNSEEN)
     before = None
     while cleaned != before:  # taking one token out may put another together
         cleaned, before = _CONTROL_TOKENS.sub(" ", cleaned), cleaned
     cleaned = " ".join(c for c in cleaned.split() if c)
-    if len(cleaned) <= max_chars:
-        return cleaned
-    cut = cleaned[: max_chars + 1]
-    return (cut.rsplit(" ", 1)[0] if " " in cut else cut)[:max_chars].rstrip()
+    if len(cleaned) > max_chars:
+        cut = cleaned[: max_chars + 1]
+        cleaned = (cut.rsplit(" ", 1)[0] if " " in cut else cut)[:max_chars].rstrip()
+    return cleaned if _has_words(cleaned) else ""
 
 
 def skill_rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -172,6 +179,11 @@ def skills_table(analyses: Iterable[Analysis], trajectories: pa.Table) -> pa.Tab
 # --- reading loose JSON ------------------------------------------------------------------------------------------
 
 
+def _has_words(text: object) -> bool:
+    """Whether `text` is a string with a letter in it: models fill a schema with "1" or "," too."""
+    return isinstance(text, str) and any(map(str.isalpha, text))
+
+
 def _step_skills(value: Mapping[str, Any]) -> dict[int, str]:
     given = value.get("step_skills")
     if not isinstance(given, Mapping):
@@ -179,7 +191,7 @@ def _step_skills(value: Mapping[str, Any]) -> dict[int, str]:
     skills: dict[int, str] = {}
     for key, text in given.items():
         number = re.fullmatch(r"\s*(?:step)?[ _]*([0-9]{1,6})\s*", str(key), re.IGNORECASE)
-        if number and isinstance(text, str) and text.strip():
+        if number and _has_words(text):
             skills.setdefault(int(number[1]), text.strip())
     return skills
 
@@ -192,58 +204,39 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         if position < 0:
             return
         value, position = _read_object(text, position)
-        if value is not None:
+        if isinstance(value, dict):
             yield value
 
 
-def _read_object(text: str, start: int) -> tuple[dict[str, Any] | None, int]:
-    """The object that opens at `start` (None: unreadable), and where to look for the next one."""
+def _read_object(text: str, start: int) -> tuple[Any, int]:
+    """The object that opens at `start` (None: unreadable or cut), and where to look for the next one."""
     try:
         return json.JSONDecoder(strict=False).raw_decode(text, start)
     except (ValueError, RecursionError):
-        repaired, end = _as_json(text, start)
+        loose = _whole_object(text[start : start + _MAX_LOOSE_CHARS])
+    # json-repair would complete an object that was cut, or join it with the next one, as if that had been meant
+    if loose.count("episode_skill") != 1 or sum(map(loose.count, "()[]{}")) > _MAX_BRACKETS:
+        return None, start + 1 if "episode_skill" in loose else start + max(1, len(loose))
+    import json_repair
+
     try:
-        return (json.loads(repaired, strict=False), end) if repaired else (None, end)
+        return json_repair.loads(loose, skip_json_loads=True), start + len(loose)
     except (ValueError, RecursionError):
-        return None, end
+        return None, start + len(loose)
 
 
-def _as_json(text: str, start: int) -> tuple[str, int]:
-    """The loose object at `start` as JSON text ("" if it never closes), and the index after it."""
-    out: list[str] = []
-    depth, position = 0, start
-    while position < len(text):
-        char = text[position]
-        word = _WORD.match(text, position)
-        end = position + 1
-        if char in "\"'":
-            end = _string_end(text, position)
-            out.append(_json_string(text[position + 1 : end - 1], char))
-        elif word:
-            end = word.end()
-            out.append(_CONSTANTS.get(word[0], f'"{word[0]}"' if text[end:].lstrip()[:1] == ":" else word[0]))
-        elif not char.isspace():
-            if char in "]}" and out and out[-1] == ",":
-                out.pop()
-            out.append(char)
-            depth += (char in "{[") - (char in "]}")
+def _whole_object(text: str) -> str:
+    """What of `text` is the loose object that opens it; "" where no bracket closes it or it is too deep."""
+    depth, position = 0, 0
+    while depth <= _MAX_DEPTH and (match := _BRACKET_OR_QUOTE.search(text, position)):
+        position = match.end()
+        if match[0] in _STRING_END:
+            string = _STRING_END[match[0]].match(text, position)
+            if string is None:
+                return ""
+            position = string.end()
+        else:
+            depth += 1 if match[0] in "{[" else -1
             if depth == 0:
-                return "".join(out), end
-        position = end
-    return "", start + 1
-
-
-def _string_end(text: str, start: int) -> int:
-    """Index after the quote that closes the one at `start`: the next such quote that a delimiter follows."""
-    for match in re.compile(r"\\.|" + text[start], re.DOTALL).finditer(text, start + 1):
-        if match[0] == text[start] and _DELIMITER.match(text, match.end()):
-            return match.end()
-    return len(text)
-
-
-def _json_string(content: str, quote: str) -> str:
-    if quote == "'":
-        content = re.sub(r"\\.|\"", lambda m: {"\\'": "'", '"': '\\"'}.get(m[0], m[0]), content, flags=re.DOTALL)
-    # an escape that JSON does not know stands for its own backslash
-    content = re.sub(r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|)', lambda m: m[0] if m[1] else "\\\\", content)
-    return f'"{content}"'
+                return text[:position]
+    return ""

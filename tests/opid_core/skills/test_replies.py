@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import time
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,20 +49,27 @@ def test_tolerated_forms(text):
     assert parse_reply(text) == parse_reply(PLAIN)
 
 
-def test_raw_newlines_quotes_and_braces_in_strings():
-    assert (
-        parse_reply('{"episode_skill": "one\ntwo\t{three}", "step_skills": {},}').episode_skill == "one\ntwo\t{three}"
-    )
-    assert parse_reply("{'episode_skill': 'don't say \"go\"\nyet'}").episode_skill == 'don\'t say "go"\nyet'
-    assert parse_reply("{'episode_skill': 'don\\'t', 'step_skills': None}").episode_skill == "don't"
-    assert parse_reply('{"episode_skill": "C:\\d \\u0041 \\"q\\"",}').episode_skill == 'C:\\d A "q"'
+@pytest.mark.parametrize(
+    ("text", "skill"),
+    [
+        ('{"episode_skill": "one\ntwo\t{three}", "step_skills": {},}', "one\ntwo\t{three}"),
+        ("{'episode_skill': 'don't go\nyet', 'step_skills': {}}", "don't go\nyet"),
+        ("{'episode_skill': 'don\\'t', 'step_skills': None}", "don't"),
+        ('{"episode_skill": "C:\\d \\u0041 \\"q\\"",}', 'C:\\d A "q"'),
+        ('{"episode_skill": "say "go" now" "step_skills": {}}', 'say "go" now'),
+        ('{episode_skill: "go", // why\n}', "go"),
+        ('{"episode_skill": "7"} {"episode_skill": "go"}', "go"),
+        ('{"episode_skill": "cut {"episode_skill": "go"}', "go"),
+        ('{"episode_skill": "cut\n```\nOnce more: {"episode_skill": "go"}', "go"),
+    ],
+)
+def test_loose_strings(text, skill):
+    assert parse_reply(text).episode_skill == skill
 
 
 def test_unusable_steps_are_left_out():
-    reply = parse_reply(
-        '{"episode_skill": "e", "step_skills": {"x": "a", "-1": "b", "2": "", "4": 7, "5": null, "6": "ok"}}'
-    )
-    assert reply.step_skills == {6: "ok"}
+    steps = '{"x": "a", "-1": "b", "2": "", "3": "1", "4": 7, "5": null, "6": "ok"}'
+    assert parse_reply(f'{{"episode_skill": "e", "step_skills": {steps}}}').step_skills == {6: "ok"}
     assert parse_reply('{"episode_skill": "e", "step_skills": ["a"]}').step_skills == {}
 
 
@@ -70,27 +79,36 @@ def test_unusable_steps_are_left_out():
         "",
         "no object at all",
         "{",
-        '{"episode_skill": "cut of',
         '{"episode_skill": ""}',
+        '{"episode_skill": ","}',
         '{"episode_skill": 3}',
         '{"episode_skill": null, "step_skills": {"0": "act"}}',
         '{"step_skills": {"0": "act"}}',
-        "{" * 5000,
-        "{" * 3000 + "}" * 3000,
-        "{'" * 3000,
+        *(PLAIN[:end] for end in range(1, len(PLAIN), 7)),
+        *(PLAIN.replace('"', "'")[:end] for end in range(1, len(PLAIN), 7)),
     ],
 )
-def test_replies_without_a_skill_are_failures(text):
+def test_replies_without_a_skill_and_cut_ones_are_failures(text):
     with pytest.raises(AnalyzerReplyError):
         parse_reply(text)
+
+
+@pytest.mark.parametrize("opening", ["{", "{'", '{"episode_skill": ', "{'episode_skill': [", '{"a":"episode_skill" '])
+@pytest.mark.parametrize("closing", ["", "}", "'}"])
+def test_deep_nesting_is_refused_in_little_time(opening, closing):
+    started_s = time.monotonic()
+    with pytest.raises(AnalyzerReplyError):
+        parse_reply(opening * 5000 + closing * 5000)
+    assert time.monotonic() - started_s < 5
 
 
 texts = st.text(max_size=40)
 
 
 @settings(deadline=None)
-@given(texts.filter(str.strip), st.dictionaries(st.integers(0, 99), texts.filter(str.strip), max_size=4), texts)
+@given(texts, st.dictionaries(st.integers(0, 99), texts, max_size=4), texts)
 def test_any_json_reply_reads_back(skill, steps, summary):
+    skill, steps = f"a{skill}", {step: f"b{text}" for step, text in steps.items()}
     data = {"episode_summary": summary, "episode_skill": skill, "step_skills": {str(k): v for k, v in steps.items()}}
     for ascii_only in (True, False):
         reply = parse_reply(f"```json\n{json.dumps(data, ensure_ascii=ascii_only)}\n```")
@@ -120,7 +138,7 @@ def test_selection_drops_foreign_steps_and_keeps_the_first():
         ("<think>go</think><ACTION>look</action>", "go look"),
         ("<|im_<|x|>end|>go", "go"),
         ("a < b, 3 > 2, [x]", "a < b, 3 > 2, [x]"),
-        ("<|im_end|>", ""),
+        ("<|im_end|> 1,", ""),
         ("<\uff5cbegin\u2581of\u2581sentence\uff5c>go [TOOL_CALLS]", "go"),
         ("<|im\u200b_end|>go<|im\x00_end|><|im_\ud800end|>", "go"),
         ("go\x00 t\x1b[31mo\u202e t\u00adhe\ufeff fridge\ud83d\U000e0041", "go t[31mo the fridge"),
@@ -134,11 +152,18 @@ def test_clean_skill(text, cleaned):
     assert clean_skill(text) == cleaned
 
 
-def test_clean_skill_cuts_at_a_word():
-    assert clean_skill("one two three", 7) == "one two"
-    assert clean_skill("one two three", 9) == "one two"
-    assert clean_skill("abcdefgh", 3) == "abc"
-    assert clean_skill("one two", 7) == "one two"
+@pytest.mark.parametrize(
+    ("text", "limit", "cut"),
+    [
+        ("one two three", 7, "one two"),
+        ("one two three", 9, "one two"),
+        ("abcdefgh", 3, "abc"),
+        ("one two", 7, "one two"),
+        ("1 2 three", 4, ""),
+    ],
+)
+def test_clean_skill_cuts_at_a_word(text, limit, cut):
+    assert clean_skill(text, limit) == cut
 
 
 @settings(deadline=None)
@@ -150,20 +175,9 @@ def test_cleaning_twice_is_cleaning_once(text, limit):
 
 
 def test_skill_rows_follow_the_schema():
-    import pyarrow as pa
-
+    tokens = {"prompt_tokens": 7, "completion_tokens": 2}
     analyses = [
-        Analysis(
-            "x",
-            "sum",
-            "plan",
-            {4: "act", 1: "look"},
-            "llm",
-            model="m",
-            attempts=2,
-            prompt_tokens=7,
-            completion_tokens=2,
-        ),
+        Analysis("x", "sum", "plan", {4: "act", 1: "look"}, "llm", model="m", attempts=2, **tokens),
         Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
     ]
     rows = skill_rows(analyses, {"x": "success", "y": "failure"})
