@@ -21,9 +21,8 @@ from infra.hosting import HostedGroup
 from infra.scratch import scratch_folder
 from opid_core.config import LearnerConfig
 from opid_core.errors import OutOfMemory
-from opid_core.learning.learner import TrainingSample
-from opid_core.learning.scoring import TokenSequence
 from opid_core.policies import make_tiny_policy
+from opid_core.samples import Ragged, Samples
 from tests.tiny_policy import make_tokenizer
 
 VOCABULARY = 32_000
@@ -32,17 +31,23 @@ CONFIG = LearnerConfig(
 )
 
 
-def make_samples(count: int) -> list[TrainingSample]:
+def make_samples(count: int) -> Samples:
     generator = np.random.default_rng(0)
 
-    def tokens(length: int) -> list[int]:
-        return generator.integers(5, VOCABULARY, length).tolist()
+    def rows(length: int, values: np.ndarray) -> Ragged:
+        return Ragged.from_lengths(values, np.full(count, length))
 
-    old = np.full(300, -10.0, np.float32)
-    return [
-        TrainingSample(tokens(1500), tokens(300), old, None, generator.normal(size=300).astype(np.float32))
-        for _ in range(count)
-    ]
+    def tokens(length: int) -> Ragged:
+        return rows(length, generator.integers(5, VOCABULARY, count * length).astype(np.int32))
+
+    return Samples.from_columns(
+        prompt_ids=tokens(1500),
+        response_ids=tokens(300),
+        old_log_probs=rows(300, np.full(count * 300, -10.0, np.float32)),
+        outcome_advantage=np.zeros(count, np.float32),
+        step_advantage=np.zeros(count, np.float32),
+        skill_advantages=rows(300, generator.normal(size=count * 300).astype(np.float32)),
+    )
 
 
 def hosted(folder: Path, config: LearnerConfig, state: Path | None = None) -> HostedGroup:
@@ -55,32 +60,32 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.monotonic() - started_s
 
 
-def stage_row(folder: Path, stage: int, samples: list[TrainingSample]) -> str:
+def stage_row(folder: Path, stage: int, samples: Samples) -> str:
     """Scores, updates, saves, exports; a second learner continues from that and must score the same."""
     config = CONFIG.model_copy(update={"zero_stage": stage})
-    sequences = [TokenSequence(sample.prompt_ids, sample.response_ids) for sample in samples]
+    sequences = samples.prompt_ids, samples.response_ids
     with scratch_folder() as out:
         group = hosted(folder, config)
-        group.call("score", sequences)
-        _, score_s = timed(lambda: group.call("score", sequences))
+        group.call("score", *sequences)
+        _, score_s = timed(lambda: group.call("score", *sequences))
         group.call("update", samples, seed=0)
         metrics, update_s = timed(lambda: group.call("update", samples, seed=1))
         group.call("save", out / "state")
         group.call("export", out / "policy")
-        scored = group.call("score", sequences)
+        scored = group.call("score", *sequences)
         group.kill()
         again = hosted(out / "policy", config, out / "state")
-        resumed = again.call("score", sequences)
+        resumed = again.call("score", *sequences)
         again.kill()
-    gap = max(float(np.abs(one - other).max()) for one, other in zip(scored, resumed, strict=True))
-    tokens = sum(map(len, sequences))
+    gap = float(np.abs(scored.values - resumed.values).max())
+    tokens = sum(len(part.values) for part in sequences)
     return (
         f"| {stage} | {tokens / score_s:,.0f} | {tokens / update_s:,.0f} | {metrics['loss']:.5f} "
         f"| {metrics['gradient_norm']:.4f} | {gap:g} |"
     )
 
 
-def out_of_memory_rows(folder: Path, samples: list[TrainingSample]) -> list[str]:
+def out_of_memory_rows(folder: Path, samples: Samples) -> list[str]:
     """Halves the micro-batch until one mini-batch of all samples fits."""
     rows, tokens = [], 400_000
     while True:

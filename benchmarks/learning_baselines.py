@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from opid_core.learning.learner import TrainingSample
 from opid_core.learning.losses import policy_loss
+from opid_core.samples import Ragged, Samples
 
 NAIVE_BATCH = 8
 """Samples of one padded batch of the naive way in batches and of TRL (its default)."""
@@ -32,25 +32,23 @@ class PaddedBatch(NamedTuple):
     advantages: torch.Tensor
 
 
-def padded_batches(samples: list[TrainingSample], size: int) -> list[PaddedBatch]:
+def padded_batches(samples: Samples, size: int) -> list[PaddedBatch]:
     """In the order given, `size` samples each."""
 
-    def pad(rows: list[Any], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        values = np.zeros((len(rows), width), np.asarray(rows[0]).dtype)
-        mask = np.zeros((len(rows), width), np.int64)
-        for i, row in enumerate(rows):
-            where = slice(width - len(row), None) if left else slice(len(row))
-            values[i, where], mask[i, where] = row, 1
-        return torch.from_numpy(values), torch.from_numpy(mask)
+    def pad(rows: Ragged, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        width = int(rows.lengths.max())
+        mask = np.arange(width) < rows.lengths[:, None]
+        mask = mask[:, ::-1].copy() if left else mask
+        values = np.zeros(mask.shape, rows.values.dtype)
+        values[mask] = rows.values
+        return torch.from_numpy(values), torch.from_numpy(mask.astype(np.int64))
 
     batches = []
     for start in range(0, len(samples), size):
-        part = samples[start : start + size]
-        prompts, responses = pad([s.prompt_ids for s in part], left=True), pad([s.response_ids for s in part])
-        old, _ = pad([s.old_log_probs for s in part])
-        advantages, _ = pad([s.advantages for s in part])
-        batches.append(PaddedBatch(*prompts, *responses, old.float(), advantages.float()))
+        part = samples.select(np.arange(start, min(start + size, len(samples))))
+        prompts, responses = pad(part.prompt_ids, left=True), pad(part.response_ids)
+        old, advantages = (pad(part.tokens(name))[0] for name in ("old_log_probs", "skill_advantages"))
+        batches.append(PaddedBatch(*(t.long() for t in prompts), *(t.long() for t in responses), old, advantages))
     return batches
 
 
@@ -180,12 +178,12 @@ def layer_shapes(model: Any) -> list[tuple[int, int]]:
     return [(m.out_features, m.in_features) for m in model.base_model.modules() if isinstance(m, torch.nn.Linear)]
 
 
-def forward_operations(model: Any, samples: list[TrainingSample]) -> float:
+def forward_operations(model: Any, samples: Samples) -> float:
     """Floating point operations of one forward pass' matrix products that the log-probs of the responses need, without
     any padding: the linear layers on all tokens, but for those that only response tokens need (the output layer, and
     the last layer's after its keys and values were used), causal attention's two products (half of the square)."""
-    lengths = [len(s.prompt_ids) + len(s.response_ids) for s in samples]
-    responses = sum(len(s.response_ids) for s in samples)
+    lengths = (samples.prompt_ids.lengths + samples.response_ids.lengths).tolist()
+    responses = len(samples.response_ids.values)
     config, last = model.config, model.base_model.layers[-1]
     linears = sum(out * inner for out, inner in layer_shapes(model))
     read = last.self_attn.o_proj.weight.numel() + sum(p.numel() for p in last.mlp.parameters())

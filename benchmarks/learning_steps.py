@@ -15,7 +15,7 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -37,9 +37,10 @@ from benchmarks.learning_baselines import (
 from infra.scratch import scratch_folder
 from opid_core.config import LearnerConfig
 from opid_core.learning.advantages import outcome_advantages, skill_advantages, state_advantages
-from opid_core.learning.learner import Learner, TrainingSample
-from opid_core.learning.scoring import TokenSequence, score
+from opid_core.learning.learner import Learner
+from opid_core.learning.scoring import score
 from opid_core.policies import make_tiny_policy
+from opid_core.samples import Ragged, Samples
 from opid_core.skills.routing import critical_steps
 from tests.tiny_policy import make_tokenizer
 
@@ -54,20 +55,23 @@ class Timing(NamedTuple):
 Timings = dict[str, list[Timing]]
 
 
-def make_samples(count: int, vocabulary: int) -> list[TrainingSample]:
+def make_samples(count: int, vocabulary: int) -> Samples:
     """Agent-like lengths: prompts of 330 to 930 tokens, responses of 20 to 100."""
     generator = np.random.default_rng(0)
 
-    def tokens(low: int, high: int) -> list[int]:
-        return generator.integers(5, vocabulary, int(generator.integers(low, high + 1))).tolist()
+    def tokens(low: int, high: int) -> Ragged:
+        lengths = generator.integers(low, high + 1, count)
+        return Ragged.from_lengths(generator.integers(5, vocabulary, lengths.sum()).astype(np.int32), lengths)
 
-    pairs = [(tokens(330, 930), tokens(20, 100)) for _ in range(count)]
-    return [
-        TrainingSample(
-            prompt, response, np.zeros(len(response), np.float32), None, generator.normal(size=len(response))
-        )
-        for prompt, response in pairs
-    ]
+    prompts, responses = tokens(330, 930), tokens(20, 100)
+    advantages = generator.normal(size=len(responses.values)).astype(np.float32)
+    return Samples.from_columns(
+        prompt_ids=prompts,
+        response_ids=responses,
+        outcome_advantage=np.zeros(count, np.float32),
+        step_advantage=np.zeros(count, np.float32),
+        skill_advantages=Ragged(advantages, responses.offsets),
+    )
 
 
 # --- advantages -------------------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def ratio(timings: Timings, slower: str, faster: str, clock: str) -> float:
     return median(getattr(slow, clock) / getattr(fast, clock) for slow, fast in pairs)
 
 
-def gap(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+def gap(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> float:
     return max(float(np.abs(one - other).max()) for one, other in zip(ours, theirs, strict=True))
 
 
@@ -135,11 +139,9 @@ def measure(arguments: argparse.Namespace) -> list[str]:
     )
     parameters = sum(p.numel() for p in policy.parameters())
     samples = make_samples(arguments.samples, arguments.vocabulary)
-    sequences = [TokenSequence(s.prompt_ids, s.response_ids) for s in samples]
-    old = score(policy, sequences, micro_batch_tokens=arguments.micro_batch_tokens)
-    samples = [
-        TrainingSample(s.prompt_ids, s.response_ids, o, None, s.advantages) for s, o in zip(samples, old, strict=True)
-    ]
+    sequences = samples.prompt_ids, samples.response_ids
+    old = score(policy, *sequences, micro_batch_tokens=arguments.micro_batch_tokens)
+    samples = samples.with_columns(old_log_probs=old)
     batches, whole = padded_batches(samples, NAIVE_BATCH), padded_batches(samples, len(samples))
     config = LearnerConfig(
         learning_rate=LEARNING_RATE,
@@ -162,7 +164,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         learner = Learner(folder / "policy", config, threads=arguments.threads, seed=0)
         operands = product_operands(policy, arguments.micro_batch_tokens)
         for repetition in range(arguments.repetitions):
-            ours = timed(timings, "score", lambda: learner.score(sequences))
+            ours = timed(timings, "score", lambda: learner.score(*sequences))
             padded = timed(timings, "naive score", lambda: naive_score(naive, batches))
             timed(timings, "naive score at once", lambda: naive_score(naive, whole))
             theirs = timed(timings, "TRL score", trl.score)
@@ -177,18 +179,18 @@ def measure(arguments: argparse.Namespace) -> list[str]:
                 norms = updated["gradient_norm"], norm, trl_norm
         learner.close()
     operations = forward_operations(policy, samples)
+    tokens = sum(len(part.values) for part in sequences)
     peak_operations = 2.0 * sum(w.numel() * x.shape[0] for x, w, _ in operands)
     lines = [
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {arguments.threads} threads, torch "
         f"{torch.__version__}; {parameters / 1e6:.1f}M parameters (width {arguments.hidden_size}, {arguments.layers} "
         f"layers, vocabulary {arguments.vocabulary:,}), float32; {len(samples)} samples, "
-        f"{sum(map(len, sequences)):,} tokens of which {sum(len(s.response_ids) for s in samples):,} in responses; "
+        f"{tokens:,} tokens of which {len(samples.response_ids.values):,} in responses; "
         f"{arguments.repetitions} repetitions, load average at the end {os.getloadavg()[0]:.0f}.",
         "",
         "| step | way | seconds | tokens/s | CPU seconds | ours is faster by | by CPU seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    tokens = sum(map(len, sequences))
     for step in ("score", "update"):
         ways = {
             "ours": step,

@@ -111,6 +111,12 @@ def micro_batches(lengths: Sequence[int] | np.ndarray, micro_batch_tokens: int) 
     return batches
 
 
+def _column(values: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, Ragged):
+        return values.to_arrow()
+    return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+
+
 class Samples:
     """Step samples: the columns of the table `steps`, `outcome` of each sample's trajectory and, as the stages go on,
     those of `routes` and `scores`. Columns are read by their names in `schema`; nothing is ever changed in place.
@@ -135,6 +141,11 @@ class Samples:
             samples = samples.beside(other)
         return samples
 
+    @classmethod
+    def from_columns(cls, **columns: Any) -> Samples:
+        """Samples of these columns: Arrow arrays, numpy arrays, lists or `Ragged`."""
+        return cls(pa.table({name: _column(values) for name, values in columns.items()}))
+
     def beside(self, table: pa.Table) -> Samples:
         """These samples with the columns of `table`, one row a sample; of a name that both have, those of here stay.
 
@@ -150,8 +161,7 @@ class Samples:
         """These samples with further columns, or others in their place: an Arrow array, a numpy array or a list."""
         table = self.table
         for name, values in columns.items():
-            column = values.to_arrow() if isinstance(values, Ragged) else values
-            index = table.schema.get_field_index(name)
+            column, index = _column(values), table.schema.get_field_index(name)
             table = table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
         return Samples(table)
 
@@ -224,6 +234,11 @@ class Samples:
         return self.texts("group_id")
 
     @property
+    def iteration(self) -> int:
+        """Iterations completed before the one that the samples are of; 0 where there is no sample."""
+        return int(self.numbers("iteration")[0]) if len(self) else 0
+
+    @property
     def won(self) -> Bool[np.ndarray, " samples"]:
         """Whether the sample's trajectory succeeded."""
         return pc.equal(self.table["outcome"], "success").to_numpy(zero_copy_only=False)  # pyright: ignore[reportAttributeAccessIssue]
@@ -231,6 +246,15 @@ class Samples:
     def per_token(self, values: np.ndarray) -> np.ndarray:
         """`values` [samples] at each of the samples' response tokens, [tokens]."""
         return np.repeat(values, self.response_ids.lengths)
+
+    def on_tokens(self, name: str) -> np.ndarray:
+        """A column of one number a response token at each of the samples' response tokens, [tokens]; 0 where the sample
+        has none."""
+        has = self.has(name)
+        filled = np.zeros(len(self.response_ids.values), np.float32)
+        if has.any():
+            filled[self.per_token(has)] = self.tokens(name).values
+        return filled
 
     def by_trajectory(self) -> dict[str, Int[np.ndarray, " steps"]]:
         """Indices of each trajectory's samples in the order of their steps, trajectories by first appearance."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
 
 from infra.hosting import HostedGroup
 from opid_core.config import CampaignConfig
-from opid_core.learning.learner import TrainingSample
 from opid_core.learning.methods import Distillation
-from opid_core.learning.scoring import TokenSequence
+from opid_core.samples import Ragged, Samples
 
 
 class RemoteLearner:
@@ -32,13 +29,13 @@ class RemoteLearner:
             env={"OMP_NUM_THREADS": str(max(1, config.threads // ranks))},
         )
 
-    def score(self, sequences: Sequence[TokenSequence], reference: Path | None = None) -> list[np.ndarray]:
+    def score(self, prompts: Ragged, responses: Ragged, reference: Path | None = None) -> Ragged:
         """See `Learner.score`."""
-        return self._group.call("score", sequences, reference)
+        return self._group.call("score", prompts, responses, reference)
 
     def update(
         self,
-        samples: Sequence[TrainingSample],
+        samples: Samples,
         *,
         seed: int,
         distillation: Distillation | None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opid_core.learning.rescoring import rescore_steps
+from opid_core.learning.rescoring import rescore_samples
+from opid_core.samples import Samples
 from tasks import workers
 from tasks.context import Context, StageResult, merge
 from tasks.progress import report
@@ -17,16 +18,14 @@ def rescore(context: Context, rolled_out: StageResult, extracted: StageResult, r
     tables, config = load(context, rolled_out, extracted, routed), context.config
     metrics: dict[str, float] = {"learner/micro_batch_tokens": workers.micro_batch_tokens(config)}
     with timed(metrics, "seconds/rescore_s"):
-        scores, numbers = rescore_steps(
-            tables["steps"],
+        scores, numbers = rescore_samples(
+            Samples.from_tables(tables["steps"], tables["trajectories"], tables["routes"]),
             tables["trajectories"],
             tables["skills"],
-            tables["routes"],
             prompt_parts=environment_maker(config)().prompt_parts,
             tokenizer=workers.tokenizer(context.store, context.policy),
             score=workers.learner(context).score,
             score_reference=workers.reference_score(context) if config.learner.kl_coefficient > 0 else None,
             config=config,
-            iteration=context.iteration,
         )
     return merge(save(context, "scores", scores, tables), StageResult(metrics={**metrics, **numbers}))

@@ -7,7 +7,8 @@ import pyarrow as pa
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
 from opid_core.learning import methods
-from opid_core.learning.rescoring import broken_groups, training_samples
+from opid_core.learning.rescoring import broken_groups
+from opid_core.samples import Samples
 from opid_core.seeds import derive
 from tasks import workers
 from tasks.context import Context, Policy, StageResult
@@ -23,7 +24,7 @@ def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> 
     """
     assert context.iteration != "start"
     tables = load(context, rolled_out, rescored)
-    samples = training_samples(tables["steps"], tables["scores"])
+    samples = Samples.from_tables(tables["steps"], tables["trajectories"], tables["scores"]).learned()
     report(context.iteration, "update")
 
     def progress(done: int, total: int) -> None:
@@ -33,7 +34,7 @@ def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> 
     with workers.updating(context) as learner:
         with timed(metrics, "seconds/update_s"):
             numbers = {"optimizer_steps": 0.0, "tokens": 0.0}
-            if samples or not _all_tied(context, tables["trajectories"]):
+            if len(samples) or not _all_tied(context, tables["trajectories"]):
                 numbers = learner.update(
                     samples,
                     seed=derive(context.seed, "update"),

@@ -5,22 +5,18 @@ Made when first asked for, brought to the policy asked for, killed after any fau
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
+from opid_core.samples import Ragged
 from tasks.context import Context, Policy
 from tasks.engine import RemoteEngine
 from tasks.learner import RemoteLearner
-
-if TYPE_CHECKING:
-    from opid_core.learning.scoring import TokenSequence
 
 CANARY_PROMPTS = ("Now it's your turn.", "On the table you see nothing. What next?")
 SMALLEST_MICRO_BATCH_TOKENS = 64
@@ -98,7 +94,7 @@ def updated(policy: Policy) -> None:
     _learner_policy = policy
 
 
-def reference_score(context: Context) -> Callable[[Sequence[TokenSequence]], list[np.ndarray]]:
+def reference_score(context: Context) -> Callable[[Ragged, Ragged], Ragged]:
     """The reference policy's scoring function (frozen weights of the start)."""
     folder = folder_path(context.store, weights_only(context.reference.folder))
     return partial(learner(context).score, reference=folder)

@@ -11,8 +11,6 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,27 +31,15 @@ from opid_core.learning.losses import (
     ratio_k3_distillation_loss,
 )
 from opid_core.learning.methods import Distillation
-from opid_core.learning.scoring import ResponseScorer, TokenSequence, frozen_policy, micro_batches, response_mask, score
+from opid_core.learning.scoring import ResponseScorer, frozen_policy, response_mask, score
 from opid_core.policies import save_policy
+from opid_core.samples import Ragged, Samples, micro_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
 """In the texts of the RuntimeErrors that torch raises where the CPU's or a CUDA library's memory runs out."""
-
-
-@dataclass(frozen=True)
-class TrainingSample:
-    """One step sample: token ids, and one value a response token (log-probs in nats, temperature 1)."""
-
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
-    old_log_probs: Sequence[float] | np.ndarray
-    reference_log_probs: Sequence[float] | np.ndarray | None
-    advantages: Sequence[float] | np.ndarray
-    skill_log_probs: Sequence[float] | np.ndarray | None = None
-    """Of the old policy under the routed skill, where there is one."""
 
 
 class Learner:
@@ -119,31 +105,30 @@ class Learner:
                 self.close()
                 raise
 
-    def score(self, sequences: Sequence[TokenSequence], reference: Path | None = None) -> list[np.ndarray]:
-        """Log-probs (float32, nats, temperature 1) of the response tokens, in the order given, under the current policy
+    def score(self, prompts: Ragged, responses: Ragged, reference: Path | None = None) -> Ragged:
+        """Log-probs (float32, nats, temperature 1) of the tokens of `responses`, row by row, under the current policy
         or under the frozen one in the HF folder `reference`, which stays loaded on every rank.
 
         Raises DataError for an empty prompt, and OutOfMemory.
         """
-        for index, sequence in enumerate(sequences):
-            if not len(sequence.prompt_ids):
-                raise DataError(f"score: sequence {index} has a prompt without tokens and cannot be scored")
+        if not prompts.lengths.all():
+            raise DataError(f"score: row {int(prompts.lengths.argmin())} has a prompt without tokens")
         budget = self.config.micro_batch_tokens
-        parts = micro_batches([len(sequence) for sequence in sequences], budget)
-        starts = np.concatenate([[0], np.cumsum([len(sequence.response_ids) for sequence in sequences])]).astype(int)
-        values = np.zeros(starts[-1], np.float32)
+        parts = micro_batches(prompts.lengths + responses.lengths, budget)
+        scores = Ragged(np.zeros(len(responses.values), np.float32), responses.offsets)
         with _memory_errors(budget):
             model = self._engine if reference is None else self._frozen(reference)
             for part, weight, _ in _rounds(parts):
-                scores = score(model, [sequences[i] for i in part], micro_batch_tokens=budget)
+                rows = np.array(part)
+                part_scores = score(model, prompts.take(rows), responses.take(rows), micro_batch_tokens=budget)
                 if weight:
-                    for index, row in zip(part, scores, strict=True):
-                        values[starts[index] : starts[index + 1]] = row
+                    for index, values in zip(part, part_scores, strict=True):
+                        scores[index][:] = values
             if torch.distributed.get_world_size() > 1:
-                shared = torch.from_numpy(values).to(self._engine.device)
+                shared = torch.from_numpy(scores.values).to(self._engine.device)
                 torch.distributed.all_reduce(shared)  # one rank has the value, the others 0: an exact sum
-                values = shared.cpu().numpy()
-        return [values[start:end].copy() for start, end in pairwise(starts)]
+                scores = Ragged(shared.cpu().numpy(), responses.offsets)
+        return scores
 
     def _frozen(self, folder: Path) -> PreTrainedModel:
         if self._reference is None or self._reference[0] != folder:
@@ -153,7 +138,7 @@ class Learner:
 
     def update(
         self,
-        samples: Sequence[TrainingSample],
+        samples: Samples,
         *,
         seed: int,
         distillation: Distillation | None = None,
@@ -176,7 +161,7 @@ class Learner:
         for epoch in range(self.config.epochs):
             order = np.random.default_rng([seed, epoch]).permutation(len(samples))
             for start in range(0, len(order), self.config.mini_batch_samples):
-                batch = [samples[i] for i in order[start : start + self.config.mini_batch_samples]]
+                batch = samples.select(order[start : start + self.config.mini_batch_samples])
                 with _memory_errors(self.config.micro_batch_tokens):
                     sums = self._step(batch, distillation)
                 for name, value in sums.items():
@@ -229,17 +214,15 @@ class Learner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _step(self, batch: Sequence[TrainingSample], distillation: Distillation | None) -> dict[str, float]:
+    def _step(self, batch: Samples, distillation: Distillation | None) -> dict[str, float]:
         """One optimizer step on a mini-batch; returns sums over its tokens, its losses and its gradient norm."""
         world = torch.distributed.get_world_size()
-        sequences = [TokenSequence(sample.prompt_ids, sample.response_ids) for sample in batch]
-        denominator = normalizer([len(sample.response_ids) for sample in batch], self.config.aggregation)
-        parts = micro_batches([len(sequence) for sequence in sequences], self.config.micro_batch_tokens)
+        denominator = normalizer(batch.response_ids.lengths, self.config.aggregation)
+        parts = batch.micro_batches(self.config.micro_batch_tokens)
         sums: dict[str, Tensor] = {}
         for part, weight, is_last in _rounds(parts):
             self._engine.set_gradient_accumulation_boundary(is_last)
-            own_samples, own_sequences = [batch[i] for i in part], [sequences[i] for i in part]
-            loss, part_sums = self._loss(own_samples, own_sequences, denominator, distillation)
+            loss, part_sums = self._loss(batch.select(np.array(part)), denominator, distillation)
             self._engine.backward(loss * (weight * world))  # DeepSpeed averages over ranks, the loss is a sum
             for name, value in part_sums.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + weight * value
@@ -268,29 +251,25 @@ class Learner:
 
     def _loss(
         self,
-        samples: Sequence[TrainingSample],
-        sequences: Sequence[TokenSequence],
+        samples: Samples,
         denominator: float,
         distillation: Distillation | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """This part's share of the mini-batch's loss, and detached sums over its tokens."""
         config = self.config
-        log_probs, entropy = self._engine(sequences, entropy=True)
+        log_probs, entropy = self._engine(samples.prompt_ids, samples.response_ids, entropy=True)
         assert entropy is not None
-        device = log_probs.device
-        mask = torch.from_numpy(response_mask(sequences)).to(device)
+        device, responses = log_probs.device, samples.response_ids
+        mask = torch.from_numpy(response_mask(responses)).to(device)
 
-        def padded(rows: Sequence[Any]) -> Tensor:
-            values = np.zeros(mask.shape, np.float32)
-            for row, entries in zip(values, rows, strict=True):
-                row[: len(entries)] = entries
-            return torch.from_numpy(values).to(device)
+        def padded(rows: Ragged) -> Tensor:
+            return torch.from_numpy(rows.padded(mask.shape[1])).to(device)
 
-        old = padded([sample.old_log_probs for sample in samples])
+        old = padded(samples.tokens("old_log_probs"))
         loss, sums = policy_loss(
             log_probs,
             old,
-            padded([sample.advantages for sample in samples]),
+            padded(Ragged(samples.advantages(), responses.offsets)),
             mask,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -299,8 +278,8 @@ class Learner:
             normalizer=denominator,
         )
         sums |= {"policy_loss": loss.detach(), "entropy": entropy.sum()}
-        if samples[0].reference_log_probs is not None:
-            reference = padded([sample.reference_log_probs for sample in samples])
+        if samples.has("reference_log_probs").any():
+            reference = padded(samples.tokens("reference_log_probs"))
             loss = loss + config.kl_coefficient * kl_loss(
                 log_probs, reference, mask, aggregation=config.aggregation, normalizer=denominator
             )
@@ -308,9 +287,8 @@ class Learner:
                 log_probs.detach(), reference, mask, aggregation="token-mean", normalizer=1.0
             )
         if distillation is not None:
-            given = [sample.skill_log_probs for sample in samples]
-            with_skill = torch.tensor([row is not None for row in given], device=device)
-            skill = padded([() if row is None else row for row in given])
+            with_skill = torch.from_numpy(samples.has("skill_log_probs")).to(device)
+            skill = padded(samples.tokens("skill_log_probs"))
             scale: dict[str, Any] = {"aggregation": config.aggregation, "normalizer": denominator}
             if distillation.kind == "gated":
                 beta = distillation.gate_beta
@@ -348,25 +326,32 @@ def _memory_errors(micro_batch_tokens: int) -> Iterator[None]:
         ) from error
 
 
-def _check(samples: Sequence[TrainingSample], config: LearnerConfig) -> None:
-    if not samples:
+def _check(samples: Samples, config: LearnerConfig) -> None:
+    if not len(samples):
         raise DataError("update: there is no sample to learn from")
-    with_reference = samples[0].reference_log_probs is not None
-    if config.kl_coefficient > 0 and not with_reference:
+    lengths = samples.response_ids.lengths
+    if not (samples.prompt_ids.lengths.all() and lengths.all()):
+        empty = int(np.minimum(samples.prompt_ids.lengths, lengths).argmin())
+        raise DataError(f"update: sample {empty} has an empty prompt or response")
+    with_reference = samples.has("reference_log_probs")
+    if config.kl_coefficient > 0 and not with_reference.any():
         raise DataError("update: learner.kl_coefficient is above 0, but the samples have no reference log-probs")
-    for index, sample in enumerate(samples):
-        if not len(sample.prompt_ids) or not len(sample.response_ids):
-            raise DataError(f"update: sample {index} has an empty prompt or response")
-        if (sample.reference_log_probs is not None) != with_reference:
-            raise DataError(f"update: sample {index}: either all samples have reference log-probs, or none")
-        for name in ("old_log_probs", "reference_log_probs", "advantages", "skill_log_probs"):
-            values = getattr(sample, name)
-            if values is None:
-                continue
-            if np.shape(values) != (len(sample.response_ids),):
-                raise DataError(
-                    f"update: sample {index}: {name} has shape {np.shape(values)}, expected one value for each of "
-                    f"{len(sample.response_ids)} response tokens"
-                )
-            if not np.isfinite(values).all():
-                raise NumericsError(f"update: sample {index}: {name} is not finite: nothing was updated")
+    if with_reference.any() and not with_reference.all():
+        raise DataError(
+            f"update: sample {int(with_reference.argmin())}: either all samples have reference log-probs, or none"
+        )
+    for name in ("old_log_probs", "reference_log_probs", "skill_advantages", "skill_log_probs"):
+        has = samples.has(name)
+        if not has.any():
+            continue
+        values = samples.tokens(name)
+        if (wrong := np.flatnonzero(has & (values.lengths != lengths))).size:
+            raise DataError(
+                f"update: sample {wrong[0]}: {name} has {values.lengths[wrong[0]]} values, expected one for each of "
+                f"{lengths[wrong[0]]} response tokens"
+            )
+        if (bad := np.flatnonzero(~np.isfinite(values.values))).size:
+            sample = np.searchsorted(values.offsets, bad[0], side="right") - 1
+            raise NumericsError(f"update: sample {sample}: {name} is not finite: nothing was updated")
+    if not np.isfinite(samples.advantages()).all():
+        raise NumericsError("update: an advantage is not finite: nothing was updated")

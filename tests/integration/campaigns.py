@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
 
 from infra.manifest import Manifest
 from infra.store import CampaignStore, find_campaign, folder_path, manifests, read_table
@@ -109,8 +110,11 @@ class Campaign:
     chain: list[Manifest]
     printed: str
 
+    def table(self, name: str, iteration: int) -> pa.Table:
+        return read_table(self.store, self.chain[iteration + 1].tables[name])
+
     def rows(self, table: str, iteration: int) -> list[dict[str, Any]]:
-        return read_table(self.store, self.chain[iteration + 1].tables[table]).to_pylist()
+        return self.table(table, iteration).to_pylist()
 
     def policy(self, version: int) -> Path:
         return folder_path(self.store, self.chain[version].policy, verify=True)

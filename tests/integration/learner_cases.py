@@ -1,12 +1,13 @@
 """One batch for the learner's tests, and what plain torch makes of it."""
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from opid_core.config import LearnerConfig
-from opid_core.learning.learner import TrainingSample
 from opid_core.learning.methods import Distillation
-from opid_core.learning.scoring import TokenSequence, score
+from opid_core.learning.scoring import score
+from opid_core.samples import Ragged, Samples
 from tests.tiny_policy import random_tokens
 
 CONFIG = LearnerConfig(
@@ -25,31 +26,37 @@ DISTILLED_ALIKE = 5e-5
 divides gradients by their own size, and so enlarges rounding where they are small."""
 
 
-def make_samples(policy_folder) -> list[TrainingSample]:
+def make_samples(policy_folder) -> Samples:
     """Step samples whose old log-probs lie around the policy's own, so that some ratios are clipped; two of three have
     a skill."""
     from transformers import AutoModelForCausalLM
 
     generator, noise = np.random.default_rng(0), np.random.default_rng(1)
     lengths = generator.integers(2, 30, size=(SAMPLES, 2))
-    sequences = [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
-    scores = score(AutoModelForCausalLM.from_pretrained(policy_folder), sequences, micro_batch_tokens=512)
-    skill = [scored + noise.normal(scale=0.5, size=len(scored)).astype(np.float32) for scored in scores]
-    return [
-        TrainingSample(
-            sequence.prompt_ids,
-            sequence.response_ids,
-            old_log_probs=scored + generator.normal(scale=0.2, size=len(scored)).astype(np.float32),
-            reference_log_probs=scored + generator.normal(scale=0.2, size=len(scored)).astype(np.float32),
-            advantages=generator.normal(size=len(scored)).astype(np.float32),
-            skill_log_probs=skill[index] if index % 3 else None,
-        )
-        for index, (sequence, scored) in enumerate(zip(sequences, scores, strict=True))
-    ]
+    tokens = [[random_tokens(generator, n) for n in pair] for pair in lengths]
+    prompts, responses = (Ragged.from_rows(rows, np.int32) for rows in zip(*tokens, strict=True))
+    scores = score(AutoModelForCausalLM.from_pretrained(policy_folder), prompts, responses, micro_batch_tokens=512)
+
+    def around(generator: np.random.Generator, scale: float) -> Ragged:
+        drawn = scores.values + generator.normal(scale=scale, size=len(scores.values))
+        return Ragged(drawn.astype(np.float32), scores.offsets)
+
+    skill = around(noise, 0.5)
+    return Samples.from_columns(
+        prompt_ids=prompts,
+        response_ids=responses,
+        old_log_probs=around(generator, 0.2),
+        reference_log_probs=around(generator, 0.2),
+        skill_log_probs=pa.array([row if i % 3 else None for i, row in enumerate(skill)], pa.list_(pa.float32())),
+        outcome_advantage=np.zeros(SAMPLES, np.float32),
+        step_advantage=np.zeros(SAMPLES, np.float32),
+        skill_advantages=Ragged(generator.normal(size=len(scores.values)).astype(np.float32), scores.offsets),
+    )
 
 
-def sequences_of(samples) -> list[TokenSequence]:
-    return [TokenSequence(sample.prompt_ids, sample.response_ids) for sample in samples]
+def sequences_of(samples: Samples) -> tuple[Ragged, Ragged]:
+    """Prompts and responses, as scoring takes them."""
+    return samples.prompt_ids, samples.response_ids
 
 
 def weights(learner) -> dict[str, torch.Tensor]:
@@ -76,28 +83,30 @@ def plain_torch_update(
     for epoch in range(2):
         order = np.random.default_rng([seed, epoch]).permutation(len(samples))
         for start in range(0, len(order), 8):
-            batch = [samples[i] for i in order[start : start + 8]]
-            tokens = sum(len(sample.response_ids) for sample in batch)
+            batch = samples.select(order[start : start + 8])
             optimizer.zero_grad()
             losses.append(0.0)
-            for sample in batch:
-                logits = model(torch.tensor([[*sample.prompt_ids, *sample.response_ids]])).logits[0]
-                predicted = logits[len(sample.prompt_ids) - 1 : -1].log_softmax(-1)
-                log_probs = predicted[range(len(sample.response_ids)), sample.response_ids]
-                advantages = torch.tensor(sample.advantages)
-                ratio = (log_probs - torch.tensor(sample.old_log_probs)).exp()
+            has_skill, advantages_of = batch.has("skill_log_probs"), batch.tokens("skill_advantages")
+            old_of, reference_of, skill_of = (
+                batch.tokens(f"{name}_log_probs") for name in ("old", "reference", "skill")
+            )
+            for i, (prompt, response) in enumerate(zip(batch.prompt_ids, batch.response_ids, strict=True)):
+                logits = model(torch.tensor([[*prompt, *response]])).logits[0]
+                log_probs = logits[len(prompt) - 1 : -1].log_softmax(-1)[range(len(response)), response]
+                advantages = torch.tensor(advantages_of[i])
+                ratio = (log_probs - torch.tensor(old_of[i])).exp()
                 loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
                 loss = torch.where(advantages < 0, torch.minimum(loss, -3.0 * advantages), loss)
-                x = torch.tensor(sample.reference_log_probs) - log_probs
+                x = torch.tensor(reference_of[i]) - log_probs
                 loss = loss + 0.05 * (x.exp() - x - 1).clamp(-10, 10)
-                if distillation is not None and sample.skill_log_probs is not None:
-                    away = log_probs - torch.tensor(sample.skill_log_probs)
+                if distillation is not None and has_skill[i]:
+                    away = log_probs - torch.tensor(skill_of[i])
                     if distillation.kind == "gated":
                         extra = torch.sigmoid(-distillation.gate_beta * away).detach() * -away
                     else:
                         extra = ratio * ((-away).exp() - 1 + away)
                     loss = loss + distillation.coefficient * extra
-                loss = loss.sum() / tokens
+                loss = loss.sum() / len(batch.response_ids.values)
                 loss.backward()
                 losses[-1] += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)

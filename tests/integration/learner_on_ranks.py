@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from opid_core.errors import DataError, OutOfMemory
-from opid_core.learning.learner import Learner, TrainingSample
-from opid_core.learning.scoring import TokenSequence
+from opid_core.learning.learner import Learner
+from opid_core.samples import Ragged, Samples
 from tests.integration.learner_cases import CONFIG, DISTILLATIONS, sequences_of, weights
 
 
@@ -45,8 +46,8 @@ def main(folder: Path) -> None:
 def of_stage(stage, make, folder, samples) -> dict[str, Any]:
     result: dict[str, Any] = {"progress": []}
     learner = make(zero_stage=stage)
-    result["scores"] = learner.score(sequences_of(samples))
-    result["scores of 12"] = learner.score(sequences_of(samples)[:12])
+    result["scores"] = learner.score(*sequences_of(samples))
+    result["scores of 12"] = learner.score(*sequences_of(samples.select(np.arange(12))))
     result["metrics"] = learner.update(samples, seed=3, on_progress=lambda *steps: result["progress"].append(steps))
     result["updated"] = weights(learner)
     learner.export(folder / f"export-{stage}")
@@ -93,7 +94,8 @@ def out_of_memory(make, samples) -> dict[str, Any]:
     There is one micro-batch, the same on all ranks: one that had enough would wait for the others.
     """
     learner = make(zero_stage=1)
-    words = [5] * 4_000_000  # 1 GB as hidden states
+    prompt = Ragged.from_rows([[5] * 4_000_000], np.int32)  # 1 GB as hidden states
+    one = Ragged.from_rows([[5]], np.int32)
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(0.005)
     else:
@@ -101,16 +103,19 @@ def out_of_memory(make, samples) -> dict[str, Any]:
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, resource.RLIM_INFINITY))
     result = {}
     try:
-        learner.score([TokenSequence(words, [5])])
+        learner.score(prompt, one)
     except OutOfMemory as error:
         result["score"] = str(error)
     try:
-        learner.update([TrainingSample(words, [5], [-1.0], [-1.0], [1.0])], seed=0)
+        value, zero = Ragged.from_rows([[-1.0]], np.float32), np.zeros(1, np.float32)
+        log_probs = {"old_log_probs": value, "reference_log_probs": value}
+        advantages = {"outcome_advantage": zero, "step_advantage": zero, "skill_advantages": value}
+        learner.update(Samples.from_columns(prompt_ids=prompt, response_ids=one, **log_probs, **advantages), seed=0)
     except OutOfMemory as error:
         result["update"] = str(error)
     learner.close()
     learner = make(zero_stage=1)
-    result["scores after"] = learner.score(sequences_of(samples))
+    result["scores after"] = learner.score(*sequences_of(samples))
     learner.close()
     return result
 

@@ -12,6 +12,7 @@ import pytest
 from infra.store import local_folder, location, read_table, verify
 from opid_core.config import LearnerConfig
 from opid_core.policies import check_policy_folder
+from opid_core.samples import Samples
 
 pytestmark = pytest.mark.integration
 
@@ -69,27 +70,23 @@ def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, itera
 
 def test_stored_log_probs_are_those_of_the_stored_policies(campaign):
     """Scored again from the folders alone: iteration 1's old policy is policy 1, its reference policy 0."""
-    from opid_core.learning.scoring import TokenSequence, frozen_policy, score
+    from opid_core.learning.scoring import frozen_policy, score
 
-    steps, scores = campaign.rows("steps", 1), campaign.rows("scores", 1)
-    plain = [TokenSequence(row["prompt_ids"], row["response_ids"]) for row in steps]
-    with_skill = [
-        (row, TokenSequence(row["skill_prompt_ids"], sequence.response_ids))
-        for row, sequence in zip(scores, plain, strict=True)
-        if row["skill_prompt_ids"] is not None
-    ]
+    tables = (campaign.table(name, 1) for name in ("steps", "trajectories", "scores"))
+    samples = Samples.from_tables(*tables)
+    prompts, responses = samples.prompt_ids, samples.response_ids
     old, reference = (
         partial(score, frozen_policy(campaign.policy(version), LearnerConfig()), micro_batch_tokens=2048)
         for version in (1, 0)
     )
-    for column, found in (("old_log_probs", old(plain)), ("reference_log_probs", reference(plain))):
-        for row, log_probs in zip(scores, found, strict=True):
-            np.testing.assert_allclose(row[column], log_probs, atol=1e-4)
-    for (row, _), log_probs in zip(with_skill, old([sequence for _, sequence in with_skill]), strict=True):
-        np.testing.assert_allclose(row["skill_log_probs"], log_probs, atol=1e-4)
+    for name, scored in (("old", old(prompts, responses)), ("reference", reference(prompts, responses))):
+        np.testing.assert_allclose(samples.tokens(f"{name}_log_probs").values, scored.values, atol=1e-4)
+    with_skill = np.flatnonzero(samples.has("skill_log_probs"))
+    scored = old(samples.tokens("skill_prompt_ids").take(with_skill), responses.take(with_skill))
+    np.testing.assert_allclose(samples.tokens("skill_log_probs").values, scored.values, atol=1e-4)
     # The engine sampled with the same weights.
-    for row, scored in zip(steps, scores, strict=True):
-        np.testing.assert_allclose(row["rollout_log_probs"], scored["old_log_probs"], atol=1e-3)
+    rollout_log_probs, old_log_probs = (samples.tokens(f"{name}_log_probs").values for name in ("rollout", "old"))
+    np.testing.assert_allclose(rollout_log_probs, old_log_probs, atol=1e-3)
 
 
 def test_policies_load_and_every_update_changed_them(campaign):

@@ -7,6 +7,7 @@ import pytest
 
 from opid_core.config import EngineConfig, LearnerConfig
 from opid_core.errors import ConfigError, DataError, NumericsError
+from opid_core.samples import Ragged, Samples
 from tests.tiny_policy import EOS_ID, make_tiny_policy_folder, random_tokens
 
 pytestmark = pytest.mark.integration
@@ -84,13 +85,13 @@ def test_completions_end_at_eos_or_the_limit_and_every_generated_token_is_return
 
 
 def test_log_probs_are_at_temperature_one_whatever_the_sampling_temperature(engine, learner):
-    from opid_core.learning.scoring import TokenSequence
-
     for temperature in (0.4, 1.0):
         finished, _ = generate(engine, 6, temperature)
-        sequences = [TokenSequence(p, finished[f"r{i}"].token_ids) for i, p in enumerate(prompts(6))]
-        for index, scored in enumerate(learner.score(sequences)):
-            np.testing.assert_allclose(finished[f"r{index}"].log_probs, scored, atol=1e-4)
+        done = [finished[f"r{i}"] for i in range(6)]
+        responses = Ragged.from_rows([completion.token_ids for completion in done], np.int32)
+        scored = learner.score(Ragged.from_rows(prompts(6), np.int32), responses)
+        sampled = np.concatenate([completion.log_probs for completion in done])
+        np.testing.assert_allclose(sampled, scored.values, atol=1e-4)
 
 
 def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(policy_folder, engine):
@@ -118,19 +119,21 @@ def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(p
 
 
 def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(engine, learner, policy_folder):
-    from opid_core.learning.learner import TrainingSample
     from opid_core.rollout.engines.vllm import canary_gap
 
     engine.load_weights(learner.named_weights())
     assert canary_gap(engine, learner.score, prompts(4), TOLERANCE) < 1e-4
     finished, _ = generate(engine, 8)
-    samples = [
-        TrainingSample(
-            prompt_ids, done.token_ids, done.log_probs, None, np.full(len(done.token_ids), 1.0 - 2 * (i % 2))
-        )
-        for i, prompt_ids in enumerate(prompts(8))
-        for done in [finished[f"r{i}"]]
-    ]
+    done = [finished[f"r{i}"] for i in range(8)]
+    log_probs = Ragged.from_rows([completion.log_probs for completion in done], np.float32)
+    samples = Samples.from_columns(
+        prompt_ids=Ragged.from_rows(prompts(8), np.int32),
+        response_ids=Ragged.from_rows([completion.token_ids for completion in done], np.int32),
+        old_log_probs=log_probs,
+        outcome_advantage=np.array([1, -1] * 4, np.float32),
+        step_advantage=np.zeros(8, np.float32),
+        skill_advantages=Ragged(np.zeros_like(log_probs.values), log_probs.offsets),
+    )
     learner.update(samples, seed=0)
     with pytest.raises(NumericsError, match="does not hold the learner's weights"):
         canary_gap(engine, learner.score, prompts(4), TOLERANCE)

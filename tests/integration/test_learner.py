@@ -1,14 +1,14 @@
-import dataclasses
 import os
 import shutil
 import weakref
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from opid_core.errors import ConfigError, DataError, NumericsError
-from opid_core.learning.scoring import TokenSequence
+from opid_core.samples import Ragged
 from tests.integration.learner_cases import (
     CONFIG,
     DISTILLATIONS,
@@ -81,7 +81,7 @@ def test_a_distillation_loss_is_added_as_plain_torch_adds_it(make_learner, polic
 
 
 def test_distillation_without_any_skill_changes_nothing(make_learner, samples):
-    bare = [dataclasses.replace(sample, skill_log_probs=None) for sample in samples]
+    bare = samples.with_columns(skill_log_probs=pa.nulls(len(samples), pa.list_(pa.float32())))
     learners = [make_learner(epochs=1), make_learner(epochs=1)]
     plain = learners[0].update(bare, seed=3)
     distilled = learners[1].update(bare, seed=3, distillation=DISTILLATIONS[0])
@@ -91,11 +91,9 @@ def test_distillation_without_any_skill_changes_nothing(make_learner, samples):
 
 def test_metrics_of_one_step_by_hand(make_learner, samples):
     learner = make_learner(epochs=1, mini_batch_samples=SAMPLES)
-    scores = learner.score(sequences_of(samples))
-    log_probs = np.concatenate(scores)
+    log_probs = learner.score(*sequences_of(samples)).values
     old, reference, advantages = (
-        np.concatenate([getattr(s, name) for s in samples])
-        for name in ("old_log_probs", "reference_log_probs", "advantages")
+        samples.tokens(name).values for name in ("old_log_probs", "reference_log_probs", "skill_advantages")
     )
     ratio = np.exp(log_probs - old)
     plain, clipped = -advantages * ratio, -advantages * np.clip(ratio, 0.8, 1.2)
@@ -213,31 +211,34 @@ def test_a_non_finite_gradient_stops_before_the_optimizer_step(make_learner, sam
 def test_a_non_finite_loss_stops_before_the_optimizer_step(make_learner, samples):
     learner = make_learner()
     before = weights(learner)
-    spoiled = dataclasses.replace(samples[0], advantages=np.full(len(samples[0].response_ids), 3e38))
+    spoiled = samples.with_columns(outcome_advantage=np.array([3e38, *[0] * (SAMPLES - 1)], np.float32))
     with pytest.raises(NumericsError, match="the loss is"):
-        learner.update([spoiled, *samples[1:]], seed=0)
+        learner.update(spoiled, seed=0)
     assert largest_difference(weights(learner), before) == 0
 
 
 def test_samples_that_do_not_fit_are_refused_by_number_and_field(make_learner, samples):
     learner = make_learner()
-    tokens = len(samples[1].response_ids)
-    for changes, error, message in [
-        ({"advantages": np.ones(tokens + 1)}, DataError, "sample 1: advantages has shape"),
-        ({"old_log_probs": np.full(tokens, np.nan)}, NumericsError, "sample 1: old_log_probs is not finite"),
-        ({"reference_log_probs": None}, DataError, "sample 1: either all samples"),
-        ({"skill_log_probs": np.ones(tokens + 1)}, DataError, "sample 1: skill_log_probs has shape"),
-        ({"response_ids": []}, DataError, "sample 1 has an empty prompt or response"),
+    two = samples.select(np.arange(2))
+    right, tokens = two.tokens("old_log_probs")[0].tolist(), len(two.response_ids[1])
+    for name, value, error, message in [
+        ("skill_advantages", [1.0] * (tokens + 1), DataError, f"sample 1: skill_advantages has {tokens + 1} values"),
+        ("old_log_probs", [np.nan] * tokens, NumericsError, "sample 1: old_log_probs is not finite"),
+        ("reference_log_probs", None, DataError, "sample 1: either all samples"),
+        ("skill_log_probs", [1.0] * (tokens + 1), DataError, f"sample 1: skill_log_probs has {tokens + 1} values"),
     ]:
         with pytest.raises(error, match=message):
-            learner.update([samples[0], dataclasses.replace(samples[1], **changes)], seed=0)
+            learner.update(two.with_columns(**{name: pa.array([right, value], pa.list_(pa.float32()))}), seed=0)
+    empty = Ragged.from_rows([two.response_ids[0], []], np.int32)
+    with pytest.raises(DataError, match="sample 1 has an empty prompt or response"):
+        learner.update(two.with_columns(response_ids=empty), seed=0)
     with pytest.raises(DataError, match="no reference log-probs"):
-        learner.update([dataclasses.replace(samples[0], reference_log_probs=None)], seed=0)
+        learner.update(two.with_columns(reference_log_probs=pa.nulls(2, pa.list_(pa.float32()))), seed=0)
     with pytest.raises(DataError, match="no sample"):
-        learner.update([], seed=0)
-    with pytest.raises(DataError, match="sequence 1 has a prompt without tokens"):
-        learner.score([TokenSequence([5], [5]), TokenSequence([], [5])])
-    assert learner.score([]) == []
+        learner.update(samples.select(np.arange(0)), seed=0)
+    with pytest.raises(DataError, match="row 1 has a prompt without tokens"):
+        learner.score(Ragged.from_rows([[5], []], np.int32), Ragged.from_rows([[5], [5]], np.int32))
+    assert len(learner.score(*sequences_of(samples.select(np.arange(0))))) == 0
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -8,51 +8,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from opid_core.config import MethodConfig
 from opid_core.errors import ConfigError, DataError
 from opid_core.learning import advantages
+from opid_core.samples import Samples
 
 NAMES = ("grpo", "gigpo", "rloo", "dapo", "skill_grpo", "opsd", "grpo_opsd", "skill_sd", "rlsd", "sdar", "opid")
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The step samples of an iteration. Log-probs in nats; padding tokens may hold anything."""
-
-    iteration: int
-    """Iterations completed before this one."""
-    scores: Float[np.ndarray, " samples"]
-    """R of the sample's trajectory less the step's own penalty (`advantages.outcome_scores`)."""
-    outcomes: Float[np.ndarray, " samples"]
-    """The sample's trajectory's return without any penalty; decides which groups tie."""
-    returns: Float[np.ndarray, " samples"]
-    """Discounted return of the step less its own penalty."""
-    states: list[str]
-    """The step's raw observation."""
-    group_ids: list[str]
-    trajectory_ids: list[str]
-    response_mask: Bool[np.ndarray, "samples tokens"]
-    old_log_probs: Float[np.ndarray, "samples tokens"]
-    skill_log_probs: Float[np.ndarray, "samples tokens"]
-    """Under the routed skill; anything where nothing is routed."""
-    added_log_probs: Float[np.ndarray, "samples tokens"]
-    """Under the episode skill where `added`; anything elsewhere."""
-    routes: list[str]
-    """`schema.ROUTE_NAMES`, one a sample."""
-    added: Bool[np.ndarray, " samples"]
-    """Whether the sample, of route `step`, was scored under its episode skill too (routing `additive`)."""
-
-
-@dataclass(frozen=True)
 class Advantages:
-    """`total` = (`outcome` + `step` on every response token + `skill`) * mask; the parts carry their weights."""
+    """The parts of the advantages of samples, with their weights: `outcome` and `step` on every response token of a
+    sample, `skill` on each token of its own."""
 
     outcome: Float[np.ndarray, " samples"]
     step: Float[np.ndarray, " samples"]
-    skill: Float[np.ndarray, "samples tokens"]
-    total: Float[np.ndarray, "samples tokens"]
+    skill: Float[np.ndarray, " tokens"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +43,9 @@ class Distillation:
 class Method:
     """What a method is made of."""
 
-    advantages: Callable[[Batch, MethodConfig], Advantages]
+    advantages: Callable[[Samples, MethodConfig], Advantages]
+    """Of samples that have, beside the columns of `steps` and `routes`, `score` (R of the trajectory less the step's
+    own penalty), `discounted_return` (less that penalty) and the three log-probs of the old policy."""
     uses_skills: bool = False
     """Whether responses are scored under the skills of their trajectories; if not, none are extracted or routed."""
     filters_ties: bool = False
@@ -91,79 +66,85 @@ def distillation(config: MethodConfig) -> Distillation | None:
     return declared(config) if declared and config.distillation_coefficient > 0 else None
 
 
-def outcome_component(batch: Batch, config: MethodConfig) -> Float[np.ndarray, " samples"]:
+def outcome_component(samples: Samples, config: MethodConfig) -> Float[np.ndarray, " samples"]:
     """A_ep of every sample, which most methods share."""
     return advantages.outcome_advantages(
-        batch.scores,
-        batch.group_ids,
-        batch.trajectory_ids,
+        samples.numbers("score"),
+        samples.group_ids,
+        samples.trajectory_ids,
         baseline=config.baseline,
         normalize=config.normalize,
         tied_groups=config.tied_groups,
-        outcomes=batch.outcomes,
+        outcomes=samples.won,
     )
 
 
-def step_component(batch: Batch, config: MethodConfig) -> Float[np.ndarray, " samples"]:
+def step_component(samples: Samples, config: MethodConfig) -> Float[np.ndarray, " samples"]:
     """w * A_step of every sample."""
     if config.step_weight == 0:
-        return np.zeros_like(batch.scores)
-    found = advantages.state_advantages(
-        batch.returns,
-        batch.group_ids,
-        batch.states,
+        return np.zeros(len(samples), np.float32)
+    advantage = advantages.state_advantages(
+        samples.numbers("discounted_return"),
+        samples.group_ids,
+        samples.texts("observation"),
         normalize=config.normalize,
         similarity=config.state_similarity,
     )
-    return (config.step_weight * found).astype(batch.scores.dtype)
+    return (config.step_weight * advantage).astype(np.float32)
 
 
-def skill_deltas(batch: Batch) -> Float[np.ndarray, "samples tokens"]:
-    """delta of every response token with a routed skill, 0 elsewhere. Raises DataError for an unknown route."""
-    routed = route_array(batch) != "none"
-    return advantages.skill_advantages(batch.skill_log_probs, batch.old_log_probs, batch.response_mask, routed)
+def skill_deltas(
+    samples: Samples,
+    routed: Bool[np.ndarray, " samples"],
+    skill_log_probs: Float[np.ndarray, " tokens"],
+    *,
+    normalize: bool = False,
+    clip: float | None = None,
+) -> Float[np.ndarray, " tokens"]:
+    """delta of every response token of the samples that are `routed`, 0 elsewhere; see `skill_advantages`."""
+    old = samples.on_tokens("old_log_probs")
+    return advantages.skill_advantages(
+        skill_log_probs[:, None],  # each token a row of its own: routed or not
+        old[:, None],
+        np.ones((len(old), 1), bool),
+        samples.per_token(routed),
+        normalize=normalize,
+        clip=clip,
+    )[:, 0]
 
 
-def route_array(batch: Batch) -> np.ndarray:
+def route_array(samples: Samples) -> np.ndarray:
     """The routes as an array of texts [samples]. Raises DataError for an unknown one."""
-    routes = np.asarray(batch.routes, dtype=str)
+    routes = np.asarray(samples.texts("route"), dtype=str)
     if unknown := set(routes.tolist()) - {"step", "episode", "none"}:
         raise DataError(f"routes: {sorted(unknown)[0]!r} is none of step, episode, none")
     return routes
 
 
 def combined(
-    batch: Batch,
+    samples: Samples,
     outcome: Float[np.ndarray, " samples"],
     *,
     step: Float[np.ndarray, " samples"] | None = None,
-    skill: Float[np.ndarray, "samples tokens"] | None = None,
+    skill: Float[np.ndarray, " tokens"] | None = None,
 ) -> Advantages:
-    """The parts and their sum; a part left out is 0 and changes no bit of the sum."""
-    samples = outcome if step is None else outcome + step
-    on_tokens = np.where(batch.response_mask, samples[:, None], 0).astype(outcome.dtype)
-    zeros = np.zeros_like(on_tokens)
+    """The parts together; one that is left out is 0."""
     return Advantages(
         outcome=outcome,
         step=np.zeros_like(outcome) if step is None else step,
-        skill=zeros if skill is None else skill,
-        total=on_tokens if skill is None else on_tokens + skill,
+        skill=np.zeros(len(samples.response_ids.values), np.float32) if skill is None else skill,
     )
 
 
-def shares(result: Advantages, response_mask: Bool[np.ndarray, "samples tokens"]) -> dict[str, float]:
-    """Share of each component (`outcome`, `step`, `skill`) in the summed absolute advantage over valid tokens.
+def shares(result: Advantages, response_lengths: Int[np.ndarray, " samples"]) -> dict[str, float]:
+    """Share of each component (`outcome`, `step`, `skill`) in the summed absolute advantage over response tokens.
 
     All are 0 where every advantage is 0. Source: ALGORITHM, section 6.
     """
-    mask = np.asarray(response_mask, dtype=bool)
-    if mask.shape != result.skill.shape:
-        raise DataError(f"shapes differ: mask {mask.shape}, skill {result.skill.shape}")
-    lengths = mask.sum(axis=1)
     parts = {
-        "outcome": float(np.abs(result.outcome.astype(np.float64)) @ lengths),
-        "step": float(np.abs(result.step.astype(np.float64)) @ lengths),
-        "skill": float(np.abs(result.skill[mask].astype(np.float64)).sum()),
+        "outcome": float(np.abs(result.outcome.astype(np.float64)) @ response_lengths),
+        "step": float(np.abs(result.step.astype(np.float64)) @ response_lengths),
+        "skill": float(np.abs(result.skill.astype(np.float64)).sum()),
     }
     whole = sum(parts.values())
     return {name: part / whole if whole else 0.0 for name, part in parts.items()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from opid_core.config import MethodConfig
-from opid_core.learning.methods import Advantages, Batch, Method, combined, outcome_component
+from opid_core.learning.methods import Advantages, Method, combined, outcome_component
+from opid_core.samples import Samples
 
 
-def advantages(batch: Batch, config: MethodConfig) -> Advantages:
+def advantages(samples: Samples, config: MethodConfig) -> Advantages:
     """A_ep on every response token. Source: ALGORITHM, sections 2 and 8."""
-    return combined(batch, outcome_component(batch, config))
+    return combined(samples, outcome_component(samples, config))
 
 
 METHOD = Method(advantages)

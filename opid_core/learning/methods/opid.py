@@ -5,46 +5,40 @@ from __future__ import annotations
 import numpy as np
 
 from opid_core.config import MethodConfig
-from opid_core.learning.advantages import skill_advantages
 from opid_core.learning.methods import (
     Advantages,
-    Batch,
     Method,
     combined,
     outcome_component,
     route_array,
+    skill_deltas,
     step_component,
 )
+from opid_core.samples import Samples
 
 
-def advantages(batch: Batch, config: MethodConfig) -> Advantages:
+def advantages(samples: Samples, config: MethodConfig) -> Advantages:
     """A_ep + w * A_step + lambda_ep * delta_ep + lambda_step * delta_step; normalising and clipping see each kind's
     tokens apart.
 
     Raises DataError for an unknown route. Source: ALGORITHM, sections 5 and 6.
     """
-    outcome = outcome_component(batch, config)
-    step = step_component(batch, config) if config.step_weight else None
-    routes = route_array(batch)
+    outcome = outcome_component(samples, config)
+    step = step_component(samples, config) if config.step_weight else None
+    routes, added = route_array(samples), samples.has("added_log_probs")
+    under_routed = samples.on_tokens("skill_log_probs")
+    under_episode = np.where(samples.per_token(added), samples.on_tokens("added_log_probs"), under_routed)
     skill = None
-    under_episode_skill = np.where(batch.added[:, None], batch.added_log_probs, batch.skill_log_probs)
     for weight, routed, log_probs in (
-        (config.lambda_episode, (routes == "episode") | batch.added, under_episode_skill),
-        (config.lambda_step, routes == "step", batch.skill_log_probs),
+        (config.lambda_episode, (routes == "episode") | added, under_episode),
+        (config.lambda_step, routes == "step", under_routed),
     ):
         if weight == 0 or not routed.any():
             continue
-        delta = skill_advantages(
-            log_probs,
-            batch.old_log_probs,
-            batch.response_mask,
-            routed,
-            normalize=config.normalize_skill,
-            clip=config.clip_skill,
-        )
-        weighted = (weight * delta).astype(outcome.dtype)
+        delta = skill_deltas(samples, routed, log_probs, normalize=config.normalize_skill, clip=config.clip_skill)
+        weighted = (weight * delta).astype(np.float32)
         skill = weighted if skill is None else skill + weighted
-    return combined(batch, outcome, step=step, skill=skill)
+    return combined(samples, outcome, step=step, skill=skill)
 
 
 METHOD = Method(advantages, uses_skills=True)

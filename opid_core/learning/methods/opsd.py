@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from opid_core.config import MethodConfig
-from opid_core.learning.methods import Advantages, Batch, Distillation, Method, combined
+from opid_core.learning.methods import Advantages, Distillation, Method, combined
+from opid_core.samples import Samples
 
 
-def advantages(batch: Batch, config: MethodConfig) -> Advantages:
+def advantages(samples: Samples, config: MethodConfig) -> Advantages:
     """0 everywhere: there is no policy-gradient term. Source: ALGORITHM, section 8."""
-    return combined(batch, np.zeros_like(batch.scores))
+    return combined(samples, np.zeros(len(samples), np.float32))
 
 
 def distillation(config: MethodConfig) -> Distillation:

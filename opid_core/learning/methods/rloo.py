@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from opid_core.config import MethodConfig
 from opid_core.learning.advantages import leave_one_out_advantages
-from opid_core.learning.methods import Advantages, Batch, Method, combined
+from opid_core.learning.methods import Advantages, Method, combined
+from opid_core.samples import Samples
 
 
-def advantages(batch: Batch, config: MethodConfig) -> Advantages:
+def advantages(samples: Samples, config: MethodConfig) -> Advantages:
     """S - mean over the group's other trajectories, on every response token; `method.baseline` and `method.normalize`
     have no say. Source: ALGORITHM, section 8."""
     found = leave_one_out_advantages(
-        batch.scores,
-        batch.group_ids,
-        batch.trajectory_ids,
+        samples.numbers("score"),
+        samples.group_ids,
+        samples.trajectory_ids,
         tied_groups=config.tied_groups,
-        outcomes=batch.outcomes,
+        outcomes=samples.won,
     )
-    return combined(batch, found)
+    return combined(samples, found)
 
 
 METHOD = Method(advantages)

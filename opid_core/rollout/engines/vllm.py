@@ -18,7 +18,7 @@ import numpy as np
 
 from opid_core.config import EngineConfig
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
-from opid_core.learning.scoring import TokenSequence
+from opid_core.samples import Ragged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,7 +225,7 @@ class SamplingEngine(Protocol):
 
 def canary_gap(
     engine: SamplingEngine,
-    learner_score: Callable[[Sequence[TokenSequence]], list[np.ndarray]],
+    learner_score: Callable[[Ragged, Ragged], Ragged],
     prompts: Sequence[Sequence[int]],
     tolerance: float,
 ) -> float:
@@ -242,12 +242,9 @@ def canary_gap(
     while not engine.is_idle:
         finished.update((completion.request_id, completion) for completion in engine.step())
     completions = [finished[f"canary-{index}"] for index in range(len(prompts))]
-    sequences = [TokenSequence(p, c.token_ids) for p, c in zip(prompts, completions, strict=True)]
-    gaps = [
-        float(np.abs(np.asarray(c.log_probs) - scored).max())
-        for c, scored in zip(completions, learner_score(sequences), strict=True)
-    ]
-    gap = float(np.max(gaps))  # NaN wins
+    responses = Ragged.from_rows([completion.token_ids for completion in completions], np.int32)
+    sampled = np.concatenate([completion.log_probs for completion in completions])
+    gap = float(np.abs(sampled - learner_score(Ragged.from_rows(prompts, np.int32), responses).values).max())
     if not gap <= tolerance:
         raise NumericsError(
             f"engine and learner differ by {gap:.3g} nats on the same tokens (engine.canary_tolerance is "

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from envs.base import TURN_LINE, PromptParts
 from opid_core.config import CampaignConfig, build_config
-from opid_core.learning.rescoring import rescore_steps
-from opid_core.learning.scoring import TokenSequence
+from opid_core.learning.rescoring import rescore_samples
 from opid_core.rollout.prompting import encode
+from opid_core.samples import Ragged, Samples
 from opid_core.schema import from_rows
 from tests.tiny_policy import VOCABULARY, make_tokenizer
 
@@ -171,17 +172,24 @@ def tables(routed: dict[tuple[str, int], tuple[str, str]] | None = None) -> dict
     }
 
 
-def score(sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
-    return [np.full(len(s.response_ids), -len(s.prompt_ids) / 100, np.float32) for s in sequences]
+def score(prompts: Ragged, responses: Ragged) -> Ragged:
+    values = np.repeat(-prompts.lengths / 100, responses.lengths).astype(np.float32)
+    return Ragged(values, responses.offsets)
 
 
-def rescore(given: dict[str, Any], config: CampaignConfig, score_reference=None, iteration=0):
-    return rescore_steps(
-        *(given[name] for name in ("steps", "trajectories", "skills", "routes")),
+def rescore(given: dict[str, Any], config: CampaignConfig, score_reference=None, score=score):
+    return rescore_samples(
+        Samples.from_tables(given["steps"], given["trajectories"], given["routes"]),
+        given["trajectories"],
+        given["skills"],
         prompt_parts=prompt_parts,
         tokenizer=TOKENIZER,
         score=score,
         score_reference=score_reference,
         config=config,
-        iteration=iteration,
     )
+
+
+def learned(given: dict[str, Any], scores: pa.Table) -> Samples:
+    """What the learner gets."""
+    return Samples.from_tables(given["steps"], given["trajectories"], scores).learned()

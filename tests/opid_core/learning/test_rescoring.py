@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from envs.base import TURN_LINE
-from opid_core.learning.rescoring import rescore_steps, skill_prompts, training_samples
-from opid_core.learning.scoring import TokenSequence
+from opid_core.learning.rescoring import skill_prompts
+from opid_core.samples import Ragged, Samples
 from opid_core.schema import from_rows
 from tests.opid_core.learning.scored_episodes import (
     EPISODE_SKILL,
@@ -18,6 +16,7 @@ from tests.opid_core.learning.scored_episodes import (
     STEP_SKILL,
     TOKENIZER,
     config,
+    learned,
     prompt_parts,
     rescore,
     score,
@@ -27,7 +26,7 @@ from tests.opid_core.learning.scored_episodes import (
 
 def test_log_probs_of_all_three_policies():
     given = tables()
-    scores, _ = rescore(given, config(), lambda sequences: [log_probs - 1 for log_probs in score(sequences)])
+    scores, _ = rescore(given, config(), lambda *asked: Ragged(score(*asked).values - 1, asked[1].offsets))
     lengths = [len(row["prompt_ids"]) for row in given["steps"].to_pylist()]
     # 2 of the template; task 6, observation 2, actions 4, turn line 4; the second steps have "room 1 : look" too.
     assert lengths == [18, 22, 18, 18, 22, 18]
@@ -63,7 +62,7 @@ def test_a_whole_group_is_left_out_when_one_of_its_episodes_broke():
     given |= {"trajectories": from_rows("trajectories", together), "steps": from_rows("steps", steps)}
     scores, metrics = rescore(given, config())
     assert scores.column("trained").to_pylist() == [False] * 6
-    assert training_samples(given["steps"], scores) == []
+    assert len(learned(given, scores)) == 0
     assert metrics["rollout/groups_trained"] == 0
 
 
@@ -81,28 +80,25 @@ def test_a_skill_on_a_broken_episode_teaches_nothing():
 def test_without_a_reference_there_are_no_reference_log_probs():
     scores, _ = rescore(tables(), config(), score_reference=None)
     assert scores.column("reference_log_probs").null_count == scores.num_rows
-    assert training_samples(tables()["steps"], scores)[0].reference_log_probs is None
+    assert not learned(tables(), scores).has("reference_log_probs").any()
 
 
 def test_the_samples_of_the_learner():
     given = tables()
     scores, _ = rescore(given, config(), score)
-    samples = training_samples(given["steps"], scores)
+    samples = learned(given, scores)
     kept = given["steps"].to_pylist()[:5]  # the broken episode is last
-    assert [sample.prompt_ids for sample in samples] == [row["prompt_ids"] for row in kept]
-    assert [sample.response_ids for sample in samples] == [row["response_ids"] for row in kept]
+    assert [row.tolist() for row in samples.prompt_ids] == [row["prompt_ids"] for row in kept]
+    assert [row.tolist() for row in samples.response_ids] == [row["response_ids"] for row in kept]
     # Outcome 10 - 19/6, skill -0.025 on both tokens of the first response.
-    np.testing.assert_allclose(samples[0].advantages, [41 / 6 - 0.025] * 2, rtol=1e-6)
-    np.testing.assert_allclose(samples[4].advantages, [-25 / 6], rtol=1e-6)
-    np.testing.assert_allclose(samples[1].old_log_probs, [-0.22], rtol=1e-6)
-    assert samples[1].skill_log_probs is not None
-    np.testing.assert_allclose(samples[1].skill_log_probs, [-0.29], rtol=1e-6)
-    assert [sample.skill_log_probs is None for sample in samples] == [False, False, True, True, True]
-    assert samples[1].reference_log_probs is not None
-    np.testing.assert_allclose(samples[1].reference_log_probs, [-0.22], rtol=1e-6)
-    assert {np.asarray(array).dtype for s in samples for array in (s.advantages, s.old_log_probs)} == {
-        np.dtype(np.float32)
-    }
+    advantages = samples.advantages()
+    np.testing.assert_allclose(advantages[:2], [41 / 6 - 0.025] * 2, rtol=1e-6)
+    np.testing.assert_allclose(advantages[-1], -25 / 6, rtol=1e-6)
+    np.testing.assert_allclose(samples.tokens("old_log_probs")[1], [-0.22], rtol=1e-6)
+    np.testing.assert_allclose(samples.tokens("skill_log_probs")[1], [-0.29], rtol=1e-6)
+    assert samples.has("skill_log_probs").tolist() == [True, True, False, False, False]
+    np.testing.assert_allclose(samples.tokens("reference_log_probs")[1], [-0.22], rtol=1e-6)
+    assert advantages.dtype == samples.tokens("old_log_probs").values.dtype == np.float32
 
 
 def test_metrics():
@@ -131,33 +127,18 @@ def test_metrics():
 
 def test_skill_prompts_are_the_plain_prompts_with_the_skill_in_them():
     given = tables({**ROUTED, ("clumsy", 1): ("episode", "won/episode")})
-    rows = given["steps"].to_pylist()
-    prompts = skill_prompts(rows, given["skills"], given["routes"], prompt_parts, TOKENIZER, config())
-    assert [prompt is None for prompt in prompts] == [False, False, True, True, False, True]
-    texts = [prompt.text if prompt else "" for prompt in prompts]
-    assert texts[0].splitlines() == [
-        "put mug 1 in drawer 1",
-        "Episode skill:",
-        EPISODE_SKILL,
-        "room 1",
-        "look open drawer 1",
-        TURN_LINE,
+    samples = Samples.from_tables(given["steps"], given["trajectories"], given["routes"])
+    texts = {"won/episode": EPISODE_SKILL, "won/1": STEP_SKILL}
+    prompts = skill_prompts(samples, texts, prompt_parts, TOKENIZER, config())
+    assert prompts.rows.tolist() == [0, 1, 4]
+    # The words of the titles and of the turn line are unknown to the small tokenizer.
+    title, turn = "<unk> <unk>", "<unk> <unk> <unk> <unk>"
+    task, actions = "put mug 1 in drawer 1", "look open drawer 1"
+    assert [TOKENIZER.decode(ids) for ids in prompts.ids] == [
+        f"<user> {task} {title} {EPISODE_SKILL} room 1 {actions} {turn} <assistant>",
+        f"<user> {task} room 1 : look room 2 {actions} {title} {STEP_SKILL} {turn} <assistant>",
+        f"<user> {task} {title} {EPISODE_SKILL} room 1 : look room 2 {actions} {turn} <assistant>",
     ]
-    assert texts[1].splitlines() == [
-        "put mug 1 in drawer 1",
-        "room 1 : look",
-        "room 2",
-        "look open drawer 1",
-        "Step skill:",
-        STEP_SKILL,
-        TURN_LINE,
-    ]
-    for row, text in zip(rows, texts, strict=True):
-        if text:
-            assert (
-                text.replace("Episode skill:\ntake mug 1\n", "").replace(f"Step skill:\n{STEP_SKILL}\n", "")
-                == (row["prompt_text"])
-            )
 
 
 def test_a_skill_pushes_out_the_oldest_history_and_is_counted():
@@ -174,7 +155,8 @@ def test_the_order_of_the_rows_does_not_matter():
     given = tables()
     rows = {row["trajectory_id"] + str(row["step"]): row for row in rescore(given, config())[0].to_pylist()}
     order = [4, 1, 5, 0, 3, 2]
-    shuffled, _ = rescore({**given, "steps": given["steps"].take(order)}, config())
+    taken = {name: given[name].take(order) for name in ("steps", "routes")}
+    shuffled, _ = rescore({**given, **taken}, config())
     found = shuffled.to_pylist()
     assert [row["trajectory_id"] + str(row["step"]) for row in found] == [list(rows)[index] for index in order]
     for row in found:
@@ -198,20 +180,11 @@ def test_opid_with_lambda_zero_is_grpo_bit_for_bit():
 def test_nothing_routed_asks_for_no_skill_scores():
     asked = []
 
-    def counting(sequences: Sequence[TokenSequence]) -> list[np.ndarray]:
-        asked.append(len(sequences))
-        return score(sequences)
+    def counting(prompts: Ragged, responses: Ragged) -> Ragged:
+        asked.append(len(prompts))
+        return score(prompts, responses)
 
-    given = tables({})
-    scores, metrics = rescore_steps(
-        *(given[name] for name in ("steps", "trajectories", "skills", "routes")),
-        prompt_parts=prompt_parts,
-        tokenizer=TOKENIZER,
-        score=counting,
-        score_reference=None,
-        config=config(),
-        iteration=0,
-    )
+    scores, metrics = rescore(tables({}), config(), score=counting)
     assert asked == [6]
     assert scores.column("skill_log_probs").null_count == 6
     assert (metrics["advantage_share/skill"], metrics["rescore/skill_delta_mean"]) == (0.0, 0.0)
@@ -223,7 +196,7 @@ def test_an_iteration_whose_episodes_all_broke_teaches_nothing():
     broken = from_rows("trajectories", [{**row, "outcome": "broken"} for row in outcomes])
     scores, metrics = rescore({**given, "trajectories": broken}, config())
     assert not any(row["trained"] or row["outcome_advantage"] for row in scores.to_pylist())
-    assert training_samples(given["steps"], scores) == []
+    assert len(learned(given, scores)) == 0
     assert metrics["advantage_share/outcome"] == 0.0
 
 
@@ -250,8 +223,7 @@ def test_the_step_advantage_holds_visits_of_a_room_against_each_other():
     assert [row["step_advantage"] for row in rows] == [0.0, 0.25, 0.0, 0.0, -0.25, 0.0]
     # Outcome as for OPID; step 0.25 on two tokens.
     assert metrics["advantage_share/step"] == pytest.approx(0.5 / (0.5 + 3 * 41 / 6 + 4 * 19 / 6 + 25 / 6))
-    samples = training_samples(tables()["steps"], scores)
-    np.testing.assert_allclose(samples[1].advantages, [41 / 6 + 0.25], rtol=1e-6)
+    np.testing.assert_allclose(learned(tables(), scores).advantages()[2], 41 / 6 + 0.25, rtol=1e-6)
 
 
 def test_tied_groups_are_filtered_where_the_method_says_so():
@@ -262,7 +234,7 @@ def test_tied_groups_are_filtered_where_the_method_says_so():
     for name, trained in (("grpo", [True] * 5 + [False]), ("dapo", [False] * 6)):
         scores, metrics = rescore(tied, config(name=name))
         assert scores.column("trained").to_pylist() == trained
-        assert len(training_samples(tied["steps"], scores)) == sum(trained)
+        assert len(learned(tied, scores)) == sum(trained)
         assert metrics["rollout/groups_filtered"] == (name == "dapo")
         assert metrics["rollout/tie_rate"] == 1.0
     mixed, metrics = rescore(given, config(name="dapo"))
@@ -271,7 +243,9 @@ def test_tied_groups_are_filtered_where_the_method_says_so():
 
 
 def test_the_iteration_reaches_the_method():
-    early, late = (rescore(tables(), config(name="rlsd"), iteration=i)[0].to_pylist() for i in (0, 100))
+    given = tables()
+    iterations = [given["steps"].set_column(1, "iteration", pa.array([i] * 6, pa.int32())) for i in (0, 100)]
+    early, late = (rescore({**given, "steps": s}, config(name="rlsd"))[0].to_pylist() for s in iterations)
     # A = 41/6, delta -0.05: half of the credit is weighed with exp(-0.05).
     assert early[0]["skill_advantages"] == pytest.approx([41 / 6 * 0.5 * (np.exp(-0.05) - 1)] * 2)
     assert late[0]["skill_advantages"] == [0.0, 0.0]

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opid_core.errors import ConfigError, DataError
-from opid_core.learning.scoring import ResponseScorer, TokenSequence, micro_batches, response_mask, score
+from opid_core.learning.scoring import ResponseScorer, response_mask, score
 from opid_core.policies import check_policy_folder, make_tiny_policy, prepare_policy
+from opid_core.samples import Ragged, micro_batches
 from tests.tiny_policy import VOCABULARY, make_tiny_policy_folder, random_tokens
 
 
@@ -23,46 +24,52 @@ def tiny_model(seed: int = 0, **changes):
 COUNTED_MODEL = tiny_model()
 
 
-def random_sequences(count: int, seed: int = 0) -> list[TokenSequence]:
+def ragged(*rows: list[int]) -> Ragged:
+    return Ragged.from_rows(rows, np.int32)
+
+
+def random_sequences(count: int, seed: int = 0, longest=(29, 29), shortest=(1, 1)) -> tuple[Ragged, Ragged]:
+    """Prompts and responses."""
     generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, 30, size=(count, 2))
-    return [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
+    drawn = [
+        [random_tokens(generator, n) for n in generator.integers(shortest, np.add(longest, 1))] for _ in range(count)
+    ]
+    return ragged(*(prompt for prompt, _ in drawn)), ragged(*(response for _, response in drawn))
 
 
 def test_scores_are_the_log_softmax_of_the_models_own_logits_in_the_order_given():
     model, sequences = tiny_model(), random_sequences(7)
-    for sequence, scored in zip(sequences, score(model, sequences, micro_batch_tokens=200), strict=True):
-        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+    for prompt, response, scored in zip(*sequences, score(model, *sequences, micro_batch_tokens=200), strict=True):
+        ids = torch.tensor([[*prompt, *response]])
         with torch.no_grad():
             distribution = model(input_ids=ids).logits[0].log_softmax(-1)
-        start = len(sequence.prompt_ids)
-        expected = [float(distribution[start + i - 1, token]) for i, token in enumerate(sequence.response_ids)]
+        expected = [float(distribution[len(prompt) + i - 1, token]) for i, token in enumerate(response)]
         assert scored.dtype == np.float32
         np.testing.assert_allclose(scored, expected, atol=2e-6)
 
 
 def test_scores_do_not_depend_on_the_micro_batches():
     model, sequences = tiny_model(), random_sequences(24)
-    alone = score(model, sequences, micro_batch_tokens=1)
+    alone = score(model, *sequences, micro_batch_tokens=1).values
     for budget in (64, 300, 100_000):
-        for one, other in zip(alone, score(model, sequences, micro_batch_tokens=budget), strict=True):
-            np.testing.assert_allclose(one, other, atol=2e-6, rtol=1e-6)
+        scores = score(model, *sequences, micro_batch_tokens=budget)
+        np.testing.assert_allclose(scores.values, alone, atol=2e-6, rtol=1e-6)
 
 
 def test_an_empty_response_scores_as_nothing_and_an_empty_prompt_is_refused():
     model = tiny_model()
-    first, second = score(model, [TokenSequence([5], []), TokenSequence([5], [6])], micro_batch_tokens=64)
+    first, second = score(model, ragged([5], [5]), ragged([], [6]), micro_batch_tokens=64)
     assert first.shape == (0,)
     assert second.shape == (1,)
     with pytest.raises(DataError, match="a prompt without tokens"):
-        score(model, [TokenSequence([], [5])], micro_batch_tokens=64)
+        score(model, ragged([]), ragged([5]), micro_batch_tokens=64)
 
 
 def test_scoring_keeps_the_models_mode_and_makes_no_graph():
     model = tiny_model().train()
-    score(model, random_sequences(2), micro_batch_tokens=64)
+    score(model, *random_sequences(2), micro_batch_tokens=64)
     assert model.training
-    log_probs, entropy = ResponseScorer(model)(random_sequences(2), entropy=True)
+    log_probs, entropy = ResponseScorer(model)(*random_sequences(2), entropy=True)
     assert log_probs.requires_grad
     assert entropy is not None
     assert not entropy.requires_grad
@@ -72,9 +79,7 @@ def test_entropy_of_a_uniform_policy_is_the_log_of_the_vocabulary():
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight.zero_()
-        log_probs, entropy = ResponseScorer(model)(
-            [TokenSequence([5, 6], [7, 8]), TokenSequence([5], [9])], entropy=True
-        )
+        log_probs, entropy = ResponseScorer(model)(ragged([5, 6], [5]), ragged([7, 8], [9]), entropy=True)
     uniform = float(np.log(len(VOCABULARY)))
     np.testing.assert_allclose(entropy, [[uniform, uniform], [uniform, 0.0]], atol=1e-6)
     np.testing.assert_allclose(log_probs, [[-uniform, -uniform], [-uniform, 0.0]], atol=1e-6)
@@ -87,54 +92,45 @@ def test_micro_batches_by_hand():
     assert micro_batches([], 16) == []
 
 
-@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
-def test_micro_batches_hold_each_sequence_once_within_the_budget(lengths, budget):
-    batches = micro_batches(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
-
-
 class CountingScorer(ResponseScorer):
-    """Remembers which sequences went through the model, and each forward pass' rows and padded width."""
+    """Remembers how many samples went through the model, and each forward pass' rows and padded width."""
 
     def __init__(self, policy) -> None:
         super().__init__(policy)
-        self.seen: list[TokenSequence] = []
+        self.seen = 0
         self.shapes: list[tuple[int, int]] = []
 
-    def forward(self, sequences, entropy=False):
-        self.seen.extend(sequences)
+    def forward(self, prompts, responses, entropy=False):
+        self.seen += len(prompts)
         base = self.policy.base_model
         hook = base.register_forward_pre_hook(
             lambda _, __, inputs: self.shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
         )
         try:
-            return super().forward(sequences, entropy)
+            return super().forward(prompts, responses, entropy)
         finally:
             hook.remove()
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 8)), max_size=12), st.integers(1, 120), st.integers(0, 9))
-def test_scoring_drops_duplicates_and_pads_no_sample(lengths, budget, seed):
-    generator = np.random.default_rng(seed)
-    sequences = [TokenSequence(random_tokens(generator, p), random_tokens(generator, r)) for p, r in lengths]
+@given(st.integers(0, 12), st.integers(1, 120), st.integers(0, 9))
+def test_scoring_drops_duplicates_and_pads_no_sample(count, budget, seed):
+    prompts, responses = random_sequences(count, seed, longest=(20, 8), shortest=(1, 0))
     scorer = CountingScorer(COUNTED_MODEL)
-    scores = score(scorer, sequences, micro_batch_tokens=budget)
-    assert [len(row) for row in scores] == [response for _, response in lengths]
-    assert sorted(map(id, scorer.seen)) == sorted(map(id, sequences))  # each one once
+    scores = score(scorer, prompts, responses, micro_batch_tokens=budget)
+    assert scores.lengths.tolist() == responses.lengths.tolist()
     # Every row that the model computes is a sample's, and no batch is wider than its longest sample.
-    assert sum(rows for rows, _ in scorer.shapes) == len(sequences)
+    assert sum(rows for rows, _ in scorer.shapes) == scorer.seen == count
     assert [rows * width <= budget or rows == 1 for rows, width in scorer.shapes] == [True] * len(scorer.shapes)
-    assert max((width for _, width in scorer.shapes), default=0) == max(map(len, sequences), default=0)
+    longest = (prompts.lengths + responses.lengths).max(initial=0)
+    assert max((width for _, width in scorer.shapes), default=0) == longest
 
 
 def test_the_output_layer_runs_on_response_positions_only():
     model, rows = tiny_model(), []
     hook = model.lm_head.register_forward_pre_hook(lambda _, inputs: rows.append(tuple(inputs[0].shape)))
     # One batch of padded size 2 x 6: 3 + 1 responses of 12 positions.
-    score(model, [TokenSequence([5, 6, 7], [8, 9, 10]), TokenSequence([5], [6])], micro_batch_tokens=64)
+    score(model, ragged([5, 6, 7], [5]), ragged([8, 9, 10], [6]), micro_batch_tokens=64)
     hook.remove()
     assert rows == [(4, 64)]
 
@@ -145,7 +141,7 @@ def test_no_attention_mask_is_built():
     hook = model.get_submodule("model.layers.0").register_forward_pre_hook(
         lambda _, __, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True
     )
-    score(model, random_sequences(3), micro_batch_tokens=1000)
+    score(model, *random_sequences(3), micro_batch_tokens=1000)
     hook.remove()
     assert masks == [None]
 
@@ -153,7 +149,7 @@ def test_no_attention_mask_is_built():
 @settings(max_examples=20)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
 def test_response_mask_counts_the_response_tokens(lengths):
-    mask = response_mask([TokenSequence([1], [2] * length) for length in lengths])
+    mask = response_mask(ragged(*([2] * length for length in lengths)))
     assert mask.sum(axis=1).tolist() == lengths
     assert mask.shape == (len(lengths), max(lengths))
 
@@ -220,10 +216,9 @@ def test_a_tied_policy_is_refused_and_prepare_mends_it(policy_folder, tmp_path):
     check_policy_folder(tmp_path / "untied")
     sequences = random_sequences(3)
     tied, untied = (
-        score(AutoModelForCausalLM.from_pretrained(folder), sequences, micro_batch_tokens=64)
+        score(AutoModelForCausalLM.from_pretrained(folder), *sequences, micro_batch_tokens=64)
         for folder in (policy_folder, tmp_path / "untied")
     )
-    for one, other in zip(tied, untied, strict=True):
-        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(tied.values, untied.values)
     with pytest.raises(ConfigError, match="exists already"):
         prepare_policy(policy_folder, tmp_path / "untied")

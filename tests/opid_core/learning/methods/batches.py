@@ -1,36 +1,48 @@
-"""Batches for the tests of the methods."""
+"""Samples for the tests of the methods."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from opid_core.config import MethodConfig, build_config
 from opid_core.learning import methods
+from opid_core.samples import Ragged, Samples
 
-BATCH = methods.Batch(
-    iteration=0,
-    scores=np.array([10, 10, 0], dtype=np.float32),
-    outcomes=np.array([10, 10, 0], dtype=np.float32),
-    returns=np.array([9.5, 10, 0], dtype=np.float32),
-    states=["s", "t", "s"],
-    group_ids=["g", "g", "g"],
-    trajectory_ids=["x", "x", "y"],
-    response_mask=np.array([[1, 1], [1, 0], [1, 1]], dtype=bool),
-    old_log_probs=np.array([[-1, -1], [-1, np.nan], [-2, -2]], dtype=np.float32),
-    skill_log_probs=np.array([[-3, 0], [0, np.nan], [-1, -4]], dtype=np.float32),
-    added_log_probs=np.full((3, 2), np.nan, dtype=np.float32),
-    routes=["episode", "none", "step"],
-    added=np.zeros(3, dtype=bool),
+
+def log_probs(*rows: list[float] | None) -> pa.Array:
+    """A column of log-probs; None where a sample has none."""
+    return pa.array(rows, pa.list_(pa.float32()))
+
+
+BATCH = Samples.from_columns(
+    iteration=[0, 0, 0],
+    score=np.array([10, 10, 0], np.float32),
+    outcome=["success", "success", "failure"],
+    discounted_return=np.array([9.5, 10, 0], np.float32),
+    observation=["s", "t", "s"],
+    group_id=["g", "g", "g"],
+    trajectory_id=["x", "x", "y"],
+    response_ids=Ragged.from_rows([[1, 1], [1], [1, 1]], np.int32),
+    old_log_probs=log_probs([-1, -1], [-1], [-2, -2]),
+    skill_log_probs=log_probs([-3, 0], None, [-1, -4]),
+    added_log_probs=log_probs(None, None, None),
+    route=["episode", "none", "step"],
 )
 """One group: x won in two steps, y lost in one. Over one value a trajectory the scores' mean is 5. The skill's delta
 is -2, 1 on x's first response and 1, -2 on y's."""
 CONFIG = MethodConfig(baseline="trajectory", normalize="mean", lambda_episode=0.5, lambda_step=0.25)
 
 
-def compute(name: str, batch: methods.Batch, config: MethodConfig) -> methods.Advantages:
+def compute(name: str, batch: Samples, config: MethodConfig) -> methods.Advantages:
     return methods.get(name).advantages(batch, config)
+
+
+def total(batch: Samples, result: methods.Advantages) -> np.ndarray:
+    """The advantage of each response token, [tokens]."""
+    return batch.per_token(result.outcome + result.step) + result.skill
 
 
 def configured(name: str, **method: Any) -> MethodConfig:
@@ -39,24 +51,28 @@ def configured(name: str, **method: Any) -> MethodConfig:
     return build_config({"campaign": "c", "method": {"name": name, **bank, **method}}).method
 
 
-def random_batch(seed: int, n_samples: int, n_tokens: int) -> methods.Batch:
+def random_batch(seed: int, n_samples: int, longest: int) -> Samples:
     generator = np.random.default_rng(seed)
-    old, skill, added = generator.normal(size=(3, n_samples, n_tokens)).astype(np.float32)
-    routes = generator.choice(["step", "episode", "none"], n_samples).tolist()
+    lengths = generator.integers(1, longest + 1, n_samples)
+    routes = generator.choice(["step", "episode", "none"], n_samples)
+    added = (routes == "step") & (generator.random(n_samples) < 0.5)
     trajectories = generator.integers(0, 4, n_samples)
-    groups = trajectories % 2
-    return methods.Batch(
-        iteration=int(generator.integers(0, 120)),
-        scores=generator.normal(size=n_samples).astype(np.float32),
-        outcomes=generator.integers(0, 2, 4).astype(np.float32)[trajectories],
-        returns=generator.normal(size=n_samples).astype(np.float32),
-        states=[str(i) for i in generator.integers(0, 3, n_samples)],
-        group_ids=[str(i) for i in groups],
-        trajectory_ids=[str(i) for i in trajectories],
-        response_mask=generator.random((n_samples, n_tokens)) < 0.8,
-        old_log_probs=old,
-        skill_log_probs=skill,
-        added_log_probs=added,
-        routes=routes,
-        added=np.array([route == "step" for route in routes]) & (generator.random(n_samples) < 0.5),
+
+    def drawn(which: np.ndarray) -> pa.Array:
+        rows = [generator.normal(size=n).tolist() if given else None for n, given in zip(lengths, which, strict=True)]
+        return log_probs(*rows)
+
+    return Samples.from_columns(
+        iteration=[int(generator.integers(0, 120))] * n_samples,
+        score=generator.normal(size=n_samples).astype(np.float32),
+        outcome=generator.choice(["success", "failure"], 4)[trajectories].tolist(),
+        discounted_return=generator.normal(size=n_samples).astype(np.float32),
+        observation=[str(i) for i in generator.integers(0, 3, n_samples)],
+        group_id=[str(i % 2) for i in trajectories],
+        trajectory_id=[str(i) for i in trajectories],
+        response_ids=Ragged.from_lengths(np.ones(lengths.sum(), np.int32), lengths),
+        old_log_probs=drawn(np.ones(n_samples, bool)),
+        skill_log_probs=drawn(routes != "none"),
+        added_log_probs=drawn(added),
+        route=routes.tolist(),
     )

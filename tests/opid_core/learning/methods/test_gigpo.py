@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute, configured
+from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute, configured, total
 
 
 def test_the_step_advantage_is_added():
@@ -10,7 +10,7 @@ def test_the_step_advantage_is_added():
     result = compute("gigpo", BATCH, CONFIG.model_copy(update={"step_weight": 0.5}))
     assert result.step.tolist() == [2.375, 0.0, -2.375]
     assert result.outcome.tolist() == [5.0, 5.0, -5.0]
-    assert result.total.tolist() == [[7.375, 7.375], [5.0, 0.0], [-7.375, -7.375]]
+    assert total(BATCH, result).tolist() == [7.375, 7.375, 5.0, -7.375, -7.375]
     assert not result.skill.any()
 
 

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute
+from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute, log_probs, total
 
 
 @pytest.mark.parametrize(
@@ -15,21 +13,22 @@ from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute
 def test_tokens_get_more_or_less_of_the_credit(iteration, share):
     """x (A = 5): delta -2 and 1 are weights 0.8 and 1.2; y (A = -5): delta 1 and -2 are weights 0.8 and 1.2; x's second
     step has no skill. The weights count with a share that falls from a half to nothing."""
-    result = compute("rlsd", replace(BATCH, iteration=iteration), CONFIG)
+    batch = BATCH.with_columns(iteration=[iteration] * 3)
+    result = compute("rlsd", batch, CONFIG)
     less, more = 1 - 0.2 * share, 1 + 0.2 * share
-    expected = np.array([[5 * less, 5 * more], [5, 0], [-5 * less, -5 * more]])
-    np.testing.assert_allclose(result.total, expected, rtol=1e-6)
-    np.testing.assert_allclose(result.skill, result.total - [[5, 5], [5, 0], [-5, -5]], atol=1e-6)
+    expected = [5 * less, 5 * more, 5, -5 * less, -5 * more]
+    np.testing.assert_allclose(total(batch, result), expected, rtol=1e-6)
+    np.testing.assert_allclose(result.skill, np.subtract(expected, [5, 5, 5, -5, -5]), atol=1e-6)
 
 
 def test_small_deltas_are_not_clipped():
-    batch = replace(BATCH, skill_log_probs=BATCH.old_log_probs + np.float32(0.1))
-    result = compute("rlsd", batch, CONFIG)
+    batch = BATCH.with_columns(skill_log_probs=log_probs([-0.9, -0.9], None, [-1.9, -1.9]))
+    result = total(batch, compute("rlsd", batch, CONFIG))
     # exp(0.1) = 1.105171 for the winner, exp(-0.1) = 0.904837 for the loser, each by half
-    np.testing.assert_allclose(result.total[0], [5 * 1.0525855] * 2, rtol=1e-6)
-    np.testing.assert_allclose(result.total[2], [-5 * 0.9524187] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result[:2], [5 * 1.0525855] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result[3:], [-5 * 0.9524187] * 2, rtol=1e-6)
 
 
 def test_a_tied_group_has_no_credit_to_share():
-    tied = replace(BATCH, scores=np.zeros(3, np.float32))
-    assert not compute("rlsd", tied, CONFIG).total.any()
+    tied = BATCH.with_columns(score=np.zeros(3, np.float32))
+    assert not total(tied, compute("rlsd", tied, CONFIG)).any()
