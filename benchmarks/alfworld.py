@@ -18,8 +18,8 @@ from typing import Any
 
 import envs
 from benchmarks.alfworld_conformance import random_command
+from benchmarks.textworld_oracle import OriginalWorld
 from envs.alfworld.games import Game
-from envs.alfworld.original import OriginalWorld
 from envs.alfworld.pddl import parse
 from envs.alfworld.tasks import game_of
 from envs.alfworld.world import World
@@ -45,8 +45,8 @@ def measure_speed(given: argparse.Namespace) -> None:
     games = list(_spread(given.data, given.games))
     _row(f"{len(games)} games, {given.steps} steps each", "load + reset, ms", "step, ms")
     _row(*["---"] * 3)
-    # What textworld was told to remember it does not forget: first as it is, then as our engine option runs it.
-    for name, remember in (("textworld", False), ("`engine: textworld`", True)):
+    # What textworld was told to remember it does not forget: first as it is, then as the tests run it.
+    for name, remember in (("textworld", False), ("textworld that remembers", True)):
         original = OriginalWorld(remember)
         _compare(original, games[0], given.steps)  # warm
         times_ms = [sum(some) for some in zip(*(_compare(original, game, given.steps) for game in games), strict=True)]

@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.textworld_oracle import OriginalWorld
 from envs.alfworld.games import TASK_TYPES, Game
 from envs.alfworld.generator import GeneratorOptions
-from envs.alfworld.original import OriginalWorld
 from envs.alfworld.planner import solve
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
 from envs.alfworld.world import World

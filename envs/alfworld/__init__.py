@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from envs.alfworld import generator as generated
 from envs.alfworld.demonstrator import Demonstrator
 from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game, TaskType
-from envs.alfworld.original import require_textworld
-from envs.alfworld.processes import TextworldWorld
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
 from envs.alfworld.text import FIXED_PHRASES, parse_action, prompt_parts, response_text
 from envs.alfworld.world import BANNER, World
@@ -23,13 +20,10 @@ __all__ = ["AlfworldEnvironment", "AlfworldOptions", "Game", "World", "parse_act
 
 
 class AlfworldOptions(BaseModel):
-    """Which games, in which order, on which engine."""
+    """Which games, in which order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    engine: Literal["native", "textworld"] = "native"
-    """`native`: the simulator; `textworld`: the original, with the same observations but far slower and in a process
-    an episode (`pip install 'opid[alfworld]'`)."""
     data: str = "generated"
     """`generated`, or a folder: of packs (`train.jsonl.xz` ...) or as alfworld-download makes it (`$ALFWORLD_DATA`)."""
     task_types: tuple[TaskType, ...] = Field(default=TASK_TYPES, min_length=1)
@@ -71,8 +65,6 @@ class AlfworldEnvironment:
         self.options = options
         self.admissible_actions: Sequence[str] = ()
         self.task_text = ""
-        if options.engine == "textworld":
-            require_textworld("environment.options.engine")
         if options.data != "generated":
             stored_splits(options.data)
 
@@ -98,10 +90,8 @@ class AlfworldEnvironment:
         return pick(found, options.manifest, split) if options.manifest else found
 
     def reset(self, task: Task) -> str:
-        """Start `task`. Raises DataError for a game that cannot be used; a textworld that fails is an EnvironmentFault
-        (also in `step`)."""
-        engine = World if self.options.engine == "native" else TextworldWorld
-        self.world = engine(game_of(task, self.options.generator))
+        """Start `task`. Raises DataError for a game that cannot be used."""
+        self.world = World(game_of(task, self.options.generator))
         observation = self.world.reset()
         self.task_text = f"{TASK_LINE}{self.world.game.task_desc}."
         self._update()

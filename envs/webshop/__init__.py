@@ -40,7 +40,7 @@ class WebshopOptions(BaseModel):
     option_matching: OptionMatching = "parity"
     """`parity`: as the original, where some goals cannot be won; `fixed`: chosen and wanted colours compared alike."""
     search: SearchEngine = "bm25"
-    """`bm25`: Lucene's, as the original; `bm25s` or `tantivy`: those packages (other results, faster at a million)."""
+    """`bm25`: Lucene's, as the original; `tantivy`: that package (other results, faster at a million)."""
     show_attributes: bool = False
     """Whether item pages have the sub-page Attributes."""
     generator: GeneratorOptions = GeneratorOptions()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import Any
 
 import regex
-
-from envs.webshop.porter import stem
 
 _STOP_WORDS = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
 they this to was will with"""
@@ -78,4 +77,12 @@ def terms(text: str) -> list[str]:
 @functools.lru_cache(_REMEMBERED_TOKENS)
 def _term(token: str) -> str | None:
     word = _POSSESSIVE.sub("", token).lower()
-    return None if word in STOP_WORDS else stem(word)
+    return None if word in STOP_WORDS else _stemmer().stem(word, to_lowercase=False)
+
+
+@functools.cache
+def _stemmer() -> Any:
+    """Lucene's PorterStemmer is Porter's own program: his paper of 1980 with the three changes that he made later."""
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer(mode=PorterStemmer.MARTIN_EXTENSIONS)

@@ -27,7 +27,7 @@ _lock = threading.Lock()
 
 def require_extra() -> None:
     """Raises ConfigError where a package that the reward needs is not installed."""
-    missing = [name for name in ("spacy", "thefuzz") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("spacy", "thefuzz", "nltk") if importlib.util.find_spec(name) is None]
     if not any(importlib.util.find_spec(name) for name in _MODELS):
         missing.append(_MODELS[0])
     if missing:

@@ -1,4 +1,4 @@
-"""The shop's search engines behind one interface: Lucene's BM25 (the original's), bm25s, tantivy.
+"""The shop's search engines behind one interface: Lucene's BM25 (the original's) and tantivy.
 
 Each index is built once a machine from the products' search texts and read from the cache from then on.
 """
@@ -12,14 +12,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from envs.cache import load_array
 from envs.webshop import bm25
-from envs.webshop.analysis import terms
 from envs.webshop.cache import cached_folder
 from envs.webshop.catalog import Catalog
 from opid_core.errors import ConfigError
 
-SearchEngine = Literal["bm25", "bm25s", "tantivy"]
+SearchEngine = Literal["bm25", "tantivy"]
 
 
 class SearchIndex(Protocol):
@@ -34,7 +32,6 @@ def open_index(engine: SearchEngine, catalog: Catalog) -> SearchIndex:
     """The search index of `catalog`. Raises ConfigError where the engine's package is not installed."""
     build, index = {
         "bm25": (_build_bm25, bm25.LuceneIndex),
-        "bm25s": (_build_bm25s, Bm25sIndex),
         "tantivy": (_build_tantivy, TantivyIndex),
     }[engine]
     if engine != "bm25" and importlib.util.find_spec(engine) is None:
@@ -51,29 +48,6 @@ def _tie_order(catalog: Catalog) -> np.ndarray:
     ranks = np.empty(len(catalog), np.int32)
     ranks[np.argsort(catalog.asins)] = np.arange(len(catalog), dtype=np.int32)
     return ranks
-
-
-def _build_bm25s(catalog: Catalog, folder: Path) -> None:
-    import bm25s
-
-    index = bm25s.BM25(k1=bm25.K1, b=bm25.B, method="lucene")
-    index.index([terms(product.search_text()) for product in catalog], show_progress=False)
-    index.save(folder)
-    np.save(folder / "tie_order.npy", _tie_order(catalog))
-
-
-class Bm25sIndex:
-    """bm25s over the same terms: exact field lengths where Lucene's are lossy."""
-
-    def __init__(self, folder: Path) -> None:
-        import bm25s
-
-        self._index = bm25s.BM25.load(folder, mmap=True)
-        self._tie_order = load_array(folder, "tie_order")
-
-    def search(self, query: str, count: int) -> list[int]:
-        known = [term for term in terms(query) if term in self._index.vocab_dict]
-        return bm25.best(self._index.get_scores(known), self._tie_order, count) if known else []
 
 
 def _build_tantivy(catalog: Catalog, folder: Path) -> None:

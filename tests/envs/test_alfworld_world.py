@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.alfworld_conformance import compare
+from benchmarks.textworld_oracle import OriginalWorld
 from envs.alfworld.games import TASK_TYPES, Game, read_pack
-from envs.alfworld.original import OriginalWorld
 from envs.alfworld.pddl import parse
 from envs.alfworld.world import HELP, World
 from opid_core.errors import DataError

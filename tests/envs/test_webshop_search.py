@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from envs.webshop import bm25
 from envs.webshop.analysis import _ASCII_TOKEN, _TOKEN, terms
 from envs.webshop.catalog import Catalog, find_files
-from envs.webshop.porter import stem
 from envs.webshop.search import open_index
 from opid_core.errors import ConfigError
 from tests.envs.test_webshop_catalog import raw_product, small_data
@@ -51,14 +50,14 @@ from tests.envs.test_webshop_catalog import raw_product, small_data
         ("rate", "rate"),
         ("controll", "control"),
         # Where Porter's program departs from the paper.
-        ("is", "is"),
+        ("us", "us"),
         ("possibly", "possibl"),
         ("psychology", "psycholog"),
         ("12", "12"),
     ],
 )
 def test_porter_stemmer(word, stemmed):
-    assert stem(word) == stemmed
+    assert terms(word) == [stemmed]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_best_is_the_sorted_list_cut(scores, count):
     assert bm25.best(values, np.arange(len(scores)), count) == expected
 
 
-@pytest.mark.parametrize("engine", ["bm25", "bm25s", "tantivy"])
+@pytest.mark.parametrize("engine", ["bm25", "tantivy"])
 def test_every_engine_finds_the_product(tmp_path, monkeypatch, engine):
     pytest.importorskip("numpy" if engine == "bm25" else engine, reason=f"the optional package {engine} is missing")
     monkeypatch.setenv("OPID_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""The original engine: textworld with alfworld's wrapper, one game at a time in this process (not thread-safe).
+"""The tests' oracle for ALFWorld: textworld with alfworld's wrapper, one game at a time in a process (not thread-safe).
 
 textworld parses the same grammar texts at every step and translates the same problem at every reset. All that is pure,
 so it is done once here; transcripts stay the same, byte for byte.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from envs.alfworld.games import Game
-from opid_core.errors import ConfigError
-
-
-def require_textworld(field: str) -> None:
-    """Raises ConfigError that says how to install textworld, where it is missing."""
-    missing = [name for name in ("textworld", "alfworld", "fast_downward") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{field}: {', '.join(missing)} is not installed; pip install 'opid[alfworld]'")
 
 
 class OriginalWorld:
