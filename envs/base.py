@@ -124,6 +124,39 @@ class HasSplits(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ActionWords:
+    """How the actions of an environment read, for rules that put them into skills: the attribute `action_words` of an
+    environment that says so (`action_words_of`). An action's verb is its text up to the first blank."""
+
+    passive_verbs: tuple[str, ...] = ()
+    """Verbs that change nothing: a plan leaves them out."""
+    moving_verbs: tuple[str, ...] = ()
+    """Verbs that only lead to where something is done, such as going and opening. The first of them starts a new way,
+    which makes the moves before it a detour that a plan leaves out."""
+    failed_observations: tuple[str, ...] = ("Nothing happens.",)
+    """What the world says to an action without effect."""
+    cut_before: Mapping[str, str] = field(default_factory=dict)
+    """By verb the text at which the general form of an action ends, where what follows differs from task to task:
+    `{"take": " from "}` makes "take apple" of "take apple 1 from desk 2"."""
+    tags: tuple[str, ...] = ()
+    """Tags of which one stands around a whole action and says of which kind it is: `<search>Tavi</search>`."""
+    answer_tag: str | None = None
+    """The one of `tags` around an answer, which no skill may tell: a policy would learn to say it, not to find it."""
+
+
+@runtime_checkable
+class HasActionWords(Protocol):
+    """An environment that says how its actions read."""
+
+    action_words: ActionWords
+
+
+def action_words_of(environment: Environment) -> ActionWords:
+    """The environment's `action_words`; the defaults where it has none."""
+    return environment.action_words if isinstance(environment, HasActionWords) else ActionWords()
+
+
 @runtime_checkable
 class HasForbiddenTexts(Protocol):
     """An environment that knows what no skill may tell, such as a question's answers; the gates look for it."""

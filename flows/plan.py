@@ -41,7 +41,7 @@ def check_all_but_space(config: CampaignConfig) -> None:
         require_expert(environment)
     for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
         environment.reset(task)
-    if config.analyzer.backend != "hindsight":
+    if config.analyzer.asks_model:
         from opid_core.endpoint import check_endpoint
 
         check_endpoint(config.analyzer.llm)
@@ -117,8 +117,8 @@ def largest_panel(config: CampaignConfig) -> int:
 def analyzer_cost(config: CampaignConfig) -> str:
     """What the analyzer takes at most when each reply is usable at once; a token is taken for four characters."""
     analyzer, llm, rollout = config.analyzer, config.analyzer.llm, config.rollout
-    if analyzer.backend == "hindsight":
-        return "hindsight: rules, no calls, no cost"
+    if not analyzer.asks_model:
+        return f"{analyzer.backend}: no calls to a model"
     calls = rollout.tasks_per_iteration * rollout.group_size
     whole_episode = config.environment.max_steps * (rollout.max_prompt_tokens + rollout.max_response_tokens)
     prompt_tokens = calls * (len(INSTRUCTIONS) // 4 + min(llm.max_prompt_chars // 4, whole_episode))

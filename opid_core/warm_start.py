@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.base import Decision, Environment, HasExpert, PromptParts, Task
+from envs.base import ActionWords, Decision, Environment, HasExpert, PromptParts, Task, action_words_of
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.policies import TINY_VOCABULARY, make_tiny_policy, train_tokenizer
@@ -126,7 +126,8 @@ def demonstrate(
     for index in range(settings.episodes):
         rng = random.Random(derive(seed, "episode", index))
         task = tasks[index % len(tasks)]
-        shown += _with_skills(_play(environment, task, settings, max_steps, history_length, rng), settings, rng)
+        played = _play(environment, task, settings, max_steps, history_length, rng)
+        shown += _with_skills(played, action_words_of(environment), settings, rng)
         on_episode(index + 1)
     return shown
 
@@ -175,14 +176,17 @@ def _play(
     return played
 
 
-def _with_skills(played: Sequence[_Played], settings: WarmStartConfig, rng: random.Random) -> list[ExpertStep]:
+def _with_skills(
+    played: Sequence[_Played], words: ActionWords, settings: WarmStartConfig, rng: random.Random
+) -> list[ExpertStep]:
     """The episode's decisions, a share of them with the episode's workflow or the step's own skill in the prompt."""
-    workflow = workflow_skill([one.decision.action for one in played])
+    workflow = workflow_skill([one.decision.action for one in played], words)
     shown = []
     for one in played:
         parts = one.parts
         if rng.random() < settings.skill_share:
-            kind, skill = ("episode", workflow) if rng.random() < 0.5 else ("step", step_skill(one.decision.action))
+            of_step = step_skill(one.decision.action, words)
+            kind, skill = ("episode", workflow) if rng.random() < 0.5 else ("step", of_step)
             parts = inject(parts, kind, skill)
         shown.append(ExpertStep(parts, one.response))
     return shown

@@ -12,8 +12,8 @@ from envs.alfworld.demonstrator import Demonstrator
 from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game, TaskType
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
 from envs.alfworld.text import FIXED_PHRASES, parse_action, prompt_parts, response_text
-from envs.alfworld.world import BANNER, World
-from envs.base import StepResult, Task, register
+from envs.alfworld.world import BANNER, NOTHING_HAPPENS, World
+from envs.base import ActionWords, StepResult, Task, register
 from envs.manifest import pick, pick_splits
 
 __all__ = ["AlfworldEnvironment", "AlfworldOptions", "Game", "World", "parse_action", "prompt_parts"]
@@ -60,6 +60,13 @@ class AlfworldEnvironment:
     prompt_parts = staticmethod(prompt_parts)
     response_text = staticmethod(response_text)
     fixed_phrases = FIXED_PHRASES
+    action_words = ActionWords(
+        passive_verbs=("look", "inventory", "examine", "help"),
+        moving_verbs=("go", "open", "close"),
+        failed_observations=(NOTHING_HAPPENS,),
+        # where and with what it was done is seen in the steps around it
+        cut_before={"take": " from ", "clean": " with ", "heat": " with ", "cool": " with ", "slice": " with "},
+    )
 
     def __init__(self, options: AlfworldOptions) -> None:
         self.options = options

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from envs.base import StepResult, Task, register
+from envs.base import ActionWords, StepResult, Task, register
 from envs.search_qa.answers import exact_match, normalize_answer
 from envs.search_qa.data import Question, existing_file
 from envs.search_qa.expert import Expert
@@ -75,6 +75,7 @@ class SearchQaEnvironment:
     prompt_parts = staticmethod(prompt_parts)
     response_text = staticmethod(response_text)
     fixed_phrases = FIXED_PHRASES
+    action_words = ActionWords(failed_observations=(NOTHING_DONE,), tags=("search", "answer"), answer_tag="answer")
     admissible_actions: Sequence[str] = ()
 
     def __init__(self, options: SearchQaOptions) -> None:

@@ -11,7 +11,7 @@ from envs.wording import NUMBERED_PHRASES, numbered_prompt_parts
 TASK_LINE = "Your question is: "
 FIRST_OBSERVATION = "Nothing searched yet."
 NOTHING_DONE = "Nothing happens."
-"""Observation of a response without a complete block; the analyzers know these words as a failed action."""
+"""Observation of a response without a complete block."""
 NO_PASSAGE = "No passage found."
 
 _ROLE = "You are an agent that answers questions by searching a collection of passages."

@@ -124,7 +124,7 @@ def notes(stored: CampaignConfig, manifest: Manifest) -> list[str]:
             "Another config than the stored one, which is used here, in keys that may differ between runs of a "
             f"campaign ({', '.join(MAY_DIFFER)}): threads, ranks and micro-batches change how sums are rounded."
         )
-    if stored.analyzer.backend != "hindsight":
+    if stored.analyzer.asks_model:
         found.append("The analyzer asks a model: its replies may differ.")
     return found
 

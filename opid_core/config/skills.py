@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from opid_core.sections import Section
+from opid_core.errors import ConfigError
+from opid_core.sections import Section, imported
+
+BACKENDS = ("hindsight", "llm", "llm_then_hindsight")
+"""The analyzers that come with OPID."""
 
 
 class LlmConfig(Section):
@@ -44,19 +48,14 @@ class LlmConfig(Section):
 class AnalyzerConfig(Section):
     """Where skills come from."""
 
-    backend: Literal["hindsight", "llm", "llm_then_hindsight"] = "hindsight"
+    backend: str = "hindsight"
     """`hindsight`: rules over the finished trajectories; `llm`: one call a trajectory to an endpoint;
-    `llm_then_hindsight`: the rules where the call gave no skill."""
+    `llm_then_hindsight`: the rules where the call gave no skill; or a function of your own as `module:name` (see
+    docs/analyzer.md)."""
     max_step_skills: int = Field(default=5, ge=0)
     """At most this many step skills a trajectory."""
-    failed_only: bool = False
-    """Analyse failed trajectories only."""
     failed_only_after: int | None = Field(default=None, ge=0)
-    """Analyse failed trajectories only once so many iterations are completed."""
-    start_after: int = Field(default=0, ge=0)
-    """Analyse nothing before so many iterations are completed."""
-    stop_after: int | None = Field(default=None, ge=0)
-    """Analyse nothing once so many iterations are completed."""
+    """Analyse failed trajectories only once so many iterations are completed (0: from the start; null: never)."""
     max_failure_rate: float = Field(default=0.1, ge=0, le=1)
     """More failed analyses than this share fail the iteration's gate."""
     selector_min_group_size: int = Field(default=2, ge=2)
@@ -67,3 +66,18 @@ class AnalyzerConfig(Section):
     """Statistics selector: critical steps a trajectory."""
     llm: LlmConfig = LlmConfig()
     """The endpoint (backends `llm` and `llm_then_hindsight`)."""
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether an endpoint is needed."""
+        return self.backend in ("llm", "llm_then_hindsight")
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, backend: str) -> str:
+        if ":" not in backend and backend not in BACKENDS:
+            raise ValueError(f"must be {', '.join(BACKENDS)}, or module:name for a function of your own")
+        if ":" in backend and not callable(imported(backend, "analyzer.backend")):
+            module, _, name = backend.rpartition(":")
+            raise ConfigError(f"analyzer.backend: module {module!r} has no function {name!r}")
+        return backend

@@ -76,7 +76,7 @@ def rescore_samples(
             environment.success_reward,
             environment.invalid_action_penalty,
         ),
-        discounted_return=step_returns(samples.table, config.method.gamma, environment.invalid_action_penalty),
+        discounted_return=step_returns(samples, config.method.gamma, environment.invalid_action_penalty),
     )
     broken = broken_groups(trajectories)
     intact = np.array([group_id not in broken for group_id in samples.group_ids], bool)

@@ -59,8 +59,8 @@ class Analysis:
     summary: str
     episode_skill: str
     step_skills: dict[int, str]
-    analyzer: str
-    """What made the skills, or tried last: `hindsight` or `llm`."""
+    analyzer: str = ""
+    """What made the skills, or tried last: `hindsight`, `llm`, or a user's `module:name`."""
     model: str | None = None
     prompt_hash: str | None = None
     attempts: int = 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,11 @@ from opid_core.learning.advantages import (
     like_source,
     pair_codes,
 )
+from opid_core.samples import Samples
 from opid_core.seeds import derive
+
+SkillRows = dict[int | None, dict[str, Any]]
+"""A trajectory's rows of the table `skills` by step; None: the episode's."""
 
 
 def critical_steps(
@@ -57,7 +61,7 @@ def critical_steps(
         scores = statistics.variance[state_groups] * (deviation + EPSILON)
         candidate = eligible[state_groups] & ((deviation > 0) | (not below_mean_only))
         chosen = np.flatnonzero(candidate)
-        # best first inside each trajectory; the sample's place in the input stands for its step index
+        # best first inside each trajectory, of equal scores the later step (its index here stands for its number)
         chosen = chosen[np.lexsort((-chosen, -scores[chosen], trajectories[chosen]))]
         owners = trajectories[chosen]
         rank = np.arange(len(chosen)) - np.searchsorted(owners, owners)
@@ -89,45 +93,40 @@ def route(
     return "none", "episode skills are off" if has_episode else "step skills are off"
 
 
-def route_table(steps: pa.Table, skills: pa.Table, method: MethodConfig, seed: int) -> pa.Table:
-    """The `routes` table: one row a row of `steps`, in its order, with the skill row that is injected.
+def route_table(samples: Samples, skills: pa.Table, method: MethodConfig, seed: int) -> pa.Table:
+    """The `routes` table: one row a sample, in their order, with the skill row that is injected.
 
     A method that uses no skills routes nothing. `seed` draws the steps of `method.routing: random`.
     Source: ALGORITHM, section 4.
     """
-    by_trajectory: dict[str, dict[int | None, dict[str, Any]]] = {}
+    by_trajectory: dict[str, SkillRows] = {}
     for skill in skills.to_pylist():
         if skill["kind"] != "failed":  # a trajectory whose analysis failed has no skills
             by_trajectory.setdefault(skill["trajectory_id"], {})[skill["step"]] = skill
-    ids, numbers = steps["trajectory_id"].to_pylist(), steps["step"].to_pylist()
     if method.routing == "random":
-        by_trajectory = _at_random_steps(by_trajectory, ids, numbers, seed)
+        by_trajectory = _at_random_steps(by_trajectory, samples, seed)
     lambda_episode, lambda_step = _weights(method)
     uses_skills = methods.get(method.name).uses_skills
-    rows = []
-    for trajectory_id, step in zip(ids, numbers, strict=True):
-        own = by_trajectory.get(trajectory_id, {})
+    columns: dict[str, list[Any]] = {name: [] for name in ("route", "skill_id", "added_skill_id", "reason")}
+    for trajectory_id, step in zip(samples.trajectory_ids, samples.texts("step"), strict=True):
+        taught = by_trajectory.get(trajectory_id, {})
         if not uses_skills:
             name, reason = "none", "the method uses no skills"
         else:
-            episode = own[None]["text"] if None in own else None
-            at_step = {number: row["text"] for number, row in own.items() if number is not None}
-            name, reason = route(episode, at_step, step, lambda_episode=lambda_episode, lambda_step=lambda_step)
-        chosen = own[step] if name == "step" else own[None] if name == "episode" else None
+            episode = taught[None]["text"] if None in taught else None
+            at_steps = {number: row["text"] for number, row in taught.items() if number is not None}
+            name, reason = route(episode, at_steps, step, lambda_episode=lambda_episode, lambda_step=lambda_step)
+        chosen = taught[step] if name == "step" else taught[None] if name == "episode" else None
         if method.routing == "random" and chosen and name == "step":
             reason = f"random step, its skill is step {chosen['step']}'s"
-        both = method.routing == "additive" and name == "step" and lambda_episode > 0 and own.get(None, {}).get("text")
-        rows.append(
-            {
-                "trajectory_id": trajectory_id,
-                "step": step,
-                "route": name,
-                "skill_id": chosen["skill_id"] if chosen else None,
-                "added_skill_id": own[None]["skill_id"] if both else None,
-                "reason": f"{reason}, and the episode's" if both else reason,
-            }
-        )
-    return schema.from_rows("routes", rows)
+        also_episode = method.routing == "additive" and name == "step" and lambda_episode > 0
+        both = also_episode and taught.get(None, {}).get("text")
+        columns["route"].append(name)
+        columns["skill_id"].append(chosen["skill_id"] if chosen else None)
+        columns["added_skill_id"].append(taught[None]["skill_id"] if both else None)
+        columns["reason"].append(f"{reason}, and the episode's" if both else reason)
+    keys = {name: samples.table[name] for name in ("trajectory_id", "step")}
+    return pa.table({**keys, **columns}, schema=schema.ROUTES)
 
 
 def _weights(method: MethodConfig) -> tuple[float, float]:
@@ -136,20 +135,15 @@ def _weights(method: MethodConfig) -> tuple[float, float]:
     return 0.0 if method.routing == "step_only" else episode, 0.0 if method.routing == "episode_only" else step
 
 
-def _at_random_steps(
-    by_trajectory: Mapping[str, dict[int | None, dict[str, Any]]],
-    trajectory_ids: Sequence[str],
-    steps: Sequence[int],
-    seed: int,
-) -> dict[str, dict[int | None, dict[str, Any]]]:
+def _at_random_steps(by_trajectory: Mapping[str, SkillRows], samples: Samples, seed: int) -> dict[str, SkillRows]:
     """Each trajectory's skills with its step skills at as many of its steps, drawn at random without replacement."""
-    steps_of: dict[str, list[int]] = {}
-    for trajectory_id, step in zip(trajectory_ids, steps, strict=True):
-        steps_of.setdefault(trajectory_id, []).append(step)
+    rows, numbers = samples.by_trajectory(), samples.numbers("step")
     moved = {}
-    for trajectory_id, own in by_trajectory.items():
-        of_steps = [own[step] for step in sorted(step for step in own if step is not None)]
-        drawn = random.Random(derive(seed, trajectory_id)).sample(sorted(steps_of[trajectory_id]), len(of_steps))
-        of_episode = {None: own[None]} if None in own else {}
+    for trajectory_id, taught in by_trajectory.items():
+        of_steps = [taught[step] for step in sorted(step for step in taught if step is not None)]
+        steps = numbers[rows[trajectory_id]].tolist()
+        # the seed names the trajectory: its draw is the same whichever others there are
+        drawn = random.Random(derive(seed, trajectory_id)).sample(steps, len(of_steps))
+        of_episode = {None: taught[None]} if None in taught else {}
         moved[trajectory_id] = {**of_episode, **dict(zip(drawn, of_steps, strict=True))}
     return moved

@@ -26,8 +26,8 @@ def plan_of(**analyzer) -> list[str]:
     return analyzer_cost(build_config({**SMALL, "analyzer": analyzer})).splitlines()
 
 
-def test_rules_cost_nothing():
-    assert plan_of() == ["hindsight: rules, no calls, no cost"]
+def test_rules_ask_no_model():
+    assert plan_of() == ["hindsight: no calls to a model"]
 
 
 def test_the_plan_counts_calls_tokens_and_cost():

@@ -20,7 +20,7 @@ from opid_core.config import AnalyzerConfig, LlmConfig, load_config
 from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
 from opid_core.skills.analyzers import llm
-from opid_core.trajectory import Step, Trajectory
+from tests.opid_core.skills.episodes import episode
 
 pytestmark = pytest.mark.integration
 
@@ -31,8 +31,8 @@ MODEL_LENGTH = 4096
 MAX_TOKENS = 2400
 """Two texts of the schema's 1,000 characters, if each were a token, and room for their names."""
 LIMIT_S = 500.0
-STEPS = tuple(Step(n, "You see a desk 1.", (), "<action>look</action>", "look", True, 0.0) for n in range(2))
-EPISODE = Trajectory("x", "g", "task", "type", "put a mug in the desk", "failure", STEPS)
+SEEN = dict.fromkeys(range(2), "You see a desk 1.")
+EPISODE = episode("x", ["look", "look"], "failure", SEEN, task_text="put a mug in the desk")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -94,7 +94,7 @@ def test_the_endpoint_is_checked_and_its_schema_makes_any_model_answer(endpoint)
     with pytest.raises(ConfigError, match="does not know the model 'unknown'"):
         check_endpoint(config(endpoint).llm.model_copy(update={"model": "unknown"}))
     notes: list[str] = []
-    (analysis,) = llm.analyze([EPISODE], config(endpoint, structured_output="on"), {}, on_note=notes.append)
+    (analysis,) = llm.analyze(EPISODE, config(endpoint, structured_output="on"), on_note=notes.append)
     assert notes == []
     assert (analysis.error, analysis.attempts) == (None, 1)
     reply = json.loads(analysis.raw_reply or "")
@@ -104,7 +104,7 @@ def test_the_endpoint_is_checked_and_its_schema_makes_any_model_answer(endpoint)
     assert (analysis.prompt_tokens or 0) > 100
     assert 0 < (analysis.completion_tokens or 0) <= MAX_TOKENS
     # without the schema this policy says what it was taught to say, and is asked twice
-    (plain,) = llm.analyze([EPISODE], config(endpoint, structured_output="off"), {})
+    (plain,) = llm.analyze(EPISODE, config(endpoint, structured_output="off"))
     assert plain.failed
     assert plain.attempts == 2
     assert "<action>" in (plain.raw_reply or "")

@@ -19,9 +19,9 @@ from opid_core.errors import AnalyzerReplyError
 from opid_core.rollout.prompting import encode, inject, render
 from opid_core.skills.analyzers import llm
 from opid_core.skills.replies import MAX_SKILL_CHARS, Analysis, clean_skill, parse_reply, skill_rows
-from opid_core.trajectory import Step, Trajectory
 from tests.chat_server import Answer, chat_server
 from tests.hostile import KINDS, hostile_strings
+from tests.opid_core.skills.episodes import episode, together
 
 COUNT = 10_000
 FRAGMENTS = sum(len(kind) for kind in KINDS)
@@ -110,10 +110,10 @@ def test_over_http_each_fragment_reaches_only_its_own_row():
         return Answer(content=json.dumps({"episode_skill": f"skill {data['task']}. {text}"}))
 
     trajectories = [
-        Trajectory(str(n), "g", "task", "type", str(n), "failure", (Step(0, well_formed(t), (), "r", "a", True, 0.0),))
-        for n, t in enumerate(texts)
+        episode(str(n), ["a"], "failure", {0: well_formed(text)}, task_text=str(n)) for n, text in enumerate(texts)
     ]
     with chat_server() as server:
         server.answer = answer
-        found = llm.analyze(trajectories, AnalyzerConfig(backend="llm", llm=LlmConfig(base_url=server.url)), {})
+        config = AnalyzerConfig(backend="llm", llm=LlmConfig(base_url=server.url))
+        found = llm.analyze(together(*trajectories), config)
     assert [a.episode_skill for a in found] == [clean_skill(f"skill {n}. {text}") for n, text in enumerate(texts)]

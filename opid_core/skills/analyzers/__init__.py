@@ -1,77 +1,121 @@
-"""Analyzers: from finished trajectories to skills. `hindsight` works by rules, `llm` asks an endpoint."""
+"""Analyzers: from finished trajectories to skills. `hindsight` works by rules, `llm` asks an endpoint, and a user's own
+is a function (docs/analyzer.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Bool, Float32
 
+from envs.base import ActionWords
 from opid_core.config import AnalyzerConfig
+from opid_core.errors import DataError
 from opid_core.learning.advantages import discounted_returns, invalid_action_penalty
+from opid_core.samples import Samples
+from opid_core.sections import imported
 from opid_core.skills.analyzers import hindsight
-from opid_core.skills.replies import Analysis
+from opid_core.skills.replies import Analysis, clean_skill, select_step_skills
 from opid_core.skills.routing import critical_steps
-from opid_core.trajectory import Trajectory, from_tables
 
 if TYPE_CHECKING:
     from opid_core.skills.analyzers.llm import ReplyCache
 
 
+class Analyzer(Protocol):
+    """A user's own analyzer, `analyzer.backend: module:name`."""
+
+    def __call__(self, samples: Samples, config: AnalyzerConfig) -> Sequence[Analysis]:
+        """Analyses of the trajectories of an iteration. `samples` have three columns beside those of the tables `steps`
+        and `trajectories`: `analyzed` (whether skills of their trajectory are wanted), `discounted_return` and
+        `critical` (by the statistics selector)."""
+        ...
+
+
 def analyze(
-    steps: pa.Table,
-    trajectories: pa.Table,
+    samples: Samples,
     config: AnalyzerConfig,
+    words: ActionWords,
     *,
     gamma: float,
     penalty: float,
     cache: ReplyCache | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> list[Analysis]:
-    """Analyses of an iteration's trajectories by the configured backend, in the order of the `trajectories` table.
+    """One analysis by the configured backend of each trajectory that `is_analyzed`, in the order of `samples`.
 
-    A model's usable replies are kept in `cache` and taken from there. `on_progress` gets (done, total), `on_note` what
-    people should know. Raises what the backend raises. Source: ALGORITHM, section 3.
+    `words` are the environment's (`envs.base.action_words_of`). A model's usable replies are kept in `cache` and taken
+    from there. `on_progress` gets (done, total), `on_note` what people should know. Raises what the backend raises.
+    Source: ALGORITHM, section 3.
     """
-    returns = step_returns(steps, gamma, penalty)
-    finished = from_tables(steps, trajectories, returns.tolist())
-    critical = select_critical(steps, trajectories, returns, config)
+    returns = step_returns(samples, gamma, penalty)
+    samples = samples.with_columns(
+        analyzed=is_analyzed(samples, config),
+        discounted_return=returns,
+        critical=select_critical(samples, returns, config),
+    )
+    if ":" in config.backend:
+        return _by_users_function(samples, config)
     if config.backend == "hindsight":
-        return _by_rules(finished, config, critical, on_progress)
+        return hindsight.analyze(samples, config, words, on_progress)
     from opid_core.skills.analyzers import llm
 
-    analyses = llm.analyze(finished, config, critical, cache=cache, on_progress=on_progress, on_note=on_note)
+    analyses = llm.analyze(samples, config, cache=cache, on_progress=on_progress, on_note=on_note)
     if config.backend == "llm_then_hindsight":
         failed = {analysis.trajectory_id for analysis in analyses if analysis.failed}
-        groups = {trajectory.group_id for trajectory in finished if trajectory.trajectory_id in failed}
-        by_rules = _by_rules([t for t in finished if t.group_id in groups], config, critical)
-        instead = {analysis.trajectory_id: analysis for analysis in by_rules}
+        ids = zip(samples.trajectory_ids, samples.group_ids, strict=True)
+        groups = {group_id for trajectory_id, group_id in ids if trajectory_id in failed}
+        with_siblings = samples.select(np.array([group_id in groups for group_id in samples.group_ids], bool))
+        by_rules = {one.trajectory_id: one for one in hindsight.analyze(with_siblings, config, words)}
         return [
-            _instead(analysis, instead[analysis.trajectory_id]) if analysis.failed else analysis
+            _instead(analysis, by_rules[analysis.trajectory_id]) if analysis.failed else analysis
             for analysis in analyses
         ]
     return analyses
 
 
-def _by_rules(
-    finished: Sequence[Trajectory],
-    config: AnalyzerConfig,
-    critical: Mapping[str, Sequence[int]],
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Analysis]:
-    """Hindsight's analyses of whole groups, in the order of `finished`."""
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in finished:
-        groups.setdefault(trajectory.group_id, []).append(trajectory)
-    found: dict[str, Analysis] = {}
-    for done, group in enumerate(groups.values(), start=1):
-        found.update((analysis.trajectory_id, analysis) for analysis in hindsight.analyze(group, config, critical))
-        if on_progress:
-            on_progress(done, len(groups))
-    return [found[t.trajectory_id] for t in finished if t.trajectory_id in found]
+def is_analyzed(samples: Samples, config: AnalyzerConfig) -> Bool[np.ndarray, " samples"]:
+    """Whether skills of the sample's trajectory are wanted: not of a broken one, nor, once `failed_only_after`
+    iterations are completed, of a success."""
+    wanted = np.array([outcome != "broken" for outcome in samples.texts("outcome")], bool)
+    failed_only = config.failed_only_after is not None and samples.iteration >= config.failed_only_after
+    return wanted & ~samples.won if failed_only else wanted
+
+
+def step_returns(samples: Samples, gamma: float, penalty: float) -> Float32[np.ndarray, " samples"]:
+    """Discounted returns less the step's own penalty, whatever the order of the samples."""
+    order = np.argsort(samples.numbers("step"), kind="stable")
+    ids = np.asarray(samples.trajectory_ids, dtype=object)
+    returns = np.empty(len(samples), dtype=np.float32)
+    returns[order] = discounted_returns(samples.numbers("reward")[order], ids[order], gamma)
+    return invalid_action_penalty(returns, samples.numbers("is_valid"), penalty)
+
+
+def select_critical(
+    samples: Samples, returns: Float32[np.ndarray, " samples"], config: AnalyzerConfig
+) -> Bool[np.ndarray, " samples"]:
+    """Which samples are critical steps by the statistics selector; broken episodes take no part."""
+    order = np.argsort(samples.numbers("step"), kind="stable")  # the selector counts steps in order of appearance
+    took_part = np.array([outcome != "broken" for outcome in samples.texts("outcome")], bool)
+    rows = order[took_part[order]]
+    states, group_ids, trajectory_ids = (
+        samples.table[name].take(pa.array(rows)).to_pylist() for name in ("observation", "group_id", "trajectory_id")
+    )
+    critical = np.zeros(len(samples), bool)
+    critical[rows] = critical_steps(
+        returns[rows],
+        states,
+        group_ids,
+        trajectory_ids,
+        min_group_size=config.selector_min_group_size,
+        var_quantile=config.selector_var_quantile,
+        top_k=config.selector_top_k,
+    )
+    return critical
 
 
 def _instead(failed: Analysis, by_rules: Analysis) -> Analysis:
@@ -86,37 +130,36 @@ def _instead(failed: Analysis, by_rules: Analysis) -> Analysis:
     )
 
 
-def step_returns(steps: pa.Table, gamma: float, penalty: float) -> np.ndarray:
-    """Discounted returns less the step's own penalty, [rows of `steps`], whatever the order of the rows."""
-    order = np.lexsort((steps["step"].to_numpy(),))
-    ids = np.asarray(steps["trajectory_id"].to_pylist(), dtype=object)
-    returns = np.empty(steps.num_rows, dtype=np.float32)
-    returns[order] = discounted_returns(steps["reward"].to_numpy()[order], ids[order], gamma)
-    return invalid_action_penalty(returns, steps["is_valid"].to_pylist(), penalty)
+def _by_users_function(samples: Samples, config: AnalyzerConfig) -> list[Analysis]:
+    """What the user's function says, held to what is true of the other backends: clean texts, step skills of steps that
+    there are and no more than allowed, one analysis of each trajectory that is `analyzed` and none of others.
 
-
-def select_critical(
-    steps: pa.Table, trajectories: pa.Table, returns: np.ndarray, config: AnalyzerConfig
-) -> dict[str, list[int]]:
-    """Critical steps by trajectory id, by the statistics selector; broken episodes take no part."""
-    ended = zip(trajectories["trajectory_id"].to_pylist(), trajectories["outcome"].to_pylist(), strict=True)
-    broken = {trajectory_id for trajectory_id, outcome in ended if outcome == "broken"}
-    took_part = np.array([i not in broken for i in steps["trajectory_id"].to_pylist()], dtype=bool)
-    order = np.lexsort((steps["step"].to_numpy(),))  # the selector counts a trajectory's steps in order of appearance
-    kept = order[took_part[order]]
-    rows = steps.select(["observation", "group_id", "trajectory_id", "step"]).take(kept)
-    ids = rows["trajectory_id"].to_pylist()
-    chosen = critical_steps(
-        returns[kept],
-        rows["observation"].to_pylist(),
-        rows["group_id"].to_pylist(),
-        ids,
-        min_group_size=config.selector_min_group_size,
-        var_quantile=config.selector_var_quantile,
-        top_k=config.selector_top_k,
-    )
-    critical: dict[str, list[int]] = {}
-    for trajectory_id, step, is_critical in zip(ids, rows["step"].to_pylist(), chosen, strict=True):
-        if is_critical:
-            critical.setdefault(trajectory_id, []).append(step)
-    return critical
+    Raises DataError where it gives something else than analyses of the iteration's trajectories.
+    """
+    analyzer: Analyzer = imported(config.backend, "analyzer.backend")
+    given: dict[str, Analysis] = {}
+    for analysis in analyzer(samples, config):
+        if not isinstance(analysis, Analysis):
+            raise DataError(f"analyzer {config.backend}: gave {analysis!r}, expected an Analysis")
+        if analysis.trajectory_id in given:
+            raise DataError(f"analyzer {config.backend}: gave two analyses of trajectory {analysis.trajectory_id!r}")
+        given[analysis.trajectory_id] = analysis
+    steps = {name: len(rows) for name, rows in samples.by_trajectory().items()}
+    if unknown := given.keys() - steps.keys():
+        raise DataError(f"analyzer {config.backend}: no trajectory of the iteration is called {min(unknown)!r}")
+    analyses = []
+    for name in samples.select(samples.numbers("analyzed")).by_trajectory():
+        analysis = given.get(name, Analysis(name, "", "", {}, error="the analyzer gave no analysis"))
+        skill = clean_skill(analysis.episode_skill)
+        step_skills = {step: clean_skill(text) for step, text in analysis.step_skills.items()} if skill else {}
+        analyses.append(
+            replace(
+                analysis,
+                summary=clean_skill(analysis.summary),
+                episode_skill=skill,
+                step_skills=select_step_skills(step_skills, range(steps[name]), config.max_step_skills),
+                analyzer=config.backend,
+                error=None if skill else analysis.error or "the analyzer gave no episode skill",
+            )
+        )
+    return analyses

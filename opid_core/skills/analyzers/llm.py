@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,9 +15,9 @@ import httpx
 from opid_core.config import AnalyzerConfig
 from opid_core.endpoint import Completion, Endpoint, NoCompletion, Usage, api_key
 from opid_core.errors import AnalyzerReplyError, DataError
+from opid_core.samples import Samples
 from opid_core.skills.analyzers.messages import Prompt, ask_again, build_prompt, reply_schema
 from opid_core.skills.replies import Analysis, Reply, clean_skill, parse_reply, select_step_skills
-from opid_core.trajectory import Trajectory
 
 
 class ReplyCache(Protocol):
@@ -29,58 +29,51 @@ class ReplyCache(Protocol):
 
 
 def analyze(
-    trajectories: Sequence[Trajectory],
+    samples: Samples,
     config: AnalyzerConfig,
-    critical: Mapping[str, Collection[int]],
     *,
     cache: ReplyCache | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_note: Callable[[str], None] | None = None,
 ) -> list[Analysis]:
-    """One analysis a trajectory, in order; broken and empty ones (and successes under `failed_only`) get none.
+    """One analysis a trajectory that is `analyzed`, in the order of `samples`, which have the columns `analyzed`,
+    `critical` (such steps of a long trajectory are cut last) and `discounted_return`.
 
     A call without a usable skill is an Analysis with `error`, whether the endpoint failed for good, refused the
     request, or its model twice gave no usable reply. Usable replies are kept in `cache` and taken from there, and equal
-    trajectories are asked about once. `critical` steps by trajectory id are cut last from a long one. `on_progress`
-    gets (done, total), `on_note` what people should know. Raises ConfigError for a missing or refused key or an unknown
-    model, and what `cache` raises.
+    trajectories are asked about once. `on_progress` gets (done, total), `on_note` what people should know. Raises
+    ConfigError for a missing or refused key or an unknown model, and what `cache` raises.
     """
-    wanted = [t for t in trajectories if t.outcome != "broken" and t.steps and not (config.failed_only and t.won)]
+    samples = samples.select(samples.numbers("analyzed"))
+    trajectories = {name: samples.select(rows) for name, rows in samples.by_trajectory().items()}
     api_key(config.llm)
-    return asyncio.run(_analyze_all(wanted, config, critical, cache, on_progress, on_note)) if wanted else []
+    return asyncio.run(_analyze_all(trajectories, config, cache, on_progress, on_note)) if trajectories else []
 
 
 async def _analyze_all(
-    trajectories: Sequence[Trajectory],
+    trajectories: Mapping[str, Samples],
     config: AnalyzerConfig,
-    critical: Mapping[str, Collection[int]],
     cache: ReplyCache | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None],
     on_note: Callable[[str], None] | None,
 ) -> list[Analysis]:
     found: dict[str, Analysis] = {}
-    asked: dict[str, tuple[Prompt, list[Trajectory]]] = {}
-    for trajectory in trajectories:
-        at_critical = critical.get(trajectory.trajectory_id, ())
-        limit = config.llm.max_prompt_chars
+    asked: dict[str, tuple[Prompt, list[str]]] = {}
+    for name, trajectory in trajectories.items():
         try:
-            prompt = build_prompt(trajectory, config.max_step_skills, max_chars=limit, critical=at_critical)
+            prompt = build_prompt(trajectory, config.max_step_skills, max_chars=config.llm.max_prompt_chars)
         except AnalyzerReplyError as fault:
-            found[trajectory.trajectory_id] = _failed(trajectory.trajectory_id, config, attempts=0, error=str(fault))
+            found[name] = _failed(name, config, attempts=0, error=str(fault))
         else:
-            asked.setdefault(cache_key(prompt, config), (prompt, []))[1].append(trajectory)
+            asked.setdefault(cache_key(prompt, config), (prompt, []))[1].append(name)
     slots = asyncio.Semaphore(config.llm.concurrency)
 
-    async def one(endpoint: Endpoint, key: str, prompt: Prompt, equal: list[Trajectory]) -> None:
+    async def one(endpoint: Endpoint, key: str, prompt: Prompt, equal: list[str]) -> None:
         async with slots:
             analysis = await _analyze_one(endpoint, key, prompt, config, cache)
-        for number, trajectory in enumerate(equal):
-            replayed = analysis.replayed or number > 0
-            found[trajectory.trajectory_id] = replace(
-                analysis, trajectory_id=trajectory.trajectory_id, replayed=replayed
-            )
-        if on_progress:
-            on_progress(len(found), len(trajectories))
+        for number, name in enumerate(equal):
+            found[name] = replace(analysis, trajectory_id=name, replayed=analysis.replayed or number > 0)
+        on_progress(len(found), len(trajectories))
 
     async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
         endpoint = Endpoint(config.llm, client, reply_schema(config.max_step_skills), on_note)
@@ -91,7 +84,7 @@ async def _analyze_all(
             for task in tasks:  # after a fault the others must not go on asking
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-    return [found[trajectory.trajectory_id] for trajectory in trajectories]
+    return [found[name] for name in trajectories]
 
 
 def cache_key(prompt: Prompt, config: AnalyzerConfig) -> str:

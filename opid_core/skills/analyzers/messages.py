@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from opid_core.errors import AnalyzerReplyError
+from opid_core.samples import Samples
 from opid_core.skills.replies import MAX_SKILL_CHARS
-from opid_core.trajectory import Step, Trajectory
 
 _OUTCOME_LABELS = {"success": "success", "failure": "failure", "truncated": "failure"}
 
@@ -59,16 +59,18 @@ class Prompt:
     cut: str | None
 
 
-def build_prompt(
-    trajectory: Trajectory, max_step_skills: int, *, max_chars: int, critical: Collection[int] = ()
-) -> Prompt:
-    """Ask for one trajectory's skills, with at most `max_chars` characters of data; `critical` steps are cut last.
+def build_prompt(trajectory: Samples, max_step_skills: int, *, max_chars: int) -> Prompt:
+    """Ask for the skills of one trajectory (its samples in the order of their steps, with the columns
+    `discounted_return` and `critical`), with at most `max_chars` characters of data; critical steps are cut last.
 
     Raises AnalyzerReplyError where the trajectory does not fit however it is cut.
     """
+    columns = ["step", "observation", "response_text", "discounted_return", "critical"]
+    rows = trajectory.table.select(columns).to_pylist()
+    task_text, outcome = (trajectory.texts(name)[0] for name in ("task_text", "outcome"))
     whole = None
     for limits in CUTS:
-        data, steps, cut = _cut(trajectory, critical, *limits)
+        data, steps, cut = _cut(rows, task_text, outcome, *limits)
         whole = whole or len(data)
         if len(data) <= max_chars:
             break
@@ -103,42 +105,47 @@ def reply_schema(max_step_skills: int) -> dict[str, Any]:
 
 
 def _cut(
-    trajectory: Trajectory, critical: Collection[int], observation: int | None, response: int | None, kept: int | None
+    rows: Sequence[dict[str, Any]],
+    task_text: str,
+    outcome: str,
+    observation: int | None,
+    response: int | None,
+    kept: int | None,
 ) -> tuple[str, list[int], dict[str, Any]]:
     """The episode as JSON text, the steps in it, and what was cut."""
-    last = len(trajectory.steps) - LAST_STEPS
+    last = len(rows) - LAST_STEPS
     shown: list[dict[str, Any]] = []
     shortened: dict[str, list[int]] = {"observation": [], "response": []}
     left_out: list[int] = []
-    for index, step in enumerate(trajectory.steps):
-        is_kept = index < FIRST_STEPS or index >= last or step.step in critical
+    for index, row in enumerate(rows):
+        is_kept = index < FIRST_STEPS or index >= last or row["critical"]
         if not is_kept and observation == 0:
-            left_out.append(step.step)
+            left_out.append(row["step"])
             continue
         limits = (kept, kept) if is_kept else (observation, response)
-        shown.append(_entry(step, *limits))
-        for name, text in (("observation", step.observation), ("response", step.response_text)):
+        shown.append(_entry(row, *limits))
+        for name, text in (("observation", row["observation"]), ("response", row["response_text"])):
             if shown[-1][name] != text:
-                shortened[name].append(step.step)
-    task = _shortened(trajectory.task_text, kept)
-    episode = {"task": task, "outcome": _OUTCOME_LABELS.get(trajectory.outcome, "unknown"), "steps": shown}
+                shortened[name].append(row["step"])
+    task = _shortened(task_text, kept)
+    episode = {"task": task, "outcome": _OUTCOME_LABELS.get(outcome, "unknown"), "steps": shown}
     cut = {
         "steps_left_out": left_out,
         "observations_shortened": shortened["observation"],
         "responses_shortened": shortened["response"],
-        "task_shortened": task != trajectory.task_text,
+        "task_shortened": task != task_text,
     }
     # "<" is escaped so that no text of the episode can close the data block
     data = json.dumps(episode, ensure_ascii=False, indent=1).replace("<", "\\u003c")
     return data, [entry["step"] for entry in shown], {name: what for name, what in cut.items() if what}
 
 
-def _entry(step: Step, observation: int | None, response: int | None) -> dict[str, Any]:
+def _entry(row: dict[str, Any], observation: int | None, response: int | None) -> dict[str, Any]:
     return {
-        "step": step.step,
-        "observation": _shortened(step.observation, observation),
-        "response": _shortened(step.response_text, response),
-        "return": round(step.step_return, 4),
+        "step": row["step"],
+        "observation": _shortened(row["observation"], observation),
+        "response": _shortened(row["response_text"], response),
+        "return": round(row["discounted_return"], 4),
     }
 
 

@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 from opid_core.config import AnalyzerConfig, LlmConfig
+from opid_core.samples import Samples
 from opid_core.skills.analyzers import llm
 from opid_core.skills.replies import Analysis
-from opid_core.trajectory import Step, Trajectory
 from tests.chat_server import ChatServer
+from tests.opid_core.skills import episodes
 
 GOOD = json.dumps(
     {
@@ -26,11 +27,11 @@ def config(server: ChatServer, **changes: Any) -> AnalyzerConfig:
     return AnalyzerConfig(backend="llm", llm=LlmConfig(**{**options, "retry_delay_s": 0.0, **changes}))
 
 
-def episode(trajectory_id: str = "x", outcome: str = "failure", seen: str = "see") -> Trajectory:
-    steps = tuple(Step(n, f"{seen} {n}", (), f"<action>do {n}</action>", f"do {n}", True, 0.0, 0.5) for n in (0, 1))
-    return Trajectory(trajectory_id, "g", "task", "type", "put it there", outcome, steps)
+def episode(trajectory_id: str = "x", outcome: str = "failure", seen: str = "see") -> Samples:
+    observations = {n: f"{seen} {n}" for n in (0, 1)}
+    return episodes.episode(trajectory_id, ["do 0", "do 1"], outcome, observations, task_text="put it there")
 
 
 def analysis_of(server: ChatServer, **changes: Any) -> Analysis:
-    (analysis,) = llm.analyze([episode()], config(server, **changes), {})
+    (analysis,) = llm.analyze(episode(), config(server, **changes))
     return analysis

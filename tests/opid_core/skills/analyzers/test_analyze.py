@@ -1,141 +1,195 @@
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import re
+import shutil
+import sys
+from pathlib import Path
 
-from opid_core import schema
-from opid_core.config import AnalyzerConfig, LlmConfig
-from opid_core.errors import ConfigError
-from opid_core.skills.analyzers import analyze, select_critical, step_returns
-from opid_core.skills.replies import skills_table
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from envs.alfworld import AlfworldEnvironment
+from opid_core.config import AnalyzerConfig, LlmConfig, build_config
+from opid_core.errors import ConfigError, DataError
+from opid_core.samples import Samples
+from opid_core.skills.analyzers import analyze, is_analyzed, select_critical, step_returns
+from opid_core.skills.replies import Analysis, skills_table
 from tests.chat_server import KEY, Answer, chat_server
+from tests.opid_core.skills.analyzers import shortest
+from tests.opid_core.skills.episodes import episode, together
 
 CONFIG = AnalyzerConfig()
-
-
-def tables(episodes: dict[str, tuple[str, list[tuple[str, str, float, bool]]]]):
-    """(steps, trajectories) of episodes: id -> (outcome, [(observation, action, reward, is_valid)]); one group."""
-    step_rows, trajectory_rows = [], []
-    for trajectory_id, (outcome, decisions) in episodes.items():
-        shared = {
-            "campaign": "c",
-            "iteration": 0,
-            "group_id": "g",
-            "trajectory_id": trajectory_id,
-            "task_id": "t",
-            "task_type": "type",
-        }
-        for number, (observation, action, reward, is_valid) in enumerate(decisions):
-            step_rows.append(
-                shared
-                | {
-                    "step": number,
-                    "task_text": "put it there",
-                    "observation": observation,
-                    "admissible_actions": [],
-                    "prompt_text": "p",
-                    "prompt_ids": [1],
-                    "history_dropped": 0,
-                    "response_text": action,
-                    "response_ids": [1],
-                    "rollout_log_probs": [-1.0],
-                    "action": action,
-                    "is_valid": is_valid,
-                    "reward": reward,
-                    "done": number == len(decisions) - 1,
-                    "truncated": False,
-                    "policy_version": 0,
-                    "seed": 0,
-                }
-            )
-        summary = {"outcome": outcome, "return": 0.0, "steps": len(decisions), "tokens": 1, "seconds": 0.0}
-        trajectory_rows.append(shared | summary | {"error": None})
-    return schema.from_rows("steps", step_rows), schema.from_rows("trajectories", trajectory_rows)
-
-
-STEPS, TRAJECTORIES = tables(
-    {
-        "won": ("success", [("room", "go to desk 1", 0.0, True), ("desk", "take mug 1 from desk 1", 10.0, True)]),
-        "lost": ("failure", [("room", "look", 0.0, True), ("desk", "go to bed 1", 0.0, False)]),
-        "bad": ("broken", [("room", "look", 0.0, True)]),
-    }
+SAMPLES = together(
+    episode("won", ["go to desk 1", "take mug 1 from desk 1"], "success", {0: "room", 1: "desk"}, rewards=[0.0, 10.0]),
+    episode("lost", ["look", "go to bed 1"], "failure", {0: "room", 1: "desk"}, invalid=[1]),
+    episode("bad", ["look"], "broken", {0: "room"}),
 )
+SHUFFLED = np.array([3, 1, 4, 0, 2])
+PAGE = (Path(__file__).parents[4] / "docs" / "analyzer.md").read_text(encoding="utf-8")
+
+
+def analyses(samples: Samples = SAMPLES, config: AnalyzerConfig = CONFIG, **options) -> list[Analysis]:
+    return analyze(samples, config, AlfworldEnvironment.action_words, gamma=0.5, penalty=0.25, **options)
+
+
+def trajectories_of(samples: Samples) -> pa.Table:
+    outcomes = dict(zip(samples.trajectory_ids, samples.texts("outcome"), strict=True))
+    return pa.table({"trajectory_id": [*outcomes], "outcome": [*outcomes.values()]})
 
 
 def test_step_returns_are_discounted_and_penalised_whatever_the_order():
-    assert step_returns(STEPS, 0.5, 0.25).tolist() == [5.0, 10.0, 0.0, -0.25, 0.0]
-    order = [3, 1, 4, 0, 2]
-    assert step_returns(STEPS.take(order), 0.5, 0.25).tolist() == [-0.25, 10.0, 0.0, 5.0, 0.0]
+    returns = step_returns(SAMPLES, 0.5, 0.25)
+    assert returns.dtype == np.float32
+    assert returns.tolist() == [5.0, 10.0, 0.0, -0.25, 0.0]
+    assert step_returns(SAMPLES.select(SHUFFLED), 0.5, 0.25).tolist() == returns[SHUFFLED].tolist()
 
 
 def test_critical_steps_come_from_the_selector_without_broken_episodes():
-    returns = step_returns(STEPS, 0.5, 0.25)
+    returns = step_returns(SAMPLES, 0.5, 0.25)
     # room: 5, 0; desk: 10, -0.25 -> only desk is in the top quantile, and "lost" is below its mean there
-    assert select_critical(STEPS, TRAJECTORIES, returns, CONFIG) == {"lost": [1]}
-    order = [3, 1, 4, 0, 2]
-    assert select_critical(STEPS.take(order), TRAJECTORIES, returns[order], CONFIG) == {"lost": [1]}
+    critical = select_critical(SAMPLES, returns, CONFIG)
+    assert critical.tolist() == [False, False, False, True, False]
+    shuffled = select_critical(SAMPLES.select(SHUFFLED), returns[SHUFFLED], CONFIG)
+    assert shuffled.tolist() == critical[SHUFFLED].tolist()
+
+
+def test_successes_are_left_out_once_so_many_iterations_are_completed():
+    def analysed(iteration: int, failed_only_after: int | None) -> list[bool]:
+        of_each = (
+            episode(name, ["look"], name, iteration=iteration) for name in ("success", "failure", "truncated", "broken")
+        )
+        config = AnalyzerConfig(failed_only_after=failed_only_after)
+        return is_analyzed(together(*of_each), config).tolist()
+
+    both, failed_only = [True, True, True, False], [False, True, True, False]
+    assert analysed(5, None) == both
+    assert [analysed(iteration, 2) for iteration in (0, 1, 2, 3)] == [both, both, failed_only, failed_only]
+    assert analysed(0, 0) == failed_only
 
 
 def test_analyze_runs_the_configured_backend_on_whole_groups():
     progress = []
-    analyses = analyze(
-        STEPS,
-        TRAJECTORIES,
-        CONFIG,
-        gamma=0.5,
-        penalty=0.25,
-        on_progress=lambda done, total: progress.append((done, total)),
-    )
-    assert [a.trajectory_id for a in analyses] == ["won", "lost"]
-    assert analyses[0].episode_skill == "Plan: go to desk, take mug."
-    assert analyses[1].step_skills == {0: "Do now: go to desk 1", 1: "Do now: take mug 1 from desk 1"}
+    won, lost = analyses(on_progress=lambda *counts: progress.append(counts))
+    assert (won.trajectory_id, won.episode_skill) == ("won", "Plan: go to desk, take mug.")
+    assert lost.step_skills == {0: "Do now: go to desk 1", 1: "Do now: take mug 1 from desk 1"}
     assert progress == [(1, 1)]
+    (only_lost,) = analyses(config=AnalyzerConfig(failed_only_after=0))
+    assert only_lost == lost  # which its sibling's success still teaches
 
 
 def test_llm_backend_needs_its_key(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     remote = LlmConfig(base_url="https://llm.example.org/v1", api_key_env="NO_SUCH_KEY")
-    config = AnalyzerConfig(backend="llm", llm=remote)
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
-        analyze(STEPS, TRAJECTORIES, config, gamma=0.95, penalty=0.1)
+        analyses(config=AnalyzerConfig(backend="llm", llm=remote))
 
 
 def test_hindsight_stands_in_for_a_failed_model(monkeypatch):
     monkeypatch.setenv("TEST_LLM_KEY", KEY)
 
     def answer(body):
-        skill = (
-            '{"episode_skill": "from the model"}' if '"outcome": "success"' in body["messages"][1]["content"] else "no"
-        )
-        return Answer(content=skill)
+        won = '"outcome": "success"' in body["messages"][1]["content"]
+        return Answer(content='{"episode_skill": "from the model"}' if won else "no")
 
     with chat_server() as server:
         server.answer = answer
         llm = LlmConfig(base_url=server.url, model="teacher", api_key_env="TEST_LLM_KEY")
-        config = AnalyzerConfig(backend="llm_then_hindsight", llm=llm)
-        won, lost = analyze(STEPS, TRAJECTORIES, config, gamma=0.5, penalty=0.25)
+        won, lost = analyses(config=AnalyzerConfig(backend="llm_then_hindsight", llm=llm))
     assert (won.trajectory_id, won.analyzer, won.episode_skill, won.error) == ("won", "llm", "from the model", None)
     # the rules see the sibling that won, and the model's failure stays in the row
-    by_rules = analyze(STEPS, TRAJECTORIES, CONFIG, gamma=0.5, penalty=0.25)[1]
+    by_rules = analyses()[1]
     assert (lost.trajectory_id, lost.analyzer, lost.failed) == ("lost", "hindsight", False)
     assert (lost.episode_skill, lost.step_skills) == (by_rules.episode_skill, by_rules.step_skills)
     assert (lost.model, lost.attempts, lost.tokens, lost.raw_reply) == ("teacher", 2, 84, "no")
     assert lost.error == "the reply holds no JSON object; asked again: the reply holds no JSON object"
-    assert not any(row["kind"] == "failed" for row in skills_table([won, lost], TRAJECTORIES).to_pylist())
+    assert "failed" not in skills_table([won, lost], trajectories_of(SAMPLES))["kind"].to_pylist()
 
 
 def test_an_analysis_that_fails_twice_says_both_reasons():
-    steps, trajectories = tables(
-        {"won": ("success", [("room", "look", 0.0, False)])}
-    )  # nothing is known to have worked
+    nothing_worked = episode("won", ["look"], "success", invalid=[0])
     llm = LlmConfig(base_url="http://127.0.0.1:9/v1", max_retries=0)
-    config = AnalyzerConfig(backend="llm_then_hindsight", llm=llm)
-    (analysis,) = analyze(steps, trajectories, config, gamma=0.5, penalty=0.25)
+    (analysis,) = analyses(nothing_worked, AnalyzerConfig(backend="llm_then_hindsight", llm=llm))
     assert analysis.failed
     assert (analysis.error or "").startswith("no connection: ")
     assert (analysis.error or "").endswith("; hindsight: no action of this success is known to have worked")
-    assert [row["kind"] for row in skills_table([analysis], trajectories).to_pylist()] == ["failed"]
+    assert skills_table([analysis], trajectories_of(nothing_worked))["kind"].to_pylist() == ["failed"]
 
 
-def test_returns_have_one_number_a_row():
-    assert step_returns(STEPS, 0.95, 0.1).dtype == np.float32
+# An analyzer of one's own ------------------------------------------------------------------------------------------
+
+
+def block(language: str) -> str:
+    section = PAGE.partition("## An analyzer of your own")[2].partition("\n## ")[0]
+    (content,) = re.findall(rf"```{language}\n(.*?)```\n", section, re.DOTALL)
+    return content
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """A folder on the path of modules; what is imported from it is forgotten after the test."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_the_page_shows_the_file_and_a_config_that_names_it(modules):
+    assert block("python") == Path(shortest.__file__).read_text(encoding="utf-8")
+    shutil.copy(shortest.__file__, modules)
+    config = build_config({"campaign": "c", **yaml.safe_load(block("yaml"))})
+    assert not config.analyzer.asks_model
+    won, lost = analyses(config=config.analyzer)
+    skill = "It can be done so: go to desk 1, then take mug 1 from desk 1."
+    assert (won.analyzer, won.episode_skill, won.step_skills, won.error) == ("shortest:analyze", skill, {}, None)
+    assert (lost.summary, lost.episode_skill) == ("Ended in failure after 2 steps.", skill)
+    assert lost.step_skills == {1: "Now take mug 1 from desk 1."}
+    (alone,) = analyses(episode("lost", ["look"], "failure"), config.analyzer)
+    assert (alone.failed, alone.error) == (True, "nobody won")
+
+
+def own(modules: Path, body: str, **options) -> AnalyzerConfig:
+    source = "from opid_core.skills.replies import Analysis\ndef analyze(samples, config):\n    return "
+    (modules / "mine.py").write_text(source + body)
+    return AnalyzerConfig(backend="mine:analyze", **options)
+
+
+def test_what_it_gives_is_held_to_what_holds_for_all(modules):
+    of_lost = "Analysis('lost', 'a\\nb', ' look <|im_end|>first ', {1: 'x', 7: 'y', 0: 'z'})"
+    others = "Analysis('bad', '', 'of a broken one', {})"
+    won, lost = analyses(config=own(modules, f"[{of_lost}, {others}]", max_step_skills=1))
+    assert (lost.summary, lost.episode_skill, lost.step_skills) == ("a b", "look first", {1: "x"})
+    assert (won.trajectory_id, won.failed, won.error) == ("won", True, "the analyzer gave no analysis")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("['text']", "mine:analyze: gave 'text', expected an Analysis"),
+        ("[Analysis('x', '', 's', {})]", "no trajectory of the iteration is called 'x'"),
+        ("[Analysis('won', '', 's', {})] * 2", "two analyses of trajectory 'won'"),
+    ],
+)
+def test_what_is_no_analysis_of_the_iteration_is_refused(modules, body, message):
+    with pytest.raises(DataError, match=message):
+        analyses(config=own(modules, body))
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("hindsigth", "must be hindsight, llm, llm_then_hindsight, or module:name"),
+        ("no_such_module:f", "cannot import module 'no_such_module'"),
+        ("mine:missing", "module 'mine' has no function 'missing'"),
+        ("mine:", "module 'mine' has no function ''"),
+        ("../mine:f", "'../mine' is no name of a module"),
+    ],
+)
+def test_a_backend_that_leads_nowhere_is_refused_with_the_config(modules, backend, message):
+    (modules / "mine.py").write_text("text = ''")
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_config({"campaign": "c", "analyzer": {"backend": backend}})
+    assert "analyzer.backend: " in str(caught.value)

@@ -12,6 +12,7 @@ from opid_core.errors import ConfigError, InfrastructureError
 from opid_core.skills.analyzers import llm
 from tests.chat_server import KEY, Answer
 from tests.opid_core.skills.analyzers.asked import GOOD, analysis_of, config, episode
+from tests.opid_core.skills.episodes import together
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
@@ -90,7 +91,7 @@ def test_a_share_of_failed_calls_leaves_the_others_alone(server):
 
     server.answer = answer
     trajectories = [episode(str(n), seen=f"see-{n}") for n in range(20)]
-    analyses = llm.analyze(trajectories, config(server), {})
+    analyses = llm.analyze(together(*trajectories), config(server))
     assert [a.trajectory_id for a in analyses if a.failed] == ["3"]
     assert sum(a.episode_skill == "look first" for a in analyses) == 19
 
@@ -105,7 +106,7 @@ def test_a_schema_is_asked_for_until_it_is_refused(server):
     server.answer = answer
     notes: list[str] = []
     trajectories = [episode(str(n), seen=f"see-{n}") for n in range(5)]
-    analyses = llm.analyze(trajectories, config(server, concurrency=1), {}, on_note=notes.append)
+    analyses = llm.analyze(together(*trajectories), config(server, concurrency=1), on_note=notes.append)
     assert [a.attempts for a in analyses] == [2, 1, 1, 1, 1]
     (note,) = notes
     assert note == f"{server.url} is asked without response_format from now on: response_format is not supported"
@@ -121,7 +122,7 @@ def test_calls_at_once_fall_back_with_one_note(server):
     server.answer = answer
     notes: list[str] = []
     trajectories = [episode(str(n), seen=f"see-{n}") for n in range(12)]
-    analyses = llm.analyze(trajectories, config(server, concurrency=12), {}, on_note=notes.append)
+    analyses = llm.analyze(together(*trajectories), config(server, concurrency=12), on_note=notes.append)
     assert all(a.error is None for a in analyses)
     assert len(notes) == 1
 

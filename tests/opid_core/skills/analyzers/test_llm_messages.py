@@ -1,21 +1,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opid_core.errors import AnalyzerReplyError
+from opid_core.samples import Samples
 from opid_core.skills.analyzers.messages import ask_again, build_prompt, reply_schema
-from opid_core.trajectory import Step, Trajectory
+from tests.opid_core.skills import episodes
 
 LONG = 48_000
 
 
-def episode(observations: list[str], outcome: str = "failure", response: str = "r") -> Trajectory:
-    steps = tuple(Step(n, text, (), response, "a", True, 0.0, 0.5) for n, text in enumerate(observations))
-    return Trajectory("x", "g", "task", "type", "put it there", outcome, steps)
+def episode(
+    observations: list[str], outcome: str = "failure", response: str = "r", critical: Collection[int] = ()
+) -> Samples:
+    count = len(observations)
+    seen = dict(enumerate(observations))
+    return episodes.episode(
+        "x", ["a"] * count, outcome, seen, responses=[response] * count, critical=critical, task_text="put it there"
+    )
 
 
 def data_of(messages: list[dict[str, str]]) -> dict:
@@ -43,7 +50,7 @@ def test_outcome_labels(outcome, label):
 
 
 def test_observations_of_ordinary_steps_are_cut_first():
-    prompt = build_prompt(episode(["x" * 2000] * 10), 5, max_chars=19_000, critical=[4])
+    prompt = build_prompt(episode(["x" * 2000] * 10, critical=[4]), 5, max_chars=19_000)
     # all are 20,000 characters and more, with 4 of 10 at 1,000 they fit; 0, 1 and 7, 8, 9 and the critical 4 stay whole
     lengths = [len(step["observation"]) for step in data_of(prompt.messages)["steps"]]
     shortened = len("x" * 1000 + " [... 1000 characters cut ...] ")
@@ -63,10 +70,10 @@ def test_a_shortened_text_keeps_its_ends():
 
 def test_what_is_cut_last():
     """40 steps of 600 + 600 characters, then all else too."""
-    long = episode(["o" * 600] * 40, response="r" * 600)
+    long = episode(["o" * 600] * 40, response="r" * 600, critical=[20])
 
     def shape(max_chars: int) -> tuple[int, int, int, int]:
-        steps = data_of(build_prompt(long, 5, max_chars=max_chars, critical=[20]).messages)["steps"]
+        steps = data_of(build_prompt(long, 5, max_chars=max_chars).messages)["steps"]
         ordinary = next((step for step in steps if step["step"] == 10), {"observation": "", "response": ""})
         return (len(steps), len(ordinary["observation"]), len(ordinary["response"]), len(steps[0]["observation"]))
 
@@ -78,24 +85,26 @@ def test_what_is_cut_last():
     assert shape(19_000) == (40, 100 + mark, 100 + mark, 500 + mark)
     assert shape(8_000) == (6, 0, 0, 500 + mark)
     assert shape(4_000) == (6, 0, 0, 100 + mark)
-    prompt = build_prompt(long, 5, max_chars=8_000, critical=[20])
+    prompt = build_prompt(long, 5, max_chars=8_000)
     assert prompt.steps == {0, 1, 20, 37, 38, 39}
     assert json.loads(prompt.cut or "")["steps_left_out"] == [*range(2, 20), *range(21, 37)]
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(AnalyzerReplyError, match=r"does not fit analyzer\.llm\.max_prompt_chars"):
-        build_prompt(episode(["x" * 900] * 60), 5, max_chars=4000, critical=range(60))
+        build_prompt(episode(["x" * 900] * 60, critical=range(60)), 5, max_chars=4000)
 
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.lists(st.text(max_size=900), max_size=40), st.integers(4_000, 20_000), st.sets(st.integers(0, 39), max_size=4)
+    st.lists(st.text(max_size=900), min_size=1, max_size=40),
+    st.integers(4_000, 20_000),
+    st.sets(st.integers(0, 39), max_size=4),
 )
 def test_a_prompt_is_never_longer_than_allowed_and_says_what_it_lacks(observations, max_chars, critical):
-    trajectory = episode(observations)
+    trajectory = episode(observations, critical=critical)
     try:
-        prompt = build_prompt(trajectory, 5, max_chars=max_chars, critical=critical)
+        prompt = build_prompt(trajectory, 5, max_chars=max_chars)
     except AnalyzerReplyError:
         return
     assert len(prompt.messages[1]["content"]) <= max_chars + len("<data>\n\n</data>")
