@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefect import flow
 from rich.console import Console
@@ -15,10 +14,11 @@ from rich.table import Table
 
 from flows import plan
 from flows.campaign import run_campaign
-from flows.cli.warm_start import make_warm_start
+from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
 from opid_core.config import CampaignConfig, load_config
 from opid_core.errors import ConfigError
+from opid_core.hashing import config_differences
 
 MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
 """Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
@@ -67,7 +67,7 @@ def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence
         methods[config.campaign] = config
     first = next(iter(methods.values()))
     for config, path in zip(methods.values(), paths, strict=True):
-        if differing := differences(first.model_dump(mode="json"), config.model_dump(mode="json"), MAY_VARY):
+        if differing := config_differences(first.model_dump(mode="json"), config.model_dump(mode="json"), MAY_VARY):
             raise ConfigError(
                 f"{path}: {', '.join(differing)}: differs from {paths[0]}; the methods of a study may differ in "
                 + ", ".join(MAY_VARY)
@@ -103,9 +103,9 @@ def show(study: Study, console: Console) -> None:
     """Print what the study will run."""
     table = Table("method", "signal", "campaigns", title=f"study {study.name}")
     for label, config in study.methods.items():
-        changed = config.method.model_dump(exclude_defaults=True)
+        signal = config.method.model_dump(exclude_defaults=True)
         names = ", ".join(f"{label}-seed{seed}" for seed in study.seeds)
-        table.add_row(label, json.dumps(changed, sort_keys=True), names)
+        table.add_row(label, json.dumps(signal, sort_keys=True), names)
     console.print(table)
     first = next(iter(study.methods.values()))
     count = len(study.methods) * len(study.seeds)
@@ -136,7 +136,7 @@ def shared_policy(study: Study, console: Console) -> str:
         unfinished = folder.with_name("policy.unfinished")
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        make_warm_start(first, unfinished, "cpu", console)
+        write_warm_start(first, unfinished, "cpu", console)
         unfinished.rename(folder)
     return str(folder)
 
@@ -145,21 +145,6 @@ def study_folder(study: Study) -> Path:
     """The study's local folder: the store's root, or `runs/<study>` for a root on S3."""
     root = next(iter(study.methods.values())).root
     return Path("runs") / study.name if root.startswith("s3://") else Path(root.removeprefix("file://"))
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-    """Keys in which two configs (plain data) differ, but for those of `free` and below them; a key that one lacks is
-    null there."""
-    mine, theirs = _flat(one), _flat(other)
-    keys = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
-    return [key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in free)]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _step_weight(config: CampaignConfig) -> float | None:

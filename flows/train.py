@@ -10,7 +10,7 @@ from rich.console import Console
 from flows import plan, settings
 from flows.campaign import run_campaign
 from flows.display import live_progress
-from flows.reports.audit.command import LAST, write_audit
+from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
 from infra.store import find_campaign, open_campaign
 from opid_core.config import CampaignConfig, load_config
@@ -51,4 +51,5 @@ def train_campaign(config: CampaignConfig, console: Console) -> None:
         run_campaign(config)
     endpoint_url = config.storage.endpoint_url
     print_report(write_report(find_campaign(config.root, config.campaign, endpoint_url)), console)
-    write_audit(str(config.root), endpoint_url, config.campaign, [LAST], None, "html", console)
+    page = write_audit(str(config.root), endpoint_url, config.campaign, ["last"], None, "html")[-1]
+    console.print(f"Open {page} in a browser.", soft_wrap=True, highlight=False)

@@ -14,7 +14,7 @@ from infra import objects, s3_objects
 from infra.object_types import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
-from opid_core.hashing import MAY_DIFFER
+from opid_core.hashing import ABSENT, MAY_DIFFER, config_differences
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,9 @@ def open_campaign(
             f"root: the server of {address} ignores `If-None-Match: *` and overwrites what exists: two runs could "
             "commit the same iteration; use a server with conditional writes"
         )
-    stored_values, given_values = _flatten(read_config(store)), _flatten(given)
     differing = [
-        f"  {key}: stored {_show(stored_values, key)}, given {_show(given_values, key)}"
-        for key in sorted({*stored_values, *given_values})
-        if not _may_differ(key) and _show(stored_values, key) != _show(given_values, key)
+        f"  {key}: stored {_show(stored)}, given {_show(new)}"
+        for key, (stored, new) in config_differences(read_config(store), given, MAY_DIFFER).items()
     ]
     if differing:
         raise ConfigError(
@@ -160,19 +158,5 @@ def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> Campaig
     return CampaignStore(str(objects.address_of(root, endpoint_url)), campaign, endpoint_url)
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {
-        key: leaf
-        for name, nested in value.items()
-        for key, leaf in _flatten(nested, f"{prefix}.{name}" if prefix else name).items()
-    }
-
-
-def _may_differ(key: str) -> bool:
-    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_DIFFER)
-
-
-def _show(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
+def _show(value: Any) -> str:
+    return value if value is ABSENT else json.dumps(value, ensure_ascii=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ MAY_DIFFER = (
 Those from `threads` on change how sums are rounded: a continued campaign is then equal to an undisturbed one up to
 that."""
 
+ABSENT = "(absent)"
+"""In `config_differences`: a config without the key."""
+
 
 def config_hash(config: CampaignConfig) -> str:
     """sha256 of the canonical JSON of the config."""
@@ -52,6 +56,28 @@ def training_hash(config: CampaignConfig) -> str:
             section = section[parent]
         del section[last]
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def config_differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], ignored: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configs (plain data) differ, sorted, with both values; a key that one lacks is `ABSENT`
+    there. Keys that are in `ignored`, or below one of them, do not count."""
+    first, second = _flat(one), _flat(other)
+    pairs = {key: (first.get(key, ABSENT), second.get(key, ABSENT)) for key in sorted({*first, *second})}
+    return {
+        key: pair
+        for key, pair in pairs.items()
+        if pair[0] != pair[1] and not any(key == name or key.startswith(f"{name}.") for name in ignored)
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        # An empty section is a value of its own: it has no keys that could stand for it.
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def canonical_json(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""What the commands share: the application, the console, and arguments that several take."""
+"""What the commands share: the application, the console, and arguments that several take.
+
+`opid --help` imports every module of this package: what takes long to import is imported in the functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,11 @@ ConfigPath = Annotated[
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config value; repeat for more.")
 ]
+CampaignName = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign.")]
 Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.")]
 Endpoint = Annotated[
     str | None, typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.")
 ]
-
 EnvironmentName = Annotated[str, typer.Argument(metavar="ENV", help="Environment: alfworld, webshop or search_qa.")]
 Options = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the environment; repeat for more.")

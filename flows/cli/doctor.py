@@ -10,10 +10,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+from rich.table import Table
+
+from flows.cli.common import app, console
+
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `detail` says what was found, or what to do."""
+    """Something that is looked at. `detail` says what there is, or what to do."""
 
     name: str
     ok: bool
@@ -44,15 +49,28 @@ _DISTRIBUTIONS = {
 }
 
 
+@app.command()
+def doctor() -> None:
+    """What works on this machine: packages, engine, learner, memory, disk; and what to do about what does not.
+
+    Example: [bold]opid doctor[/]
+    """
+    checks = diagnose(Path.cwd())
+    table = Table("", "check", "found")
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.ok else "[red]no[/]", check.name, check.detail)
+    console.print(table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
 def diagnose(folder: Path) -> list[Check]:
     """All checks; `folder` is where campaigns would be written."""
     checks = [
         Check("Python", sys.version_info[:2] in ((3, 11), (3, 12)), f"{sys.version.split()[0]} (needs 3.11 or 3.12)")
     ]
     checks += [_package(name, advice) for name, advice in PACKAGES.items()]
-    for name, advice in OPTIONAL.items():
-        found = _package(name, advice)
-        checks.append(Check(f"{name} (optional)", True, found.detail))
+    checks += [Check(f"{name} (optional)", True, _package(name, advice).detail) for name, advice in OPTIONAL.items()]
     checks += [_accelerator(), _memory(), _disk(folder)]
     return checks
 

@@ -5,54 +5,60 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import pyarrow as pa
-from rich.console import Console
+import typer
 
-from flows.reports.chains import place_of
-from infra.local_objects import faults
-from infra.manifest import Manifest, to_bytes
-from infra.store import (
-    CampaignStore,
-    find_campaign,
-    folder_path,
-    manifests,
-    new_attempt,
-    read_config,
-    read_table,
-    weights_only,
-)
+from flows.cli.common import CampaignName, Endpoint, Root, app, console
 from opid_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from infra.manifest import Manifest
+    from infra.store import CampaignStore
 
 _BATCH_ROWS = 256
 
 
-def show_export(
-    root: str, campaign: str, endpoint_url: str | None, iteration: str | None, out: Path, console: Console
+@app.command()
+def export(
+    campaign: CampaignName,
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    iteration: Annotated[str | None, typer.Option(help="A number or 'start'; default: the newest.")] = None,
+    root: Root = "runs",
+    endpoint_url: Endpoint = None,
 ) -> None:
-    """Export `iteration` (`start` or a number; None: the newest) and print what is where."""
+    """An iteration's tables as JSONL and the policy that it made as an HF folder, in a new folder.
+
+    Example: [bold]opid export quickstart --iteration 3 --out exported[/]
+    """
+    from flows.reports.chains import index_of, read_chain
+    from flows.reports.formatting import say
+
     if out.exists():
         raise ConfigError(f"--out: {out} exists already; name a new folder")
-    store = find_campaign(root, campaign, endpoint_url)
-    chain = manifests(store)
-    manifest = chain[place_of(store, chain, iteration)]
-    export(store, manifest, out)
+    store, chain = read_chain(root, campaign, endpoint_url)
+    manifest = chain[index_of(store, chain, iteration)]
+    write_export(store, manifest, out)
     tables = ", ".join(f"{name} ({record.rows})" for name, record in sorted(manifest.tables.items()))
-    console.print(
+    say(
+        console,
         f"{campaign}, iteration {manifest.iteration}: {out}\nTables, as <name>.jsonl (rows): {tables}\n"
         f"The policy after {manifest.policy_version} updates: {out / 'policy'}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
     )
 
 
-def export(store: CampaignStore, manifest: Manifest, out: Path) -> None:
+def write_export(store: CampaignStore, manifest: Manifest, out: Path) -> None:
     """Write `<table>.jsonl`, `policy/` (without optimizer state), `manifest.json` and `config.json` to the new folder
     `out`: all of it, or nothing. Every file is checked against its hash.
 
     Raises ConfigError where `out` exists or cannot be made, DataError that names a damaged file.
     """
+    from infra.local_objects import faults
+    from infra.manifest import to_bytes
+    from infra.store import folder_path, new_attempt, read_config, read_table, weights_only
+
     temporary = out.absolute().parent / f".{out.name}.{new_attempt()}.tmp"
     try:
         temporary.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The `opid` command."""
+"""The `opid` command: every command is the module of its name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from flows.cli import campaigns, records, worlds  # noqa: F401 - they add their commands
-from flows.cli.common import app, console
+from flows.cli import (  # noqa: F401 - each adds its command
+    audit,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    play,
+    prepare,
+    reproduce,
+    rollout,
+    serve,
+    status,
+    sweep,
+    tasks,
+    trace,
+    train,
+    verify,
+    warm_start,
+)
+from flows.cli.common import app
 from opid_core.errors import OpidError
-
-__all__ = ["app", "console", "main"]
 
 
 def main() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.columns import Columns
 from rich.console import Console
-from rich.text import Text
 
 from envs.base import Decision, Environment, HasExpert, make
-from flows.cli.tasks import find_task, print_plain
+from flows.cli.common import EnvironmentName, Options, app, console
+from flows.cli.tasks import find_task, opening
+from flows.reports.formatting import plain
+from opid_core.config import parse_overrides
 from opid_core.errors import OpidError
 
 _TAGS = {"search_qa": ("search", "answer")}
@@ -22,7 +25,7 @@ _BLANK = re.compile(r"<(your [^<>]*)>")
 
 
 @dataclass
-class _Episode:
+class _PlayedEpisode:
     """`past` holds (admissible actions, action, what it led to) of each step."""
 
     environment: Environment
@@ -31,7 +34,23 @@ class _Episode:
     total_reward: float = 0.0
 
 
+@app.command()
 def play(
+    environment_name: EnvironmentName,
+    split: Annotated[str, typer.Option(help="Split of the task.")] = "train",
+    task_id: Annotated[
+        str | None, typer.Option("--task", metavar="TASK_ID", help="The task; default: the split's first.")
+    ] = None,
+    overrides: Options = [],  # noqa: B006
+) -> None:
+    """Play an episode yourself: actions by text or number, `hint` for the expert's next action, `quit` to end.
+
+    Example: [bold]opid play alfworld --set generator.size=small --task train/000003[/]
+    """
+    play_episode(environment_name, parse_overrides(overrides), split, task_id, console)
+
+
+def play_episode(
     environment_name: str,
     options: Mapping[str, Any],
     split: str,
@@ -48,17 +67,17 @@ def play(
     environment = make(environment_name, options)
     task = find_task(environment.tasks(split), split, task_id)
     tags = _TAGS.get(environment_name, ())
-    episode = _Episode(environment, environment.reset(task))
-    print_plain(console, f"{task.task_id} ({task.task_type})\n\n{environment.task_text}\n\n{episode.first_observation}")
+    episode = _PlayedEpisode(environment, environment.reset(task))
+    console.print(plain(opening(task, environment, episode.first_observation)))
     outcome = "ended by you"
     while (action := _next_action(episode, tags, console, read_line)) is not None:
         offered = tuple(environment.admissible_actions)
         result = environment.step(action)
         episode.past.append((offered, action, result.observation))
         episode.total_reward += result.reward
-        print_plain(console, f"\nStep {len(episode.past)}: {action}")
+        console.print(plain(f"\nStep {len(episode.past)}: {action}"))
         if result.observation:
-            print_plain(console, f"\n{result.observation}")
+            console.print(plain(f"\n{result.observation}"))
         if result.won or result.done:
             outcome = "won" if result.won else "lost"
             break
@@ -66,7 +85,7 @@ def play(
 
 
 def _next_action(
-    episode: _Episode, tags: Sequence[str], console: Console, read_line: Callable[[str], str]
+    episode: _PlayedEpisode, tags: Sequence[str], console: Console, read_line: Callable[[str], str]
 ) -> str | None:
     """Ask until there is an action; None to end the episode."""
     offered = episode.environment.admissible_actions
@@ -77,11 +96,11 @@ def _next_action(
             if line == "quit":
                 return None
             if line == "hint":
-                print_plain(console, _hint(episode))
+                console.print(plain(_hint(episode)))
                 continue
             if line.isdecimal() and offered:
                 if not 1 <= int(line) <= len(offered):
-                    print_plain(console, f"Choose a number from 1 to {len(offered)}.")
+                    console.print(plain(f"Choose a number from 1 to {len(offered)}."))
                     continue
                 line = _filled(offered[int(line) - 1], read_line)
         except EOFError:
@@ -90,16 +109,16 @@ def _next_action(
         if action is not None:
             return action
         if line:
-            print_plain(console, f"Not understood. {_how_to_act(episode.environment, tags)}")
+            console.print(plain(f"Not understood. {_how_to_act(episode.environment, tags)}"))
 
 
 def _show_choices(environment: Environment, tags: Sequence[str], console: Console) -> None:
     offered = environment.admissible_actions
     console.print()
     if offered:
-        numbered = [Text(f"{number:>3} {action}") for number, action in enumerate(offered, start=1)]
+        numbered = [plain(f"{number:>3} {action}") for number, action in enumerate(offered, start=1)]
         console.print(Columns(numbered, column_first=True, padding=(0, 3)))
-    print_plain(console, _how_to_act(environment, tags))
+    console.print(plain(_how_to_act(environment, tags)))
 
 
 def _how_to_act(environment: Environment, tags: Sequence[str]) -> str:
@@ -132,7 +151,7 @@ def _parsed(environment: Environment, line: str) -> str | None:
     return action if is_valid and action else None
 
 
-def _hint(episode: _Episode) -> str:
+def _hint(episode: _PlayedEpisode) -> str:
     """What an expert that saw the episode so far would do now."""
     environment = episode.environment
     if not isinstance(environment, HasExpert):
@@ -148,7 +167,7 @@ def _hint(episode: _Episode) -> str:
     return f"Hint: {decision.action} ({decision.thought})"
 
 
-def _show_end(episode: _Episode, outcome: str, console: Console) -> None:
+def _show_end(episode: _PlayedEpisode, outcome: str, console: Console) -> None:
     steps = [f"{number:>3} {action}" for number, (_, action, _) in enumerate(episode.past, start=1)]
     summary = f"Episode {outcome}. Reward: {episode.total_reward:g}, steps: {len(steps)}"
-    print_plain(console, "\n".join(["", summary, *steps]))
+    console.print(plain("\n".join(["", summary, *steps])))

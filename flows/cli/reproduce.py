@@ -6,34 +6,22 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-from rich.console import Console
+import typer
 from rich.table import Table
 
 from flows import settings
-from flows.reports.chains import place_of
-from infra.manifest import START, Manifest, to_bytes, weights_hash
-from infra.scratch import scratch_folder
-from infra.store import (
-    CampaignStore,
-    create_object,
-    find_campaign,
-    folder_path,
-    given_up,
-    key_of,
-    location,
-    manifests,
-    open_campaign,
-    put_folder,
-    read_config,
-    read_table,
-    weights_only,
-)
+from flows.cli.common import CampaignName, Endpoint, Root, app, console
 from opid_core.config import CampaignConfig, StorageConfig, build_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER, config_hash
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from infra.manifest import Manifest
+    from infra.store import CampaignStore
 
 STAGES = {
     "steps": "rollout",
@@ -47,13 +35,13 @@ STAGES = {
 }
 """What is compared, in the order in which it is made, and the stage that makes it."""
 
-
 KEYS = ("trajectory_id", "step", "skill_id", "task_id", "name")
+"""What names a row, of whatever table."""
 SHOWN_CHARS = 100
 
 
 @dataclass(frozen=True)
-class Compared:
+class HashPair:
     """A table (or the weights) as it was committed and as it came out again: hashes, None where there is none."""
 
     name: str
@@ -62,71 +50,81 @@ class Compared:
 
     @property
     def equal(self) -> bool:
+        """Whether the same came out."""
         return self.committed == self.again
 
 
-def compare(committed: Manifest, again: Manifest) -> list[Compared]:
+@app.command()
+def reproduce(
+    campaign: CampaignName,
+    iteration: Annotated[int, typer.Option(min=0, help="The committed iteration to run again.")],
+    root: Root = "runs",
+    endpoint_url: Endpoint = None,
+) -> None:
+    """Run a committed iteration again from what stood before it and compare every table and the weights.
+
+    The campaign is only read. Exit code 1 where anything differs.
+
+    Example: [bold]opid reproduce quickstart --iteration 3[/]
+    """
+    from flows.reports.chains import index_of, read_chain
+    from flows.reports.formatting import say
+    from infra.scratch import scratch_folder
+    from infra.store import location, read_config, read_table
+
+    store, chain = read_chain(root, campaign, endpoint_url)
+    index = index_of(store, chain, str(iteration))
+    committed = chain[index]
+    stored = build_config(read_config(store), location(store, "config.json"))
+    for note in notes(stored, committed):
+        say(console, note)
+    say(console, f"Running iteration {iteration} of {campaign} again, in a store of its own.")
+    with scratch_folder() as scratch:
+        settings.apply(scratch)  # Prefect's state too is made beside the campaign, never in it
+        config = as_committed(stored, committed).model_copy(update={"root": str(scratch), "storage": StorageConfig()})
+        copy = _copy_before(store, chain[:index], committed, config)
+        again = _run(config, copy, chain[:index], bool(committed.degraded))
+        pairs = compare(committed, again)
+        table = Table("stage", "made", "committed", "again", "", title=f"{campaign}, iteration {iteration}")
+        for pair in pairs:
+            hashes = [value[:12] if value else "none" for value in (pair.committed, pair.again)]
+            table.add_row(STAGES.get(pair.name, ""), pair.name, *hashes, "equal" if pair.equal else "[red]different[/]")
+        console.print(table)
+        different = [pair for pair in pairs if not pair.equal]
+        for name in [pair.name for pair in different if pair.committed and pair.again and pair.name in again.tables]:
+            one, other = read_table(store, committed.tables[name]), read_table(copy, again.tables[name])
+            say(console, f"{name}: {first_difference(one, other)}")
+    console.print("[red]Not everything is equal.[/]" if different else "Everything is equal.")
+    if different:
+        raise typer.Exit(1)
+
+
+def compare(committed: Manifest, again: Manifest) -> list[HashPair]:
     """The two runs of an iteration, stage by stage. Wall-clock columns and metrics do not enter the hashes."""
     one, other = _hashes(committed), _hashes(again)
     names = [name for name in STAGES if name in one or name in other]
     names += sorted({*one, *other}.difference(STAGES))
-    return [Compared(name, one.get(name), other.get(name)) for name in names]
-
-
-def show_reproduce(root: str, campaign: str, endpoint_url: str | None, iteration: int, console: Console) -> bool:
-    """Run `iteration` of the campaign again in a store of its own, print the comparison, and say whether all is equal.
-
-    The campaign is only read. Raises ConfigError for an unknown campaign or iteration.
-    """
-    store = find_campaign(root, campaign, endpoint_url)
-    chain = manifests(store)
-    place = place_of(store, chain, str(iteration))
-    stored = build_config(read_config(store), location(store, "config.json"))
-    for note in notes(stored, chain[place]):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
-    note = f"Running iteration {iteration} of {campaign} again, in a store of its own."
-    console.print(note, soft_wrap=True, highlight=False, markup=False)
-    with scratch_folder() as scratch:
-        settings.apply(scratch)  # Prefect's state too is made beside the campaign, never in it
-        config = as_committed(stored, chain[place]).model_copy(
-            update={"root": str(scratch), "storage": StorageConfig()}
-        )
-        copy = _copy_before(store, chain[:place], chain[place], config)
-        again = _run(config, copy, chain, place, console)
-        found = compare(chain[place], again)
-        table = Table("stage", "made", "committed", "again", "", title=f"{campaign}, iteration {iteration}")
-        for row in found:
-            hashes = [value[:12] if value else "none" for value in (row.committed, row.again)]
-            table.add_row(STAGES.get(row.name, ""), row.name, *hashes, "equal" if row.equal else "[red]different[/]")
-        console.print(table)
-        for row in found:
-            if not row.equal and row.committed and row.again and row.name in again.tables:
-                one, other = read_table(store, chain[place].tables[row.name]), read_table(copy, again.tables[row.name])
-                note = f"{row.name}: {first_difference(one, other)}"
-                console.print(note, soft_wrap=True, highlight=False, markup=False)
-    equal = all(row.equal for row in found)
-    console.print("Everything is equal." if equal else "[red]Not everything is equal.[/]")
-    return equal
+    return [HashPair(name, one.get(name), other.get(name)) for name in names]
 
 
 def notes(stored: CampaignConfig, manifest: Manifest) -> list[str]:
     """Why the iteration might come out otherwise, as far as that can be known before it runs."""
     from tasks.version import code_version
 
-    found = []
+    reasons = []
     if code_version() != manifest.code_version:
-        found.append(
+        reasons.append(
             f"Another version of the program: this is {code_version()}, the iteration was made by "
             f"{manifest.code_version}."
         )
     if config_hash(stored) != manifest.config_hash:
-        found.append(
+        reasons.append(
             "Another config than the stored one, which is used here, in keys that may differ between runs of a "
             f"campaign ({', '.join(MAY_DIFFER)}): threads, ranks and micro-batches change how sums are rounded."
         )
     if stored.analyzer.asks_model:
-        found.append("The analyzer asks a model: its replies may differ.")
-    return found
+        reasons.append("The analyzer asks a model: its replies may differ.")
+    return reasons
 
 
 def first_difference(committed: pa.Table, again: pa.Table) -> str:
@@ -148,6 +146,8 @@ def first_difference(committed: pa.Table, again: pa.Table) -> str:
 
 def _without_clock(table: pa.Table) -> pa.Table:
     """What `schema.content_hash` covers."""
+    import pyarrow as pa
+
     kept = table.select([f.name for f in table.schema if not (f.metadata or {}).get(b"volatile")])
     if "value" not in kept.column_names:
         return kept
@@ -155,16 +155,18 @@ def _without_clock(table: pa.Table) -> pa.Table:
 
 
 def _element(one: Any, other: Any) -> tuple[str, str, str]:
-    """Of two lists of one length the first elements that differ, with their place; else the values; as short texts."""
-    place = ""
+    """Of two lists of one length the first elements that differ, with their index; else the values; as short texts."""
+    index = ""
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         number = next(n for n, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
-        place, one, other = f"[{number}]", one[number], other[number]
+        index, one, other = f"[{number}]", one[number], other[number]
     short = [text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..." for text in (repr(one), repr(other))]
-    return place, short[0], short[1]
+    return index, short[0], short[1]
 
 
 def _hashes(manifest: Manifest) -> dict[str, str | None]:
+    from infra.manifest import weights_hash
+
     tables = {name: record.content_hash for name, record in manifest.tables.items()}
     return {**tables, "weights": weights_hash(manifest.policy)}
 
@@ -173,6 +175,7 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     """The stored config, with a length at which `manifest`'s iteration is evaluated as it was: the campaign may have
     been extended since, or have ended later than first planned."""
     from flows.iteration import evaluation_due
+    from infra.manifest import START
 
     assert manifest.iteration != START
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
@@ -189,6 +192,9 @@ def _copy_before(
 ) -> CampaignStore:
     """A campaign of the same name under `config.root` that stands where `iteration` began: its config, the manifests
     `before` it, and the two policies that it needs."""
+    from infra.manifest import to_bytes
+    from infra.store import create_object, folder_path, given_up, key_of, open_campaign, put_folder, weights_only
+
     reference, policy = weights_only(before[0].policy), before[-1].policy
     if given_up(store).intersection(file.path for file in policy.files):
         raise ConfigError(
@@ -212,7 +218,7 @@ def _copy_before(
     return copy
 
 
-def _run(config: CampaignConfig, copy: CampaignStore, chain: list[Manifest], place: int, console: Console) -> Manifest:
+def _run(config: CampaignConfig, copy: CampaignStore, before: list[Manifest], degrade: bool) -> Manifest:
     from flows.campaign import run_next
     from flows.display import live_progress
     from flows.prefect_api import prefect_api
@@ -220,6 +226,6 @@ def _run(config: CampaignConfig, copy: CampaignStore, chain: list[Manifest], pla
 
     with prefect_api(), live_progress(config, console):
         try:
-            return run_next(config, copy, chain[:place], 0, bool(chain[place].degraded), time.monotonic())
+            return run_next(config, copy, before, 0, degrade, time.monotonic())
         finally:
             workers.close()

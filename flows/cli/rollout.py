@@ -4,63 +4,85 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.markdown import Markdown
+import typer
 
-from flows.display import live_progress
-from flows.plan import check_new_file, check_policy_and_engine
-from opid_core.config import CampaignConfig
-from opid_core.rollout.episodes import Episode, run_episodes
-from tasks import workers
-from tasks.engine import RemoteEngine
-from tasks.evaluate import panel_requests
-from tasks.progress import report
-from tasks.stage import environment_maker, evaluation_settings
+from flows import settings
+from flows.cli.common import ConfigPath, Overrides, app, console
+from opid_core.config import CampaignConfig, load_config
+
+if TYPE_CHECKING:
+    from opid_core.rollout.episodes import Episode
 
 
-def show_rollout(
-    config: CampaignConfig, policy_folder: Path, episodes: int, console: Console, out: Path | None = None
-) -> list[Episode]:
-    """Play the first `episodes` tasks of the evaluation split with the HF folder's policy at the first evaluation
-    temperature and the seeds of the evaluation; print the transcripts, or write them to `out` (Markdown).
+@app.command()
+def rollout(
+    config_path: ConfigPath,
+    episodes: Annotated[int, typer.Option(min=1, help="Play so many of the evaluation split's first tasks.")] = 2,
+    policy: Annotated[
+        Path | None, typer.Option(help="HF folder to run; default: the campaign's newest policy.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Markdown file for the transcripts; must not exist.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Run a policy on a few tasks of the held-out panel and show its transcripts. Stores nothing.
 
-    Raises ConfigError before anything runs for an unusable policy folder, a file that exists already and too few tasks.
+    Example: [bold]opid rollout configs/quickstart.yaml --episodes 2 --policy configs/policies/alfworld_tiny[/]
     """
+    config = load_config(config_path, overrides)
+    settings.apply(config.root)
+    from rich.markdown import Markdown
+
+    from flows.evaluate import newest_policy
+    from flows.plan import check_new_file
+    from flows.reports.formatting import say
+
     if out is not None:
         check_new_file(out)
-    make_environment = environment_maker(config)
-    temperature = config.evaluation.temperatures[0]
-    asked = panel_requests(config, episodes, temperature)
-    check_policy_and_engine(policy_folder, trained=False)
-    make_environment().reset(asked[0].task)
-    finished: list[Episode] = []
-
-    def progress(episode: Episode) -> None:
-        finished.append(episode)
-        report("start", "rollout", len(finished), episodes)
-
-    engine = RemoteEngine(config, policy_folder)
-    try:
-        with live_progress(config, console):
-            played = run_episodes(
-                engine,
-                workers.tokenizer_of(policy_folder),
-                make_environment,
-                asked,
-                evaluation_settings(config, temperature),
-                progress,
-            )
-    finally:
-        engine.kill()
-    summary = _summary(played, temperature)
+    played = play_episodes(config, policy or newest_policy(config), episodes)
+    summary = _summary(played, config.evaluation.temperatures[0])
     text = "\n\n".join([*(transcript(episode) for episode in played), f"**{summary}**"]) + "\n"
     if out is None:
         console.print(Markdown(text))
     else:
         out.write_text(text, encoding="utf-8")
-        console.print(summary, f"Transcripts: {out}", sep="\n", markup=False, highlight=False, soft_wrap=True)
-    return played
+        say(console, f"{summary}\nTranscripts: {out}")
+
+
+def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> list[Episode]:
+    """Play the first `count` tasks of the evaluation split with the HF folder's policy, at the first evaluation
+    temperature and with the seeds of the evaluation.
+
+    Raises ConfigError before anything runs for an unusable policy folder and too few tasks.
+    """
+    from flows.display import live_progress
+    from flows.plan import check_policy_and_engine
+    from opid_core.rollout.episodes import run_episodes
+    from tasks import workers
+    from tasks.engine import RemoteEngine
+    from tasks.evaluate import panel_requests
+    from tasks.progress import report
+    from tasks.stage import environment_maker, evaluation_settings
+
+    make_environment = environment_maker(config)
+    temperature = config.evaluation.temperatures[0]
+    requests = panel_requests(config, count, temperature)
+    check_policy_and_engine(policy_folder, trained=False)
+    make_environment().reset(requests[0].task)
+    ended: list[Episode] = []
+
+    def progress(episode: Episode) -> None:
+        ended.append(episode)
+        report("start", "rollout", len(ended), count)
+
+    engine = RemoteEngine(config, policy_folder)
+    try:
+        with live_progress(config, console):
+            tokenizer, rules = workers.tokenizer_of(policy_folder), evaluation_settings(config, temperature)
+            return run_episodes(engine, tokenizer, make_environment, requests, rules, progress)
+    finally:
+        engine.kill()
 
 
 def transcript(episode: Episode) -> str:

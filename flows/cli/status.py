@@ -2,54 +2,74 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 from rich.table import Table
 
-from infra import lease, stages
-from infra.manifest import Manifest
-from infra.store import CampaignStore, find_campaign, location, manifests, next_iteration, read_config
+from flows.cli.common import CampaignName, Endpoint, Root, app, console
+
+if TYPE_CHECKING:
+    from infra.manifest import Manifest
+    from infra.store import CampaignStore
 
 
-def show_status(root: str, campaign: str, endpoint_url: str | None, last: int, console: Console) -> None:
-    """Print the newest `last` commits, what comes next, and why it has not come. Raises ConfigError for an unknown
-    campaign."""
-    store = find_campaign(root, campaign, endpoint_url)
-    chain, config = manifests(store), read_config(store)
-    done, planned = max(0, len(chain) - 1), config["iterations"]
+@app.command()
+def status(
+    campaign: CampaignName,
+    root: Root = "runs",
+    endpoint_url: Endpoint = None,
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest iterations to show.")] = 10,
+) -> None:
+    """What is committed, who works on it, what stopped it: iterations, success, gates, overhead, the newest policy.
+
+    Example: [bold]opid status quickstart[/]
+    """
+    from flows.reports.chains import read_chain
+    from flows.reports.formatting import say
+    from infra.stages import failures
+    from infra.store import location, next_iteration, read_config
+
+    store, chain = read_chain(root, campaign, endpoint_url)
+    done, planned = max(0, len(chain) - 1), read_config(store)["iterations"]
     state = "nothing committed yet" if not chain else "unfinished" if done < planned else "finished"
     preset = f", preset {chain[0].preset}" if chain else ""
-    console.print(
-        f"[bold]{campaign}[/] in {location(store)}: {done} iterations committed of {planned} first planned, {state}"
-        + preset,
-        soft_wrap=True,
+    say(
+        console,
+        f"{campaign} in {location(store)}: {done} iterations committed of {planned} first planned, {state}{preset}",
     )
-    console.print(_driver(store), soft_wrap=True)
+    say(console, _driver(store))
     console.print(_commits(chain[-last:]))
     for manifest in chain[-last:]:
         for reason in manifest.degraded:
-            console.print(f"Iteration {manifest.iteration} is degraded: {reason}", markup=False, soft_wrap=True)
+            say(console, f"Iteration {manifest.iteration} is degraded: {reason}")
     if chain:
-        console.print(f"Newest policy: {location(store, chain[-1].policy.uri)}", soft_wrap=True)
-    for number, failure in enumerate(stages.failures(store, next_iteration(chain)), start=1):
-        console.print(f"[red]Iteration {next_iteration(chain)}, attempt {number} given up[/] at {failure['at']}:")
-        console.print(failure["reason"], markup=False, highlight=False, soft_wrap=True)
+        say(console, f"Newest policy: {location(store, chain[-1].policy.uri)}")
+    following = next_iteration(chain)
+    for number, failure in enumerate(failures(store, following), start=1):
+        say(console, f"Iteration {following}, attempt {number} given up at {failure['at']}:", "red")
+        say(console, failure["reason"])
     if done < planned:
         console.print("Continue with the same `opid train CONFIG` command.")
 
 
 def _driver(store: CampaignStore) -> str:
-    found = lease.status(store)
-    if found is None or found.released:
+    from infra import lease
+
+    held = lease.status(store)
+    if held is None or held.released:
         return "No driver works on it."
-    age = "none yet" if found.heartbeat_age_s is None else f"{found.heartbeat_age_s:.0f} s ago"
-    holder = found.holder
+    age = "none yet" if held.heartbeat_age_s is None else f"{held.heartbeat_age_s:.0f} s ago"
     return (
-        f"Driver: process {holder.process_id} on {holder.host} since {holder.started_at}, lease epoch {found.epoch}, "
-        f"last heartbeat {age}."
+        f"Driver: process {held.holder.process_id} on {held.holder.host} since {held.holder.started_at}, lease epoch "
+        f"{held.epoch}, last heartbeat {age}."
     )
 
 
-def _commits(chain: list[Manifest]) -> Table:
+def _commits(chain: Sequence[Manifest]) -> Table:
+    from flows.reports.formatting import percent
+
     table = Table("iteration", "committed", "success", "KL", "skills on", "evaluation", "gates", "took", "overhead")
     for manifest in chain:
         numbers = manifest.metrics
@@ -62,9 +82,9 @@ def _commits(chain: list[Manifest]) -> Table:
         table.add_row(
             f"{manifest.iteration} [yellow]degraded[/]" if manifest.degraded else str(manifest.iteration),
             manifest.created_at[:19].replace("T", " "),
-            _share(numbers.get("rollout/success_micro")),
+            percent(numbers.get("rollout/success_micro")),
             "" if (kl := numbers.get("update/kl_k3")) is None else f"{kl:.4f}",
-            _share(numbers.get("skills/coverage")),
+            percent(numbers.get("skills/coverage")),
             evaluation,
             _gates(manifest),
             "" if took_s is None else f"{took_s:.0f} s",
@@ -78,7 +98,3 @@ def _gates(manifest: Manifest) -> str:
     warnings = sum(len(gate.warnings) for gate in manifest.gates.values())
     noted = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
     return f"{passed} of {len(manifest.gates)} passed{noted}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"

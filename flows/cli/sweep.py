@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import defaultdict
+from typing import Annotated
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
+import typer
 
-from infra.store import find_campaign, location
-from infra.sweep import delete, orphans
+from flows.cli.common import CampaignName, Endpoint, Root, app, console
 
 
-def show_sweep(
-    root: str | Path,
-    campaign: str,
-    endpoint_url: str | None,
-    older_than_s: float,
-    delete_them: bool,
-    console: Console,
+@app.command()
+def sweep(
+    campaign: CampaignName,
+    root: Root = "runs",
+    endpoint_url: Endpoint = None,
+    older_than_h: Annotated[float, typer.Option(min=0, help="Only what has not changed for so many hours.")] = 24.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this it is only listed.")] = False,
 ) -> None:
-    """Show the orphans older than `older_than_s` seconds by attempt, and delete them if `delete_them`.
+    """List, or delete, what interrupted runs left behind: files that no commit names and no resumed run would use.
 
-    Raises ConfigError for an unknown campaign, DataError for a damaged one, in which nothing is deleted.
+    Example: [bold]opid sweep quickstart --older-than-h 48 --delete[/]
     """
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from flows.reports.formatting import say
+    from infra import sweep
+    from infra.store import find_campaign, location
+
     store = find_campaign(root, campaign, endpoint_url)
-    found = orphans(store, older_than_s)
-    if not found:
-        console.print(f"{location(store)}: no orphans older than {older_than_s / 3600:g} hours.", soft_wrap=True)
+    orphans = sweep.orphans(store, older_than_h * 3600)
+    if not orphans:
+        say(console, f"{location(store)}: no orphans older than {older_than_h:g} hours.")
         return
-    sizes: dict[str, list[int]] = {}
-    for orphan in found:
-        sizes.setdefault("/".join(orphan.path.split("/")[:3]), []).append(orphan.size)
+    sizes: dict[str, list[int]] = defaultdict(list)
+    for orphan in orphans:
+        sizes["/".join(orphan.path.split("/")[:3])].append(orphan.size)
     table = Table("orphan attempt", "files", "size")
-    for folder, each in sizes.items():
-        table.add_row(folder, str(len(each)), decimal(sum(each)))
+    for folder, of_files in sizes.items():
+        table.add_row(folder, str(len(of_files)), decimal(sum(of_files)))
     console.print(table)
-    total = f"{len(found)} files, {decimal(sum(orphan.size for orphan in found))}"
-    if delete_them:
-        delete(store, found)
-        console.print(f"{location(store)}: deleted {total}.", soft_wrap=True)
+    total = f"{len(orphans)} files, {decimal(sum(orphan.size for orphan in orphans))}"
+    if delete:
+        sweep.delete(store, orphans)
+        say(console, f"{location(store)}: deleted {total}.")
     else:
-        console.print(f"{location(store)}: {total} to delete. Dry run: nothing was deleted.", soft_wrap=True)
+        say(console, f"{location(store)}: {total} to delete. Dry run: nothing was deleted.")

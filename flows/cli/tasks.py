@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import typer
+from rich.table import Column, Table
 
 from envs.base import Environment, HasSplits, Task, make
+from flows.cli.common import EnvironmentName, Options, app, console
+from flows.reports.formatting import plain
+from opid_core.config import parse_overrides
 from opid_core.errors import ConfigError
 
 
-def show_tasks(
-    environment_name: str,
-    options: Mapping[str, Any],
-    split: str | None,
-    limit: int,
-    task_id: str | None,
-    console: Console,
+@app.command()
+def tasks(
+    environment_name: EnvironmentName,
+    split: Annotated[
+        str | None, typer.Option(help="Count and list the tasks of this split; default: count all splits.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many of the split's first tasks to list.")] = 10,
+    task_id: Annotated[
+        str | None, typer.Option("--show", metavar="TASK_ID", help="Show how this task of the split begins.")
+    ] = None,
+    overrides: Options = [],  # noqa: B006
 ) -> None:
-    """Print the splits; or of one split the counts by type and the first `limit` tasks; or the start of one task.
+    """Which tasks an environment has: its splits; of one split the counts by type and the first tasks; or one task.
 
-    A count by type reads the type of every task of the split once; no task is kept, and nothing is reset but the task
-    `task_id`. Raises ConfigError for an unknown environment, option, split or task.
+    Example: [bold]opid tasks alfworld --split train --set generator.size=small --show train/000003[/]
     """
     if split is None and task_id is not None:
         raise ConfigError(f"--show {task_id}: name the split of the task with --split")
-    environment = make(environment_name, options)
+    environment = make(environment_name, parse_overrides(overrides))
     if split is None:
-        _show_splits(environment_name, environment, console)
-        return
-    tasks = environment.tasks(split)
-    if task_id is None:
-        _show_split(tasks, split, limit, console)
+        _show_splits(environment_name, environment)
+    elif task_id is None:
+        _show_split(environment.tasks(split), split, limit)
     else:
-        _show_task(environment, find_task(tasks, split, task_id), console)
+        task = find_task(environment.tasks(split), split, task_id)
+        console.print(plain(opening(task, environment, environment.reset(task))))
+        if environment.admissible_actions:
+            console.print(plain("\n".join(["", "Admissible actions:", *environment.admissible_actions])))
+
+
+def opening(task: Task, environment: Environment, observation: str) -> str:
+    """How an episode of `task` begins, after the reset that gave `observation`."""
+    return f"{task.task_id} ({task.task_type})\n\n{environment.task_text}\n\n{observation}"
 
 
 def find_task(tasks: Sequence[Task], split: str, task_id: str | None) -> Task:
-    """The task called `task_id` (None: the first). Raises ConfigError, which shows how ids look, when there is none."""
+    """The task called `task_id` (None: the first). Raises ConfigError, which shows how ids look, for no task."""
     for task in tasks:
         if task_id in (None, task.task_id):
             return task
@@ -50,12 +61,7 @@ def find_task(tasks: Sequence[Task], split: str, task_id: str | None) -> Task:
     raise ConfigError(f"task: no task {task_id!r} among the {len(tasks)} of split {split}; its first are: {shown}")
 
 
-def print_plain(console: Console, text: str) -> None:
-    """Print a world's text as it is: its brackets are no markup."""
-    console.print(text, markup=False, highlight=False)
-
-
-def _show_splits(environment_name: str, environment: Environment, console: Console) -> None:
+def _show_splits(environment_name: str, environment: Environment) -> None:
     if not isinstance(environment, HasSplits):
         raise ConfigError(f"environment {environment_name!r} does not list its splits: name one with --split")
     table = Table("split", "tasks")
@@ -64,21 +70,14 @@ def _show_splits(environment_name: str, environment: Environment, console: Conso
     console.print(table)
 
 
-def _show_split(tasks: Sequence[Task], split: str, limit: int, console: Console) -> None:
-    print_plain(console, f"{split}: {len(tasks)} tasks")
+def _show_split(tasks: Sequence[Task], split: str, limit: int) -> None:
+    console.print(plain(f"{split}: {len(tasks)} tasks"))
     types = Table("task type", "tasks")
     for task_type, count in sorted(Counter(task.task_type for task in tasks).items()):
-        types.add_row(Text(task_type), str(count))
+        types.add_row(plain(task_type), str(count))
     console.print(types)
     if limit:
-        first = Table("task", "task type")
+        first = Table(Column("task", overflow="fold"), "task type")
         for task in islice(tasks, limit):
-            first.add_row(Text(task.task_id, overflow="fold"), Text(task.task_type))
+            first.add_row(plain(task.task_id), plain(task.task_type))
         console.print(first)
-
-
-def _show_task(environment: Environment, task: Task, console: Console) -> None:
-    observation = environment.reset(task)
-    print_plain(console, f"{task.task_id} ({task.task_type})\n\n{environment.task_text}\n\n{observation}")
-    if environment.admissible_actions:
-        print_plain(console, "\n".join(["", "Admissible actions:", *environment.admissible_actions]))

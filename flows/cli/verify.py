@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from flows.cli.common import CampaignName, Endpoint, Root, app, console
 
-from infra.manifest import FileRecord
-from infra.store import find_campaign, location, manifests, objects, standing, verify
+if TYPE_CHECKING:
+    from infra.manifest import FileRecord
 
 
-def show_verify(root: str | Path, campaign: str, endpoint_url: str | None, console: Console) -> None:
-    """Re-hash the whole chain and print how much there was. Raises DataError that names the first bad object."""
-    store = find_campaign(root, campaign, endpoint_url)
-    chain = manifests(store)
-    total = sum(record.size for record in standing(store, chain))
+@app.command()
+def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint = None) -> None:
+    """Re-hash every file that the campaign's manifests name; stops at the first that is missing or damaged.
+
+    Example: [bold]opid verify quickstart[/]
+    """
+    from rich.filesize import decimal
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from flows.reports.chains import read_chain
+    from flows.reports.formatting import say
+    from infra import store as stores
+
+    store, chain = read_chain(root, campaign, endpoint_url)
+    total = sum(record.size for record in stores.standing(store, chain))
     columns = (TextColumn("verify"), BarColumn(), DownloadColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("", total=total)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
 
         def on_file(record: FileRecord) -> None:
-            bars.advance(bar, record.size)
+            progress.advance(bar, record.size)
 
-        files = verify(store, on_file, chain=chain)
+        files = stores.verify(store, on_file, chain=chain)
+    deleted = sum(len(stores.objects(manifest)) for manifest in chain) - files
+    note = f" {deleted} files of old optimizer states were given up (storage.optimizer_states)." if deleted else ""
     iterations = max(0, len(chain) - 1)
-    gone = sum(len(objects(manifest)) for manifest in chain) - files
-    given_up = f" {gone} files of old optimizer states were given up (storage.optimizer_states)." if gone else ""
-    console.print(
-        f"{location(store)}: whole: {files} files, {decimal(total)}, {iterations} iterations.{given_up}",
-        soft_wrap=True,
-    )
+    say(console, f"{stores.location(store)}: whole: {files} files, {decimal(total)}, {iterations} iterations.{note}")

@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import Progress
+import typer
 
-from opid_core.config import CampaignConfig
+from flows import settings
+from flows.cli.common import ConfigPath, Overrides, app, console
+from opid_core.config import load_config
 from opid_core.errors import ConfigError
-from opid_core.warm_start import warm_start
-from tasks.stage import environment_maker
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from opid_core.config import CampaignConfig
 
 
-def make_warm_start(config: CampaignConfig, out: Path, device: str, console: Console) -> None:
-    """Write the policy to `out`. Raises ConfigError when it exists already."""
+@app.command()
+def warm_start(
+    config_path: ConfigPath,
+    out: Annotated[Path, typer.Option(help="Folder for the policy; must not exist.")],
+    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Make the tiny policy of CONFIG by imitating the environment's expert, as an HF folder for `policy`.
+
+    Example: [bold]opid warm-start configs/quickstart.yaml --out my_policy[/]
+    """
+    config = load_config(config_path, overrides)
+    settings.apply(config.root)
+    write_warm_start(config, out, device, console)
+
+
+def write_warm_start(config: CampaignConfig, out: Path, device: str, console: Console) -> None:
+    """Train the policy with a progress bar and write it to `out`. Raises ConfigError where that exists already."""
+    from rich.progress import Progress, TaskID
+
+    from opid_core import warm_start
+    from tasks.stage import environment_maker
+
     if out.exists():
         raise ConfigError(f"--out: {out} exists already; name a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(console=console, transient=True) as bars:
-        ids: dict[str, int] = {}
+    with Progress(console=console, transient=True) as progress:
+        bars: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str) -> None:
-            if stage not in ids:
-                ids[stage] = int(bars.add_task(stage, total=total))
-            bars.update(ids[stage], completed=done, description=f"{stage} {note}")  # pyright: ignore[reportArgumentType]
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, description=f"{stage} {note}")
 
-        warm_start(config, environment_maker(config), out, show, device)
-    console.print(f"Policy written to {out}. Use it with: opid train CONFIG --set policy={out}")
+        warm_start.warm_start(config, environment_maker(config), out, show, device)
+    console.print(f"Policy written to {out}. Use it with: opid train CONFIG --set policy={out}", soft_wrap=True)

@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
-from rich.text import Text
 
+from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
+from flows.reports.formatting import interval, markdown_table, plain, with_interval
 from infra.manifest import Manifest
-from infra.store import CampaignStore, local_folder, location, manifests, read_table
+from infra.store import CampaignStore, local_folder, location, manifests
 from opid_core.config import CampaignConfig
-from opid_core.evaluation import SuccessRate, by_temperature, same_tasks, table_success
+from opid_core.evaluation import by_temperature, same_tasks, table_success
 from tasks.version import code_version
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Success of one policy at one temperature."""
-
-    policy_version: int
-    temperature: float
-    success: SuccessRate
-    admissible: float
-    """Share of actions that the world offered."""
-    episodes: pa.Table = field(repr=False)
-    """The rows of the table `evaluations`."""
-
-
-def evaluations(store: CampaignStore, chain: list[Manifest]) -> list[Evaluated]:
-    """All evaluations of a campaign, by policy version and temperature."""
-    found = []
-    for manifest in chain:
-        if "evaluations" not in manifest.tables:
-            continue
-        table = read_table(store, manifest.tables["evaluations"])
-        for temperature, part in by_temperature(table).items():
-            steps = sum(part.column("steps").to_pylist())
-            found.append(
-                Evaluated(
-                    policy_version=manifest.policy_version,
-                    temperature=temperature,
-                    success=table_success(part),
-                    admissible=sum(part.column("admissible_actions").to_pylist()) / max(1, steps),
-                    episodes=part,
-                )
-            )
-    return found
-
-
-def mean_metrics(store: CampaignStore, chain: list[Manifest]) -> dict[str, float]:
-    """Means over iterations of the table `metrics`; an iteration where a number is missing is left out of its mean."""
-    values: dict[str, list[float]] = {}
-    for manifest in chain[1:]:
-        for row in read_table(store, manifest.tables["metrics"]).to_pylist():
-            if row["value"] is not None:
-                values.setdefault(row["name"], []).append(row["value"])
-    return {name: float(np.mean(found)) for name, found in values.items()}
 
 
 def write_report(store: CampaignStore) -> Path:
@@ -79,7 +35,7 @@ def write_report(store: CampaignStore) -> Path:
     return folder
 
 
-def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluated]) -> str:
+def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> str:
     """The table of evaluations and the commands to look further."""
     lines = [
         f"# Campaign {store.campaign}",
@@ -89,15 +45,18 @@ def summary(store: CampaignStore, chain: list[Manifest], evaluated: list[Evaluat
         "",
         f"{len(chain) - 1} iterations committed. Success on the held-out panel (95% Wilson interval):",
         "",
-        "| policy after | temperature | games | success (micro) | 95% interval | macro | admissible actions |",
-        "|---|---|---|---|---|---|---|",
+        *markdown_table(
+            ["policy after", "temperature", "games", "success (micro)", "95% interval", "macro", "admissible actions"],
+            [
+                [
+                    *(f"{e.policy_version} updates", f"{e.temperature:g}", str(e.success.episodes)),
+                    *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high)),
+                    *(f"{e.success.macro:.1%}", f"{e.admissible:.1%}"),
+                ]
+                for e in evaluated
+            ],
+        ),
     ]
-    for e in evaluated:
-        s = e.success
-        lines.append(
-            f"| {e.policy_version} updates | {e.temperature:g} | {s.episodes} | {s.micro:.1%} "
-            f"| {s.low:.1%} to {s.high:.1%} | {s.macro:.1%} | {e.admissible:.1%} |"
-        )
     for first, last in first_and_last(evaluated):
         lines += [
             "",
@@ -139,36 +98,29 @@ def _advantage_shares(means: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.2%}" for name, share in sorted(shares.items())) or "no iteration yet"
 
 
-def _by_task_type(evaluated: list[Evaluated]) -> list[str]:
+def _by_task_type(evaluated: Sequence[Evaluated]) -> list[str]:
     """The newest policy's success by task type (for search-based QA: exact match by data set)."""
     newest = max((e.policy_version for e in evaluated), default=None)
     lines = []
     for e in evaluated:
         if e.policy_version == newest and len(e.success.per_type) > 1:
-            header = f"| task type (after {newest} updates, temperature {e.temperature:g}) | episodes | success |"
-            lines += ["", header, "|---|---|---|"]
-            lines += [
-                f"| {name} | {e.success.episodes_per_type[name]} | {share:.1%} |"
+            title = f"task type (after {newest} updates, temperature {e.temperature:g})"
+            rows = [
+                [name, str(e.success.episodes_per_type[name]), f"{share:.1%}"]
                 for name, share in e.success.per_type.items()
             ]
+            lines += ["", *markdown_table([title, "episodes", "success"], rows)]
     return lines
 
 
-def _newest(store: CampaignStore, chain: list[Manifest], table: str) -> str:
+def _newest(store: CampaignStore, chain: Sequence[Manifest], table: str) -> str:
     for manifest in reversed(chain):
         if table in manifest.tables:
             return location(store, manifest.tables[table].path)
     return location(store)
 
 
-def first_and_last(evaluated: list[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:
-    by_temperature: dict[float, list[Evaluated]] = {}
-    for e in evaluated:
-        by_temperature.setdefault(e.temperature, []).append(e)
-    return [(found[0], found[-1]) for found in by_temperature.values() if len(found) > 1]
-
-
-def draw_campaign(axes: Axes, chain: list[Manifest], evaluated: list[Evaluated]) -> None:
+def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> None:
     """Success of the training rollouts by iteration, and of the held-out panel by update with its intervals."""
     points = [
         (m.policy_version - 1, m.metrics["rollout/success_micro"])
@@ -202,11 +154,11 @@ def save_plot(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) 
 
     figure = Figure(figsize=(2 + 5 * len(panels), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (title, draw) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), place)
+    for number, (title, draw) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), number)
         draw(axes)
         axes.set_title(title)
-        if place == 1:
+        if number == 1:
             axes.legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=110)
 
@@ -221,13 +173,13 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
     """Print success and the number of episodes by temperature and task type."""
     for temperature, part in by_temperature(table).items():
         success = table_success(part)
-        shown = Table("task type", "episodes", "success", title=f"temperature {temperature:g}")
+        rows = Table("task type", "episodes", "success", title=f"temperature {temperature:g}")
         for name, share in success.per_type.items():
-            shown.add_row(Text(name), str(success.episodes_per_type[name]), f"{share:.1%}")
-        episodes, interval = str(success.episodes), f"{success.low:.1%} to {success.high:.1%}"
-        shown.add_row("micro, 95% interval", episodes, f"{success.micro:.1%} ({interval})")
-        shown.add_row("macro", episodes, f"{success.macro:.1%}")
-        console.print(shown)
+            rows.add_row(plain(name), str(success.episodes_per_type[name]), f"{share:.1%}")
+        episodes = str(success.episodes)
+        rows.add_row("micro, 95% interval", episodes, with_interval(success.micro, success.low, success.high))
+        rows.add_row("macro", episodes, f"{success.macro:.1%}")
+        console.print(rows)
 
 
 def evaluation_record(config: CampaignConfig, policy: str, table: pa.Table) -> dict[str, Any]:

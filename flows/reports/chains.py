@@ -1,16 +1,45 @@
-"""Which campaign, and which commit of it, a command means."""
+"""Reading a campaign's chain of commits: which commit a command means, its tables, and what every report computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
 
 from infra.manifest import Manifest
-from infra.store import CampaignStore, location
+from infra.store import CampaignStore, find_campaign, location, manifests, read_table
 from opid_core.errors import ConfigError
+from opid_core.evaluation import SuccessRate, by_temperature, table_success
+
+Tables = dict[str, pa.Table]
 
 
-def place_of(store: CampaignStore, chain: Sequence[Manifest], iteration: str | None) -> int:
-    """The place in `chain` of `iteration` (`start` or a number; None: the newest).
+@dataclass(frozen=True)
+class Evaluated:
+    """Success of one policy at one temperature."""
+
+    policy_version: int
+    temperature: float
+    success: SuccessRate
+    admissible: float
+    """Share of actions that the world offered."""
+    episodes: pa.Table = field(repr=False)
+    """The rows of the table `evaluations`."""
+
+
+def read_chain(root: str, campaign: str, endpoint_url: str | None = None) -> tuple[CampaignStore, list[Manifest]]:
+    """The store of a campaign that exists, and its manifests, the start's first.
+
+    Raises ConfigError that lists the campaigns under `root` where it is none of them.
+    """
+    store = find_campaign(root, campaign, endpoint_url)
+    return store, manifests(store)
+
+
+def index_of(store: CampaignStore, chain: Sequence[Manifest], iteration: str | None) -> int:
+    """The index in `chain` of `iteration` (`start` or a number; None: the newest).
 
     Raises ConfigError that names the iterations that are committed.
     """
@@ -25,9 +54,56 @@ def place_of(store: CampaignStore, chain: Sequence[Manifest], iteration: str | N
     return names.index(iteration)
 
 
-def parse_side(text: str) -> tuple[str, str | None]:
+def parse_commit(text: str) -> tuple[str, str | None]:
     """Campaign and iteration (None: the newest) of `CAMPAIGN` or `CAMPAIGN@ITERATION`. Raises ConfigError."""
     campaign, separator, iteration = text.partition("@")
     if not campaign or (separator and not iteration):
         raise ConfigError(f"{text!r}: expected CAMPAIGN or CAMPAIGN@ITERATION, as in quickstart@3 or quickstart@start")
     return campaign, iteration or None
+
+
+def read_tables(store: CampaignStore, manifest: Manifest, names: Iterable[str] | None = None) -> Tables:
+    """Those of the tables `names` (None: all) that the commit has: the start has no steps, and not every commit has an
+    evaluation."""
+    wanted = manifest.tables if names is None else names
+    return {name: read_table(store, manifest.tables[name]) for name in wanted if name in manifest.tables}
+
+
+def evaluations(store: CampaignStore, chain: Sequence[Manifest]) -> list[Evaluated]:
+    """All evaluations of a campaign, by policy version and temperature."""
+    return [
+        Evaluated(
+            policy_version=manifest.policy_version,
+            temperature=temperature,
+            success=table_success(episodes),
+            admissible=sum(episodes.column("admissible_actions").to_pylist())
+            / max(1, sum(episodes.column("steps").to_pylist())),
+            episodes=episodes,
+        )
+        for manifest in chain
+        for table in read_tables(store, manifest, ["evaluations"]).values()
+        for temperature, episodes in by_temperature(table).items()
+    ]
+
+
+def first_and_last(evaluated: Sequence[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:
+    """The first and the last evaluation at each temperature that has several."""
+    at: dict[float, list[Evaluated]] = {}
+    for one in evaluated:
+        at.setdefault(one.temperature, []).append(one)
+    return [(several[0], several[-1]) for several in at.values() if len(several) > 1]
+
+
+def metrics_of(table: pa.Table) -> dict[str, float | None]:
+    """The table `metrics` by name."""
+    return dict(zip(table.column("name").to_pylist(), table.column("value").to_pylist(), strict=True))
+
+
+def mean_metrics(store: CampaignStore, chain: Sequence[Manifest]) -> dict[str, float]:
+    """Means over iterations of the table `metrics`; an iteration where a number is missing is left out of its mean."""
+    values: dict[str, list[float]] = {}
+    for manifest in chain[1:]:
+        for name, value in metrics_of(read_table(store, manifest.tables["metrics"])).items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -10,9 +10,14 @@ from typing import Annotated
 
 import typer
 
-from flows.reports.campaign import Evaluated, draw_campaign, evaluations, first_and_last, save_plot
-from infra.store import find_campaign, manifests
+from flows.reports.campaign import draw_campaign, save_plot
+from flows.reports.chains import Evaluated, evaluations, first_and_last, read_chain
+from flows.reports.formatting import markdown_table, with_interval
+from infra.manifest import Manifest
 from opid_core.evaluation import same_tasks
+
+HEADER = ("campaign", "temperature", "games", "before (95%)", "after (95%)", "updates")
+TEST = ("won more often after, before", "p")
 
 
 def curves(
@@ -21,35 +26,25 @@ def curves(
     out: Annotated[Path, typer.Option(help="Written: OUT.md and OUT.png.")] = Path("curves"),
 ) -> None:
     """Success before and after for each campaign, tested task by task (exact sign test), and their curves."""
-    lines = [
-        "| campaign | temperature | games | before (95%) | after (95%) | updates | won more often after, before | p |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    found: dict[str, tuple[list, list[Evaluated]]] = {}
+    rows: list[list[str]] = []
+    read: dict[str, tuple[list[Manifest], list[Evaluated]]] = {}
     for name in campaigns:
-        store = find_campaign(root, name)
-        chain = manifests(store)
+        store, chain = read_chain(str(root), name)
         evaluated = evaluations(store, chain)
-        found[name] = (chain, evaluated)
+        read[name] = (chain, evaluated)
         for first, last in first_and_last(evaluated):
+            before, after = (with_interval(e.success.micro, e.success.low, e.success.high) for e in (first, last))
             paired = same_tasks(first.episodes, last.episodes)
-            test = f"{paired.second_more}, {paired.first_more} | {paired.p_value:.2g}" if paired else " | "
-            lines.append(
-                f"| {name} | {first.temperature:g} | {last.success.episodes} | {_share(first)} | {_share(last)} "
-                f"| {last.policy_version} | {test} |"
-            )
+            test = [f"{paired.second_more}, {paired.first_more}", f"{paired.p_value:.2g}"] if paired else ["", ""]
+            numbers = [f"{first.temperature:g}", str(last.success.episodes), before, after, str(last.policy_version)]
+            rows.append([name, *numbers, *test])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text("\n".join(markdown_table([*HEADER, *TEST], rows)) + "\n", encoding="utf-8")
     save_plot(
         out.with_suffix(".png"),
-        [(name, lambda axes, name=name: draw_campaign(axes, *found[name])) for name in campaigns],
+        [(name, lambda axes, name=name: draw_campaign(axes, *read[name])) for name in campaigns],
     )
     print(f"written: {out.with_suffix('.md')}, {out.with_suffix('.png')}")
-
-
-def _share(evaluated: Evaluated) -> str:
-    success = evaluated.success
-    return f"{success.micro:.1%} ({success.low:.1%} to {success.high:.1%})"
 
 
 if __name__ == "__main__":

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
 from flows.reports.audit.pages import render
-from flows.reports.campaign import Evaluated, evaluations, mean_metrics, save_plot
-from flows.study import Study, differences, study_folder
+from flows.reports.campaign import save_plot
+from flows.reports.chains import Evaluated, evaluations, mean_metrics, read_chain, read_tables
+from flows.reports.formatting import markdown_table, percent, with_interval
+from flows.study import Study, study_folder
 from infra.manifest import Manifest, weights_hash
-from infra.store import CampaignStore, find_campaign, manifests, read_config, read_table
+from infra.store import CampaignStore, read_config
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.evaluation import (
@@ -32,17 +34,16 @@ from opid_core.evaluation import (
     table_success,
     wins_by_task,
 )
-from opid_core.hashing import MAY_DIFFER
+from opid_core.hashing import MAY_DIFFER, config_differences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
 
 CURVES = "curves.png"
 
 
 @dataclass(frozen=True)
-class Run:
+class SeedRun:
     """One finished campaign of a study."""
 
     seed: int
@@ -57,7 +58,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodRow:
     """A method at one temperature."""
 
     method: str
@@ -79,21 +80,20 @@ class Row:
     against_twin: PairedDifference | None
 
 
-def read_runs(study: Study) -> tuple[dict[str, list[Run]], list[str]]:
+def read_runs(study: Study) -> tuple[dict[str, list[SeedRun]], list[str]]:
     """The finished campaigns by method, and the names of those that are not finished.
 
     Raises ConfigError for a campaign that is not the study's: made with another config, longer, or from other weights.
     """
-    runs: dict[str, list[Run]] = {label: [] for label in study.methods}
+    runs: dict[str, list[SeedRun]] = {label: [] for label in study.methods}
     unfinished = []
     starts: dict[str, str] = {}
     for label, seed, config in study.campaigns():
         try:
-            store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
+            store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
         except ConfigError:
             unfinished.append(config.campaign)
             continue
-        chain = manifests(store)
         _check_campaign(store, config, chain)
         if len(chain) <= config.iterations:
             unfinished.append(config.campaign)
@@ -109,8 +109,8 @@ def read_runs(study: Study) -> tuple[dict[str, list[Run]], list[str]]:
 def _check_campaign(store: CampaignStore, config: CampaignConfig, chain: list[Manifest]) -> None:
     """Raise ConfigError unless the campaign is the one that the study would run. Its policy may have another name; its
     weights are looked at."""
-    free = (*MAY_DIFFER, "policy")
-    if differing := differences(read_config(store), config.model_dump(mode="json"), free):
+    ignored = (*MAY_DIFFER, "policy")
+    if differing := config_differences(read_config(store), config.model_dump(mode="json"), ignored):
         raise ConfigError(
             f"campaign {config.campaign} in {store.root} was made with another config than the study's: "
             f"{', '.join(differing)}; give the study another name, or the config that the campaign was made with"
@@ -122,42 +122,41 @@ def _check_campaign(store: CampaignStore, config: CampaignConfig, chain: list[Ma
         )
 
 
-def rows(study: Study, runs: dict[str, list[Run]]) -> list[Row]:
+def method_rows(study: Study, runs: dict[str, list[SeedRun]]) -> list[MethodRow]:
     """A row a method and temperature, paired with the baseline, and with its own twin where that is another method,
     over the seeds that both have."""
-    found = []
+    rows = []
     until = shared_episodes(runs)
-    for label, mine in runs.items():
+    for label, of_method in runs.items():
         twin = study.twin(label) if study.twin(label) != study.baseline else None
-        for temperature in sorted({t for run in mine for t in run.final}):
-            won, types = _shares_won(mine, temperature)
+        for temperature in sorted({t for run in of_method for t in run.final}):
+            won, types = _shares_won(of_method, temperature)
             micro, macro = success(won, types)
-            curves = [_curve(run, temperature) for run in mine]
-            found.append(
-                Row(
+            curves = [_curve(run, temperature) for run in of_method]
+            baseline = None if label == study.baseline else _paired(of_method, runs[study.baseline], temperature)
+            rows.append(
+                MethodRow(
                     method=label,
                     temperature=temperature,
-                    seeds=tuple(run.seed for run in mine),
+                    seeds=tuple(run.seed for run in of_method),
                     tasks=won.shape[1],
-                    before=float(np.mean([table_success(run.before[temperature]).micro for run in mine])),
+                    before=float(np.mean([table_success(run.before[temperature]).micro for run in of_method])),
                     micro=micro,
                     macro=macro,
                     by_type=success_by_type(won, types),
                     episodes=float(np.mean([episodes[-1] for episodes, _ in curves])),
                     curve_mean=float(np.mean([area_under_curve(*curve, until) for curve in curves])),
-                    against_baseline=None
-                    if label == study.baseline
-                    else _against(mine, runs[study.baseline], temperature),
+                    against_baseline=baseline,
                     twin=twin,
-                    against_twin=None if twin is None else _against(mine, runs[twin], temperature),
+                    against_twin=None if twin is None else _paired(of_method, runs[twin], temperature),
                 )
             )
-    return found
+    return rows
 
 
-def shared_episodes(runs: dict[str, list[Run]]) -> int:
+def shared_episodes(runs: dict[str, list[SeedRun]]) -> int:
     """Training episodes that every run played: beyond them methods cannot be compared episode by episode."""
-    return min(int(_played(run.chain)[-1]) for mine in runs.values() for run in mine)
+    return min(int(_played(run.chain)[-1]) for of_method in runs.values() for run in of_method)
 
 
 def write_comparison(study: Study) -> Path:
@@ -168,22 +167,22 @@ def write_comparison(study: Study) -> Path:
     runs, unfinished = read_runs(study)
     if not any(runs.values()):
         raise ConfigError(f"study {study.name}: no campaign is finished yet; run `opid compare` without --report-only")
-    found = rows(study, runs)
+    rows = method_rows(study, runs)
     folder = study_folder(study) / "compare"
     folder.mkdir(parents=True, exist_ok=True)
-    text = summary(study, runs, found, unfinished)
+    text = summary(study, runs, rows, unfinished)
     (folder / "summary.md").write_text(text, encoding="utf-8")
     (folder / "results.json").write_text(
-        json.dumps([asdict(row) for row in found], indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        json.dumps([asdict(row) for row in rows], indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    temperatures = sorted({row.temperature for row in found})
+    temperatures = sorted({row.temperature for row in rows})
     panels = [(f"temperature {t:g}", lambda axes, t=t: draw_curves(axes, runs, t)) for t in temperatures]
     save_plot(folder / CURVES, panels)
     (folder / "index.html").write_text(page(study.name, text, (folder / CURVES).read_bytes()), encoding="utf-8")
     return folder
 
 
-def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfinished: Sequence[str]) -> str:
+def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodRow], unfinished: Sequence[str]) -> str:
     """The tables, in Markdown."""
     first = next(iter(study.methods.values()))
     lines = [
@@ -196,51 +195,54 @@ def summary(study: Study, runs: dict[str, list[Run]], found: Sequence[Row], unfi
     ]
     if unfinished:
         lines += [f"**Not finished, left out:** {', '.join(unfinished)}", ""]
-    lines += _table(
+    lines += markdown_table(
         ["method", "temperature", "seeds", "tasks", "before", "success (micro)", "success (macro)"],
         [
             [
-                *(r.method, f"{r.temperature:g}", str(len(r.seeds)), str(r.tasks), _share(r.before)),
+                *(r.method, f"{r.temperature:g}", str(len(r.seeds)), str(r.tasks), percent(r.before)),
                 *(_interval(r.micro), _interval(r.macro)),
             ]
-            for r in found
+            for r in rows
         ],
     )
-    lines += ["", f"## Against {study.baseline}", ""]
     lines += [
+        "",
+        f"## Against {study.baseline}",
+        "",
         "Paired by seed and task; p: two-sided sign-flip test over tasks, blind to the draw of training runs, and not "
         "corrected for the number of methods.",
         "",
+        *_difference_table([(r, r.against_baseline) for r in rows]),
     ]
-    lines += _difference_table((r, r.against_baseline) for r in found)
-    if any(r.against_twin for r in found):
+    if any(r.against_twin for r in rows):
         lines += ["", "## Against the twin without skill signal", ""]
         lines += ["The same method with both lambdas 0, paired and tested as above.", ""]
-        lines += _difference_table(((r, r.against_twin) for r in found), twins=True)
-    types = sorted({name for row in found for name in row.by_type})
-    several = len({row.temperature for row in found}) > 1
+        lines += _difference_table([(r, r.against_twin) for r in rows], twins=True)
+    types = sorted({name for row in rows for name in row.by_type})
+    temperatures = sorted({row.temperature for row in rows})
+    headings = [f"{r.method}, {r.temperature:g}" if len(temperatures) > 1 else r.method for r in rows]
     lines += ["", "## By task type", "", "Success, the mean over seeds.", ""]
-    lines += _table(
-        ["task type", *(f"{r.method}, {r.temperature:g}" if several else r.method for r in found)],
-        [[name, *(_share(r.by_type.get(name)) for r in found)] for name in types],
+    lines += markdown_table(
+        ["task type", *headings], [[name, *(percent(r.by_type.get(name)) for r in rows)] for name in types]
     )
-    lines += ["", "## Sample efficiency", ""]
     lines += [
+        "",
+        "## Sample efficiency",
+        "",
         f"Success averaged over the first {shared_episodes(runs):,} training episodes, which every run played. "
         "Episodes: all that were played, the mean over seeds.",
         "",
     ]
-    by_method = {label: [r for r in found if r.method == label] for label in dict.fromkeys(r.method for r in found)}
-    lines += _table(
-        ["method", "episodes", *(f"temperature {t:g}" for t in sorted({r.temperature for r in found}))],
+    by_method = {label: [r for r in rows if r.method == label] for label in dict.fromkeys(r.method for r in rows)}
+    lines += markdown_table(
+        ["method", "episodes", *(f"temperature {t:g}" for t in temperatures)],
         [
-            [label, f"{mine[0].episodes:,.0f}", *(_share(r.curve_mean) for r in mine)]
-            for label, mine in by_method.items()
+            [label, f"{of_method[0].episodes:,.0f}", *(percent(r.curve_mean) for r in of_method)]
+            for label, of_method in by_method.items()
         ],
     )
     lines += ["", f"![curves]({CURVES})", "", "## Signal and cost", "", "Means over iterations and seeds.", ""]
-    lines += _numbers(runs)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_metric_table(runs)]) + "\n"
 
 
 def page(study: str, text: str, curves: bytes) -> str:
@@ -254,10 +256,10 @@ def page(study: str, text: str, curves: bytes) -> str:
     return render("study.html.j2", images="data:", study=study, body=Markup(body))
 
 
-def draw_curves(axes: Axes, runs: dict[str, list[Run]], temperature: float) -> None:
+def draw_curves(axes: Axes, runs: dict[str, list[SeedRun]], temperature: float) -> None:
     """Success by training episodes played: a thin line a seed, the mean bold up to where the shortest ends."""
-    for number, (label, mine) in enumerate(runs.items()):
-        curves = [_curve(run, temperature) for run in mine if temperature in run.final]
+    for number, (label, of_method) in enumerate(runs.items()):
+        curves = [_curve(run, temperature) for run in of_method if temperature in run.final]
         for episodes, shares in curves:
             axes.plot(episodes, shares, color=f"C{number}", linewidth=0.7, alpha=0.4)
         if curves:
@@ -267,18 +269,18 @@ def draw_curves(axes: Axes, runs: dict[str, list[Run]], temperature: float) -> N
     axes.grid(alpha=0.3)
 
 
-def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> Run:
-    return Run(
+def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> SeedRun:
+    return SeedRun(
         seed=seed,
         chain=chain,
         evaluated=evaluations(store, chain),
-        final=by_temperature(read_table(store, chain[-1].tables["evaluations"])),
-        before=by_temperature(read_table(store, chain[0].tables["evaluations"])),
+        final=by_temperature(read_tables(store, chain[-1], ["evaluations"])["evaluations"]),
+        before=by_temperature(read_tables(store, chain[0], ["evaluations"])["evaluations"]),
         numbers=mean_metrics(store, chain),
     )
 
 
-def _shares_won(runs: Sequence[Run], temperature: float) -> tuple[Float[np.ndarray, "seeds tasks"], list[str]]:
+def _shares_won(runs: Sequence[SeedRun], temperature: float) -> tuple[Float[np.ndarray, "seeds tasks"], list[str]]:
     """Of each task's repetitions, and the tasks' types. A task that only broke in some run is left out."""
     wins = [wins_by_task(run.final[temperature]) for run in runs]
     if any(panel.keys() != wins[0].keys() for panel in wins):
@@ -290,11 +292,12 @@ def _shares_won(runs: Sequence[Run], temperature: float) -> tuple[Float[np.ndarr
     return shares, [types[task] for task in kept]
 
 
-def _against(mine: Sequence[Run], baseline: Sequence[Run], temperature: float) -> PairedDifference | None:
-    shared = {run.seed for run in mine} & {run.seed for run in baseline}
+def _paired(runs: Sequence[SeedRun], others: Sequence[SeedRun], temperature: float) -> PairedDifference | None:
+    """The difference of two methods over the seeds that both have; None where they have none."""
+    shared = {run.seed for run in runs} & {run.seed for run in others}
     if not shared:
         return None
-    one, other = ([run for run in runs if run.seed in shared] for runs in (mine, baseline))
+    one, other = ([run for run in method if run.seed in shared] for method in (runs, others))
     shares, _ = _shares_won([*one, *other], temperature)
     return difference(shares[: len(one)], shares[len(one) :])
 
@@ -304,7 +307,7 @@ def _played(chain: list[Manifest]) -> np.ndarray:
     return np.cumsum([0, *(manifest.tables["trajectories"].rows or 0 for manifest in chain[1:])])
 
 
-def _curve(run: Run, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+def _curve(run: SeedRun, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Training episodes played and success, at each evaluation."""
     played = _played(run.chain)
     points = [(played[e.policy_version], e.success.micro) for e in run.evaluated if e.temperature == temperature]
@@ -312,43 +315,31 @@ def _curve(run: Run, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array(episodes, np.float64), np.array(shares)
 
 
-def _numbers(runs: dict[str, list[Run]]) -> list[str]:
+def _metric_table(runs: dict[str, list[SeedRun]]) -> list[str]:
     """Shares of the advantage's components, ties, and what each phase took."""
     prefixes = ("advantage_share/", "rollout/tie_rate", "skills/coverage", "seconds/stage/", "tokens/")
     prefixes += ("update/tokens", "update/distillation_loss")
-    names = sorted(
-        {name for mine in runs.values() for run in mine for name in run.numbers if name.startswith(prefixes)}
-    )
-    finished = {label: mine for label, mine in runs.items() if mine}
-
-    def mean(mine: Sequence[Run], name: str) -> str:
-        values = [run.numbers[name] for run in mine if name in run.numbers]
-        return _shown(name, float(np.mean(values))) if values else ""
-
-    return _table(["", *finished], [[name, *(mean(mine, name) for mine in finished.values())] for name in names])
+    finished = {label: of_method for label, of_method in runs.items() if of_method}
+    names = sorted({name for each in finished.values() for run in each for name in run.numbers})
+    rows = []
+    for name in (name for name in names if name.startswith(prefixes)):
+        values = [[run.numbers[name] for run in each if name in run.numbers] for each in finished.values()]
+        rows.append([name, *(_shown(name, float(np.mean(known))) if known else "" for known in values)])
+    return markdown_table(["", *finished], rows)
 
 
-def _difference_table(found: Iterable[tuple[Row, PairedDifference | None]], *, twins: bool = False) -> list[str]:
+def _difference_table(pairs: Sequence[tuple[MethodRow, PairedDifference | None]], *, twins: bool = False) -> list[str]:
     """The rows that have a difference; `twins`: with the label of the twin."""
-    return _table(
-        ["method", *(["twin"] if twins else []), "temperature", "difference (95%)", "p"],
+    header = ["method", *(["twin"] if twins else []), "temperature", "difference (95%)", "p"]
+    rows = [
         [
-            [
-                row.method,
-                *([row.twin or ""] if twins else []),
-                f"{row.temperature:g}",
-                _interval(against.estimate),
-                f"{against.p_value:.3f}",
-            ]
-            for row, against in found
-            if against is not None
-        ],
-    )
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    cells: list[Sequence[Any]] = [header, ["---"] * len(header), *body]
-    return ["| " + " | ".join(row) + " |" for row in cells]
+            *(row.method, *([row.twin or ""] if twins else []), f"{row.temperature:g}"),
+            *(_interval(against.estimate), f"{against.p_value:.3f}"),
+        ]
+        for row, against in pairs
+        if against is not None
+    ]
+    return markdown_table(header, rows)
 
 
 def _shown(name: str, value: float) -> str:
@@ -359,9 +350,5 @@ def _shown(name: str, value: float) -> str:
     return f"{value:.1f}" if name.startswith("seconds/") else f"{value:.2%}"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.mean:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
+    return with_interval(estimate.mean, estimate.low, estimate.high)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from flows.reports.study import draw_curves, page, read_runs, rows, shared_episodes, write_comparison
+from flows.reports.study import draw_curves, method_rows, page, read_runs, shared_episodes, write_comparison
 from flows.study import MAY_VARY, Study, load_study
 from infra.manifest import START, new_manifest
 from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
@@ -187,7 +187,7 @@ def test_sample_efficiency_is_over_the_episodes_that_every_run_played(study):
         finished(store, seed, "ff", after, share=0.0, episodes=4 if label == "plain" else 8 if seed == 5 else 12)
     runs, _ = read_runs(study)
     assert shared_episodes(runs) == 4
-    plain, skills = rows(study, runs)
+    plain, skills = method_rows(study, runs)
     assert (plain.episodes, skills.episodes) == (4, 10)
     # Over 4 episodes: from 0 to 1 and from 0 to 0; from 0 to 1/2 (1 after 8) and from 0 to 1/6 (1/2 after 12).
     assert (plain.curve_mean, skills.curve_mean) == (pytest.approx((0.5 + 0) / 2), pytest.approx((1 / 4 + 1 / 12) / 2))
@@ -217,7 +217,7 @@ def test_unfinished_campaigns_are_named_and_left_out(study):
     finished(open_campaign(config.root, config.campaign, config.model_dump(mode="json")), 5, "ff", "ss", share=0.0)
     runs, unfinished = read_runs(study)
     assert unfinished == ["skills-seed5", "plain-seed6", "skills-seed6"]
-    (row,) = rows(study, runs)
+    (row,) = method_rows(study, runs)
     assert (row.method, row.seeds) == ("plain", (5,))
     assert "**Not finished, left out:** skills-seed5" in (write_comparison(study) / "summary.md").read_text()
 

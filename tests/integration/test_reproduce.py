@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -10,11 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
-from flows.cli.export import export
-from flows.cli.reproduce import as_committed, show_reproduce
-from flows.reports.trace import find_life
+from flows.cli.export import write_export
+from flows.cli.reproduce import as_committed, reproduce
+from flows.reports.trace import trace_skill
 from infra.manifest import Manifest, new_manifest, to_bytes
 from infra.store import find_campaign, give_up_states, new_attempt, put_object, read_config, read_table, write_table
 from opid_core.config import build_config
@@ -82,8 +80,8 @@ def test_an_iteration_whose_optimizer_state_was_given_up_is_refused(campaign, tm
     store = find_campaign(tmp_path / "runs", "tiny")
     give_up_states(store, campaign.chain, keep=1)
     with pytest.raises(ConfigError, match=r"iteration 1 of tiny cannot be run again: .*storage\.optimizer_states"):
-        show_reproduce(str(tmp_path / "runs"), "tiny", None, 1, Console(file=io.StringIO()))
-    export(store, campaign.chain[0], tmp_path / "out")  # weights are still whole
+        reproduce("tiny", 1, str(tmp_path / "runs"))
+    write_export(store, campaign.chain[0], tmp_path / "out")  # weights are still whole
     check_policy_folder(tmp_path / "out" / "policy")
 
 
@@ -97,13 +95,13 @@ def test_an_iteration_is_evaluated_as_it_was(campaign):
 
 def test_a_skill_is_traced_and_its_policy_exported(campaign, tmp_path):
     skill = campaign.rows("skills", 1)[0]
-    life = find_life(campaign.store.root, None, "tiny", skill["skill_id"])
-    assert life.text == skill["text"]
-    assert {step.step for step in life.used} <= set(range(life.trajectory["steps"]))
-    assert all(step.trained and step.tokens for step in life.used)
-    assert all(isinstance(token.text, str) for step in life.used for token in step.most_moved)
-    assert life.update["update/optimizer_steps"]
-    export(campaign.store, campaign.chain[2], tmp_path / "out")
+    trace = trace_skill(campaign.store.root, None, "tiny", skill["skill_id"])
+    assert trace.text == skill["text"]
+    assert {step.step for step in trace.used} <= set(range(trace.trajectory["steps"]))
+    assert all(step.trained and step.tokens for step in trace.used)
+    assert all(isinstance(token.text, str) for step in trace.used for token in step.most_moved)
+    assert trace.update["update/optimizer_steps"]
+    write_export(campaign.store, campaign.chain[2], tmp_path / "out")
     check_policy_folder(tmp_path / "out" / "policy")
     assert (campaign.policy(2) / "optimizer").is_dir()
     assert not (tmp_path / "out" / "policy" / "optimizer").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,16 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from flows.reports.audit.tokens import ByteTokenizer
-from infra.manifest import Manifest
-from infra.store import CampaignStore, read_table
+from flows.reports.chains import Tables
 
 OLD_STEPS_PER_NAT, DELTA_STEPS_PER_NAT = 1_000, 10_000
 """Old log-probs are sent in steps of 0.001, deltas of 0.0001: the tables hold them whole."""
 SCALE_QUANTILE = 0.98
 """The heat map's strongest colour: this quantile of |delta| over the iteration."""
-
-ITERATION_TABLES = ("steps", "trajectories", "skills", "routes", "scores")
-Tables = dict[str, pa.Table]
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,6 @@ class IterationData:
     chunks: list[dict[str, Any]]
 
 
-def read_tables(store: CampaignStore, manifest: Manifest, names: Sequence[str] = ITERATION_TABLES) -> Tables:
-    """Those of the tables that the manifest names (the start has no steps)."""
-    return {name: read_table(store, manifest.tables[name]) for name in names if name in manifest.tables}
-
-
 def skill_texts(skills: pa.Table) -> set[str]:
     """The texts of a `skills` table (failed analyses have none)."""
     return {text for text in skills.column("text").to_pylist() if text}
@@ -56,12 +48,12 @@ def skill_texts(skills: pa.Table) -> set[str]:
 
 def new_skills(skills: pa.Table, before: set[str]) -> list[dict[str, Any]]:
     """Skills whose text is not among `before`, each text once, with how often it was given: episode skills first."""
-    found: dict[tuple[str, str], int] = {}
-    for row in skills.select(["kind", "text"]).to_pylist():
-        if row["text"] and row["text"] not in before:
-            key = (row["kind"], row["text"])
-            found[key] = found.get(key, 0) + 1
-    return [{"kind": kind, "text": text, "count": found[kind, text]} for kind, text in sorted(found)]
+    counts = Counter(
+        (row["kind"], row["text"])
+        for row in skills.select(["kind", "text"]).to_pylist()
+        if row["text"] and row["text"] not in before
+    )
+    return [{"kind": kind, "text": text, "count": counts[kind, text]} for kind, text in sorted(counts)]
 
 
 def analyses(skills: pa.Table) -> list[dict[str, Any]]:
@@ -77,19 +69,20 @@ def score_rows(scores: pa.Table) -> dict[tuple[str, int], ScoreRow]:
     return {
         (row["trajectory_id"], row["step"]): ScoreRow(
             old_log_probs=old,
-            deltas=[under - old for under, there in zip(skills, given, strict=True) if there],
+            deltas=[under - old for under, is_scored in zip(skills, scored, strict=True) if is_scored],
             outcome_advantage=row["outcome_advantage"],
             step_advantage=row["step_advantage"],
             skill_advantages=advantages,
             trained=row["trained"],
         )
-        for row, given, (old, *skills, advantages) in zip(
-            scores.select(plain).to_pylist(), _given(scores), lists, strict=True
+        for row, scored, (old, *skills, advantages) in zip(
+            scores.select(plain).to_pylist(), _scored_under(scores), lists, strict=True
         )
     }
 
 
-def _given(scores: pa.Table) -> list[tuple[bool, bool]]:
+def _scored_under(scores: pa.Table) -> list[tuple[bool, bool]]:
+    """Whether each row has log-probs under its first and its added skill."""
     first, second = (scores.column(name).is_valid().to_pylist() for name in ("skill_log_probs", "added_log_probs"))
     return list(zip(first, second, strict=True))
 
@@ -109,11 +102,11 @@ def iteration_data(
     `before` holds the skill texts of the iteration before; `tokenizer` a text where there is none, with its reason.
     """
     trajectories = tables["trajectories"].to_pylist()
-    place = {row["trajectory_id"]: number for number, row in enumerate(trajectories)}
-    skills = _skills(tables["skills"], place, before)
+    position = {row["trajectory_id"]: number for number, row in enumerate(trajectories)}
+    skills = _skills(tables["skills"], position, before)
     numbers = {skill["id"]: number for number, skill in enumerate(skills)}
     chunks: list[dict[str, Any]] = [{"steps": [], "replies": []} for _ in trajectories]
-    scale = _fill_steps(tables, place, numbers, skills, chunks, tokenizer)
+    scale = _fill_steps(tables, position, numbers, skills, chunks, tokenizer)
     for skill, row in zip(skills, tables["skills"].to_pylist(), strict=True):
         replies = chunks[skill["trajectory"]]["replies"]
         if row["raw_reply"] is not None and row["raw_reply"] not in replies:
@@ -132,7 +125,7 @@ def iteration_data(
             "steps": row["steps"],
             "tokens": row["tokens"],
             "error": row["error"],
-            "routes": _counts([step["route"] for step in chunk["steps"]]),
+            "routes": dict(Counter(step["route"] for step in chunk["steps"])),
         }
         for row, chunk in zip(trajectories, chunks, strict=True)
     ]
@@ -150,12 +143,12 @@ def iteration_data(
     return IterationData(index, chunks)
 
 
-def _skills(skills: pa.Table, place: dict[str, int], before: set[str]) -> list[dict[str, Any]]:
+def _skills(skills: pa.Table, position: dict[str, int], before: set[str]) -> list[dict[str, Any]]:
     known = ("skill_id", "trajectory_id", "kind", "step", "text", "raw_reply")
     return [
         {
             "id": row["skill_id"],
-            "trajectory": place[row["trajectory_id"]],
+            "trajectory": position[row["trajectory_id"]],
             "kind": row["kind"],
             "step": row["step"],
             "text": row["text"],
@@ -169,7 +162,7 @@ def _skills(skills: pa.Table, place: dict[str, int], before: set[str]) -> list[d
 
 def _fill_steps(
     tables: Tables,
-    place: dict[str, int],
+    position: dict[str, int],
     numbers: dict[str, int],
     skills: list[dict[str, Any]],
     chunks: list[dict[str, Any]],
@@ -183,7 +176,7 @@ def _fill_steps(
     magnitudes = [np.zeros(0)]
     for row in sorted(steps, key=lambda row: (row["trajectory_id"], row["step"])):
         key = (row["trajectory_id"], row["step"])
-        score, route, trajectory = scores[key], routes[key], place[row["trajectory_id"]]
+        score, route, trajectory = scores[key], routes[key], position[row["trajectory_id"]]
         magnitudes += [np.abs(delta) for delta in score.deltas]
         under = [numbers[name] for name in (route["skill_id"], route["added_skill_id"]) if name is not None]
         for number in under:
@@ -207,8 +200,8 @@ def _fill_steps(
                 "skill_advantage": _advantage(score.skill_advantages, score.deltas),
             }
         )
-    found = np.concatenate(magnitudes)
-    return _short(float(np.quantile(found, SCALE_QUANTILE))) if found.size else 0.0
+    every = np.concatenate(magnitudes)
+    return _short(float(np.quantile(every, SCALE_QUANTILE))) if every.size else 0.0
 
 
 def _advantage(advantages: np.ndarray, deltas: Sequence[np.ndarray]) -> float | list[float]:
@@ -227,10 +220,6 @@ def _specials(steps: pa.Table, tokenizer: ByteTokenizer | str) -> dict[int, str]
         return {}
     used = np.unique(steps.column("response_ids").combine_chunks().values.to_numpy(zero_copy_only=False)).tolist()
     return {token_id: name for token_id in used if (name := tokenizer.name_of(token_id)) is not None}
-
-
-def _counts(values: Sequence[str]) -> dict[str, int]:
-    return {value: values.count(value) for value in dict.fromkeys(values)}
 
 
 def _whole(values: np.ndarray) -> list[int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.reports.audit import summary
-from flows.reports.audit.data import IterationData, iteration_data, read_tables
-from flows.reports.audit.embed import content_hash, packed, visible
+from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
-from flows.reports.campaign import evaluations
+from flows.reports.chains import evaluations, read_tables
+from flows.reports.formatting import percent
 from infra.manifest import START, Manifest
 from infra.store import CampaignStore, key_of, location, read_config
 from opid_core.errors import DataError
@@ -28,33 +32,25 @@ def page_of(iteration: int) -> str:
     return f"iteration-{key_of(iteration)}.html"
 
 
-def write_pages(
-    store: CampaignStore,
-    chain: Sequence[Manifest],
-    iterations: Sequence[int],
-    folder: Path,
-    on_page: Callable[[Path], None] = lambda path: None,
-) -> Path:
-    """Write the campaign's page and those of `iterations` into `folder`; returns the campaign's.
+def write_pages(store: CampaignStore, chain: Sequence[Manifest], iterations: Sequence[int], folder: Path) -> list[Path]:
+    """Write the pages of `iterations` and the campaign's into `folder`; returns the files, the campaign's last.
 
     The campaign's page links to all pages of iterations that lie in `folder`. Raises DataError that names a table or
     manifest which cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = summary.rows(store, chain)
+    rows = summary.commit_rows(store, chain)
     new = summary.new_counts(rows)
-    for iteration in iterations:
-        path = folder / page_of(iteration)
+    paths = [folder / page_of(iteration) for iteration in iterations]
+    for iteration, path in zip(iterations, paths, strict=True):
         before = rows[iteration].texts  # chain[0] is the start: rows[k] is the row before iteration k
         data = read_iteration(store, chain[iteration + 1], set(before))
         _write(path, iteration_page(store, rows[iteration + 1], new[iteration + 1], data))
-        on_page(path)
     linked = {row.name: page_of(int(row.name)) for row in rows if row.name != START}
-    there = {name: page for name, page in linked.items() if (folder / page).is_file()}
-    path = folder / CAMPAIGN_PAGE
-    _write(path, campaign_page(store, chain, rows, there))
-    on_page(path)
-    return path
+    present = {name: page for name, page in linked.items() if (folder / page).is_file()}
+    paths.append(folder / CAMPAIGN_PAGE)
+    _write(paths[-1], campaign_page(store, chain, rows, present))
+    return paths
 
 
 def read_iteration(store: CampaignStore, manifest: Manifest, before: set[str]) -> IterationData:
@@ -65,7 +61,7 @@ def read_iteration(store: CampaignStore, manifest: Manifest, before: set[str]) -
 
 
 def campaign_page(
-    store: CampaignStore, chain: Sequence[Manifest], rows: Sequence[summary.Row], pages: dict[str, str]
+    store: CampaignStore, chain: Sequence[Manifest], rows: Sequence[summary.CommitRow], pages: dict[str, str]
 ) -> str:
     """The campaign's page as HTML; `pages` names the page of each iteration that has one."""
     if not chain:
@@ -75,24 +71,24 @@ def campaign_page(
         "campaign.html.j2",
         script=_read("page.js"),
         campaign=store.campaign,
-        place=location(store),
+        location=location(store),
         config=read_config(store),
         rows=list(zip(rows, new, strict=True)),
         pages=pages,
-        chart=summary.success_chart(rows, evaluations(store, list(chain))),
+        chart=summary.success_chart(rows, evaluations(store, chain)),
         small=summary.small_charts(rows, new),
         cost=summary.total_cost([row.analyzer_cost for row in rows]),
         data=packed({"added": summary.added_last(store, chain, rows)}),
     )
 
 
-def iteration_page(store: CampaignStore, row: summary.Row, new: int, data: IterationData) -> str:
+def iteration_page(store: CampaignStore, row: summary.CommitRow, new: int, data: IterationData) -> str:
     """An iteration's page as HTML."""
     return render(
         "iteration.html.j2",
         script=_read("page.js"),
         campaign=store.campaign,
-        place=location(store),
+        location=location(store),
         campaign_page=CAMPAIGN_PAGE,
         row=row,
         new=new,
@@ -100,6 +96,28 @@ def iteration_page(store: CampaignStore, row: summary.Row, new: int, data: Itera
         index=packed(data.index),
         chunks=[packed(chunk) for chunk in data.chunks],
     )
+
+
+def packed(value: Any) -> str:
+    """`value` as JSON, gzipped, in base64: letters, digits, `+`, `/` and `=` only. The same for the same value."""
+    # ASCII: a lone surrogate, which UTF-8 cannot hold, stays what it is as an escape
+    data = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+def unpacked(text: str) -> Any:
+    """What `packed` was given: what the page's script reads."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def content_hash(text: str) -> str:
+    """The source expression that lets a Content-Security-Policy run exactly this inline script or style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def visible(value: Any) -> str:
+    """`value` as one line of ASCII: JSON, in which control characters and line ends can be seen."""
+    return json.dumps(value, default=str)
 
 
 def render(template: str, script: str = "", images: str = "'none'", **values: Any) -> str:
@@ -122,19 +140,20 @@ def render(template: str, script: str = "", images: str = "'none'", **values: An
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": _percent, "visible": visible, "interval": summary.interval, "cost": _cost}
-    return made
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    environment.filters |= {
+        "percent": partial(percent, missing="–"),
+        "visible": visible,
+        "interval": summary.success_text,
+        "cost": _cost,
+    }
+    return environment
 
 
 def _cost(value: float | None) -> str:

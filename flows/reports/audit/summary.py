@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.reports.audit.curves import EVALUATION_COLOURS, Chart, Point, Series, nice_top
-from flows.reports.audit.data import analyses, new_skills, read_tables, skill_texts
-from flows.reports.campaign import Evaluated
+from flows.reports.audit.data import analyses, new_skills, skill_texts
+from flows.reports.chains import Evaluated, metrics_of, read_tables
+from flows.reports.formatting import with_interval
 from infra.manifest import ExpectationResult, Manifest
 from infra.objects import in_parallel
 from infra.stages import failures
@@ -26,7 +27,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Row:
+class CommitRow:
     """One commit of a campaign."""
 
     manifest: Manifest
@@ -47,6 +48,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The iteration, as text."""
         return str(self.manifest.iteration)
 
     @property
@@ -63,26 +65,26 @@ class Row:
         return sum(len(gate.expectations) for gate in self.manifest.gates.values())
 
 
-def rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[Row]:
+def commit_rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[CommitRow]:
     """A row for each manifest of `chain`."""
     return in_parallel(lambda manifest: _row(store, manifest), chain)
 
 
-def new_counts(all_rows: Sequence[Row]) -> list[int]:
+def new_counts(rows: Sequence[CommitRow]) -> list[int]:
     """How many skill texts of each row are not in the row before."""
-    before = [frozenset(), *(row.texts for row in all_rows)]
-    return [len(row.texts - earlier) for row, earlier in zip(all_rows, before, strict=False)]
+    before = [frozenset(), *(row.texts for row in rows)]
+    return [len(row.texts - earlier) for row, earlier in zip(rows, before, strict=False)]
 
 
-def added_last(store: CampaignStore, chain: Sequence[Manifest], all_rows: Sequence[Row]) -> list[dict[str, Any]]:
+def added_last(store: CampaignStore, chain: Sequence[Manifest], rows: Sequence[CommitRow]) -> list[dict[str, Any]]:
     """The skills of the newest iteration whose texts the one before had not."""
     skills = read_tables(store, chain[-1], ["skills"]).get("skills")
     if skills is None:
         return []
-    return new_skills(skills, set(all_rows[-2].texts) if len(all_rows) > 1 else set())
+    return new_skills(skills, set(rows[-2].texts) if len(rows) > 1 else set())
 
 
-def success_chart(all_rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> Chart:
+def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated]) -> Chart:
     """Success of the training rollouts by iteration, and of the held-out panel by update, with 95% intervals."""
     training = [
         Point(
@@ -90,9 +92,9 @@ def success_chart(all_rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> Ch
             row.success.micro,
             row.success.low,
             row.success.high,
-            f"iteration {row.name}: {interval(row.success)}, {row.success.episodes} episodes",
+            f"iteration {row.name}: {success_text(row.success)}, {row.success.episodes} episodes",
         )
-        for row in all_rows
+        for row in rows
         if row.success is not None and row.success.episodes
     ]
     series = [Series("training rollouts (other tasks each time)", "#6b7280", training, banded=True)] if training else []
@@ -103,7 +105,7 @@ def success_chart(all_rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> Ch
                 e.success.micro,
                 e.success.low,
                 e.success.high,
-                f"after {e.policy_version} updates: {interval(e.success)}, {e.success.episodes} episodes",
+                f"after {e.policy_version} updates: {success_text(e.success)}, {e.success.episodes} episodes",
             )
             for e in evaluated
             if e.temperature == temperature and e.success.episodes
@@ -113,9 +115,9 @@ def success_chart(all_rows: Sequence[Row], evaluated: Sequence[Evaluated]) -> Ch
     return Chart(series, 940, 300, 1.0)
 
 
-def small_charts(all_rows: Sequence[Row], new: Sequence[int]) -> list[tuple[str, str, Chart]]:
+def small_charts(rows: Sequence[CommitRow], new: Sequence[int]) -> list[tuple[str, str, Chart]]:
     """Title, format of a value and chart of the numbers that tell whether skills can be trusted."""
-    trained = [(row, count) for row, count in zip(all_rows, new, strict=True) if row.success is not None]
+    trained = [(row, count) for row, count in zip(rows, new, strict=True) if row.success is not None]
     wanted = [
         (
             "critical share: steps with a step skill",
@@ -149,24 +151,23 @@ def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def interval(success: SuccessRate) -> str:
-    """A success rate with its 95% interval, as text."""
-    return f"{success.micro:.1%} ({success.low:.1%} to {success.high:.1%})"
+def success_text(success: SuccessRate) -> str:
+    """A success rate with its 95% interval."""
+    return with_interval(success.micro, success.low, success.high)
 
 
-def _row(store: CampaignStore, manifest: Manifest) -> Row:
+def _row(store: CampaignStore, manifest: Manifest) -> CommitRow:
     tables = read_tables(store, manifest, ["metrics", "trajectories", "skills"])
-    made = analyses(tables["skills"]) if "skills" in tables else []
-    metrics = tables["metrics"].to_pylist() if "metrics" in tables else []
-    return Row(
+    calls = analyses(tables["skills"]) if "skills" in tables else []
+    return CommitRow(
         manifest=manifest,
-        metrics={row["name"]: row["value"] for row in metrics},
+        metrics=metrics_of(tables["metrics"]) if "metrics" in tables else {},
         success=table_success(tables["trajectories"]) if "trajectories" in tables else None,
-        analyses=len(made),
-        failed_analyses=sum(row["error"] is not None for row in made),
-        analyzer_tokens=sum(row["tokens"] or 0 for row in made),
-        analyzer_seconds=sum(row["seconds"] or 0.0 for row in made),
-        analyzer_cost=total_cost([row["cost"] for row in made]),
+        analyses=len(calls),
+        failed_analyses=sum(row["error"] is not None for row in calls),
+        analyzer_tokens=sum(row["tokens"] or 0 for row in calls),
+        analyzer_seconds=sum(row["seconds"] or 0.0 for row in calls),
+        analyzer_cost=total_cost([row["cost"] for row in calls]),
         texts=frozenset(skill_texts(tables["skills"])) if "skills" in tables else frozenset(),
         given_up=failures(store, manifest.iteration),
     )

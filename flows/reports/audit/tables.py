@@ -11,38 +11,33 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from flows.reports.audit.data import ScoreRow, Tables, read_tables, score_rows, skill_texts
-from infra.manifest import START, Manifest
-from infra.store import CampaignStore, read_table
+from flows.reports.audit.data import ScoreRow, score_rows, skill_texts
+from flows.reports.chains import Tables, read_tables
+from infra.manifest import Manifest
+from infra.store import CampaignStore
 
 TableFormat = Literal["json", "csv", "parquet"]
 
 _text, _i32, _i64, _f64, _flag = pa.string(), pa.int32(), pa.int64(), pa.float64(), pa.bool_()
-STEP_COLUMNS = pa.schema(
-    [
-        *((name, _text) for name in ("campaign",)),
-        ("iteration", _i32),
-        *((name, _text) for name in ("group_id", "trajectory_id")),
-        ("step", _i32),
-        *((name, _text) for name in ("task_id", "task_type", "task_text", "outcome")),
-        ("return", _f64),
-        *((name, _text) for name in ("observation", "response_text", "action")),
-        ("is_valid", _flag),
-        ("reward", _f64),
-        ("done", _flag),
-        ("truncated", _flag),
-        ("policy_version", _i32),
-        *((name, _text) for name in ("route", "reason", "skill_id", "added_skill_id", "skill_kind", "skill_text")),
-        ("response_tokens", _i32),
-        ("delta_sum", _f64),
-        ("delta_mean", _f64),
-        ("outcome_advantage", _f64),
-        ("step_advantage", _f64),
-        ("skill_advantage_mean", _f64),
-        ("advantage_mean", _f64),
-        ("trained", _flag),
-    ]
+_COLUMNS = (
+    ("campaign", _text),
+    ("iteration", _i32),
+    *((name, _text) for name in ("group_id", "trajectory_id")),
+    ("step", _i32),
+    *((name, _text) for name in ("task_id", "task_type", "task_text", "outcome")),
+    ("return", _f64),
+    *((name, _text) for name in ("observation", "response_text", "action")),
+    ("is_valid", _flag),
+    ("reward", _f64),
+    *((name, _flag) for name in ("done", "truncated")),
+    ("policy_version", _i32),
+    *((name, _text) for name in ("route", "reason", "skill_id", "added_skill_id", "skill_kind", "skill_text")),
+    ("response_tokens", _i32),
+    *((name, _f64) for name in ("delta_sum", "delta_mean", "outcome_advantage", "step_advantage")),
+    *((name, _f64) for name in ("skill_advantage_mean", "advantage_mean")),
+    ("trained", _flag),
 )
+STEP_COLUMNS = pa.schema(_COLUMNS)
 """One step sample a row. Deltas (nats, of the skill `skill_id`) are null where nothing was routed; means are over the
 response's tokens; `advantage_mean` is the sum of its three components."""
 
@@ -53,18 +48,18 @@ def write_tables(
     """Write `steps`, `skills` and `metrics` of the iterations into `folder`; returns the files, which are replaced."""
     parts: dict[str, list[pa.Table]] = {"steps": [], "skills": [], "metrics": []}
     for iteration in iterations:
-        manifest, before = chain[iteration + 1], chain[iteration]
-        tables = read_tables(store, manifest)
-        known = skill_texts(read_table(store, before.tables["skills"])) if before.iteration != START else set()
+        tables = read_tables(store, chain[iteration + 1])
+        before = read_tables(store, chain[iteration], ["skills"])  # the start has none
+        known = skill_texts(before["skills"]) if before else set()
         parts["steps"].append(steps_table(tables))
         parts["skills"].append(skills_table(store.campaign, iteration, tables, parts["steps"][-1], known))
-        metrics = read_table(store, manifest.tables["metrics"])
+        metrics = tables["metrics"]
         parts["metrics"].append(metrics.add_column(0, "campaign", pa.array([store.campaign] * len(metrics), _text)))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, made in parts.items():
+    for name, of_iterations in parts.items():
         paths.append(folder / f"{name}.{kind}")
-        _WRITERS[kind](pa.concat_tables(made).replace_schema_metadata(None).combine_chunks(), paths[-1])
+        _WRITERS[kind](pa.concat_tables(of_iterations).replace_schema_metadata(None).combine_chunks(), paths[-1])
     return paths
 
 

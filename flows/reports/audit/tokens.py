@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Sequence
 
-from infra.manifest import Manifest
+from infra.manifest import FolderRecord, Manifest
 from infra.store import CampaignStore, read_object
 
 
@@ -44,17 +44,21 @@ class ByteTokenizer:
         return [len(piece) for piece in pieces] if "".join(pieces) == text else None
 
 
+def tokenizer_json(store: CampaignStore, policy: FolderRecord) -> bytes | None:
+    """The file `tokenizer.json` of a stored policy; None where it has none."""
+    path = f"{policy.uri}/tokenizer.json"
+    return read_object(store, path) if any(file.path == path for file in policy.files) else None
+
+
 def stored_tokenizer(store: CampaignStore, manifest: Manifest) -> ByteTokenizer | str:
     """The tokenizer in the policy folder that `manifest` names, or why there is none to split text with.
 
     Reads the one file that it needs, not the policy.
     """
     path = f"{manifest.policy.uri}/tokenizer.json"
-    if path not in {record.path for record in manifest.policy.files}:
-        return f"the policy folder {manifest.policy.uri} holds no tokenizer.json"
-    data = read_object(store, path)
+    data = tokenizer_json(store, manifest.policy)
     if data is None:
-        return f"{path} is no longer in the store"
+        return f"the policy folder {manifest.policy.uri} holds no tokenizer.json"
     decoder = json.loads(data).get("decoder") or {}
     if "ByteLevel" not in {decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", []))}:
         return f"{path} is no byte-level tokenizer (its decoder is {decoder.get('type')})"
@@ -66,7 +70,7 @@ def _byte_of_character() -> dict[str, int]:
     """Byte-level BPE writes each byte as one printable character: itself, or one from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + number): byte for number, byte in enumerate(others)}
 
 
 def _token_bytes(name: str) -> bytes:

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import io
 import json
-import sys
 
 import pytest
-from rich.console import Console
 
-from flows.cli import main as cli
-from flows.cli.export import show_export
 from infra.manifest import to_bytes
 from infra.store import manifests, open_campaign, put_object, read_config
 from opid_core.errors import ConfigError, DataError
@@ -32,15 +27,19 @@ def store(tmp_path):
     return store
 
 
-def exported(store, out, iteration=None) -> str:
-    output = io.StringIO()
-    show_export(store.root, "demo", None, iteration, out, Console(file=output, width=300))
-    return output.getvalue()
+@pytest.fixture
+def exported(store, opid):
+    """What `opid export` prints."""
+
+    def run(out, *options: str, campaign: str = "demo") -> str:
+        return opid("export", campaign, "--root", store.root, "--out", out, *options)
+
+    return run
 
 
-def test_tables_come_back_whole_from_jsonl(store, tmp_path):
+def test_tables_come_back_whole_from_jsonl(store, exported, tmp_path):
     out = tmp_path / "deep" / "out"
-    printed = exported(store, out)
+    printed = exported(out)
     manifest = manifests(store)[-1]
     assert len(manifest.tables) == 7
     for name, record in manifest.tables.items():
@@ -51,9 +50,9 @@ def test_tables_come_back_whole_from_jsonl(store, tmp_path):
     assert f"demo, iteration 0: {out}\n" in printed
 
 
-def test_the_policy_is_a_folder_without_optimizer_state(store, tmp_path):
+def test_the_policy_is_a_folder_without_optimizer_state(store, exported, tmp_path):
     out = tmp_path / "out"
-    assert f"The policy after 0 updates: {out}/policy" in exported(store, out, "start")
+    assert f"The policy after 0 updates: {out}/policy" in exported(out, "--iteration", "start")
     assert all_files(out) == [
         "config.json",
         "manifest.json",
@@ -66,45 +65,35 @@ def test_the_policy_is_a_folder_without_optimizer_state(store, tmp_path):
     assert json.loads((out / "config.json").read_text(encoding="utf-8")) == read_config(store)
 
 
-def test_an_existing_folder_is_refused(store, tmp_path):
+def test_an_existing_folder_is_refused(store, exported, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(ConfigError, match=f"--out: {out} exists already; name a new folder"):
-        exported(store, out)
+        exported(out)
     assert all_files(out) == []
 
 
 @pytest.mark.parametrize("damaged", ["table", "weights"])
-def test_a_damaged_file_leaves_nothing(store, tmp_path, damaged):
+def test_a_damaged_file_leaves_nothing(store, exported, tmp_path, damaged):
     manifest = manifests(store)[-1]
     weights = next(file for file in manifest.policy.files if file.path.endswith(".safetensors"))
     record = manifest.tables["routes"] if damaged == "table" else weights
     put_object(store, record.path, b"x" * record.size)
     out = tmp_path / "exports" / "out"
     with pytest.raises(DataError, match=f"{record.path}: damaged"):
-        exported(store, out)
+        exported(out)
     assert list(out.parent.iterdir()) == []
 
 
-def test_what_is_not_there(store, tmp_path):
+def test_what_is_not_there(store, exported, tmp_path):
     with pytest.raises(ConfigError, match="has no iteration '1'; committed: start, 0 to 0"):
-        exported(store, tmp_path / "out", "1")
+        exported(tmp_path / "out", "--iteration", "1")
     with pytest.raises(ConfigError, match="no campaign 'nobody'"):
-        show_export(store.root, "nobody", None, None, tmp_path / "out", Console(file=io.StringIO()))
+        exported(tmp_path / "out", campaign="nobody")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(store, tmp_path):
+def test_a_place_that_cannot_be_written_is_named(store, exported, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=f"--out: {tmp_path}/file/out cannot be made: Not a directory"):
-        exported(store, tmp_path / "file" / "out")
-
-
-def test_the_command(store, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["opid", "export", "demo", "--root", store.root, "--out", str(out)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
-    assert f"demo, iteration 0: {out}\n" in capsys.readouterr().out
-    assert len((out / "steps.jsonl").read_bytes().splitlines()) == 3
+        exported(tmp_path / "file" / "out")

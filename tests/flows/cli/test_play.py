@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from envs.base import make
-from flows.cli.play import play
+from flows.cli.play import play_episode
 from opid_core.errors import ConfigError
 
 ALFWORLD = {"generator": {"size": "small", "train": 6}}
@@ -33,7 +33,7 @@ def played(name: str, options: dict, split: str, answer: Callable[[str, str], st
     """What is printed when `answer(printed so far, prompt)` types the lines."""
     output = io.StringIO()
     console = Console(file=output, width=4000)
-    play(name, options, split, task_id, console, lambda prompt: answer(output.getvalue(), prompt))
+    play_episode(name, options, split, task_id, console, lambda prompt: answer(output.getvalue(), prompt))
     return output.getvalue()
 
 

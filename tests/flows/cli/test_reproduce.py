@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.cli.reproduce import Compared, compare, first_difference, notes
+from flows.cli.reproduce import HashPair, compare, first_difference, notes
 from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.hashing import config_hash
@@ -24,9 +24,9 @@ def changed(manifest, table, **fields):
 
 def test_two_runs_of_the_same_are_equal_whatever_the_clock_said(tmp_path, manifest):
     other = make_manifest(open_campaign(tmp_path / "other", "demo", CONFIG), tmp_path, None, seconds=9.0)
-    found = compare(manifest, other)
-    assert [row.name for row in found] == ["scores", "weights", "metrics"]
-    assert all(row.equal and row.committed for row in found)
+    pairs = compare(manifest, other)
+    assert [row.name for row in pairs] == ["scores", "weights", "metrics"]
+    assert all(row.equal and row.committed for row in pairs)
     assert manifest.tables["metrics"].sha256 != other.tables["metrics"].sha256
 
 
@@ -45,8 +45,8 @@ def test_weights_that_differ_are_found(tmp_path, manifest):
 def test_a_table_of_one_side_alone_differs(manifest):
     added = manifest.model_copy(update={"tables": {**manifest.tables, "new": manifest.tables["scores"]}})
     content_hash = manifest.tables["scores"].content_hash
-    assert compare(added, manifest)[-1] == Compared("new", content_hash, None)
-    assert compare(manifest, added)[-1] == Compared("new", None, content_hash)
+    assert compare(added, manifest)[-1] == HashPair("new", content_hash, None)
+    assert compare(manifest, added)[-1] == HashPair("new", None, content_hash)
     assert not compare(manifest, added)[-1].equal
 
 

@@ -1,37 +1,38 @@
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+import yaml
 
 from envs.base import Task
-from flows.cli.rollout import show_rollout, transcript
-from opid_core.config import CampaignConfig, build_config
+from flows.cli.rollout import transcript
 from opid_core.errors import ConfigError
 from opid_core.rollout.episodes import Episode, EpisodeRequest, Turn
 from opid_core.rollout.prompting import EncodedPrompt
 from tests.tiny_policy import make_tiny_policy_folder
 
 
-def config_in(root: Path) -> CampaignConfig:
-    return build_config(
-        {
-            "campaign": "small",
-            "root": str(root),
-            "threads": 1,
-            "environment": {
-                "options": {"generator": {"size": "small", "train": 6, "valid_unseen": 3}},
-                "max_steps": 3,
-                "history_length": 1,
-            },
-            "rollout": {"max_prompt_tokens": 400, "max_response_tokens": 12},
-            "engine": {"kv_cache_mib": 16, "max_concurrent": 4},
-            "evaluation": {"tasks": 3, "temperatures": [0.7, 1.0]},
-        }
-    )
+@pytest.fixture
+def config(tmp_path) -> Path:
+    """A config file of three tasks."""
+    path = tmp_path / "small.yaml"
+    values = {
+        "campaign": "small",
+        "root": str(tmp_path / "runs"),
+        "threads": 1,
+        "environment": {
+            "options": {"generator": {"size": "small", "train": 6, "valid_unseen": 3}},
+            "max_steps": 3,
+            "history_length": 1,
+        },
+        "rollout": {"max_prompt_tokens": 400, "max_response_tokens": 12},
+        "engine": {"kv_cache_mib": 16, "max_concurrent": 4},
+        "evaluation": {"tasks": 3, "temperatures": [0.7, 1.0]},
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
 
 
 def turn(observation: str, response: str, action: str, is_valid: bool, reward: float) -> Turn:
@@ -58,35 +59,32 @@ def test_a_transcript_tells_the_episode_step_by_step():
     assert transcript(episode).endswith("Outcome: **broken**, return 10, 2 steps, 4 tokens: `the world ended`")
 
 
-def test_bad_input_is_refused_before_anything_runs(tmp_path):
-    config, console = config_in(tmp_path / "runs"), Console(file=io.StringIO())
+def test_bad_input_is_refused_before_anything_runs(tmp_path, config, opid):
     taken = tmp_path / "taken.md"
     taken.write_text("mine")
-    with pytest.raises(ConfigError, match=f"--out: {taken} exists already; name a new file"):
-        show_rollout(config, tmp_path, 1, console, taken)
-    with pytest.raises(ConfigError, match=f"--out: {tmp_path}/absent is no folder"):
-        show_rollout(config, tmp_path, 1, console, tmp_path / "absent" / "out.md")
-    with pytest.raises(ConfigError, match="the split 'valid_unseen' has 3 tasks, the panel needs 4"):
-        show_rollout(config, tmp_path, 4, console)
-    with pytest.raises(ConfigError, match=f"policy: {tmp_path}/policy is not a folder"):
-        show_rollout(config, tmp_path / "policy", 1, console)
+    absent = tmp_path / "absent"
+    for options, message in (
+        (["--policy", tmp_path, "--out", taken], f"--out: {taken} exists already; name a new file"),
+        (["--policy", tmp_path, "--out", absent / "out.md"], f"--out: {absent} is no folder"),
+        (["--policy", tmp_path, "--episodes", 4], "the split 'valid_unseen' has 3 tasks, the panel needs 4"),
+        (["--policy", absent], f"policy: {absent} is not a folder"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            opid("rollout", config, *options)
     assert taken.read_text() == "mine"
 
 
 @pytest.mark.integration
-def test_a_policy_plays_the_first_tasks_of_the_panel_and_nothing_is_stored(tmp_path):
+def test_a_policy_plays_the_first_tasks_of_the_panel_and_nothing_is_stored(tmp_path, config, opid):
     policy = make_tiny_policy_folder(tmp_path / "policy", max_positions=412)
-    output, out = io.StringIO(), tmp_path / "transcripts.md"
-    episodes = show_rollout(config_in(tmp_path / "runs"), policy, 2, Console(file=output, width=300), out)
-    assert [episode.request.task.task_id for episode in episodes] == ["valid_unseen/000000", "valid_unseen/000001"]
-    turns = [turn for episode in episodes for turn in episode.turns]
-    assert len(turns) == 6
+    out = tmp_path / "transcripts.md"
+    printed = opid("rollout", config, "--policy", policy, "--out", out)
     text = out.read_text(encoding="utf-8")
-    assert re.findall("^## `(.*?)`", text, re.MULTILINE) == ["valid_unseen/000000", "valid_unseen/000001"]
+    tasks = re.findall("^## `(.*?)`", text, re.MULTILINE)
+    assert tasks == ["valid_unseen/000000", "valid_unseen/000001"]
     assert text.count("### Step ") == 6
-    assert all(f"```text\n{turn.response_text}\n```" in text for turn in turns)
     # The policy's words hold no tags: no response is valid, and no episode can be won.
     summary = "0 of 2 episodes won at temperature 0.7; 0 of 6 responses valid; 3.0 steps an episode"
     assert text.endswith(f"**{summary}**\n")
-    assert output.getvalue() == f"{summary}\nTranscripts: {out}\n"
+    assert printed.endswith(f"{summary}\nTranscripts: {out}\n")
     assert not (tmp_path / "runs").exists()

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console
-
-from flows.cli.status import show_status
 from infra.manifest import ExpectationResult, GateResult, Manifest, new_manifest
 from infra.store import commit, open_campaign
 from tests.infra.stored import CONFIG, make_manifest
 
 
-def shown(root: str) -> str:
-    console = Console(file=io.StringIO(), width=200)
-    show_status(root, "demo", None, 10, console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(tmp_path):
+def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(tmp_path, opid):
     root = str(tmp_path / "runs")
     store = open_campaign(root, "demo", CONFIG)
     start = make_manifest(store, tmp_path, None)
@@ -33,7 +22,7 @@ def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(
     kept |= {"tables": plain.tables, "policy": plain.policy, "degraded": ["skills: 14 of 20 [failed]"]}
     marked: Manifest = new_manifest(**kept, gates=[gate], previous=start)
     commit(store, marked)
-    lines = shown(root).splitlines()
+    lines = opid("status", "demo", "--root", root).splitlines()
     (row,) = [line for line in lines if "1 of 1 passed, 2 warnings" in line]
     assert "0 degraded" in row
     assert any("1 of 1 passed " in line and "start" in line for line in lines)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import io
 import json
+from typing import Any
 
 import pytest
-from rich.console import Console
 
-from flows.cli.tasks import show_tasks
 from opid_core.errors import ConfigError
 
 SMALL = {"generator": {"size": "small", "train": 13, "valid_seen": 2, "valid_unseen": 3}}
@@ -29,10 +27,18 @@ def questions(tmp_path) -> dict[str, str]:
     return {"corpus": str(tmp_path / "c.jsonl"), "questions": str(tmp_path / "q.jsonl")}
 
 
-def shown(name: str, options: dict, split: str | None = None, limit: int = 0, task_id: str | None = None) -> str:
-    output = io.StringIO()
-    show_tasks(name, options, split, limit, task_id, Console(file=output, width=200))
-    return output.getvalue()
+@pytest.fixture
+def shown(opid):
+    """What `opid tasks` prints."""
+
+    def run(name: str, options: dict, split: str | None = None, limit: int = 0, task_id: str | None = None) -> str:
+        given: dict[str, Any] = {"--split": split, "--limit": limit, "--show": task_id}
+        arguments = [text for option, value in given.items() if value is not None for text in (option, value)]
+        for key, value in options.items():
+            arguments += ["--set", f"{key}={json.dumps(value)}"]
+        return opid("tasks", name, *arguments)
+
+    return run
 
 
 def rows(text: str) -> list[tuple[str, ...]]:
@@ -40,14 +46,14 @@ def rows(text: str) -> list[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in text.splitlines() if line[0] == "│"]
 
 
-def test_without_a_split_the_splits_are_counted(questions):
+def test_without_a_split_the_splits_are_counted(shown, questions):
     assert rows(shown("alfworld", SMALL)) == [("train", "13"), ("valid_seen", "2"), ("valid_unseen", "3")]
     assert rows(shown("search_qa", questions)) == [("test", "1"), ("train", "3")]
     generated = {"generator": {"passages": 200, "train": 80, "valid_unseen": 20}}
     assert rows(shown("search_qa", generated)) == [("train", "80"), ("valid_unseen", "20")]
 
 
-def test_the_splits_of_a_manifest_are_those_that_it_names(questions, tmp_path):
+def test_the_splits_of_a_manifest_are_those_that_it_names(shown, questions, tmp_path):
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"train": ["train/000004", "train/000001"], "valid_seen": []}))
     assert rows(shown("alfworld", {**SMALL, "manifest": str(manifest)})) == [("train", "2")]
@@ -55,7 +61,7 @@ def test_the_splits_of_a_manifest_are_those_that_it_names(questions, tmp_path):
     assert rows(shown("search_qa", {**questions, "manifest": str(manifest)})) == [("dev", "2")]
 
 
-def test_webshop_has_two_splits():
+def test_webshop_has_two_splits(shown):
     generated = {"generator": {"products": 40}, "validation": 20}
     (train, validation) = rows(shown("webshop", generated))
     assert (train[0], validation) == ("train", ("validation", "20"))
@@ -66,7 +72,7 @@ def test_webshop_has_two_splits():
     assert cells[:-20] == [(task_type, str(listed.count(task_type))) for task_type in sorted(set(listed))]
 
 
-def test_a_split_is_counted_by_type_and_its_first_tasks_are_listed():
+def test_a_split_is_counted_by_type_and_its_first_tasks_are_listed(shown):
     text = shown("alfworld", SMALL, "train", limit=2)
     assert text.splitlines()[0] == "train: 13 tasks"
     assert rows(text) == [
@@ -86,12 +92,12 @@ def test_a_split_is_counted_by_type_and_its_first_tasks_are_listed():
     ]
 
 
-def test_a_hundred_thousand_tasks():
+def test_a_hundred_thousand_tasks(shown):
     counted = rows(shown("alfworld", {"generator": {"train": 100_000}}, "train"))
     assert sorted(int(count) for _, count in counted) == [16_666] * 2 + [16_667] * 4
 
 
-def test_a_task_is_shown_as_it_begins(questions):
+def test_a_task_is_shown_as_it_begins(shown, questions):
     assert shown("search_qa", questions, "train", task_id="popqa/3") == (
         "popqa/3 (popqa)\n\nYour question is: Who?\n\nNothing searched yet.\n"
     )
@@ -122,6 +128,6 @@ def test_a_task_is_shown_as_it_begins(questions):
         ("alfworld", SMALL, None, "train/000001", "--show train/000001: name the split of the task with --split"),
     ],
 )
-def test_what_is_not_there_is_one_config_error(name, options, split, task_id, message):
+def test_what_is_not_there_is_one_config_error(shown, name, options, split, task_id, message):
     with pytest.raises(ConfigError, match=message):
         shown(name, options, split, 1, task_id)

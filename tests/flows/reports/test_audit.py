@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
@@ -16,13 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
-from flows.reports.audit.command import asked_iterations, audit
+from flows.reports.audit import iteration_numbers
 from flows.reports.audit.curves import Chart, Point, Series, nice_top
 from flows.reports.audit.data import iteration_data, new_skills, score_rows
-from flows.reports.audit.embed import content_hash, packed, unpacked, visible
-from flows.reports.audit.pages import CAMPAIGN_PAGE, page_of, write_pages
+from flows.reports.audit.pages import CAMPAIGN_PAGE, content_hash, packed, page_of, unpacked, visible, write_pages
 from flows.reports.audit.tokens import ByteTokenizer, stored_tokenizer
 from infra import stages
 from infra.store import manifests, read_table
@@ -250,7 +247,7 @@ def test_a_chart_puts_values_where_they_belong():
     assert [nice_top(values) for values in ([], [0.0], [0.3], [7, 12], [100])] == [1.0, 1.0, 0.5, 20, 100]
 
 
-def test_pages_are_written_where_and_for_what_was_asked(tmp_path):
+def test_pages_are_written_where_and_for_what_was_asked(run, tmp_path):
     store, _ = make_campaign(tmp_path, 3, Shape())
     printed = run(store, ["audited"], [], None, "html")
     folder = tmp_path / "audited" / "audit"
@@ -263,7 +260,7 @@ def test_pages_are_written_where_and_for_what_was_asked(tmp_path):
     assert linked(folder / "index.html") == [page_of(2), page_of(1), page_of(0)]
 
 
-def test_an_attempt_that_was_given_up_is_on_both_pages_with_its_reason(tmp_path):
+def test_an_attempt_that_was_given_up_is_on_both_pages_with_its_reason(run, tmp_path):
     store, _ = make_campaign(tmp_path, 1, Shape())
     stages.give_up(store, 0, 0, "GateError: <b>skills</b>")
     run(store, ["audited"], [], None, "html")
@@ -277,13 +274,19 @@ def linked(page: Path) -> list[str | None]:
     return [a["href"] for tag, a in Parts(page.read_text(encoding="utf-8")).tags if tag == "a"]
 
 
-def run(store, campaigns: list[str], iterations: list[str], out: Path | None, kind: str) -> str:
-    output = io.StringIO()
-    audit(store.root, None, campaigns, iterations, out, kind, Console(file=output, width=300))
-    return output.getvalue()
+@pytest.fixture
+def run(opid):
+    """What `opid audit` prints."""
+
+    def run(store, campaigns: list[str], iterations: list[str], out: Path | None, kind: str) -> str:
+        chosen = [argument for iteration in iterations for argument in ("--iteration", iteration)]
+        folder = [] if out is None else ["--out", out]
+        return opid("audit", *campaigns, "--root", store.root, *chosen, *folder, "--format", kind)
+
+    return run
 
 
-def test_a_campaign_of_its_start_alone_has_a_page(tmp_path):
+def test_a_campaign_of_its_start_alone_has_a_page(run, tmp_path):
     store, _ = make_campaign(tmp_path, 0, Shape())
     run(store, ["audited"], [], None, "html")
     assert linked(tmp_path / "audited" / "audit" / "index.html") == []
@@ -291,10 +294,10 @@ def test_a_campaign_of_its_start_alone_has_a_page(tmp_path):
         run(store, ["audited"], [], None, "csv")
 
 
-def test_bad_arguments_are_named(tmp_path):
+def test_bad_arguments_are_named(run, tmp_path):
     store, _ = make_campaign(tmp_path, 2, Shape())
-    assert asked_iterations(["all", "0"], 3) == [0, 1, 2]
-    assert asked_iterations(["last", "0"], 3) == [0, 2]
+    assert iteration_numbers(["all", "0"], 3) == [0, 1, 2]
+    assert iteration_numbers(["last", "0"], 3) == [0, 2]
     for campaigns, iterations, out, kind, message in [
         (["audited"], ["2"], None, "html", r"--iteration: '2': must be all, last or a committed iteration \(0 to 1\)"),
         (["audited"], [], None, "xml", "--format: 'xml': must be one of html, json, csv, parquet"),
@@ -308,7 +311,7 @@ def test_bad_arguments_are_named(tmp_path):
             run(store, campaigns, iterations, out, kind)
 
 
-def test_tables_of_all_formats_hold_the_same_joined_rows(tmp_path):
+def test_tables_of_all_formats_hold_the_same_joined_rows(run, tmp_path):
     store, chain = make_campaign(tmp_path, 2, Shape())
     for kind in ("parquet", "csv", "json"):
         assert len(run(store, ["audited"], ["all"], tmp_path / "tables", kind).splitlines()) == 3
@@ -332,7 +335,7 @@ def test_tables_of_all_formats_hold_the_same_joined_rows(tmp_path):
     )
 
 
-def test_the_queries_of_the_page_about_the_audit_run(tmp_path, monkeypatch):
+def test_the_queries_of_the_page_about_the_audit_run(run, tmp_path, monkeypatch):
     import duckdb
 
     store, _ = make_campaign(tmp_path / "runs", 2, Shape(), name="quickstart")

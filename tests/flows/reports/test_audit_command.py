@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import pytest
-
-from flows.cli import main as cli
 from infra.store import manifests, open_campaign
 from tests.audited import CONFIG
 from tests.conftest import S3_BUCKET
@@ -25,21 +21,6 @@ def make(root: str, tmp_path: Path, name: str, *, seed: int = 0, won: bool = Fal
         rows["trajectories"][1] |= {"outcome": "success", "return": 10.0}
     commit_rows(store, tmp_path, commit_rows(store, tmp_path, None, START_ROWS), rows)
     return store
-
-
-@pytest.fixture
-def opid(monkeypatch, capsys):
-    """Runs `opid ARGUMENTS` and gives what it prints."""
-    monkeypatch.setenv("COLUMNS", "300")
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["opid", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 0
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_two_campaigns_are_compared(tmp_path, opid):

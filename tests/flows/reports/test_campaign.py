@@ -7,7 +7,8 @@ from rich.console import Console
 
 from envs.search_qa.data import Question
 from envs.search_qa.tasks import tasks_of
-from flows.reports.campaign import evaluation_record, mean_metrics, show_evaluations, summary, write_report
+from flows.reports.campaign import evaluation_record, show_evaluations, summary, write_report
+from flows.reports.chains import mean_metrics
 from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.schema import from_rows
@@ -77,7 +78,7 @@ def test_the_report_of_a_campaign_says_it_by_data_set_too(tmp_path):
     assert (
         """
 | task type (after 0 updates, temperature 0.4) | episodes | success |
-|---|---|---|
+| --- | --- | --- |
 | [hotpotqa] | 1 | 0.0% |
 | nq | 4 | 75.0% |
 """

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-import io
+from typing import Any
 
 import pytest
-from rich.console import Console
 
-from flows.reports.diff import read_difference, show_difference
+from flows.reports.diff import CommitTables, CountPair, MetricPair, SkillTexts, difference, read_difference
 from infra.store import open_campaign
 from opid_core.errors import ConfigError
+from opid_core.evaluation import Paired
+from opid_core.hashing import ABSENT
+from opid_core.schema import from_rows
 from tests.flows.committed import commit_rows, rows_of_iteration_0
 from tests.infra.stored import CONFIG
-from tests.tasks.gates.valid_tables import valid
+from tests.tasks.gates.valid_tables import Rows, valid
 
 METRICS = [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]
 
@@ -31,19 +33,10 @@ def root(tmp_path) -> str:
     return str(tmp_path / "runs")
 
 
-def printed(root: str, first: str, second: str) -> str:
-    output = io.StringIO()
-    show_difference(root, None, first, second, Console(file=output, width=200))
-    return output.getvalue()
-
-
 def test_two_campaigns(root):
     found = read_difference(root, None, "other", "demo")
     assert (found.first, found.second) == ("other@start", "demo@0")
-    assert [(change.key, change.first, change.second) for change in found.config] == [
-        ("campaign", "other", "demo"),
-        ("seed", 1, 0),
-    ]
+    assert found.config == {"campaign": ("other", "demo"), "seed": (1, 0)}
     assert [(row.name, row.first, row.second) for row in found.routes] == [
         ("step", 0, 1),
         ("episode", 0, 1),
@@ -56,8 +49,8 @@ def test_two_campaigns(root):
     ]
 
 
-def test_what_is_printed(root):
-    text = printed(root, "demo@start", "demo@0")
+def test_what_is_printed(root, opid):
+    text = opid("audit", "demo@start", "demo@0", "--root", root)
     assert text.startswith("demo@start and demo@0\nConfig: the same.\n")
     assert "│ success   │ 0 (0.0%)   │ 1 (50.0%) │" in text
     assert "│ episode │ 0 (0.0%)   │ 1 (33.3%) │" in text
@@ -70,7 +63,7 @@ def test_what_is_printed(root):
     )
     assert "│ rollout/return │            │ 5      │            │" in text
     assert "seconds/start_s" not in text
-    assert "│ seed     │ 1           │ 0      │" in printed(root, "other", "demo")
+    assert "│ seed     │ 1           │ 0      │" in opid("audit", "other", "demo", "--root", root)
 
 
 @pytest.mark.parametrize(
@@ -87,4 +80,152 @@ def test_what_is_printed(root):
 )
 def test_what_is_not_there(root, name, message):
     with pytest.raises(ConfigError, match=message):
-        printed(root, "demo", name)
+        read_difference(root, None, "demo", name)
+
+
+GAMES: dict[str, Any] = {
+    "seed": 0,
+    "method": {"lambda_step": 0.001},
+    "environment": {"name": "alfworld", "options": {"size": "small"}, "success_reward": 10.0},
+    "evaluation": {"split": "valid_unseen"},
+}
+
+
+def side(rows: Rows, name: str = "demo@0", **config: Any) -> CommitTables:
+    return CommitTables(name, {**GAMES, **config}, {table: from_rows(table, rows[table]) for table in rows})
+
+
+def played(outcomes: dict[str, str], version: int = 3, temperature: float = 1.0) -> list[dict[str, Any]]:
+    """Rows of `evaluations`: task -> outcome."""
+    row = valid()["evaluations"][0]
+    return [
+        {**row, "policy_version": version, "temperature": temperature, "task_id": task, "outcome": outcome}
+        for task, outcome in outcomes.items()
+    ]
+
+
+def test_an_iteration_does_not_differ_from_itself():
+    found = difference(side(valid()), side(valid()))
+    assert found.config == {}
+    assert all(row.first == row.second for row in (*found.outcomes, *found.routes))
+    assert all(row.difference in (0.0, None) for row in found.metrics)
+    assert all(row.only_first == row.only_second == 0 for row in found.skills)
+    assert [pair.paired for pair in found.evaluations] == [Paired(2, 0, 0, 0, 1.0)] * 2
+
+
+def test_metrics_side_by_side():
+    one, other = valid(), valid()
+    one["metrics"] = [{"iteration": 2, "name": n, "value": v} for n, v in [("b", 5.0), ("a", 1.0), ("gone", 2.0)]]
+    other["metrics"] = [{"iteration": 2, "name": n, "value": v} for n, v in [("a", 0.5), ("b", None), ("new", 3.0)]]
+    assert difference(side(one), side(other)).metrics == (
+        MetricPair("a", 1.0, 0.5, -0.5),
+        MetricPair("b", 5.0, None, None),
+        MetricPair("gone", 2.0, None, None),
+        MetricPair("new", None, 3.0, None),
+    )
+
+
+def test_outcomes_and_routes_are_counted():
+    other = valid()
+    other["trajectories"][1]["outcome"] = "success"
+    other["routes"][0]["route"] = "episode"
+    found = difference(side(valid()), side(other))
+    assert found.outcomes == (
+        CountPair("success", 1, 2, 0.5, 1.0),
+        CountPair("failure", 1, 0, 0.5, 0.0),
+        CountPair("truncated", 0, 0, 0.0, 0.0),
+        CountPair("broken", 0, 0, 0.0, 0.0),
+    )
+    assert found.routes == (
+        CountPair("step", 1, 0, 1 / 3, 0.0),
+        CountPair("episode", 1, 2, 1 / 3, 2 / 3),
+        CountPair("none", 1, 1, 1 / 3, 1 / 3),
+    )
+
+
+def test_skill_texts_by_kind_and_outcome():
+    """Texts count once, however often they occur; of failed analyses the reasons are compared."""
+    one, other = valid(), valid()
+    template = one["skills"][0]
+    one["skills"] = [{**template, "text": text} for text in ("x", "x", "d", "c", "b", "a")]
+    other["skills"] = [
+        {**template, "text": "x"},
+        {**template, "text": "a", "outcome": "failure"},
+        {**template, "kind": "failed", "text": "", "error": "no reply"},
+    ]
+    assert difference(side(one), side(other)).skills == (
+        SkillTexts("episode", "failure", 0, 0, 1, (), ("a",)),
+        SkillTexts("episode", "success", 1, 4, 0, ("a", "b", "c"), ()),
+        SkillTexts("failed", "success", 0, 0, 1, (), ("no reply",)),
+    )
+
+
+def test_config_keys_that_differ():
+    other = {"seed": 1, "method": {"lambda_step": 0.001, "routing": "random"}, "evaluation": {}}
+    found = difference(side(valid()), CommitTables("demo@0", other, {}))
+    assert found.config == {
+        "environment.name": ("alfworld", ABSENT),
+        "environment.options.size": ("small", ABSENT),
+        "environment.success_reward": (10.0, ABSENT),
+        "evaluation": (ABSENT, {}),
+        "evaluation.split": ("valid_unseen", ABSENT),
+        "method.routing": (ABSENT, "random"),
+        "seed": (0, 1),
+    }
+
+
+def test_the_same_panel_is_compared_task_by_task():
+    """`c` and `d` are won by the second alone, `e` broke for one: it is left out."""
+    one, other = valid(), valid()
+    one["evaluations"] = played(
+        dict(zip("abcde", ["success", "failure", "failure", "truncated", "broken"], strict=True))
+    )
+    other["evaluations"] = played(dict.fromkeys("edca", "success") | {"b": "failure"}, version=5)
+    (pair,) = difference(side(one), side(other, seed=1)).evaluations
+    assert (pair.temperature, pair.first_version, pair.second_version) == (1.0, 3, 5)
+    assert (pair.first.episodes, pair.first.micro) == (4, 0.25)
+    assert (pair.second.episodes, pair.second.micro) == (5, 0.8)
+    assert pair.first.low == pytest.approx(0.0456, abs=1e-4)  # Wilson's interval of 1 of 4
+    assert pair.first.high == pytest.approx(0.6994, abs=1e-4)
+    assert pair.paired == Paired(both=1, first_more=0, second_more=2, neither=1, p_value=0.5)
+
+
+def test_a_repeated_task_counts_once_by_its_share():
+    one, other = valid(), valid()
+    one["evaluations"] = played({"a": "success"}) + played({"a": "failure"})
+    other["evaluations"] = played({"a": "failure"}) + played({"a": "failure"})
+    (pair,) = difference(side(one), side(other)).evaluations
+    assert pair.paired == Paired(both=0, first_more=1, second_more=0, neither=0, p_value=1.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"environment": {**GAMES["environment"], "options": {"size": "large"}}},
+        {"environment": {**GAMES["environment"], "name": "webshop"}},
+        {"evaluation": {"split": "valid_seen"}},
+    ],
+)
+def test_equal_ids_of_other_games_are_not_paired(changed):
+    found = difference(side(valid()), side(valid(), **changed))
+    assert [pair.paired for pair in found.evaluations] == [None, None]
+    rewarded = {**GAMES["environment"], "success_reward": 1.0}  # the games are the same
+    assert all(pair.paired for pair in difference(side(valid()), side(valid(), environment=rewarded)).evaluations)
+
+
+def test_other_tasks_and_other_temperatures():
+    one, other = valid(), valid()
+    one["evaluations"] = played({"a": "success"}) + played({"a": "success"}, temperature=0.5)
+    other["evaluations"] = played({"b": "success"}) + played({"b": "success"}, temperature=0.25)
+    (pair,) = difference(side(one), side(other)).evaluations
+    assert (pair.temperature, pair.paired) == (1.0, None)
+
+
+def test_a_start_has_neither_skills_nor_routes():
+    rows = valid()
+    start = {table: rows[table] for table in ("metrics", "evaluations")}
+    found = difference(side(start, "demo@start"), side(rows))
+    assert found.first == "demo@start"
+    assert [(row.first, row.second, row.first_share) for row in found.routes] == [(0, 1, 0.0)] * 3
+    assert [(row.both, row.only_first, row.only_second) for row in found.skills] == [(0, 0, 1)] * 3
+    assert difference(side({"metrics": []}), side(rows)).evaluations == ()

@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import io
 import json
-import sys
 
 import pytest
-from rich.console import Console
 
-from flows.cli import main as cli
-from flows.reports.trace import MovedToken, OtherStep, UsedStep, find_life, show_trace
+from flows.reports.trace import MovedToken, OtherStep, UsedStep, trace_skill
 from infra.manifest import ExpectationResult, GateResult
 from infra.store import open_campaign
 from opid_core.errors import ConfigError
@@ -26,10 +22,14 @@ def committed(tmp_path, rows=None, name="demo", **options):
     return store
 
 
-def printed(store, skill_id, *, as_json=False) -> str:
-    output = io.StringIO()
-    show_trace(store.root, None, None, skill_id, as_json, Console(file=output, width=80))
-    return output.getvalue()
+@pytest.fixture
+def printed(opid):
+    """What `opid trace` prints."""
+
+    def run(store, skill_id, *options: str) -> str:
+        return opid("trace", "--root", store.root, *options, "--", skill_id)
+
+    return run
 
 
 def moving_rows():
@@ -41,9 +41,9 @@ def moving_rows():
     return rows
 
 
-def test_a_step_skill_is_followed_from_trajectory_to_update(tmp_path):
+def test_a_step_skill_is_followed_from_trajectory_to_update(printed, tmp_path):
     store = committed(tmp_path, moving_rows())
-    found = find_life(store.root, None, None, f"{FIRST}/step0")
+    found = trace_skill(store.root, None, None, f"{FIRST}/step0")
     assert (found.campaign, found.iteration, found.kind, found.step) == ("demo", 0, "step", 0)
     assert found.text == "Take the mug first."
     assert (found.trajectory["outcome"], found.trajectory["return"], found.trajectory["steps"]) == ("success", 10.0, 2)
@@ -71,7 +71,7 @@ def test_a_step_skill_is_followed_from_trajectory_to_update(tmp_path):
     assert (found.policy_before, found.policy_after) == (0, 1)
     assert found.policy.startswith("policies/000001/")
     assert found.update == {"update/loss": 0.5}
-    assert json.loads(printed(store, f"{FIRST}/step0", as_json=True))["used"][0]["most_moved"][0] == {
+    assert json.loads(printed(store, f"{FIRST}/step0", "--json"))["used"][0]["most_moved"][0] == {
         "position": 1,
         "token_id": 4,
         "text": "mug",
@@ -84,7 +84,7 @@ def test_a_skill_that_is_added_to_another_has_its_own_log_probs(tmp_path):
     rows["routes"][0]["added_skill_id"] = f"{FIRST}/episode"
     rows["scores"][0]["added_log_probs"] = [-0.5, -0.375]
     store = committed(tmp_path, rows)
-    found = find_life(store.root, None, None, f"{FIRST}/episode")
+    found = trace_skill(store.root, None, None, f"{FIRST}/episode")
     assert [(step.step, step.route, step.delta_sum) for step in found.used] == [
         (0, "step", 0.125),
         (1, "episode", 0.25),
@@ -92,7 +92,7 @@ def test_a_skill_that_is_added_to_another_has_its_own_log_probs(tmp_path):
     assert found.others == ()
 
 
-def test_what_is_printed(tmp_path):
+def test_what_is_printed(printed, tmp_path):
     text = printed(committed(tmp_path, moving_rows()), f"{FIRST}/step0")
     assert f"Skill {FIRST}/step0: step of step 0, campaign demo, iteration 0\n  Take the mug first.\n" in text
     assert "success, return 10, 2 steps, 3 tokens, sampled by policy 0\n  task t (pick): put a mug on a desk\n" in text
@@ -104,9 +104,9 @@ def test_what_is_printed(tmp_path):
     assert "Update: policy 0 -> policy 1 (policies/000001/" in text
 
 
-def test_a_failed_analysis_says_why_and_was_used_nowhere(tmp_path):
+def test_a_failed_analysis_says_why_and_was_used_nowhere(printed, tmp_path):
     store = committed(tmp_path)
-    found = find_life(store.root, None, "demo", f"{SECOND}/failed")
+    found = trace_skill(store.root, None, "demo", f"{SECOND}/failed")
     assert (found.kind, found.text, found.used) == ("failed", "", ())
     assert found.made_by["error"] == "no reply"
     text = printed(store, f"{SECOND}/failed")
@@ -114,7 +114,7 @@ def test_a_failed_analysis_says_why_and_was_used_nowhere(tmp_path):
     assert "no token of this skill was in it" in text
 
 
-def test_without_a_stored_tokenizer_tokens_are_numbers(tmp_path):
+def test_without_a_stored_tokenizer_tokens_are_numbers(printed, tmp_path):
     text = printed(committed(tmp_path, moving_rows(), tokenizer=False), f"{FIRST}/step0")
     assert "most moved: #4 -0.5000, #3 +0.2500\n" in text
 
@@ -126,7 +126,7 @@ def test_gates_that_name_the_skill_or_its_trajectory(tmp_path):
     )
     gate = GateResult(table="skills", passed=True, expectations=(result,))
     store = committed(tmp_path, gates=[gate])
-    found = find_life(store.root, None, None, f"{FIRST}/step0")
+    found = trace_skill(store.root, None, None, f"{FIRST}/step0")
     assert found.gates == {"skills": True}
     assert found.named_by_gates == (
         f'skills: warn: near_duplicates on text: {{"skill_id": "{FIRST}/step0"}}',
@@ -134,14 +134,14 @@ def test_gates_that_name_the_skill_or_its_trajectory(tmp_path):
     )
 
 
-def test_text_of_a_skill_cannot_steer_the_terminal(tmp_path):
+def test_text_of_a_skill_cannot_steer_the_terminal(printed, tmp_path):
     rows = rows_of_iteration_0()
     rows["skills"][0]["text"] = "[bold]x[/] \x1b[2J end"
     assert "  [bold]x[/] \\x1b[2J end\n" in printed(committed(tmp_path, rows), f"{FIRST}/episode")
 
 
 @pytest.mark.parametrize("skill_id", [f"{FIRST}/step9", "000007-0000-00/step0", "9" * 5000 + "-0", "nonsense", ""])
-def test_an_unknown_skill_names_the_nearest(tmp_path, skill_id):
+def test_an_unknown_skill_names_the_nearest(printed, tmp_path, skill_id):
     store = committed(tmp_path)
     with pytest.raises(ConfigError, match=f"no skill '{skill_id}' in demo under .*; the nearest are .*{FIRST}/step0"):
         printed(store, skill_id)
@@ -151,23 +151,13 @@ def test_of_two_campaigns_one_must_be_named(tmp_path):
     store = committed(tmp_path)
     committed(tmp_path, name="other")
     with pytest.raises(ConfigError, match=r"several campaigns in .* \(demo, other\); name yours with --campaign"):
-        find_life(store.root, None, None, f"{FIRST}/step0")
-    assert find_life(store.root, None, "other", f"{FIRST}/step0").campaign == "other"
+        trace_skill(store.root, None, None, f"{FIRST}/step0")
+    assert trace_skill(store.root, None, "other", f"{FIRST}/step0").campaign == "other"
 
 
 def test_an_empty_root_and_a_campaign_without_iterations(tmp_path):
     with pytest.raises(ConfigError, match="there is no campaign in"):
-        find_life(str(tmp_path), None, None, "000000-0000-00/episode")
+        trace_skill(str(tmp_path), None, None, "000000-0000-00/episode")
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
     with pytest.raises(ConfigError, match=r"no skill '000000-0000-00/episode' in demo .*; no skill is committed"):
-        find_life(store.root, None, None, "000000-0000-00/episode")
-
-
-def test_the_command(tmp_path, monkeypatch, capsys):
-    store = committed(tmp_path, moving_rows())
-    arguments = [f"{FIRST}/step0", "--root", store.root, "--campaign", "demo", "--json"]
-    monkeypatch.setattr(sys, "argv", ["opid", "trace", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0
-    assert json.loads(capsys.readouterr().out)["used"][0]["delta_sum"] == -0.25
+        trace_skill(store.root, None, None, "000000-0000-00/episode")

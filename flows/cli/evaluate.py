@@ -1,0 +1,75 @@
+"""`opid evaluate`; `flows.evaluate` plays the panel."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows import settings
+from flows.cli.common import ConfigPath, Overrides, app, console
+from opid_core.config import load_config
+from opid_core.errors import ConfigError
+
+
+@app.command()
+def evaluate(
+    config_path: ConfigPath,
+    policy: Annotated[
+        Path | None, typer.Option(help="HF folder to evaluate; default: the campaign's newest policy.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Instead of a folder: address of an OpenAI-compatible endpoint, http://HOST/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The endpoint's name of the model.")] = None,
+    api_key_env: Annotated[
+        str, typer.Option(help="Environment variable with the endpoint's key; a local address needs none.")
+    ] = "OPENAI_API_KEY",
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for the result with every episode; must not exist.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing else.
+
+    A model behind an endpoint plays the same tasks with the same seeds; rollout.max_prompt_tokens does not apply to its
+    prompts, environment.history_length bounds them. docs/pretrained.md has more.
+
+    Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300 --out evaluated.json[/], or
+    [bold]opid evaluate configs/quickstart.yaml --endpoint http://127.0.0.1:8000/v1 --model NAME[/]
+    """
+    config = load_config(config_path, overrides)
+    if endpoint is not None and policy is not None:
+        raise ConfigError("--endpoint and --policy: give one of them")
+    if (endpoint is None) != (not model):
+        raise ConfigError("--endpoint and --model NAME belong together")
+    settings.apply(config.root)
+    from flows import plan
+    from flows.evaluate import endpoint_settings, evaluate_endpoint, evaluate_folder, newest_policy
+    from flows.reports.campaign import evaluation_record, show_evaluations
+    from flows.reports.formatting import say
+
+    if out is not None:
+        plan.check_new_file(out)
+    if endpoint is not None and model:
+        llm = endpoint_settings(config, endpoint, model, api_key_env)
+        evaluated = f"{model} at {llm.base_url}"
+        say(console, f"Evaluating {evaluated}")
+        table, answered = evaluate_endpoint(config, llm, console)
+        more = {"endpoint": asdict(answered), "engine": None}
+    else:
+        folder = policy or newest_policy(config)
+        plan.check_policy_and_engine(folder, trained=False)
+        evaluated, more = str(folder), {}
+        say(console, f"Evaluating {evaluated}")
+        table = evaluate_folder(config, folder, console)
+    show_evaluations(table, console)
+    if out is not None:
+        record = {**evaluation_record(config, evaluated, table), **more}
+        unfinished = out.with_name(out.name + ".unfinished")
+        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        unfinished.rename(out)
+        say(console, f"Written to {out}")

@@ -1,0 +1,33 @@
+"""`opid trace`; `flows.reports.trace` reads what a skill did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.cli.common import Endpoint, Root, app, console
+
+
+@app.command()
+def trace(
+    skill_id: Annotated[str, typer.Argument(help="Id of the skill, such as 000003-0004-02/step3.")],
+    root: Root = "runs",
+    endpoint_url: Endpoint = None,
+    campaign: Annotated[str | None, typer.Option(help="Whose skill; default: the campaign that has it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")] = False,
+) -> None:
+    """A skill's whole life: trajectory, analysis, routing, what it did to which tokens, the update that used it.
+
+    Example: [bold]opid trace 000003-0004-02/step3 --campaign quickstart[/]
+    """
+    from flows.reports.formatting import say
+    from flows.reports.trace import describe, trace_skill
+
+    traced = trace_skill(root, endpoint_url, campaign, skill_id)
+    if as_json:
+        console.print(json.dumps(asdict(traced), indent=2), markup=False, highlight=False, soft_wrap=True)
+    else:
+        say(console, "\n".join(describe(traced)))

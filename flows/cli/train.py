@@ -1,0 +1,41 @@
+"""`opid train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows import settings
+from flows.cli.common import ConfigPath, Overrides, app, console
+from opid_core.config import load_config
+
+
+@app.command()
+def train(
+    config_path: ConfigPath,
+    overrides: Overrides = [],  # noqa: B006 - typer wants a plain default
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and its sizes.")] = False,
+) -> None:
+    """Run the campaign that CONFIG names, or resume it: the same command after any interruption.
+
+    Example: [bold]opid train configs/quickstart.yaml --set iterations=5 --set campaign=short[/]
+    """
+    config = load_config(config_path, overrides)
+    settings.apply(config.root)
+    if dry_run:
+        from flows import plan
+
+        plan.check(config)
+        plan.show(config, console)
+        return
+    from flows.prefect_api import prefect_api
+    from flows.train import opened_patiently, train_campaign
+
+    try:
+        opened_patiently(config, console)
+        with prefect_api():
+            train_campaign(config, console)
+    except KeyboardInterrupt:
+        console.print("Interrupted. The same command continues where it was.")
+        raise typer.Exit(130) from None

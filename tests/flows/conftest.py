@@ -1,0 +1,22 @@
+"""The command line inside the process of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from flows.cli.main import app
+
+
+@pytest.fixture
+def opid(monkeypatch, capsys) -> Callable[..., str]:
+    """`opid(ARGUMENT, ...)` runs the command and gives what it prints; OPID's errors are raised."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        app([str(argument) for argument in arguments], standalone_mode=False)
+        return capsys.readouterr().out
+
+    return run
