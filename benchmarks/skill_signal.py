@@ -1,19 +1,67 @@
-"""How often a campaign's skill signal favours the expert's action: `python -m benchmarks.skill_signal CAMPAIGN`.
+"""Does a campaign's skill signal raise the expert's actions? `python -m benchmarks.skill_signal CAMPAIGN`.
 
 The expert is asked at every step of every stored trajectory what it would do, having seen what the policy saw. A table
-a route says how often delta (log-prob of the sampled response with the skill in the prompt less that without) is above
-0 for the expert's actions and for others.
+a route holds delta (log-prob of the whole sampled response with the skill in the prompt less that without, in nats) of
+the steps whose action is the expert's against that of the others.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from envs.base import make, validate_options
+import numpy as np
+from jaxtyping import Bool, Float
+
+from envs.base import Environment, Task, make, validate_options
 from infra.store import find_campaign, manifests, read_config, read_table
 from opid_core.config import build_config
-from opid_core.skills.signal import by_route, expert_agrees
+from opid_core.errors import OpidError
+from opid_core.samples import Samples
+from opid_core.warm_start import require_expert
+
+
+@dataclass(frozen=True)
+class SignalQuality:
+    """How delta tells steps whose action is the expert's from other steps; nan for a share of no steps."""
+
+    expert_steps: int
+    other_steps: int
+    expert_raised: float
+    """Share of the expert's steps with delta > 0."""
+    other_raised: float
+    """Share of the other steps with delta > 0."""
+    auc: float
+    """Area under the ROC curve: the chance that one of the expert's steps has a larger delta than another step (ties
+    count half). 0.5 is no signal."""
+
+
+def signal_quality(delta: Float[np.ndarray, " steps"], is_experts: Bool[np.ndarray, " steps"]) -> SignalQuality:
+    """The quality of `delta` as a signal for `is_experts`."""
+    from scipy.stats import mannwhitneyu
+
+    experts, others = delta[is_experts], delta[~is_experts]
+    raised = [float((part > 0).mean()) if len(part) else float("nan") for part in (experts, others)]
+    pairs = len(experts) * len(others)
+    auc = float(mannwhitneyu(experts, others).statistic) / pairs if pairs else float("nan")
+    return SignalQuality(len(experts), len(others), raised[0], raised[1], auc)
+
+
+def expert_agrees(environment: Environment, task: Task, trajectory: Samples) -> list[bool] | None:
+    """Of each step of one trajectory (in order) whether the expert, having seen the same, would have done the same;
+    None where the expert does not know this task. Raises ConfigError where there is no expert."""
+    expert_of, agrees = require_expert(environment), []
+    offered, actions, seen = (trajectory.texts(name) for name in ("admissible_actions", "action", "observation"))
+    try:
+        expert = expert_of.expert(environment.reset(task))
+        for step, action in enumerate(actions):
+            agrees.append(expert.decide(offered[step]).action == action)
+            if step + 1 < len(actions):
+                expert.observe(action, seen[step + 1])
+    except OpidError:
+        return None
+    return agrees
 
 
 def main() -> None:
@@ -21,55 +69,46 @@ def main() -> None:
     parser.add_argument("campaigns", nargs="+")
     parser.add_argument("--root", default="runs")
     given = parser.parse_args()
-    print("| campaign | route | expert's actions | others | delta > 0: expert's | delta > 0: others | ordered |")
+    print("| campaign | route | expert's actions | others | delta > 0: expert's | delta > 0: others | AUC |")
     print("|---|---|---|---|---|---|---|")
     together = []
     for name in given.campaigns:
-        rows = list(_rows(given.root, name))
-        _print(name, rows)
-        together += rows
+        steps = list(_scored_steps(given.root, name))
+        _print(name, steps)
+        together += steps
     if len(given.campaigns) > 1:
         _print("all", together)
 
 
-def _print(name: str, rows: list[tuple[str, float, bool]]) -> None:
-    for route, found in by_route(rows).items():
+def _print(name: str, steps: Sequence[tuple[str, float, bool]]) -> None:
+    for route in sorted({route for route, _, _ in steps}):
+        pairs = [(delta, is_experts) for of, delta, is_experts in steps if of == route]
+        delta, is_experts = zip(*pairs, strict=True)
+        quality = signal_quality(np.array(delta), np.array(is_experts, bool))
         print(
-            f"| {name} | {route} | {found.as_expert} | {found.otherwise} | {found.favoured_as_expert:.1%} "
-            f"| {found.favoured_otherwise:.1%} | {found.ordered:.3f} |",
+            f"| {name} | {route} | {quality.expert_steps} | {quality.other_steps} | {quality.expert_raised:.1%} "
+            f"| {quality.other_raised:.1%} | {quality.auc:.3f} |",
             flush=True,
         )
 
 
-def _rows(root: str, campaign: str) -> Iterator[tuple[str, float, bool]]:
+def _scored_steps(root: str, campaign: str) -> Iterator[tuple[str, float, bool]]:
     """(route, delta, whether the action is the expert's) of every step that was scored under a skill."""
     store = find_campaign(root, campaign)
     config = build_config(read_config(store), campaign)
     environment = make(config.environment.name, validate_options(config.environment.name, config.environment.options))
     tasks = {task.task_id: task for task in environment.tasks(config.environment.train_split)}
     for manifest in manifests(store)[1:]:
-        routes = read_table(store, manifest.tables["routes"]).select(["trajectory_id", "step", "route"]).to_pylist()
-        route_of = {(row["trajectory_id"], row["step"]): row["route"] for row in routes}
-        scores = read_table(store, manifest.tables["scores"])
-        columns = ["trajectory_id", "step", "old_log_probs", "skill_log_probs"]
-        delta_of = {
-            (row["trajectory_id"], row["step"]): sum(row["skill_log_probs"]) - sum(row["old_log_probs"])
-            for row in scores.select(columns).to_pylist()
-            if row["skill_log_probs"] is not None
-        }
-        steps = read_table(store, manifest.tables["steps"]).sort_by(
-            [("trajectory_id", "ascending"), ("step", "ascending")]
-        )
-        wanted = ["trajectory_id", "step", "task_id", "observation", "admissible_actions", "action"]
-        trajectories: dict[str, list[dict]] = {}
-        for row in steps.select(wanted).to_pylist():
-            trajectories.setdefault(row["trajectory_id"], []).append(row)
-        for trajectory in trajectories.values():
-            agrees = expert_agrees(environment, tasks[trajectory[0]["task_id"]], trajectory)
-            for step, same in zip(trajectory, agrees or [], strict=agrees is not None):
-                key = (step["trajectory_id"], step["step"])
-                if key in delta_of:
-                    yield route_of[key], delta_of[key], same
+        names = ("steps", "trajectories", "routes", "scores")
+        samples = Samples.from_tables(*(read_table(store, manifest.tables[name]) for name in names))
+        for rows in samples.by_trajectory().values():
+            trajectory = samples.select(rows)
+            agrees = expert_agrees(environment, tasks[trajectory.texts("task_id")[0]], trajectory)
+            old, skill = (trajectory.tokens(name) for name in ("old_log_probs", "skill_log_probs"))
+            routes, is_scored = trajectory.texts("route"), trajectory.has("skill_log_probs")
+            for step, same in enumerate(agrees or []):
+                if is_scored[step]:
+                    yield routes[step], float(skill[step].sum(dtype=float) - old[step].sum(dtype=float)), same
 
 
 if __name__ == "__main__":

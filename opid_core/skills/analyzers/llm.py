@@ -16,7 +16,7 @@ from opid_core.config import AnalyzerConfig
 from opid_core.endpoint import Completion, Endpoint, NoCompletion, Usage, api_key
 from opid_core.errors import AnalyzerReplyError, DataError
 from opid_core.samples import Samples
-from opid_core.skills.analyzers.messages import Prompt, ask_again, build_prompt, reply_schema
+from opid_core.skills.analyzers.messages import TOLD, Prompt, ask_again, build_prompt, reply_schema
 from opid_core.skills.replies import Analysis, Reply, clean_skill, parse_reply, select_step_skills
 
 
@@ -44,8 +44,8 @@ def analyze(
     trajectories are asked about once. `on_progress` gets (done, total), `on_note` what people should know. Raises
     ConfigError for a missing or refused key or an unknown model, and what `cache` raises.
     """
-    samples = samples.select(samples.numbers("analyzed"))
-    trajectories = {name: samples.select(rows) for name, rows in samples.by_trajectory().items()}
+    told = Samples(samples.table.select(list(TOLD))).select(samples.numbers("analyzed"))
+    trajectories = {name: told.select(rows) for name, rows in told.by_trajectory().items()}
     api_key(config.llm)
     return asyncio.run(_analyze_all(trajectories, config, cache, on_progress, on_note)) if trajectories else []
 

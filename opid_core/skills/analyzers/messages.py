@@ -31,6 +31,18 @@ _AGAIN = """\
 This answer cannot be used: {error}.
 Answer again, with exactly one JSON object of the form that was asked for, and nothing else."""
 
+TOLD = (
+    "trajectory_id",
+    "task_text",
+    "outcome",
+    "step",
+    "observation",
+    "response_text",
+    "discounted_return",
+    "critical",
+)
+"""Columns of the samples that a message is made of."""
+
 FIRST_STEPS, LAST_STEPS = 2, 3
 """These steps, and the critical ones, are cut last."""
 CUTS: tuple[tuple[int | None, int | None, int | None], ...] = (
