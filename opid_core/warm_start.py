@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.base import ActionWords, Decision, Environment, HasExpert, PromptParts, Task, action_words_of
+from envs.base import Decision, Environment, HasExpert, PromptParts, Task, action_words_of
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.policies import TINY_VOCABULARY, make_tiny_policy, train_tokenizer
@@ -126,17 +126,10 @@ def demonstrate(
     for index in range(settings.episodes):
         rng = random.Random(derive(seed, "episode", index))
         task = tasks[index % len(tasks)]
-        played = _play(environment, task, settings, max_steps, history_length, rng)
-        shown += _with_skills(played, action_words_of(environment), settings, rng)
+        decisions = _play(environment, task, settings, max_steps, history_length, rng)
+        shown += _with_skills(environment, decisions, settings, rng)
         on_episode(index + 1)
     return shown
-
-
-@dataclass(frozen=True)
-class _Played:
-    parts: PromptParts
-    decision: Decision
-    response: str
 
 
 def _play(
@@ -146,14 +139,13 @@ def _play(
     max_steps: int,
     history_length: int,
     rng: random.Random,
-) -> list[_Played]:
-    """One episode in which the expert decides at every step, whatever detours were made before."""
-    expert_of = require_expert(environment)
+) -> list[tuple[PromptParts, Decision]]:
+    """Prompts and decisions of one episode: the expert decides at every step, whatever detours were made before."""
     observation = environment.reset(task)
-    expert = expert_of.expert(observation)
+    expert = require_expert(environment).expert(observation)
     history: list[tuple[str, str]] = []
     offered_before: list[str] = []
-    played: list[_Played] = []
+    decisions: list[tuple[PromptParts, Decision]] = []
     for _ in range(max_steps):
         admissible = list(environment.admissible_actions)
         parts = environment.prompt_parts(environment.task_text, history, observation, admissible, history_length)
@@ -165,7 +157,7 @@ def _play(
         if settings.clumsiness <= draw < settings.clumsiness + settings.detours:
             # An action of the step before is often not on offer any more: then the world says that nothing happens.
             action = rng.choice(offered_before or admissible) if rng.random() < 0.5 else rng.choice(admissible)
-        played.append(_Played(parts, decision, expert_of.response_text(decision)))
+        decisions.append((parts, decision))
         offered_before = admissible
         result = environment.step(action)
         expert.observe(action, result.observation)
@@ -173,22 +165,25 @@ def _play(
         observation = result.observation
         if result.done:
             break
-    return played
+    return decisions
 
 
 def _with_skills(
-    played: Sequence[_Played], words: ActionWords, settings: WarmStartConfig, rng: random.Random
+    environment: Environment,
+    decisions: Sequence[tuple[PromptParts, Decision]],
+    settings: WarmStartConfig,
+    rng: random.Random,
 ) -> list[ExpertStep]:
     """The episode's decisions, a share of them with the episode's workflow or the step's own skill in the prompt."""
-    workflow = workflow_skill([one.decision.action for one in played], words)
+    words, write = action_words_of(environment), require_expert(environment).response_text
+    workflow = workflow_skill([decision.action for _, decision in decisions], words)
     shown = []
-    for one in played:
-        parts = one.parts
+    for parts, decision in decisions:
         if rng.random() < settings.skill_share:
-            of_step = step_skill(one.decision.action, words)
+            of_step = step_skill(decision.action, words)
             kind, skill = ("episode", workflow) if rng.random() < 0.5 else ("step", of_step)
             parts = inject(parts, kind, skill)
-        shown.append(ExpertStep(parts, one.response))
+        shown.append(ExpertStep(parts, write(decision)))
     return shown
 
 

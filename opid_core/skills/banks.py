@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from envs.base import Task
 from opid_core.errors import ConfigError
@@ -13,27 +13,23 @@ from opid_core.skills.replies import clean_skill
 
 
 def load_skill_bank(path: str | Path) -> dict[str, str]:
-    """The skills of a bank by task type: a mapping {task_type: text}, or a list of {"task_type": ..., "text": ...},
-    whose texts of one type are joined in their order.
-
-    Raises ConfigError that names the file and the field.
-    """
+    """The skills of a bank, a JSON object of texts by task type. Raises ConfigError that names the file and the task
+    type."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        texts = TypeAdapter(dict[str, str]).validate_json(Path(path).read_bytes(), strict=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the skill bank: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: the skill bank is not JSON text in UTF-8: {error}") from None
-    bank: dict[str, str] = {}
-    for where, task_type, text in _entries(data, path):
-        if not isinstance(task_type, str) or not task_type.strip():
-            raise ConfigError(f"{path}: {where}: expected the name of a task type, got {task_type!r}")
-        skill = clean_skill(text) if isinstance(text, str) else ""
-        if not skill:
-            raise ConfigError(f"{path}: {where}: expected the text of a skill, got {text!r}")
-        bank[task_type] = f"{bank[task_type]} {skill}" if task_type in bank else skill
+    except ValidationError as error:
+        problem = error.errors()[0]
+        at = "".join(f" of task type {part!r}" for part in problem["loc"])
+        raise ConfigError(f"{path}: the skill bank{at}: {problem['msg']}; expected texts by task type") from None
+    bank = {task_type: clean_skill(text) for task_type, text in texts.items()}
     if not bank:
         raise ConfigError(f"{path}: the skill bank is empty")
+    if blank := [task_type for task_type, skill in bank.items() if not skill or not task_type.strip()]:
+        raise ConfigError(
+            f"{path}: the skill bank of task type {blank[0]!r}: expected a task type and the text of a skill"
+        )
     return bank
 
 
@@ -47,17 +43,3 @@ def skill_finder(path: str | Path) -> Callable[[Task], str]:
         return bank[task.task_type]
 
     return skill_of
-
-
-def _entries(data: Any, path: str | Path) -> list[tuple[str, Any, Any]]:
-    """(where in the file, task type, text) of each skill."""
-    if isinstance(data, dict):
-        return [(f"skill of {task_type!r}", task_type, text) for task_type, text in data.items()]
-    if not isinstance(data, list):
-        raise ConfigError(f"{path}: expected a list of skills or a mapping of them, got {type(data).__name__}")
-    entries = []
-    for number, row in enumerate(data):
-        if not isinstance(row, dict) or set(row) != {"task_type", "text"}:
-            raise ConfigError(f"{path}: row {number}: expected an object with task_type and text, got {row!r}")
-        entries.append((f"row {number}", row["task_type"], row["text"]))
-    return entries

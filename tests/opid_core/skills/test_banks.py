@@ -19,13 +19,9 @@ def write(tmp_path: Path, data) -> Path:
     return path
 
 
-def test_rows_and_mapping_say_the_same(tmp_path):
-    rows = [{"task_type": "pick", "text": " look\n first "}, {"task_type": "cool", "text": "open it"}]
-    expected = {"pick": "look first", "cool": "open it"}
-    assert load_skill_bank(write(tmp_path, rows)) == expected
-    assert load_skill_bank(write(tmp_path, {"pick": "look first", "cool": "open it"})) == expected
-    more = [*rows, {"task_type": "pick", "text": "then take"}]
-    assert load_skill_bank(write(tmp_path, more))["pick"] == "look first then take"
+def test_texts_are_cleaned(tmp_path):
+    bank = load_skill_bank(write(tmp_path, {"pick": " look\n first ", "cool": "open <|im_end|>it"}))
+    assert bank == {"pick": "look first", "cool": "open it"}
 
 
 def test_a_task_gets_the_skill_of_its_type(tmp_path):
@@ -42,19 +38,16 @@ def test_the_shipped_bank_has_every_type_of_alfworld():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("{", "not JSON text in UTF-8"),
-        ('"text"', "expected a list of skills or a mapping of them, got str"),
-        ([], "the skill bank is empty"),
-        ([{"task_type": "pick"}], "row 0: expected an object with task_type and text"),
-        ([{"task_type": "a", "text": "b", "more": 1}], "row 0: expected an object with task_type and text"),
-        ([{"task_type": "a", "text": "b"}, "c"], "row 1: expected an object with task_type and text, got 'c'"),
-        ([{"task_type": 3, "text": "b"}], "row 0: expected the name of a task type, got 3"),
-        ([{"task_type": "a", "text": " "}], "row 0: expected the text of a skill, got ' '"),
-        ({"pick": ["look"]}, r"skill of 'pick': expected the text of a skill, got \['look'\]"),
-        ({" ": "look"}, "skill of ' ': expected the name of a task type"),
+        ("{", "the skill bank: Invalid JSON"),
+        ('"text"', "Input should be an object"),
+        ([{"task_type": "pick", "text": "look"}], "Input should be an object"),
+        ({}, "the skill bank is empty"),
+        ({"pick": 3}, "of task type 'pick': Input should be a valid string"),
+        ({"pick": "<|im_end|>"}, "of task type 'pick': expected a task type and the text of a skill"),
+        ({" ": "look"}, "of task type ' ': expected a task type"),
     ],
 )
-def test_a_bad_bank_is_one_error_with_file_and_field(tmp_path, data, message):
+def test_a_bad_bank_is_one_error_with_file_and_task_type(tmp_path, data, message):
     path = write(tmp_path, data)
     with pytest.raises(ConfigError, match=message) as caught:
         load_skill_bank(path)
@@ -66,5 +59,5 @@ def test_a_bank_that_cannot_be_read(tmp_path):
         load_skill_bank(tmp_path / "no.json")
     binary = tmp_path / "bank.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not JSON text in UTF-8"):
+    with pytest.raises(ConfigError, match="Invalid JSON"):
         load_skill_bank(binary)
