@@ -15,7 +15,7 @@ from flows.start import run_start
 from infra import stages
 from infra.lease import Lease, held
 from infra.manifest import Manifest
-from infra.store import CampaignStore, give_up_states, manifests, next_iteration, open_campaign
+from infra.store import CampaignStore, manifests, next_iteration, open_campaign, prune_states
 from opid_core.config import CampaignConfig
 from opid_core.errors import (
     AttemptUnusable,
@@ -41,7 +41,7 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
     recovery, values = config.recovery, config.model_dump(mode="json")
     endpoint = config.storage.endpoint_url
     store = patiently(recovery, "open_store", open_campaign, config.root, config.campaign, values, endpoint)
-    with held(store, recovery.lease_ttl_s, flow_run.id) as lease:
+    with held(store, recovery.lease_ttl_s, flow_run.id, _waiting) as lease:
         try:
             chain = patiently(recovery, "read_chain", manifests, store)
             if len(chain) > 1:
@@ -57,6 +57,10 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
         finally:
             workers.close()
     return chain
+
+
+def _waiting(text: str) -> None:
+    report("start", "resumed", note=text)
 
 
 def _run_held(lease: Lease, *place: Any, **named: Any) -> Manifest:
@@ -82,7 +86,7 @@ def _after_commit(config: CampaignConfig, store: CampaignStore, chain: list[Mani
     leniently(config.recovery, "track", track, config, store, chain)
     kept = config.storage.optimizer_states
     if kept is not None:
-        leniently(config.recovery, "give_up_states", give_up_states, store, chain, kept)
+        leniently(config.recovery, "prune_states", prune_states, store, chain, kept)
 
 
 def attempted(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from infra import objects, s3_objects
-from infra.object_types import ObjectInfo
+from infra.local_objects import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import ABSENT, MAY_DIFFER, config_differences
@@ -148,10 +148,10 @@ def put_object(store: CampaignStore, path: str, data: bytes) -> None:
     objects.put(store.address(path), data)
 
 
-def list_objects(store: CampaignStore, prefix: str) -> list[ObjectInfo]:
-    """The objects in the campaign's folder `prefix`, sorted; their paths are relative to the campaign."""
+def list_objects(store: CampaignStore, prefix: str = "") -> list[ObjectInfo]:
+    """The objects in the campaign or its folder `prefix`, sorted; their paths are relative to the campaign."""
     found = objects.list_objects(store.address(prefix))
-    return [ObjectInfo(f"{prefix}/{info.path}", info.size, info.modified) for info in found]
+    return [ObjectInfo(f"{prefix}/{info.path}".lstrip("/"), info.size, info.modified) for info in found]
 
 
 def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> CampaignStore:

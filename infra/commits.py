@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
-from infra import objects as storage
-from infra.campaigns import CampaignStore
+from infra import objects
+from infra.campaigns import CampaignStore, list_objects, location, read_object
 from infra.manifest import START, FileRecord, Manifest, from_bytes, parse, to_bytes
 from infra.objects import Address
-from infra.retention import given_up
 from infra.tables import check_object, key_of
 from opid_core.errors import DataError, GateError
 
+PRUNED = "_pruned"
+"""Folder of the notes (`000003.json`: of policy 3) of which optimizer states were deleted for their space: they tell a
+file that is gone on purpose from one that was lost."""
 _READ_AT_ONCE = 16
 
 
@@ -25,20 +28,20 @@ def commit(store: CampaignStore, manifest: Manifest) -> tuple[Manifest, bool]:
     failed = [gate.table for gate in manifest.gates.values() if not gate.passed]
     if failed:
         raise GateError(f"iteration {manifest.iteration}: not committed, the gates of {', '.join(failed)} failed")
-    _check_sizes(store, objects(manifest))
+    _check_sizes(store, files_of(manifest))
     previous = None
     if manifest.iteration != START:
         before = _address(store, START if manifest.iteration == 0 else manifest.iteration - 1)
-        data = storage.read(before)
+        data = objects.read(before)
         if data is None:
             raise DataError(f"iteration {manifest.iteration}: not committed, the iteration before it is not")
         previous = parse(data, str(before))
     address = _address(store, manifest.iteration)
     data = to_bytes(manifest)
     from_bytes(data, f"iteration {manifest.iteration}, not committed", previous)
-    if storage.create_only(address, data):
+    if objects.create_only(address, data):
         return manifest, True
-    standing = storage.read(address)
+    standing = objects.read(address)
     if standing is None:
         raise DataError(f"{address}: removed while it was being committed")
     return from_bytes(standing, str(address), previous), False
@@ -54,7 +57,7 @@ def manifests(store: CampaignStore) -> list[Manifest]:
             START if number < 0 else number for number in range(start, start + _READ_AT_ONCE)
         ]
         addresses = [_address(store, iteration) for iteration in places]
-        found = storage.in_parallel(storage.read, addresses)
+        found = objects.in_parallel(objects.read, addresses)
         for iteration, address, data in zip(places, addresses, found, strict=True):
             if data is None:
                 return chain
@@ -69,15 +72,26 @@ def next_iteration(chain: Sequence[Manifest]) -> int | Literal["start"]:
     return len(chain) - 1 if chain else START
 
 
-def objects(manifest: Manifest) -> list[FileRecord]:
+def files_of(manifest: Manifest) -> list[FileRecord]:
     """Every file that a manifest names."""
     return [*manifest.tables.values(), *manifest.policy.files]
 
 
 def standing(store: CampaignStore, chain: Sequence[Manifest]) -> list[FileRecord]:
-    """Every file that `chain` names, but for the optimizer states that were given up."""
-    gone = given_up(store)
-    return [record for manifest in chain for record in objects(manifest) if record.path not in gone]
+    """Every file that `chain` names, but for the optimizer states that were pruned."""
+    gone = pruned(store)
+    return [record for manifest in chain for record in files_of(manifest) if record.path not in gone]
+
+
+def pruned(store: CampaignStore) -> set[str]:
+    """Paths of the files that `retention.prune_states` deleted. Raises DataError for a note that cannot be read."""
+    found: set[str] = set()
+    for note in list_objects(store, PRUNED):
+        try:
+            found.update(json.loads(read_object(store, note.path) or b"")["files"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{location(store, note.path)}: no note of pruned files: {error}") from None
+    return found
 
 
 def verify(
@@ -98,14 +112,14 @@ def check_objects(
 
     def check(record: FileRecord) -> FileRecord | None:
         address = store.address(record.path)
-        found = storage.digest_of(address)
-        if found is None and record.path in given_up(store):  # by a running campaign, since the records were read
+        found = objects.digest_of(address)
+        if found is None and record.path in pruned(store):  # by a running campaign, since the records were read
             return None
         check_object(address, record, found)
         return record
 
     whole = 0
-    for record in storage.each_in_parallel(check, records):
+    for record in objects.each_in_parallel(check, records):
         if record is not None:
             whole += 1
             if on_file is not None:
@@ -118,7 +132,7 @@ def _check_sizes(store: CampaignStore, records: Iterable[FileRecord]) -> None:
     by_folder: dict[str, list[FileRecord]] = {}
     for record in records:
         by_folder.setdefault("/".join(record.path.split("/")[:3]), []).append(record)
-    listings = storage.in_parallel(lambda folder: storage.list_objects(store.address(folder)), list(by_folder))
+    listings = objects.in_parallel(lambda folder: objects.list_objects(store.address(folder)), list(by_folder))
     for (folder, named), listing in zip(by_folder.items(), listings, strict=True):
         sizes = {f"{folder}/{info.path}": info.size for info in listing}
         for record in named:

@@ -1,11 +1,13 @@
-"""The lease of a campaign: exactly one driver works on it. It saves compute; correctness does not need it, because
-manifests are create-only.
+"""The lease of a campaign: one driver works on it. It saves compute; correctness never depends on it, because commits
+are create-only.
 
-    <root>/<campaign>/_lease/000017.json             epoch 17: its holder; create-only, so of two racers one has it
-    <root>/<campaign>/_lease/000017.heartbeat        a counter that the holder alone overwrites
-    <root>/<campaign>/_lease/000017.released.json    the holder has ended; create-only
+    <root>/<campaign>/_lease/000017.json    the 17th holder and its heartbeat
 
-No clocks of two machines are compared: a newcomer watches the counter by its own clock.
+The object is created once, so of two drivers that start together one has the lease (drill: eight at once), and is then
+overwritten by its holder alone. A driver that finds one watches it for its time to live by its own clock (clocks of two
+machines are never compared): while the heartbeat moves it stops and names the holder (drill: a second driver), else it
+takes over (drill: SIGKILL). A holder that was silent for so long and comes back finds its successor's object before its
+next commit (drill: SIGSTOP). The drills are in `tests/infra/test_lease.py`.
 """
 
 from __future__ import annotations
@@ -18,46 +20,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from infra.machine import this_machine
 from infra.store import CampaignStore, create_object, list_objects, location, put_object, read_object
 from opid_core.errors import ConfigError, DataError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 
-_FOLDER = "_lease"
 _LOOKS = 10
 """How often a newcomer looks at the heartbeat in one time to live."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has, or had, a lease."""
+    """The process that has, or had, the lease, as its object tells."""
 
     host: str
-    machine: str
-    """See `infra.machine`."""
     process_id: int
-    process_started: int
-    """By the machine's own count: tells apart two processes that had the same id."""
     started_at: str
     """ISO 8601, UTC."""
     prefect_run_id: str | None
     nonce: str
     """Makes each holder's object its own."""
-
-
-@dataclass(frozen=True)
-class LeaseStatus:
-    """What is known of the newest lease without being its holder."""
-
-    epoch: int
-    holder: Holder
-    released: bool
-    heartbeat_age_s: float | None
-    """Seconds since the heartbeat was written, as far as the clocks agree; None before the first."""
+    beats: int = 0
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,41 +51,66 @@ class Lease:
 
     store: CampaignStore
     epoch: int
+    holder: Holder
 
     def check(self) -> None:
-        """Raise LeaseLost when another driver has taken over. Call it before each attempt at an iteration.
+        """Raise LeaseLost when another driver has taken over. Call it before each attempt at an iteration and before
+        its commit.
 
         A storage fault is no sign of that and raises nothing: whoever goes on meets it at the next object.
         """
-        taken = None
+        successor = None
         with suppress(InfrastructureError, ConfigError):
-            taken = _read_holder(self.store, self.epoch + 1)
-        if taken is not None:
+            successor = _read(self.store, self.epoch + 1)
+        if successor is not None:
             raise LeaseLost(
-                f"campaign {self.store.campaign!r}: {_describe(taken)} has taken it over while this process was "
+                f"campaign {self.store.campaign!r}: {_describe(successor)} has taken it over while this process was "
                 "silent; this one stops"
             )
 
+    def beat(self, count: int, *, released: bool = False) -> None:
+        """Renew the lease, or let the next driver take over at once."""
+        holder = replace(self.holder, beats=count, released=released)
+        put_object(self.store, _path(self.epoch), _to_bytes(holder))
+
 
 def acquire(
-    store: CampaignStore, ttl_s: float, prefect_run_id: str | None = None, wait: Callable[[float], None] = time.sleep
+    store: CampaignStore,
+    ttl_s: float,
+    prefect_run_id: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    wait: Callable[[float], None] = time.sleep,
 ) -> Lease:
-    """Take the lease: at once when it is free or its holder is gone from this machine, else after `ttl_s` seconds
-    without a heartbeat. Raises LeaseHeld when there is one, or when another newcomer was faster."""
+    """Take the lease: at once when it is free, else after `ttl_s` seconds without a heartbeat (`say` is told so).
+    Raises LeaseHeld when there is one, or when another newcomer was faster."""
     epoch = _newest_epoch(store)
-    if epoch and not _is_free(store, epoch):
-        _watch(store, epoch, ttl_s, wait)
-    lease = Lease(store, epoch + 1)
-    if not create_object(store, _path(lease.epoch, "json"), _json(asdict(_this_process(prefect_run_id)))):
-        raise _held_by(store, lease.epoch)
-    _beat(lease, 0)
-    return lease
+    first = _read(store, epoch) if epoch else None
+    if first is not None and not first.released:
+        say(f"Waiting {ttl_s:g} s for a heartbeat of {_describe(first)}.")
+        # Only the waits are counted, not how long the store took to answer: a slow store is no dead holder.
+        for _ in range(_LOOKS):
+            wait(ttl_s / _LOOKS)
+            holder = _read(store, epoch)
+            if holder is None or holder.released:
+                break
+            if holder != first:
+                raise _held(store, holder)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    mine = Holder(socket.gethostname(), os.getpid(), now, prefect_run_id, secrets.token_hex(8))
+    if not create_object(store, _path(epoch + 1), _to_bytes(mine)):
+        raise _held(store, _read(store, epoch + 1))
+    return Lease(store, epoch + 1, mine)
 
 
 @contextmanager
-def held(store: CampaignStore, ttl_s: float, prefect_run_id: str | None = None) -> Iterator[Lease]:
+def held(
+    store: CampaignStore,
+    ttl_s: float,
+    prefect_run_id: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Lease]:
     """Hold the lease while the block runs, renewed in the background every `ttl_s` / 3 seconds. Raises as `acquire`."""
-    lease = acquire(store, ttl_s, prefect_run_id)
+    lease = acquire(store, ttl_s, prefect_run_id, say)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(lease, ttl_s, ended), name="lease", daemon=True)
     renewing.start()
@@ -108,65 +118,30 @@ def held(store: CampaignStore, ttl_s: float, prefect_run_id: str | None = None) 
         yield lease
     finally:
         ended.set()
-        with suppress(OpidError):  # unreleased, the next driver takes it once it sees this process gone or silent
-            release(lease)
+        renewing.join(ttl_s)  # a heartbeat on its way would undo the release
+        with suppress(OpidError):  # unreleased, the next driver takes it once it has been silent
+            lease.beat(0, released=True)
 
 
-def release(lease: Lease) -> None:
-    """Let the next driver take over at once."""
-    create_object(lease.store, _path(lease.epoch, "released.json"), _json({"at": _now()}))
-
-
-def status(store: CampaignStore) -> LeaseStatus | None:
-    """The newest lease, None when there never was one. Changes nothing."""
-    modified = {info.path: info.modified for info in list_objects(store, _FOLDER)}
-    epoch = max(map(_epoch_of, modified), default=0)
-    holder = _read_holder(store, epoch) if epoch else None
-    if holder is None:
-        return None
-    heartbeat = modified.get(_path(epoch, "heartbeat"))
-    age_s = None if heartbeat is None else max(0.0, time.time() - heartbeat)
-    return LeaseStatus(epoch, holder, _path(epoch, "released.json") in modified, age_s)
-
-
-def _watch(store: CampaignStore, epoch: int, ttl_s: float, wait: Callable[[float], None]) -> None:
-    """Return when the heartbeat has not changed for `ttl_s` seconds, or the lease is free; raise LeaseHeld when it
-    changes. Only the waits are counted, not how long the store took to answer: a slow store is no dead holder."""
-    first = read_object(store, _path(epoch, "heartbeat"))
-    for _ in range(_LOOKS):
-        wait(ttl_s / _LOOKS)
-        if _is_free(store, epoch):
-            return
-        if read_object(store, _path(epoch, "heartbeat")) != first:
-            raise _held_by(store, epoch)
+def status(store: CampaignStore) -> tuple[Holder, float] | None:
+    """The newest holder, and the seconds since it wrote its object as far as the clocks agree; None when there never
+    was one. Changes nothing."""
+    listed = list_objects(store, "_lease")
+    holder = _read(store, _epoch_of(listed[-1].path)) if listed else None
+    return None if holder is None else (holder, max(0.0, time.time() - listed[-1].modified))
 
 
 def _renew(lease: Lease, ttl_s: float, ended: threading.Event) -> None:
-    count, pause_s = 0, ttl_s / 3
+    count, pause_s = 1, ttl_s / 3
     while not ended.wait(pause_s):
         try:
-            _beat(lease, count + 1)
+            lease.beat(count)
             count, pause_s = count + 1, ttl_s / 3
         except OpidError:  # the store is away: again soon, until it is back; the driver itself meets the same fault
             pause_s = ttl_s / _LOOKS
 
 
-def _beat(lease: Lease, count: int) -> None:
-    put_object(lease.store, _path(lease.epoch, "heartbeat"), str(count).encode())
-
-
-def _is_free(store: CampaignStore, epoch: int) -> bool:
-    """Whether the holder has released the lease, or was a process of this machine that is no more."""
-    if read_object(store, _path(epoch, "released.json")) is not None:
-        return True
-    holder = _read_holder(store, epoch)
-    if holder is None or (holder.host, holder.machine) != (socket.gethostname(), this_machine()):
-        return False
-    return _start_of(holder.process_id) != holder.process_started
-
-
-def _held_by(store: CampaignStore, epoch: int) -> LeaseHeld:
-    holder = _read_holder(store, epoch)
+def _held(store: CampaignStore, holder: Holder | None) -> LeaseHeld:
     who = "another process" if holder is None else _describe(holder)
     return LeaseHeld(
         f"campaign {store.campaign!r} in {store.root}: {who} works on it; wait until it ends or stop it, "
@@ -180,56 +155,24 @@ def _describe(holder: Holder) -> str:
 
 
 def _newest_epoch(store: CampaignStore) -> int:
-    return max((_epoch_of(info.path) for info in list_objects(store, _FOLDER)), default=0)
+    return max((_epoch_of(info.path) for info in list_objects(store, "_lease")), default=0)
 
 
 def _epoch_of(path: str) -> int:
-    return int(path.removeprefix(f"{_FOLDER}/").split(".")[0])
+    return int(path.removeprefix("_lease/").removesuffix(".json"))
 
 
-def _path(epoch: int, suffix: str) -> str:
-    return f"{_FOLDER}/{epoch:06d}.{suffix}"
+def _path(epoch: int) -> str:
+    return f"_lease/{epoch:06d}.json"
 
 
-def _read_holder(store: CampaignStore, epoch: int) -> Holder | None:
-    path = _path(epoch, "json")
-    data = read_object(store, path)
+def _read(store: CampaignStore, epoch: int) -> Holder | None:
+    data = read_object(store, _path(epoch))
     try:
         return None if data is None else Holder(**json.loads(data))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{location(store, path)}: not a lease: {error}") from None
+        raise DataError(f"{location(store, _path(epoch))}: not a lease: {error}") from None
 
 
-def _this_process(prefect_run_id: str | None) -> Holder:
-    started = _start_of(os.getpid())
-    assert started is not None
-    return Holder(
-        host=socket.gethostname(),
-        machine=this_machine(),
-        process_id=os.getpid(),
-        process_started=started,
-        started_at=_now(),
-        prefect_run_id=prefect_run_id,
-        nonce=secrets.token_hex(8),
-    )
-
-
-def _start_of(process_id: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None for one that has ended, reaped or not.
-
-    Not psutil's `create_time`: that one moves when the machine's clock is set.
-    """
-    try:
-        fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, started = fields[0], int(fields[19])
-    return None if state in "ZX" else started
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+def _to_bytes(holder: Holder) -> bytes:
+    return (json.dumps(asdict(holder), indent=2, sort_keys=True) + "\n").encode()

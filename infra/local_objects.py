@@ -1,4 +1,6 @@
-"""The objects of a store on a local disk: files that are created whole and durable."""
+"""The objects of a store on a local disk: files that are created whole and durable.
+
+Also what both kinds of store share: what a listing tells, and how a stream is copied and hashed in one reading."""
 
 from __future__ import annotations
 
@@ -9,14 +11,37 @@ import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from infra.object_types import ObjectInfo, copy_and_hash
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
 
+PIECE_BYTES = 1 << 22
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing."""
+
+    path: str
+    """Relative to the folder that was listed."""
+    size: int
+    """Bytes."""
+    modified: float
+    """When it was written, by the store's clock: seconds since 1970."""
+
+
+def copy_and_hash(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
+    """Copy `source` to `target` in pieces; returns its size in bytes and its sha256."""
+    digest, size = hashlib.sha256(), 0
+    while piece := source.read(PIECE_BYTES):
+        digest.update(piece)
+        target.write(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
 
 
 def create_only(path: Path, data: bytes) -> bool:

@@ -26,6 +26,8 @@ OBSERVED_TABLES = ("metrics", "evaluations")
 """Tables that only look at a campaign: they do not enter `content`, so evaluating more often changes no seed."""
 
 WEIGHT_SUFFIX = ".safetensors"
+STATE_FOLDER = "optimizer"
+"""Inside a policy's folder: the learner's own state, for an exact resume."""
 
 
 class Record(BaseModel):
@@ -205,6 +207,17 @@ def from_bytes(data: bytes, source: str, previous: Manifest | None) -> Manifest:
             f"but manifest {previous.iteration if previous else None} hashes to {prev}"
         )
     return manifest
+
+
+def state_files(policy: FolderRecord) -> list[FileRecord]:
+    """The files of a policy's optimizer state."""
+    return [file for file in policy.files if file.path.startswith(f"{policy.uri}/{STATE_FOLDER}/")]
+
+
+def weights_only(policy: FolderRecord) -> FolderRecord:
+    """The policy's folder without its optimizer state: what it takes to sample and to score."""
+    states = state_files(policy)
+    return policy.model_copy(update={"files": tuple(file for file in policy.files if file not in states)})
 
 
 def weights_hash(policy: FolderRecord) -> str:

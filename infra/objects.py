@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from infra import local_objects, s3_objects
-from infra.object_types import ObjectInfo, copy_and_hash
+from infra.local_objects import ObjectInfo, copy_and_hash
 from infra.s3_objects import S3Address
 from opid_core.errors import ConfigError
 
@@ -42,7 +42,7 @@ def create_only(address: Address, data: bytes) -> bool:
     Readers see all of it or nothing. Of several writers exactly one gets True, provided that each one's `data` holds
     something of its own.
     """
-    return (local_objects if isinstance(address, Path) else s3_objects).create_only(address, data)  # pyright: ignore
+    return _store_of(address).create_only(address, data)
 
 
 def create_file(address: Address, source: Path, copy: Path | None = None) -> tuple[bool, int, str]:
@@ -73,32 +73,32 @@ def download(address: Address, target: Path) -> tuple[int, str] | None:
 
 def put(address: Address, data: bytes) -> None:
     """Write the object, whole, over what is there. Only for what is no part of the record, such as a heartbeat."""
-    (local_objects if isinstance(address, Path) else s3_objects).put(address, data)  # pyright: ignore
+    _store_of(address).put(address, data)
 
 
 def read(address: Address) -> bytes | None:
     """The bytes of an object, or None when there is none."""
-    return local_objects.read(address) if isinstance(address, Path) else s3_objects.read(address)
+    return _store_of(address).read(address)
 
 
 def size_of(address: Address) -> int | None:
     """Size of an object in bytes, or None when there is none."""
-    return local_objects.size_of(address) if isinstance(address, Path) else s3_objects.size_of(address)
+    return _store_of(address).size_of(address)
 
 
 def digest_of(address: Address) -> tuple[int, str] | None:
     """Size in bytes and sha256 of an object, read in pieces, or None when there is none."""
-    return local_objects.digest_of(address) if isinstance(address, Path) else s3_objects.digest_of(address)
+    return _store_of(address).digest_of(address)
 
 
 def list_objects(folder: Address) -> list[ObjectInfo]:
     """Every object below `folder`, sorted by path; none when there is no such folder."""
-    return local_objects.list_objects(folder) if isinstance(folder, Path) else s3_objects.list_objects(folder)
+    return _store_of(folder).list_objects(folder)
 
 
 def list_folders(folder: Address) -> list[str]:
     """Names of the folders directly in `folder`, sorted; a server may name some that were emptied."""
-    return local_objects.list_folders(folder) if isinstance(folder, Path) else s3_objects.list_folders(folder)
+    return _store_of(folder).list_folders(folder)
 
 
 def delete(addresses: Sequence[Address]) -> None:
@@ -116,3 +116,8 @@ def each_in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) 
     """The results of `in_parallel`, in order, as they come."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         yield from pool.map(function, items)
+
+
+def _store_of(address: Address) -> Any:
+    """The module with the functions for its kind of address."""
+    return local_objects if isinstance(address, Path) else s3_objects

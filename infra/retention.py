@@ -1,57 +1,80 @@
-"""Optimizer states that were given up for their space (`storage.optimizer_states`).
-
-They are most of what a campaign stores, and only the newest is ever continued from.
-
-    <root>/<campaign>/_given_up/000003.json    what of policy 3 was deleted: written first, create-only
-
-The note tells a file that is gone on purpose from one that was lost, and a deletion that was cut short from none.
-"""
+"""What may be deleted of a campaign: old optimizer states, and what killed or losing attempts left."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from infra import objects
+from infra import local_objects, objects
 from infra.campaigns import CampaignStore, create_object, list_objects, location, read_object
-from infra.manifest import FileRecord, FolderRecord, Manifest
+from infra.commits import PRUNED, files_of, manifests, next_iteration, pruned
+from infra.local_objects import ObjectInfo
+from infra.manifest import Manifest, state_files
+from infra.tables import key_of
+from opid_core import schema
 from opid_core.errors import DataError
 
-STATE_FOLDER = "optimizer"
-"""Inside a policy's folder: the learner's own state, for an exact resume."""
-NOTES = "_given_up"
 
-
-def weights_only(policy: FolderRecord) -> FolderRecord:
-    """The policy's folder without its optimizer state: what it takes to sample and to score."""
-    return policy.model_copy(update={"files": tuple(file for file in policy.files if not _is_state(policy, file))})
-
-
-def give_up_states(store: CampaignStore, chain: Sequence[Manifest], keep: int) -> int:
+def prune_states(store: CampaignStore, chain: Sequence[Manifest], keep: int) -> int:
     """Delete the optimizer states of all but the `keep` newest (at least 1) policies of `chain`; how many there were.
 
-    The weights stay. Called again after a crash it deletes what is left.
+    They are most of what a campaign stores, and only the newest is ever continued from. The weights stay. Called again
+    after a crash it deletes what is left.
     """
-    standing = {info.path for info in list_objects(store, "policies")} if len(chain) > keep else set()
-    states = {m.policy_version: [f for f in m.policy.files if _is_state(m.policy, f)] for m in chain[:-keep]}
-    due = {version: files for version, files in states.items() if any(file.path in standing for file in files)}
-    for version, files in due.items():
+    stored = {info.path for info in list_objects(store, "policies")} if len(chain) > keep else set()
+    states = {manifest.policy_version: state_files(manifest.policy) for manifest in chain[:-keep]}
+    due = {version: files for version, files in states.items() if any(file.path in stored for file in files)}
+    for version, files in due.items():  # first the note: a deletion that is cut short is no loss, and goes on later
         note = json.dumps({"files": [file.path for file in files]}, indent=2) + "\n"
-        create_object(store, f"{NOTES}/{version:06d}.json", note.encode())
+        create_object(store, f"{PRUNED}/{version:06d}.json", note.encode())
         objects.delete([store.address(file.path) for file in files])
     return len(due)
 
 
-def given_up(store: CampaignStore) -> set[str]:
-    """Paths of the files that were given up. Raises DataError for a note that cannot be read."""
-    found: set[str] = set()
-    for note in list_objects(store, NOTES):
-        try:
-            found.update(json.loads(read_object(store, note.path) or b"")["files"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{location(store, note.path)}: no note of files that were given up: {error}") from None
-    return found
+def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
+    """Parts of tables and policies, and temporary files of killed writes, that nothing names: no manifest (pruned
+    optimizer states count as unnamed), and no stage record of the iteration that comes next. No reader sees them; they
+    only take space. Only those last written more than `older_than_s` seconds ago, by the store's clock: a running
+    attempt's newest objects are not named yet.
+
+    Raises DataError for a damaged manifest or stage record: what it would have named is not known.
+    """
+    # First the listing, then what names it: an object that is committed between the two is seen as named.
+    found = [info for folder in (*schema.TABLES, "policies") for info in list_objects(store, folder)]
+    folder = store.address()
+    if isinstance(folder, Path):
+        found += local_objects.list_objects(folder, temporary=True)
+    chain = manifests(store)
+    named = {record.path for manifest in chain for record in files_of(manifest)} - pruned(store)
+    for record in list_objects(store, f"_stages/{key_of(next_iteration(chain))}"):
+        named.update(_paths_in(_stage_record(store, record.path)))
+    newest = time.time() - older_than_s
+    left = (info for info in found if info.path not in named and info.modified < newest)
+    return sorted(left, key=lambda info: info.path)
 
 
-def _is_state(policy: FolderRecord, file: FileRecord) -> bool:
-    return file.path.startswith(f"{policy.uri}/{STATE_FOLDER}/")
+def delete_orphans(store: CampaignStore, found: Sequence[ObjectInfo]) -> None:
+    """Delete what `orphans` found."""
+    objects.delete([store.address(info.path) for info in found])
+
+
+def _stage_record(store: CampaignStore, path: str) -> Any:
+    try:
+        return json.loads(read_object(store, path) or b"")
+    except ValueError as error:
+        raise DataError(f"{location(store, path)}: not valid JSON: {error}") from None
+
+
+def _paths_in(value: Any) -> Iterator[str]:
+    """Every string under a key `path`, however deep: the file records of a stage."""
+    if isinstance(value, dict):
+        path = value.get("path")
+        if isinstance(path, str):
+            yield path
+        value = list(value.values())
+    if isinstance(value, list):
+        for nested in value:
+            yield from _paths_in(nested)

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from infra.object_types import PIECE_BYTES, ObjectInfo
+from infra.local_objects import PIECE_BYTES, ObjectInfo
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
 
 CONNECT_TIMEOUT_S = 10

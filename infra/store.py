@@ -5,11 +5,11 @@
     <root>/<campaign>/policies/000004/<attempt>/...
     <root>/<campaign>/_commits/start.json, 000000.json, ...          the commits: create-only
     <root>/<campaign>/_lease/...                                     who works on it (`infra.lease`)
-    <root>/<campaign>/_given_up/...                                  what was deleted for its space (`infra.retention`)
+    <root>/<campaign>/_pruned/...                                    which optimizer states were deleted for their space
 
 Readers follow manifests only, never listings: an object that no manifest names does not exist. The root is a local
-folder or `s3://bucket/prefix`; all I/O goes through `infra.objects`. This module is the store's face; what it offers
-is made in `campaigns`, `tables`, `folders`, `commits` and `retention`.
+folder or `s3://bucket/prefix`; all I/O goes through `infra.objects`. Import the functions of a store from here;
+they are made in `campaigns`, `tables`, `folders`, `commits` and `retention`.
 """
 
 from infra.campaigns import (
@@ -26,10 +26,11 @@ from infra.campaigns import (
     read_config,
     read_object,
 )
-from infra.commits import check_objects, commit, manifests, next_iteration, objects, standing, verify
+from infra.commits import check_objects, commit, files_of, manifests, next_iteration, pruned, standing, verify
 from infra.folders import folder_path, put_folder
-from infra.object_types import ObjectInfo
-from infra.retention import STATE_FOLDER, give_up_states, given_up, weights_only
+from infra.local_objects import ObjectInfo
+from infra.manifest import STATE_FOLDER, weights_only
+from infra.retention import delete_orphans, orphans, prune_states
 from infra.tables import key_of, new_attempt, read_table, write_table
 
 __all__ = [
@@ -40,10 +41,10 @@ __all__ = [
     "check_writable",
     "commit",
     "create_object",
+    "delete_orphans",
+    "files_of",
     "find_campaign",
     "folder_path",
-    "give_up_states",
-    "given_up",
     "key_of",
     "list_campaigns",
     "list_objects",
@@ -52,8 +53,10 @@ __all__ = [
     "manifests",
     "new_attempt",
     "next_iteration",
-    "objects",
     "open_campaign",
+    "orphans",
+    "prune_states",
+    "pruned",
     "put_folder",
     "put_object",
     "read_config",

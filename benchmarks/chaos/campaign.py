@@ -50,7 +50,7 @@ class RoundFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """Where the campaign of a round works."""
 
     folder: Path
@@ -96,7 +96,7 @@ class Place:
         return processes.start(in_folder, self.output, env)
 
 
-class Run(Protocol):
+class TendedRun(Protocol):
     """A campaign on its way."""
 
     resumes: int
@@ -117,14 +117,14 @@ class Run(Protocol):
 class CommandRun:
     """`opid train`: whoever finds it dead gives the same command again."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, setup: Setup) -> None:
         self.resumes = 0
-        self._place = place
-        self._config = place.write_config()
+        self._setup = setup
+        self._config = setup.write_config()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = self._place.start("-m", "flows.cli", "train", str(self._config))
+        self._process = self._setup.start("-m", "flows.cli", "train", str(self._config))
 
     def tend(self, killed: str | None, excused: bool) -> bool:
         assert self._process is not None
@@ -134,7 +134,7 @@ class CommandRun:
         if code is None or code == 0:
             return code == 0
         if code != -signal.SIGKILL and not excused:
-            raise RoundFailed(f"the driver ended by itself (exit code {code}); its last lines:\n{_tail(self._place)}")
+            raise RoundFailed(f"the driver ended by itself (exit code {code}); its last lines:\n{_tail(self._setup)}")
         self.resumes += 1
         self.start()
         return False
@@ -146,10 +146,10 @@ class CommandRun:
 class ServedRun:
     """A run that `opid serve` keeps alive; only when `serve` itself is killed it is started again from here."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, setup: Setup) -> None:
         self.resumes = 0
-        self._place = place
-        self._config = place.write_config()
+        self._setup = setup
+        self._config = setup.write_config()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -158,8 +158,8 @@ class ServedRun:
         self._run: UUID | None = None
 
     def start(self) -> None:
-        self._process = self._place.start(
-            "-m", "benchmarks.chaos.served", str(self._place.folder), str(self._port), str(self._config)
+        self._process = self._setup.start(
+            "-m", "benchmarks.chaos.served", str(self._setup.folder), str(self._port), str(self._config)
         )
 
     def tend(self, killed: str | None, excused: bool) -> bool:
@@ -168,7 +168,7 @@ class ServedRun:
             self._process.wait(STOP_LIMIT_S)
         if self._process.poll() is not None:
             if killed != victims.TREE and not excused:
-                raise RoundFailed(f"`opid serve` ended by itself; its last lines:\n{_tail(self._place)}")
+                raise RoundFailed(f"`opid serve` ended by itself; its last lines:\n{_tail(self._setup)}")
             self.resumes += 1
             self.start()
             return False
@@ -177,7 +177,7 @@ class ServedRun:
             self.resumes += 1
             self._run = None
         elif state in ("FAILED", "CANCELLED"):
-            raise RoundFailed(f"the flow run is {state}; the last lines of `opid serve`:\n{_tail(self._place)}")
+            raise RoundFailed(f"the flow run is {state}; the last lines of `opid serve`:\n{_tail(self._setup)}")
         return state == "COMPLETED"
 
     def stop(self) -> None:
@@ -186,14 +186,14 @@ class ServedRun:
         self._process.terminate()
         code = self._process.wait(STOP_LIMIT_S)
         if code != 0:
-            raise RoundFailed(f"`opid serve` ended with exit code {code}; its last lines:\n{_tail(self._place)}")
+            raise RoundFailed(f"`opid serve` ended with exit code {code}; its last lines:\n{_tail(self._setup)}")
 
     def _state(self) -> str | None:
         """Type of the flow run's state, which is created when the deployment is there; None while nobody answers."""
         from prefect.client.orchestration import SyncPrefectClient
         from prefect.exceptions import ObjectNotFound
 
-        if "Ready." not in self._place.output.read_text(encoding="utf-8", errors="replace"):
+        if "Ready." not in self._setup.output.read_text(encoding="utf-8", errors="replace"):
             return None
         try:
             with SyncPrefectClient(api=self._url) as client:
@@ -207,8 +207,8 @@ class ServedRun:
         return state.type.value if state else None
 
 
-def _tail(place: Place) -> str:
-    return processes.last_lines(place.output, 40)
+def _tail(setup: Setup) -> str:
+    return processes.last_lines(setup.output, 40)
 
 
 def clear_environment(delete: Callable[[str], None] = os.environ.__delitem__) -> None:

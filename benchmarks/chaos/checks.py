@@ -10,8 +10,7 @@ import psutil
 
 from benchmarks.chaos import victims
 from benchmarks.chaos.campaign import RoundFailed
-from infra import sweep
-from infra.store import CampaignStore, list_objects, manifests, objects, verify
+from infra.store import CampaignStore, delete_orphans, files_of, list_objects, manifests, orphans, verify
 from opid_core import schema
 
 END_LIMIT_S = 15.0
@@ -84,15 +83,15 @@ def check_no_process_left(mark: str) -> None:
 
 def _check_orphans(store: CampaignStore, files: int) -> None:
     """`sweep` finds exactly what no manifest names, and deleting it harms nothing."""
-    named = {record.path for manifest in manifests(store) for record in objects(manifest)}
+    named = {record.path for manifest in manifests(store) for record in files_of(manifest)}
     folders = (*schema.TABLES, "policies")
     unnamed = {info.path for folder in folders for info in list_objects(store, folder)} - named
-    found = sweep.orphans(store, older_than_s=-3600.0)  # the clock of an S3 server is read in whole seconds
+    found = orphans(store, older_than_s=-3600.0)  # the clock of an S3 server is read in whole seconds
     missed = unnamed - {info.path for info in found}
     if missed:
         raise RoundFailed(f"orphans that sweep does not find: {sorted(missed)}")
-    sweep.delete(store, found)
-    left = sweep.orphans(store, older_than_s=-3600.0)
+    delete_orphans(store, found)
+    left = orphans(store, older_than_s=-3600.0)
     if left:
         raise RoundFailed(f"orphans after the sweep: {[info.path for info in left]}")
     if verify(store) != files:

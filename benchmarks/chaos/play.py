@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.chaos import checks, victims
-from benchmarks.chaos.campaign import ITERATIONS, NAME, REPOSITORY, CommandRun, Place, RoundFailed, Run, ServedRun
+from benchmarks.chaos.campaign import ITERATIONS, NAME, REPOSITORY, CommandRun, RoundFailed, ServedRun, Setup, TendedRun
 from benchmarks.chaos.storage import FileStorage, S3Storage, Storage
 from infra import processes
 from infra.store import CampaignStore, list_objects, manifests
@@ -78,8 +78,8 @@ class Outcome:
 
 def undisturbed(storage: Storage, folder: Path, name: str, ranks: int) -> Reference:
     """Run the campaign in peace. Raises RoundFailed where even that fails."""
-    place = _place(storage, folder, name, ranks)
-    run, store = CommandRun(place), place.store(storage.direct_url)
+    setup = _setup(storage, folder, name, ranks)
+    run, store = CommandRun(setup), setup.store(storage.direct_url)
     began_s = time.monotonic()
     seen: dict[str, float] = {}
     run.start()
@@ -89,7 +89,7 @@ def undisturbed(storage: Storage, folder: Path, name: str, ranks: int) -> Refere
         for step in sorted(_steps(store, set()) - set(seen), key=_order):
             seen[step] = time.monotonic() - began_s
         time.sleep(LOOK_S)
-    checks.check_no_process_left(place.mark)
+    checks.check_no_process_left(setup.mark)
     at_s = list(seen.values())
     seconds = dict(zip(seen, (after - before for before, after in zip([0.0, *at_s], at_s, strict=False)), strict=True))
     return Reference(checks.result_of(store), seconds)
@@ -109,17 +109,17 @@ def play(
     """Run a campaign with up to `kills` kills (it may end before), then check everything. The folder of a round that
     failed stays."""
     outcome = Outcome(shape, name)
-    place = _place(storage, folder, name, shape.ranks)
+    setup = _setup(storage, folder, name, shape.ranks)
     began_s = time.monotonic()
     struck = Counter(storage.struck)
-    run: Run = ServedRun(place) if shape.mode == "served" else CommandRun(place)
-    reader = _start_reader(place)
+    run: TendedRun = ServedRun(setup) if shape.mode == "served" else CommandRun(setup)
+    reader = _start_reader(setup)
     try:
         run.start()
         _disturb(
             run,
             storage,
-            place,
+            setup,
             reference,
             _moments(shape, reference, kills, generator),
             generator,
@@ -129,18 +129,18 @@ def play(
         )
         storage.rest()
         run.stop()
-        checks.check_no_process_left(place.mark)
-        (place.folder / "stop").touch()
+        checks.check_no_process_left(setup.mark)
+        (setup.folder / "stop").touch()
         reader.wait(LIMIT_S)
-        store = place.store(storage.direct_url)
-        outcome.readings, outcome.away = checks.check_reader(place.folder, len(manifests(store)))
-        checks.check_result(store, reference.result, place.iterations)
-        shutil.rmtree(place.folder)
+        store = setup.store(storage.direct_url)
+        outcome.readings, outcome.away = checks.check_reader(setup.folder, len(manifests(store)))
+        checks.check_result(store, reference.result, setup.iterations)
+        shutil.rmtree(setup.folder)
     except (RoundFailed, OpidError, subprocess.TimeoutExpired) as error:
-        outcome.failure = f"{error}\n(its folder: {place.folder}, its store: {place.root})"
+        outcome.failure = f"{error}\n(its folder: {setup.folder}, its store: {setup.root})"
     finally:
         processes.kill(reader)
-        victims.kill(victims.TREE, place.mark, generator)
+        victims.kill(victims.TREE, setup.mark, generator)
         storage.rest()
     outcome.seconds = time.monotonic() - began_s
     outcome.struck = Counter(storage.struck) - struck
@@ -149,9 +149,9 @@ def play(
 
 
 def _disturb(
-    run: Run,
+    run: TendedRun,
     storage: Storage,
-    place: Place,
+    setup: Setup,
     reference: Reference,
     moments: list[tuple[str | None, float]],
     generator: random.Random,
@@ -160,7 +160,7 @@ def _disturb(
     say: Callable[[str], None],
 ) -> None:
     """Kill at each of the `moments`, bring back what has to be, until the campaign has ended."""
-    steps, order, store = set[str](), list(reference.seconds), place.store(storage.direct_url)
+    steps, order, store = set[str](), list(reference.seconds), setup.store(storage.direct_url)
     victim: str | None = None
     due_s: float | None = None
     prefect_killed = False
@@ -179,7 +179,7 @@ def _disturb(
                 due_s = time.monotonic() + wait_s
                 victim = choose([v for v in outcome.shape.victims if v != victims.STORAGE or not storage.is_away])
         if due_s is not None and victim is not None and time.monotonic() >= due_s:
-            if not _kill(victim, storage, place, generator):  # not alive yet
+            if not _kill(victim, storage, setup, generator):  # not alive yet
                 due_s = time.monotonic() + generator.uniform(0, LATER_S)
                 continue
             moments, due_s = moments[1:], None
@@ -195,9 +195,9 @@ def _disturb(
         time.sleep(LOOK_S)
 
 
-def _kill(victim: str, storage: Storage, place: Place, generator: random.Random) -> bool:
+def _kill(victim: str, storage: Storage, setup: Setup, generator: random.Random) -> bool:
     if victim != victims.STORAGE:
-        return victims.kill(victim, place.mark, generator)
+        return victims.kill(victim, setup.mark, generator)
     assert isinstance(storage, S3Storage)
     if storage.is_away:
         return False
@@ -236,17 +236,17 @@ def _order(step: str) -> tuple[int, int]:
     return (-1 if iteration == "start" else int(iteration), STAGES.index(stage))
 
 
-def _place(storage: Storage, folder: Path, name: str, ranks: int) -> Place:
+def _setup(storage: Storage, folder: Path, name: str, ranks: int) -> Setup:
     own = folder / name
     own.mkdir(parents=True)
-    return Place(own, storage.root(name), storage.endpoint_url, ranks, ITERATIONS)
+    return Setup(own, storage.root(name), storage.endpoint_url, ranks, ITERATIONS)
 
 
-def _start_reader(place: Place):
-    arguments = [place.root, NAME, place.endpoint_url or "", str(place.folder)]
+def _start_reader(setup: Setup):
+    arguments = [setup.root, NAME, setup.endpoint_url or "", str(setup.folder)]
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return processes.start(
-        [sys.executable, "-m", "benchmarks.chaos.reader", *arguments], place.folder / "reader.log", env
+        [sys.executable, "-m", "benchmarks.chaos.reader", *arguments], setup.folder / "reader.log", env
     )
 
 

@@ -193,13 +193,13 @@ def _copy_before(
     """A campaign of the same name under `config.root` that stands where `iteration` began: its config, the manifests
     `before` it, and the two policies that it needs."""
     from infra.manifest import to_bytes
-    from infra.store import create_object, folder_path, given_up, key_of, open_campaign, put_folder, weights_only
+    from infra.store import create_object, folder_path, key_of, open_campaign, pruned, put_folder, weights_only
 
     reference, policy = weights_only(before[0].policy), before[-1].policy
-    if given_up(store).intersection(file.path for file in policy.files):
+    if pruned(store).intersection(file.path for file in policy.files):
         raise ConfigError(
             f"iteration {len(before) - 1} of {config.campaign} cannot be run again: the optimizer state that it began "
-            "with was given up for its space (storage.optimizer_states)"
+            "with was deleted for its space (storage.optimizer_states)"
         )
     policies = {folder.uri: folder for folder in (reference, policy)}
     made_twice = [iteration.policy] * 2  # as it is written, and as it is stored

@@ -58,12 +58,12 @@ def _driver(store: CampaignStore) -> str:
     from infra import lease
 
     held = lease.status(store)
-    if held is None or held.released:
+    if held is None or held[0].released:
         return "No driver works on it."
-    age = "none yet" if held.heartbeat_age_s is None else f"{held.heartbeat_age_s:.0f} s ago"
+    holder, age_s = held
     return (
-        f"Driver: process {held.holder.process_id} on {held.holder.host} since {held.holder.started_at}, lease epoch "
-        f"{held.epoch}, last heartbeat {age}."
+        f"Driver: process {holder.process_id} on {holder.host} since {holder.started_at}, "
+        f"last heartbeat {age_s:.0f} s ago."
     )
 
 

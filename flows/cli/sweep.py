@@ -26,24 +26,23 @@ def sweep(
     from rich.table import Table
 
     from flows.reports.formatting import say
-    from infra import sweep
-    from infra.store import find_campaign, location
+    from infra.store import delete_orphans, find_campaign, location, orphans
 
     store = find_campaign(root, campaign, endpoint_url)
-    orphans = sweep.orphans(store, older_than_h * 3600)
-    if not orphans:
+    found = orphans(store, older_than_h * 3600)
+    if not found:
         say(console, f"{location(store)}: no orphans older than {older_than_h:g} hours.")
         return
     sizes: dict[str, list[int]] = defaultdict(list)
-    for orphan in orphans:
+    for orphan in found:
         sizes["/".join(orphan.path.split("/")[:3])].append(orphan.size)
     table = Table("orphan attempt", "files", "size")
     for folder, of_files in sizes.items():
         table.add_row(folder, str(len(of_files)), decimal(sum(of_files)))
     console.print(table)
-    total = f"{len(orphans)} files, {decimal(sum(orphan.size for orphan in orphans))}"
+    total = f"{len(found)} files, {decimal(sum(orphan.size for orphan in found))}"
     if delete:
-        sweep.delete(store, orphans)
+        delete_orphans(store, found)
         say(console, f"{location(store)}: deleted {total}.")
     else:
         say(console, f"{location(store)}: {total} to delete. Dry run: nothing was deleted.")

@@ -33,7 +33,7 @@ def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint =
             progress.advance(bar, record.size)
 
         files = stores.verify(store, on_file, chain=chain)
-    deleted = sum(len(stores.objects(manifest)) for manifest in chain) - files
-    note = f" {deleted} files of old optimizer states were given up (storage.optimizer_states)." if deleted else ""
+    deleted = sum(len(stores.files_of(manifest)) for manifest in chain) - files
+    note = f" {deleted} files of old optimizer states were deleted (storage.optimizer_states)." if deleted else ""
     iterations = max(0, len(chain) - 1)
     say(console, f"{stores.location(store)}: whole: {files} files, {decimal(total)}, {iterations} iterations.{note}")

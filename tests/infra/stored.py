@@ -7,21 +7,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from infra.manifest import (
-    START,
-    GateResult,
-    Manifest,
-    new_manifest,
-)
-from infra.store import (
-    CampaignStore,
-    commit,
-    list_objects,
-    manifests,
-    new_attempt,
-    put_folder,
-    write_table,
-)
+from infra.manifest import START, GateResult, Manifest, new_manifest
+from infra.store import CampaignStore, commit, list_objects, manifests, new_attempt, put_folder, write_table
 from opid_core import schema
 
 CONFIG = {"campaign": "demo", "iterations": 3, "seed": 0, "learner": {"learning_rate": 1e-6, "betas": [0.9, 0.999]}}
@@ -102,5 +89,5 @@ def all_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def stored_paths(store: CampaignStore, prefix: str) -> list[str]:
+def stored_paths(store: CampaignStore, prefix: str = "") -> list[str]:
     return [info.path for info in list_objects(store, prefix)]

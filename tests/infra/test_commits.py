@@ -20,19 +20,22 @@ from infra.manifest import (
 )
 from infra.objects import delete
 from infra.store import (
+    CampaignStore,
     commit,
+    files_of,
     location,
     manifests,
     new_attempt,
     next_iteration,
-    objects,
     open_campaign,
     put_object,
     read_object,
+    read_table,
     verify,
     weights_only,
 )
 from opid_core.errors import DataError, GateError
+from tests.infra.servers import proxied
 from tests.infra.stored import CONFIG, make_chain, make_manifest, stored_paths
 
 # Commits
@@ -216,7 +219,7 @@ def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path)
 
 def test_verify_names_the_first_bad_file_and_tells_of_each_good_one_in_order(store, tmp_path):
     chain = make_chain(store, tmp_path, 2)
-    records = [record for manifest in chain for record in objects(manifest)]
+    records = [record for manifest in chain for record in files_of(manifest)]
     seen = []
     assert verify(store, seen.append) == 8
     assert seen == records
@@ -246,6 +249,25 @@ def test_a_long_chain_is_read_whole(store, tmp_path):
         assert commit(store, manifest)[1]
         chain.append(manifest)
     assert manifests(store) == chain
+
+
+def test_requests_of_a_commit_do_not_grow_with_the_chain_or_the_policy_s_files(s3_store, s3_server, tmp_path):
+    chain = make_chain(s3_store, tmp_path, 3)
+    with proxied(s3_server.endpoint_url) as proxy:
+        store = CampaignStore(s3_store.root, s3_store.campaign, proxy.url)
+        manifest = make_manifest(store, tmp_path, chain[-1])
+        assert len(proxy.requests) == 4  # two tables, two files
+        proxy.requests.clear()
+        commit(store, manifest)
+        folder = "/opid/" + store.root.removeprefix("s3://opid/") + "/demo"
+        assert sorted(proxy.requests[:3]) == ["GET /opid"] * 3  # a listing for each table and for the policy
+        assert proxy.requests[3:] == [f"GET {folder}/_commits/000001.json", f"PUT {folder}/_commits/000002.json"]
+        proxy.requests.clear()
+        read_table(store, manifest.tables["scores"])
+        assert proxy.requests == [f"GET {folder}/{manifest.tables['scores'].path}"]
+        proxy.requests.clear()
+        assert len(manifests(store)) == 4
+        assert len(proxy.requests) == 16
 
 
 # Ids and seeds

@@ -5,20 +5,11 @@ import sys
 from infra import processes
 
 
-def run(tmp_path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    log = tmp_path / "log"
-    process = processes.start([sys.executable, *arguments], log, env)
-    return process.wait(30), processes.last_lines(log)
-
-
-def test_a_child_prints_into_its_log_and_sees_its_variables(tmp_path):
-    code, printed = run(tmp_path, "-c", "import os; print(os.environ['GREETING'])", env={"GREETING": "good day"})
-    assert (code, printed) == (0, "good day")
-
-
-def test_a_child_leads_a_process_group_of_its_own(tmp_path):
-    code, printed = run(tmp_path, "-c", "import os; print(os.getpgrp() == os.getpid())")
-    assert (code, printed) == (0, "True")
+def test_a_child_leads_a_process_group_of_its_own_prints_into_its_log_and_sees_its_variables(tmp_path):
+    script = "import os; print(os.getpgrp() == os.getpid(), os.environ['GREETING'])"
+    process = processes.start([sys.executable, "-c", script], tmp_path / "log", {"GREETING": "good day"})
+    assert process.wait(30) == 0
+    assert processes.last_lines(tmp_path / "log") == "True good day"
 
 
 def test_a_command_that_does_not_exist_says_so_in_the_log(tmp_path):

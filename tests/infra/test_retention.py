@@ -1,3 +1,5 @@
+"""Old optimizer states and orphans: what goes, what stays, and what a kill in between leaves."""
+
 from __future__ import annotations
 
 import json
@@ -8,68 +10,67 @@ from infra import retention
 from infra.objects import delete
 from infra.store import (
     check_objects,
+    delete_orphans,
     folder_path,
-    give_up_states,
-    given_up,
     manifests,
+    open_campaign,
+    orphans,
+    prune_states,
+    pruned,
     put_object,
     read_object,
     standing,
     verify,
     weights_only,
 )
-from infra.sweep import orphans
 from opid_core.errors import DataError
-from tests.infra.stored import make_chain, stored_paths
+from tests.infra.stored import CONFIG, all_files, make_chain, make_manifest, stored_paths
+
+FUTURE = -3600.0
+"""An age that every object has: older than one hour from now."""
 
 
 def states(store) -> list[str]:
     return [path for path in stored_paths(store, "policies") if "/optimizer/" in path]
 
 
+def orphan_paths(store) -> list[str]:
+    return [info.path for info in orphans(store, FUTURE)]
+
+
 def test_only_the_newest_optimizer_states_stay_and_all_weights(store, tmp_path):
     chain = make_chain(store, tmp_path, 4)
     every = [file.path for manifest in chain for file in manifest.policy.files if "/optimizer/" in file.path]
     assert len(every) == 4
-    assert give_up_states(store, chain, keep=5) == 0
-    assert give_up_states(store, chain, keep=4) == 0
-    assert given_up(store) == set()
-    assert give_up_states(store, chain, keep=2) == 2
+    assert prune_states(store, chain, keep=5) == prune_states(store, chain, keep=4) == 0
+    assert pruned(store) == set()
+    assert prune_states(store, chain, keep=2) == 2
     assert states(store) == every[2:]
-    assert given_up(store) == set(every[:2])
-    assert give_up_states(store, chain, keep=2) == 0  # nothing is left to do
+    assert pruned(store) == set(every[:2])
+    assert prune_states(store, chain, keep=2) == 0  # nothing is left to do
     assert manifests(store) == chain
-    assert [len(manifest.policy.files) for manifest in chain] == [2] * 4
     assert verify(store) == 4 * 4 - 2 == len(standing(store, chain))
     weights = [weights_only(manifest.policy) for manifest in chain]
     assert [file.path.rpartition("/")[2] for policy in weights for file in policy.files] == ["model.safetensors"] * 4
     assert (folder_path(store, weights[0], verify=True) / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_state_that_was_lost_is_not_taken_for_one_that_was_given_up(store, tmp_path):
-    chain = make_chain(store, tmp_path, 3)
-    give_up_states(store, chain, keep=2)
-    delete([store.address(states(store)[0])])
-    with pytest.raises(DataError, match=r"optimizer/state\.pt: missing"):
-        verify(store)
-
-
-def test_a_state_that_is_given_up_while_it_is_verified_is_not_missed(store, tmp_path):
+def test_a_state_that_was_lost_is_not_taken_for_one_that_was_pruned(store, tmp_path):
     chain = make_chain(store, tmp_path, 3)
     records = standing(store, chain)
-    give_up_states(store, chain, keep=1)
+    prune_states(store, chain, keep=1)
     seen = []
-    assert check_objects(store, records, seen.append) == 3 * 4 - 2 == len(seen)
+    assert check_objects(store, records, seen.append) == 3 * 4 - 2 == len(seen)  # pruned since they were read
     delete([store.address(states(store)[0])])
-    with pytest.raises(DataError, match=r"optimizer/state\.pt: missing"):
-        check_objects(store, records)
+    for check in (lambda: check_objects(store, records), lambda: verify(store)):
+        with pytest.raises(DataError, match=r"optimizer/state\.pt: missing"):
+            check()
 
 
-def test_a_whole_policy_whose_state_was_given_up_cannot_be_continued_from(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPID_CACHE", str(tmp_path / "empty"))
+def test_a_whole_policy_whose_state_was_pruned_cannot_be_continued_from(store, tmp_path, monkeypatch):
     chain = make_chain(store, tmp_path, 2)
-    give_up_states(store, chain, keep=1)
-    monkeypatch.setenv("OPID_CACHE", str(tmp_path / "other"))
+    prune_states(store, chain, keep=1)
+    monkeypatch.setenv("OPID_CACHE", str(tmp_path / "empty"))
     with pytest.raises(DataError, match=r"optimizer/state\.pt: missing"):
         folder_path(store, chain[0].policy)
 
@@ -79,20 +80,70 @@ def test_killed_between_note_and_deletion(store, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(retention.objects, "delete", lambda addresses: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            give_up_states(store, chain, keep=1)
+            prune_states(store, chain, keep=1)
     (first, *_) = states(store)
-    assert given_up(store) == {first}
+    assert pruned(store) == {first}
     assert len(states(store)) == 3
     assert verify(store) == 3 * 4 - 1
-    assert [info.path for info in orphans(store, -3600.0)] == [first]  # `opid sweep` finds it
-    assert give_up_states(store, chain, keep=1) == 2
+    assert orphan_paths(store) == [first]  # `opid sweep` finds it
+    assert prune_states(store, chain, keep=1) == 2
     assert states(store) == [chain[2].policy.files[1].path]
 
 
 def test_a_damaged_note_is_named(store, tmp_path):
     chain = make_chain(store, tmp_path, 2)
-    give_up_states(store, chain, keep=1)
-    assert json.loads(read_object(store, "_given_up/000000.json") or b"") == {"files": [chain[0].policy.files[1].path]}
-    put_object(store, "_given_up/000000.json", b"{")
-    with pytest.raises(DataError, match=r"_given_up/000000\.json"):
+    prune_states(store, chain, keep=1)
+    assert json.loads(read_object(store, "_pruned/000000.json") or b"") == {"files": [chain[0].policy.files[1].path]}
+    put_object(store, "_pruned/000000.json", b"{")
+    with pytest.raises(DataError, match=r"_pruned/000000\.json"):
         verify(store)
+
+
+def test_what_no_manifest_names_is_found_and_deleted(store, tmp_path):
+    chain = make_chain(store, tmp_path, 2)
+    kept = stored_paths(store)
+    lost = make_manifest(store, tmp_path, chain[-1])  # killed before its commit
+    for path in ("_lease/000001.json", "_commits/000007.json", "report/summary.md"):  # never orphans
+        put_object(store, path, b"{}")
+        kept.append(path)
+    assert orphan_paths(store) == sorted(record.path for record in [*lost.tables.values(), *lost.policy.files])
+    assert orphans(store, 3600.0) == []  # too young
+    delete_orphans(store, orphans(store, FUTURE))
+    assert stored_paths(store) == sorted(kept)
+    assert orphans(store, FUTURE) == []
+    assert manifests(store) == chain
+
+
+def test_what_a_stage_record_of_the_next_iteration_names_stays(store, tmp_path):
+    chain = make_chain(store, tmp_path, 2)
+    lost = make_manifest(store, tmp_path, chain[-1])
+    result = {"tables": {"scores": lost.tables["scores"].model_dump()}, "policies": [lost.policy.model_dump()]}
+    put_object(store, "_stages/000001/0/rescore.json", json.dumps({"result": result}).encode())
+    assert orphan_paths(store) == [lost.tables["metrics"].path]
+    put_object(store, "_stages/000000/0/rescore.json", read_object(store, "_stages/000001/0/rescore.json") or b"")
+    put_object(store, "_stages/000001/0/rescore.json", b"{}")  # a record of a committed iteration counts no more
+    assert len(orphan_paths(store)) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("_commits/start.json", "not a manifest"), ("_stages/000000/0/rollout.json", "rollout.json: not valid JSON")],
+)
+def test_nothing_is_an_orphan_in_a_damaged_campaign(store, tmp_path, path, message):
+    make_chain(store, tmp_path, 1)
+    put_object(store, path, b"{")
+    with pytest.raises(DataError, match=message):
+        orphans(store, FUTURE)
+
+
+def test_temporary_files_of_killed_writes_are_orphans_on_a_disk(tmp_path):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    path = "scores/iteration=000000/attempt/.part-0.parquet.0123.tmp"
+    left = tmp_path / "runs" / "demo" / path
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    found = orphans(store, FUTURE)
+    assert [(info.path, info.size) for info in found] == [(path, 4)]
+    delete_orphans(store, found)
+    assert not (tmp_path / "runs" / "demo" / "scores").exists()  # no empty folders are left
+    assert all_files(tmp_path / "runs" / "demo") == ["config.json"]

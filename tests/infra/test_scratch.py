@@ -33,7 +33,7 @@ def test_the_scratch_of_another_machine_is_left_alone(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(scratch, "this_machine", lambda: "another machine")
+        elsewhere.setattr(scratch, "_this_machine", lambda: "another machine")
         elsewhere.setattr(os, "getpid", lambda: ended.pid)
         theirs = make_scratch_folder()
     assert make_scratch_folder().parent != theirs.parent

@@ -37,6 +37,7 @@ method: {lambda_episode: 0.01, lambda_step: 0.01}
 learner: {learning_rate: 1.0e-3, mini_batch_samples: 16, micro_batch_tokens: 2048}
 warm_start: {episodes: 30, epochs: 1, batch_size: 16, hidden_size: 64, layers: 1, heads: 2}
 evaluation: {tasks: 4, every: 0, temperatures: [1.0]}
+recovery: {lease_ttl_s: 3}
 """
 
 

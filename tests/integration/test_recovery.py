@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.store import given_up, verify
+from infra.store import pruned, verify
 from tests.integration.campaigns import LIMIT_S, kill, opened, processes_of, same_content, start, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -44,7 +44,7 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
     assert "works on it; wait until it ends or stop it" in resumed.printed
     assert "Traceback" not in resumed.printed
     assert same_content(resumed, campaign)
-    gone = given_up(resumed.store)
+    gone = pruned(resumed.store)
     assert {path.split("/")[1] for path in gone} == {"000001"}  # the start has none, the newest stays
     assert verify(resumed.store) == verify(campaign.store) - len(gone)
     assert resumed.printed.count("Resuming tiny after 1 of 2 iterations.") == len(STAGES)

@@ -14,7 +14,7 @@ from flows.cli.export import write_export
 from flows.cli.reproduce import as_committed, reproduce
 from flows.reports.trace import trace_skill
 from infra.manifest import Manifest, new_manifest, to_bytes
-from infra.store import find_campaign, give_up_states, new_attempt, put_object, read_config, read_table, write_table
+from infra.store import find_campaign, new_attempt, prune_states, put_object, read_config, read_table, write_table
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from opid_core.policies import check_policy_folder
@@ -75,10 +75,10 @@ def test_every_table_and_the_weights_come_out_the_same(campaign, tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
 
 
-def test_an_iteration_whose_optimizer_state_was_given_up_is_refused(campaign, tmp_path):
+def test_an_iteration_whose_optimizer_state_was_pruned_is_refused(campaign, tmp_path):
     shutil.copytree(campaign.store.address(), tmp_path / "runs" / "tiny")
     store = find_campaign(tmp_path / "runs", "tiny")
-    give_up_states(store, campaign.chain, keep=1)
+    prune_states(store, campaign.chain, keep=1)
     with pytest.raises(ConfigError, match=r"iteration 1 of tiny cannot be run again: .*storage\.optimizer_states"):
         reproduce("tiny", 1, str(tmp_path / "runs"))
     write_export(store, campaign.chain[0], tmp_path / "out")  # weights are still whole

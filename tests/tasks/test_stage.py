@@ -12,7 +12,7 @@ import pytest
 from flows.campaign import attempted, run_campaign
 from infra import stages
 from infra.hosting import HostedGroup
-from infra.store import CampaignStore, given_up, local_folder, location, open_campaign, read_table
+from infra.store import CampaignStore, local_folder, location, open_campaign, pruned, read_table
 from opid_core.config import RecoveryConfig, build_config
 from opid_core.errors import (
     AttemptUnusable,
@@ -309,6 +309,6 @@ def test_a_resumed_campaign_does_what_a_crash_kept_from_following_the_last_commi
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
     chain = make_chain(store, tmp_path, 3)
     assert run_campaign(config) == chain  # all its iterations are there
-    assert given_up(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
+    assert pruned(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
     assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
     assert list((local_folder(store) / "tensorboard").iterdir()) != []
