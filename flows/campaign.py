@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from prefect import flow
+from prefect import Task, flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run
+from prefect.states import Cancelled, State
 
-from flows.iteration import run_iteration
-from flows.start import run_start
 from infra import stages
-from infra.lease import Lease, held
-from infra.manifest import Manifest
-from infra.store import CampaignStore, manifests, next_iteration, open_campaign, prune_states
+from infra.lease import held
+from infra.manifest import START, Manifest
+from infra.store import next_iteration
 from opid_core.config import CampaignConfig
 from opid_core.errors import (
     AttemptUnusable,
@@ -25,113 +27,150 @@ from opid_core.errors import (
     LeaseLost,
     OpidError,
 )
-from tasks import workers
-from tasks.gates.results import DRIFT_FLOORS
-from tasks.progress import report
-from tasks.stage import leniently, patiently
-from tasks.track import track
+from tasks.commit import commit
+from tasks.evaluate import evaluate, evaluation_due
+from tasks.extract_skills import extract_skills
+from tasks.initial_policy import initial_policy
+from tasks.iteration import CampaignRun, Number, campaign_run, configured
+from tasks.progress import announce
+from tasks.rescore import rescore
+from tasks.rollout import rollout
+from tasks.route import route
+from tasks.store import count_attempts, open_store, read_chain
+from tasks.track import prune_states, track
+from tasks.update import update
 
 
-@flow(name="campaign", flow_run_name="{config.campaign}", validate_parameters=False)
+@flow(name="campaign", flow_run_name="{config.campaign}", validate_parameters=False, persist_result=False)
 def run_campaign(config: CampaignConfig) -> list[Manifest]:
     """Run or resume the campaign of `config`; returns the whole chain of manifests.
 
     Raises LeaseHeld where another driver works on it, and what ended its last attempt at an iteration.
     """
-    recovery, values = config.recovery, config.model_dump(mode="json")
-    endpoint = config.storage.endpoint_url
-    store = patiently(recovery, "open_store", open_campaign, config.root, config.campaign, values, endpoint)
-    with held(store, recovery.lease_ttl_s, flow_run.id, _waiting) as lease:
-        try:
-            chain = patiently(recovery, "read_chain", manifests, store)
-            if len(chain) > 1:
-                done = len(chain) - 1
+    with cancelled_by_interrupt():
+        store = configured(open_store, config)(config)
+        ttl_s, run_id = config.recovery.lease_ttl_s, flow_run.id
+        with held(store, ttl_s, run_id, _tell_wait) as lease, CampaignRun(config, store) as run:
+            run.chain += configured(read_chain, config)(config.campaign)
+            if len(run.chain) > 1:
+                done = len(run.chain) - 1
                 note = f"Resuming {config.campaign} after {done} of {config.iterations} iterations."
-                report(done - 1, "resumed", note=note)
-            if chain:
-                _after_commit(config, store, chain)  # a crash may have come before it
-            while len(chain) <= config.iterations:
-                run = partial(_run_held, lease, config, store, chain, since_s=time.monotonic())
-                chain.append(attempted(config, store, next_iteration(chain), run))
-                _after_commit(config, store, chain)
-        finally:
-            workers.close()
-    return chain
+                announce(done - 1, "campaign", "resumed", note)
+            if run.chain:
+                _follow_up(run)  # a crash may have come before it
+            while len(run.chain) <= config.iterations:
+                run.since_s = time.monotonic()
+
+                def attempt_once(attempt: int, degrade: bool) -> Manifest:
+                    lease.check()
+                    return run_iteration(config.campaign, next_iteration(run.chain), attempt, degrade)
+
+                run.chain.append(attempted(run, attempt_once))
+                _follow_up(run)
+            return run.chain
 
 
-def _waiting(text: str) -> None:
-    report("start", "resumed", note=text)
+def _tell_wait(text: str) -> None:
+    announce(START, "campaign", "resumed", text)
 
 
-def _run_held(lease: Lease, *place: Any, **named: Any) -> Manifest:
-    """`run_next`, while the campaign is ours. Raises LeaseLost."""
-    lease.check()
-    return run_next(*place, **named)
+@flow(name="iteration", flow_run_name="iteration-{iteration}", validate_parameters=False, persist_result=False)
+def run_iteration(campaign: str, iteration: Number, attempt: int, degrade: bool = False) -> Manifest:
+    """One attempt at what comes after the chain of the campaign's run: the start, or an iteration. Returns its
+    committed manifest; stages that an interrupted run of the same attempt has finished are reused.
+
+    `degrade`: commit even with an exceeded failure budget, marked so.
+    """
+    with cancelled_by_interrupt():
+        config = campaign_run(campaign).begin(iteration, attempt, degrade).config
+        names = (campaign, iteration, attempt)
+        if iteration == START:
+            configured(initial_policy, config)(*names)
+        else:
+            configured(rollout, config)(*names)
+            configured(extract_skills, config)(*names)
+            configured(route, config)(*names)
+            configured(rescore, config)(*names)
+            configured(update, config)(*names)
+        if evaluation_due(config, iteration):
+            configured(evaluate, config)(*names)
+        return configured(commit, config)(*names)
 
 
-def run_next(
-    config: CampaignConfig, store: CampaignStore, chain: list[Manifest], attempt: int, degrade: bool, since_s: float
-) -> Manifest:
-    """Run what comes after `chain` (its first manifests): the start, or an iteration."""
-    if not chain:
-        return run_start(config, store, attempt, since_s)
-    iteration = len(chain) - 1
-    recent = chain[1:][max(0, iteration - config.gates.drift_iterations) :]
-    history = [{name: value for name, value in m.metrics.items() if name in DRIFT_FLOORS} for m in recent]
-    return run_iteration(config, store, iteration, chain[0], chain[-1], attempt, since_s, history, degrade)
-
-
-def _after_commit(config: CampaignConfig, store: CampaignStore, chain: list[Manifest]) -> None:
-    """Metrics of the newest iteration to trackers, old optimizer states away. Doing it again changes nothing."""
-    leniently(config.recovery, "track", track, config, store, chain)
-    kept = config.storage.optimizer_states
-    if kept is not None:
-        leniently(config.recovery, "prune_states", prune_states, store, chain, kept)
-
-
-def attempted(
-    config: CampaignConfig,
-    store: CampaignStore,
-    iteration: int | Literal["start"],
-    run: Callable[[int, bool], Manifest],
-) -> Manifest:
-    """Run an iteration (a function of the number of its attempt, and of whether to degrade), whole again after a
+def attempted(run: CampaignRun, attempt_once: Callable[[int, bool], Manifest]) -> Manifest:
+    """Run the next iteration (a function of the number of its attempt, and of whether to degrade), whole again after a
     failure that may pass, at most `recovery.iteration_attempts` times; where the failure budget ended the last of them
     and the config says so, once more, whatever the budget says. What ended an attempt is recorded; `opid status` shows
-    it."""
+    it. An attempt that could not be gone on with costs none of these, unless that cannot be recorded."""
+    config, iteration = run.config, next_iteration(run.chain)
     failed, degrade = 0, False
     while True:
         attempt = None  # not known while the store is away
         try:
-            attempt = patiently(config.recovery, "count_attempts", stages.current_attempt, store, iteration)
-            return run(attempt, degrade)
-        except AttemptUnusable as error:
-            _give_up(store, iteration, attempt, error)
-        except (InfrastructureError, GateError, TimeoutError) as error:
-            _give_up(store, iteration, attempt, error)
-            failed += 1
+            attempt = configured(count_attempts, config)(config.campaign, iteration)
+            return attempt_once(attempt, degrade)
+        except LeaseLost:
+            raise  # the attempt goes on elsewhere
+        except (OpidError, TimeoutError) as error:
+            closed = _close_attempt(run, iteration, attempt, error)
+            if not isinstance(error, AttemptUnusable | InfrastructureError | GateError | TimeoutError):
+                raise
+            failed += not (closed and isinstance(error, AttemptUnusable))
             if failed < config.recovery.iteration_attempts:
                 continue
             if degrade or not isinstance(error, FailureBudgetExceeded) or config.gates.on_exhausted != "degrade":
                 raise
             degrade = True
-        except LeaseLost:
-            raise  # the attempt goes on elsewhere
-        except OpidError as error:
-            _give_up(store, iteration, attempt, error)
-            raise
 
 
-def _give_up(
-    store: CampaignStore, iteration: int | Literal["start"], attempt: int | None, error: OpidError | TimeoutError
-) -> None:
+def _close_attempt(run: CampaignRun, iteration: Number, attempt: int | None, error: OpidError | TimeoutError) -> bool:
+    """Record what ended an attempt; whether that could be done. An attempt that stays open is gone on with."""
     reason = f"{type(error).__name__}: {error}"
     if attempt is None:
-        report(iteration, "given up", note=f"{iteration}: no attempt could begin: {reason}")
-        return
-    report(iteration, "given up", note=f"{iteration}: attempt {attempt + 1} given up: {reason}")
+        announce(iteration, "attempt", "given up", f"{iteration}: no attempt could begin: {reason}")
+        return False
+    announce(iteration, "attempt", "given up", f"{iteration}: attempt {attempt + 1} given up: {reason}")
     try:
-        stages.give_up(store, iteration, attempt, reason)
-    except InfrastructureError:
-        # The storage itself is away: the attempt stays open and is gone on with, and its failure counts here.
-        report(iteration, "given up", note=f"{iteration}: the store could not be told so")
+        stages.give_up(run.store, iteration, attempt, reason)
+    except InfrastructureError as fault:
+        announce(iteration, "attempt", "given up", f"{iteration}: the store could not be told so: {fault}")
+        return False
+    return True
+
+
+def _follow_up(run: CampaignRun) -> None:
+    """What follows the newest commit. Doing it again changes nothing; no commit depends on it, so that a fault which
+    does not pass is told, and costs nothing else."""
+    iteration = run.chain[-1].iteration
+    follow_ups: list[Task[Any, None]] = [track, prune_states]
+    for task in follow_ups:
+        try:
+            configured(task, run.config)(run.config.campaign, iteration)
+        except (InfrastructureError, TimeoutError) as error:
+            announce(iteration, task.name, "fault", f"{task.name} was left undone: {error}")
+
+
+# Interrupts ---------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Abort, KeyboardInterrupt):
+    """Ctrl-C in a flow whose run is marked cancelled: Prefect lets an `Abort` pass, and does not call it a crash."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state.message)
+        self.state = state
+
+
+@contextmanager
+def cancelled_by_interrupt() -> Iterator[None]:
+    """Around the body of a flow: Ctrl-C marks its run as cancelled, with the reason, and goes on as an interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            raise
+        state = Cancelled(message="Interrupted (Ctrl-C). The same command continues where it was.")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(context.flow_run.id, state, force=True)
+        raise Interrupted(state) from None

@@ -31,15 +31,15 @@ def live_progress(config: CampaignConfig, console: Console) -> Iterator[None]:
 
         def show(event: progress.Progress) -> None:
             nonlocal current
+            if event.event != "progress":
+                console.print(event.note, highlight=False, markup=False)
+                if event.iteration is not None and event.event in ("resumed", "committed"):
+                    bars.update(campaign_bar, completed=event.iteration + 1)
+                return
             key = (event.iteration, event.stage)
             if key != current:
                 current = key
                 bars.reset(stage_bar)
-            if event.stage in ("resumed", "committed", "fault", "given up"):
-                console.print(event.note, highlight=False, markup=False)
-                if event.iteration is not None and event.stage in ("resumed", "committed"):
-                    bars.update(campaign_bar, completed=event.iteration + 1)
-                return
             label = event.stage if event.iteration is None else f"{event.iteration}: {event.stage}"
             bars.update(stage_bar, label=label, completed=event.done, total=event.total or None, description=event.note)
 

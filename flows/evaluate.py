@@ -16,9 +16,8 @@ from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
 from opid_core.rollout.engines.endpoint import Answered, EndpointEngine
 from opid_core.seeds import derive
-from tasks import workers
-from tasks.engine import RemoteEngine
 from tasks.evaluate import panel, play_panel
+from tasks.workers import RemoteEngine, load_tokenizer
 
 
 def newest_policy(config: CampaignConfig) -> Path:
@@ -36,7 +35,7 @@ def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | Non
     engine = RemoteEngine(config, folder)
     try:
         with live_progress(config, console) if console else nullcontext():
-            return play_panel(config, engine, workers.tokenizer_of(folder), 0, config.evaluation.tasks)
+            return play_panel(config, engine, load_tokenizer(folder), 0, config.evaluation.tasks)
     finally:
         engine.kill()
 

@@ -20,10 +20,10 @@ from opid_core.errors import ConfigError
 from opid_core.policies import check_policy_folder
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from opid_core.warm_start import require_expert
+from tasks.episodes import check_skill_banks, environment_maker
 from tasks.evaluate import panel
 from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
-from tasks.stage import check_skill_banks, environment_maker
 from tasks.track import require_wandb
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -29,9 +30,31 @@ def prefect_api() -> Iterator[None]:
 
     Raises InfrastructureError with its last log lines where it does not start.
     """
-    if os.environ.get("PREFECT_API_URL"):
+    with _run_logs_to_api_alone():
+        if os.environ.get("PREFECT_API_URL"):
+            yield
+        else:
+            with _own_server():
+                yield
+
+
+@contextmanager
+def _run_logs_to_api_alone() -> Iterator[None]:
+    """The logs of flow and task runs go to the API, not to the terminal, which has lines of its own."""
+    import prefect  # noqa: F401 - sets up its loggers, once
+
+    loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
+    for logger in loggers:
+        logger.propagate = False
+    try:
         yield
-        return
+    finally:
+        for logger in loggers:
+            logger.propagate = True
+
+
+@contextmanager
+def _own_server() -> Iterator[None]:
     settings.make_prefect_home()
     with scratch_folder() as folder, socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -42,11 +65,14 @@ def prefect_api() -> Iterator[None]:
         # The socket is ours: while no server lives, requests wait in it instead of being refused.
         with _kept_alive(lambda: processes.start(command, log, env, [listener.fileno()])) as server:
             _wait_until_healthy(url, server, log)
-            from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+            from prefect.logging.handlers import APILogHandler
+            from prefect.settings import PREFECT_API_URL, temporary_settings
 
-            # Its logs would be read by nobody, and the last ones would be sent when it is gone.
-            with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):
-                yield
+            with temporary_settings({PREFECT_API_URL: url}):
+                try:
+                    yield
+                finally:
+                    APILogHandler().flush()  # while there is a server that takes the last lines
 
 
 @contextmanager

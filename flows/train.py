@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from prefect import flow
 from rich.console import Console
 
 from flows import plan, settings
-from flows.campaign import run_campaign
+from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
 from infra.store import find_campaign, open_campaign
-from opid_core.config import CampaignConfig, load_config
+from opid_core.config import CampaignConfig, RecoveryConfig, load_config
 from opid_core.errors import InfrastructureError
-from tasks.stage import retry_delays_s
+from tasks.iteration import retry_delays_s
 
 
-@flow(name="train", flow_run_name="{config}", log_prints=True)
+@flow(name="train", flow_run_name="{config}", log_prints=True, persist_result=False)
 def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a plain default: Prefect shows it as a form
     """Run or resume the campaign of the config file `config`; `overrides` are `key=value`, as after `--set`."""
-    loaded = load_config(config, overrides)
-    settings.apply(loaded.root)
-    console = Console(width=120, force_terminal=False)
-    opened_patiently(loaded, console)
-    train_campaign(loaded, console)
+    with cancelled_by_interrupt():
+        loaded = load_config(config, overrides)
+        settings.apply(loaded.root)
+        console = Console(width=120, force_terminal=False)
+        check_and_open(loaded, console)
+        train_campaign(loaded, console)
 
 
-def opened_patiently(config: CampaignConfig, console: Console) -> None:
-    """Check the config and open its store, waiting for a store that is away as a stage would.
+def check_and_open(config: CampaignConfig, console: Console) -> None:
+    """Check the config and open its store. Raises ConfigError or DataError at once, and as `when_reachable`."""
 
-    Raises ConfigError or DataError at once, InfrastructureError when the store stays away.
+    def check() -> None:
+        plan.check(config)
+        open_campaign(config.root, config.campaign, config.model_dump(mode="json"), config.storage.endpoint_url)
+
+    when_reachable(config.recovery, check, console)
+
+
+def when_reachable(recovery: RecoveryConfig, check: Callable[[], None], console: Console) -> None:
+    """`check()`, before there is a flow, again as often as a task would be tried while the store is away.
+
+    Raises what it raises, InfrastructureError only when the store stays away.
     """
-    for delay_s in [*retry_delays_s(config.recovery), None]:
+    for delay_s in [*retry_delays_s(recovery), None]:
         try:
-            plan.check(config)
-            open_campaign(config.root, config.campaign, config.model_dump(mode="json"), config.storage.endpoint_url)
-            return
+            return check()
         except InfrastructureError as error:
             if delay_s is None:
                 raise

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from prefect.assets import materialize
 from prefect.runtime import flow_run
 
 from infra import store as campaign_store
-from infra.manifest import START, Manifest, new_manifest
+from infra.manifest import Manifest, new_manifest
+from infra.store import CampaignStore, key_of, location
 from opid_core.hashing import config_hash
-from opid_core.schema import from_rows
-from tasks.context import Place, Policy, StageResult, merge
+from opid_core.schema import TABLES, from_rows
 from tasks.gates.results import DRIFT_FLOORS
-from tasks.progress import report
-from tasks.stage import persistent, save
-from tasks.version import code_version as running_version
+from tasks.iteration import TASK, Iteration, Number, asset, stage
+from tasks.progress import announce
+from tasks.version import code_version
 
 HEADLINES = ("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl", *DRIFT_FLOORS)
 """Metrics whose names begin so are in the manifest too; the table `metrics` holds all."""
@@ -27,34 +28,26 @@ WORK = ("push", "rollout", "rescore", "update", "evaluate")
 """Metrics `seconds/<name>_s` of what engine, environments and learner do; the rest of an iteration is overhead."""
 
 
-def build_manifest(
-    place: Place,
-    policy: Policy,
-    result: StageResult,
-    parent: Manifest | None,
-    *,
-    created_at: datetime,
-    code_version: str,
-    prefect_run_id: str | None,
-) -> Manifest:
-    """The manifest of `place`'s iteration from its merged stage results. Pure.
+def build_manifest(it: Iteration, *, created_at: datetime, prefect_run_id: str | None) -> Manifest:
+    """The manifest of the iteration from all that its stages made.
 
-    Raises DataError when `parent` is not the manifest of the iteration before.
+    Raises DataError when the chain does not end with the manifest of the iteration before.
     """
+    everything = it.everything()
     return new_manifest(
-        iteration=place.iteration,
-        tables=result.tables,
-        policy=policy.folder,
-        gates=result.gates,
-        config_hash=config_hash(place.config),
-        preset=place.config.preset,
-        code_version=code_version,
-        seeds={"campaign": place.config.seed, "iteration": place.seed},
+        iteration=it.number,
+        tables=everything.tables,
+        policy=it.next_policy,
+        gates=everything.gates,
+        config_hash=config_hash(it.config),
+        preset=it.config.preset,
+        code_version=code_version(),
+        seeds={"campaign": it.config.seed, "iteration": it.seed},
         prefect_run_id=prefect_run_id,
-        metrics={n: value for n, value in result.metrics.items() if n.startswith(HEADLINES) or n in TIMES},
+        metrics={n: value for n, value in everything.metrics.items() if n.startswith(HEADLINES) or n in TIMES},
         created_at=created_at.isoformat(timespec="milliseconds"),
-        previous=parent,
-        degraded=[f"{gate.table}: {reason}" for gate in result.gates for reason in gate.degraded],
+        previous=it.parent,
+        degraded=[f"{gate.table}: {reason}" for gate in everything.gates for reason in gate.degraded],
     )
 
 
@@ -63,41 +56,45 @@ def metric_rows(iteration: int, metrics: Mapping[str, float | None]) -> list[dic
     return [{"iteration": iteration, "name": name, "value": metrics[name]} for name in sorted(metrics)]
 
 
-def times(results: Sequence[StageResult], iteration_s: float) -> dict[str, float]:
+def times(it: Iteration, iteration_s: float) -> dict[str, float]:
     """Seconds of the iteration, and of it what is neither engine, environments nor learner (stages that were reused
     from an interrupted run took none)."""
-    work_s = sum(
-        result.metrics.get(f"seconds/{name}_s") or 0.0 for result in results if not result.reused for name in WORK
-    )
+    done_here = [result for name, result in it.results.items() if name not in it.reused_stages]
+    work_s = sum(result.metrics.get(f"seconds/{name}_s") or 0.0 for result in done_here for name in WORK)
     return dict(zip(TIMES, (iteration_s, iteration_s - work_s), strict=True))
 
 
-@persistent("commit")
-def commit(
-    place: Place,
-    policy: Policy,
-    results: Sequence[StageResult],
-    parent: Manifest | None,
-    history: Sequence[Mapping[str, float | None]] = (),
-) -> Manifest:
+@materialize(
+    asset("manifest"),
+    asset("metrics"),
+    asset_deps=[asset(name) for name in ("policy", *TABLES) if name != "metrics"],
+    task_run_name="commit-{iteration}",
+    **TASK,
+)
+def commit(campaign: str, iteration: Number, attempt: int) -> Manifest:
     """Write the table `metrics` (iteration -1 at the start) and commit. Returns the manifest that stands: ours, or that
-    of a run which was faster. `history`: metrics of the iterations before, oldest first, to see drift."""
-    number = -1 if place.iteration == START else place.iteration
-    taken = times(results, time.monotonic() - place.since_s)
-    result = merge(*results, StageResult(metrics=taken))
-    metrics = from_rows("metrics", metric_rows(number, result.metrics))
-    manifest = build_manifest(
-        place,
-        policy,
-        merge(result, save(place, "metrics", metrics, {}, iteration=number, history=history)),
-        parent,
-        created_at=datetime.now(UTC),
-        code_version=running_version(),
-        prefect_run_id=flow_run.id,
-    )
-    standing, won = campaign_store.commit(place.store, manifest)
-    report(place.iteration, "committed", note=_note(standing, won))
+    of a run which was faster."""
+    with stage("commit", campaign, iteration, attempt, recorded=False) as it:
+        it.metrics |= times(it, time.monotonic() - it.since_s)
+        metrics = from_rows("metrics", metric_rows(it.next_version - 1, it.everything().metrics))
+        it.write("metrics", metrics, iteration=it.next_version - 1, history=history(it))
+        manifest = build_manifest(it, created_at=datetime.now(UTC), prefect_run_id=flow_run.id)
+        standing, won = campaign_store.commit(it.store, manifest)
+        it.show_asset("manifest", {"path": manifest_path(it.store, standing), "content": standing.content})
+    announce(iteration, "commit", "committed", _note(standing, won))
     return standing
+
+
+def manifest_path(store: CampaignStore, manifest: Manifest) -> str:
+    """Where the store holds it."""
+    return location(store, f"_commits/{key_of(manifest.iteration)}.json")
+
+
+def history(it: Iteration) -> list[dict[str, float | None]]:
+    """Metrics of the iterations before, oldest first, as far as the gate watches them for drift."""
+    before = it.chain[1:]
+    recent = before[max(0, len(before) - it.config.gates.drift_iterations) :]
+    return [{name: value for name, value in m.metrics.items() if name in DRIFT_FLOORS} for m in recent]
 
 
 def _note(manifest: Manifest, won: bool) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import pyarrow as pa
+from prefect.assets import materialize
 
 from envs.base import Task
 from infra.manifest import START
@@ -14,10 +15,9 @@ from opid_core.evaluation import by_temperature, table_success
 from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
-from tasks import workers
-from tasks.context import Context, StageResult, merge
+from tasks.episodes import environment_maker, evaluation_settings
+from tasks.iteration import TASK, Number, asset, stage
 from tasks.progress import report
-from tasks.stage import environment_maker, evaluation_settings, save, stage, timed
 
 
 def panel(config: CampaignConfig, count: int) -> list[Task]:
@@ -39,30 +39,39 @@ def panel_requests(config: CampaignConfig, count: int, temperature: float, repet
     ]
 
 
+def evaluation_due(config: CampaignConfig, iteration: Number) -> int:
+    """How many tasks to evaluate after `iteration`: the final panel before training and after the last iteration, 0
+    when it is not due."""
+    if iteration in (START, config.iterations - 1):
+        return config.evaluation.final_tasks or config.evaluation.tasks
+    every = config.evaluation.every
+    return config.evaluation.tasks if every and (iteration + 1) % every == 0 else 0
+
+
 def play_panel(
     config: CampaignConfig,
     engine: Engine,
     tokenizer,
     version: int,
     count: int,
-    iteration: int | Literal["start"] = START,
+    on_progress: Callable[[int, int, str], None] = lambda *progress: report(START, "evaluate", *progress),
 ) -> pa.Table:
-    """Play the panel at each temperature, as often as the config repeats it."""
+    """Play the panel at each temperature, as often as the config repeats it. `on_progress(done, total, note)`."""
     repetitions = config.evaluation.repetitions
     passes = []
     for temperature in config.evaluation.temperatures:
         settings = evaluation_settings(config, temperature)
         finished: list[Episode] = []
 
-        def progress(episode: Episode, finished=finished, temperature=temperature) -> None:
+        def on_episode(episode: Episode, finished=finished, temperature=temperature) -> None:
             finished.append(episode)
             won = sum(e.outcome == "success" for e in finished)
             note = f"temperature {temperature:g}: {won / len(finished):.0%} won"
-            report(iteration, "evaluate", len(finished), count * repetitions, note)
+            on_progress(len(finished), count * repetitions, note)
 
         for repetition in range(repetitions):
             asked = panel_requests(config, count, temperature, repetition)
-            episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, progress)
+            episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, on_episode)
             passes.append(evaluations_table(episodes, version, temperature, repetition))
     return pa.concat_tables(passes)
 
@@ -82,14 +91,16 @@ def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
     return metrics
 
 
-@stage("evaluate")
-def evaluate(context: Context, count: int) -> StageResult:
-    """Evaluate `context.policy` on `count` tasks of the panel."""
-    metrics: dict[str, float] = {}
-    report(context.iteration, "evaluate", 0, count)
-    with timed(metrics, "seconds/evaluate_s"):
-        engine = workers.engine(context)
-        tokenizer = workers.tokenizer(context.store, context.policy)
-        evaluations = play_panel(context.config, engine, tokenizer, context.policy.version, count, context.iteration)
-    saved = save(context, "evaluations", evaluations, {}, policy_version=context.policy.version, panel_size=count)
-    return merge(saved, StageResult(metrics={**metrics, **evaluation_metrics(evaluations)}))
+@materialize(asset("evaluations"), asset_deps=[asset("policy")], task_run_name="evaluate-{iteration}", **TASK)
+def evaluate(campaign: str, iteration: Number, attempt: int) -> None:
+    """Evaluate the policy that the iteration made on the tasks of the panel that are due."""
+    with stage("evaluate", campaign, iteration, attempt) as it:
+        if it.is_reused:
+            return
+        count, version = evaluation_due(it.config, iteration), it.next_version
+        it.progress(0, count)
+        with it.timed("seconds/evaluate_s"):
+            engine, tokenizer = it.workers.engine(it.next_policy), it.workers.tokenizer(it.next_policy)
+            evaluations = play_panel(it.config, engine, tokenizer, version, count, it.progress)
+        it.metrics |= evaluation_metrics(evaluations)
+        it.write("evaluations", evaluations, policy_version=version, panel_size=count)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prefect.assets import materialize
+
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
 from opid_core.policies import check_policy_folder
 from opid_core.warm_start import warm_start
-from tasks.context import Place, Policy, StageResult
+from tasks.episodes import environment_maker
+from tasks.iteration import TASK, Number, asset, stage
 from tasks.progress import report
-from tasks.stage import environment_maker, stage
 
 
-@stage("initial_policy")
-def initial_policy(place: Place) -> StageResult:
+@materialize(asset("policy"), task_run_name="initial_policy", **TASK)
+def initial_policy(campaign: str, iteration: Number, attempt: int) -> None:
     """Store policy 0: the weights alone, should the base policy be one of another campaign's. A learner continues from
     a stored optimizer state, with its learning rate and all, so a policy that begins has none."""
-    config = place.config
-    uri = f"policies/000000/{new_attempt()}"
-    if config.policy is not None:
-        check_policy_folder(config.policy)
-        stored = put_folder(place.store, Path(config.policy), uri, without=STATE_FOLDER)
-    else:
+    with stage("initial_policy", campaign, iteration, attempt) as it:
+        if it.is_reused:
+            return
+        config, uri = it.config, f"policies/000000/{new_attempt()}"
+        if config.policy is not None:
+            check_policy_folder(config.policy)
+            it.keep_policy(put_folder(it.store, Path(config.policy), uri, without=STATE_FOLDER))
+            return
         with scratch_folder() as folder:
-            warm_start(config, environment_maker(config), folder, on_progress=lambda *p: report(place.iteration, *p))
-            stored = put_folder(place.store, folder, uri)
-    return StageResult(policy=Policy(version=0, folder=stored))
+            warm_start(config, environment_maker(config), folder, on_progress=lambda *p: report(iteration, *p))
+            it.keep_policy(put_folder(it.store, folder, uri))

@@ -1,21 +1,36 @@
-"""Where the stages say how far they are. The command line listens and draws; without a listener nothing happens."""
+"""Where stages say how far they are and what happened: to the terminal that listens, and to Prefect.
+
+In a Prefect run every event is a line of the run's log, progress at most every `LOG_EVERY_S` seconds; a stage that
+takes longer than `ARTIFACT_AFTER_S` seconds has a progress artifact too.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Event = Literal["progress", "resumed", "committed", "fault", "given up"]
+
+LOG_EVERY_S = 30.0
+ARTIFACT_AFTER_S = 10.0
+ARTIFACT_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a stage of an iteration (None: before training), and a short note for people."""
+    """`done` of `total` units of a stage of an iteration (None: before training), and a short note for people. Every
+    event but progress is a line that stays."""
 
     iteration: int | None
     stage: str
     done: int = 0
     total: int = 0
     note: str = ""
+    event: Event = "progress"
 
 
 _listeners: list[Callable[[Progress], None]] = []
@@ -27,7 +42,75 @@ def listen(listener: Callable[[Progress], None]) -> Callable[[], None]:
     return lambda: _listeners.remove(listener)
 
 
-def report(iteration: int | Literal["start"], stage: str, done: int = 0, total: int = 0, note: str = "") -> None:
+def report(
+    iteration: int | Literal["start"] | None,
+    stage: str,
+    done: int = 0,
+    total: int = 0,
+    note: str = "",
+    event: Event = "progress",
+) -> None:
     """Tell every listener."""
+    number = None if iteration == "start" else iteration
     for listener in _listeners:
-        listener(Progress(None if iteration == "start" else iteration, stage, done, total, note))
+        listener(Progress(number, stage, done, total, note, event))
+
+
+def announce(iteration: int | Literal["start"] | None, stage: str, event: Event, note: str) -> None:
+    """`report` a line that stays, and write it to the log of the Prefect run that this is part of."""
+    from prefect import get_run_logger
+
+    level = logging.WARNING if event in ("fault", "given up") else logging.INFO
+    get_run_logger().log(level, note)
+    report(iteration, stage, note=note, event=event)
+
+
+def artifact_key(kind: str, campaign: str) -> str:
+    """The key of a campaign's artifacts of one kind, as Prefect takes it: lower-case letters, digits and dashes."""
+    return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", campaign.lower()).strip("-")
+
+
+@dataclass
+class StageProgress:
+    """How far one stage is, as its Prefect task run shows it. Made inside of that run, usable from any thread."""
+
+    iteration: int | Literal["start"]
+    stage: str
+    key: str
+    """Of the artifact; a campaign has one, whose versions are its stages."""
+    logger: Any
+    """Prefect's logger of the task run."""
+    _began_s: float = field(default_factory=time.monotonic)
+    _logged_s: float = field(default_factory=time.monotonic)
+    _artifact: Any = None
+    _artifact_s: float = 0.0
+
+    def __call__(self, done: int = 0, total: int = 0, note: str = "") -> None:
+        """Say that `done` of `total` units are done."""
+        report(self.iteration, self.stage, done, total, note)
+        now = time.monotonic()
+        if now - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now
+            self.logger.info("%s: %s of %s %s", self.stage, done, total, note)
+        if total and now - self._began_s >= ARTIFACT_AFTER_S and now - self._artifact_s >= ARTIFACT_EVERY_S:
+            self._artifact_s = now
+            self._show(100 * done / total, note)
+
+    def end(self) -> None:
+        """Show the whole of it as done, where it was shown at all."""
+        if self._artifact is not None:
+            self._show(100.0, "")
+
+    def _show(self, percent: float, note: str) -> None:
+        import httpx
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+        from prefect.exceptions import PrefectException
+
+        text = f"iteration {self.iteration}, {self.stage} {note}"
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, self.key, text)
+            else:
+                update_progress_artifact(self._artifact, percent, text)
+        except (httpx.HTTPError, PrefectException) as error:  # a picture of the work must not end the work
+            self.logger.warning("the progress artifact was not written: %s", error)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from prefect.assets import materialize
+
 from opid_core.learning.rescoring import rescore_samples
-from opid_core.samples import Samples
-from tasks import workers
-from tasks.context import Context, StageResult, merge
-from tasks.progress import report
-from tasks.stage import environment_maker, load, save, stage, timed
+from tasks.episodes import environment_maker
+from tasks.iteration import TASK, Number, asset, stage
 
 
-@stage("rescore")
-def rescore(context: Context, rolled_out: StageResult, extracted: StageResult, routed: StageResult) -> StageResult:
+@materialize(
+    asset("scores"),
+    asset_deps=[asset("steps"), asset("skills"), asset("routes"), asset("policy")],
+    task_run_name="rescore-{iteration}",
+    **TASK,
+)
+def rescore(campaign: str, iteration: Number, attempt: int) -> None:
     """Log-probs of every response (old, under its skill, reference) and the advantages made of them."""
-    assert context.iteration != "start"
-    report(context.iteration, "rescore")
-    tables, config = load(context, rolled_out, extracted, routed), context.config
-    metrics: dict[str, float] = {"learner/micro_batch_tokens": workers.micro_batch_tokens(config)}
-    with timed(metrics, "seconds/rescore_s"):
-        scores, numbers = rescore_samples(
-            Samples.from_tables(tables["steps"], tables["trajectories"], tables["routes"]),
-            tables["trajectories"],
-            tables["skills"],
-            prompt_parts=environment_maker(config)().prompt_parts,
-            tokenizer=workers.tokenizer(context.store, context.policy),
-            score=workers.learner(context).score,
-            score_reference=workers.reference_score(context) if config.learner.kl_coefficient > 0 else None,
-            config=config,
-        )
-    return merge(save(context, "scores", scores, tables), StageResult(metrics={**metrics, **numbers}))
+    with stage("rescore", campaign, iteration, attempt) as it:
+        if it.is_reused:
+            return
+        config, workers = it.config, it.workers
+        it.metrics["learner/micro_batch_tokens"] = workers.micro_batch_tokens
+        with it.timed("seconds/rescore_s"):
+            against_reference = config.learner.kl_coefficient > 0
+            scores, numbers = rescore_samples(
+                it.samples,
+                it.table("trajectories"),
+                it.table("skills"),
+                prompt_parts=environment_maker(config)().prompt_parts,
+                tokenizer=workers.tokenizer(it.policy),
+                score=workers.learner(it.policy).score,
+                score_reference=workers.reference_score(it.policy, it.reference) if against_reference else None,
+                config=config,
+            )
+        it.metrics |= numbers
+        it.write("scores", scores)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from functools import partial
+
+from prefect.assets import materialize
 
 from envs.base import HasForbiddenTexts, Task
 from opid_core.config import CampaignConfig
@@ -15,10 +16,8 @@ from opid_core.learning import methods
 from opid_core.rollout.episodes import Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import steps_table, trajectories_table
 from opid_core.seeds import derive
-from tasks import workers
-from tasks.context import Context, StageResult, merge
-from tasks.progress import report
-from tasks.stage import environment_maker, save, stage, timed, training_settings
+from tasks.episodes import environment_maker, training_settings
+from tasks.iteration import TASK, Iteration, Number, asset, stage
 
 AGAIN = "-again"
 """Ends the id of a group that stands in for one in which an environment broke."""
@@ -47,41 +46,40 @@ def forbidden_texts(config: CampaignConfig, iteration: int) -> dict[str, list[st
     return {task.task_id: [*environment.forbidden_texts(task)] for task in sample_tasks(config, iteration)}
 
 
-def requests(context: Context) -> list[EpisodeRequest]:
+def requests(it: Iteration) -> list[EpisodeRequest]:
     """One request an episode: `group_size` members for each sampled task, each with a seed of its own."""
-    assert context.iteration != "start"
     return [
         request
-        for group, chosen in enumerate(sample_tasks(context.config, context.iteration))
-        for request in _members(context, f"{context.iteration:06d}-{group:04d}", chosen, "episode", group)
+        for group, chosen in enumerate(sample_tasks(it.config, it.index))
+        for request in _members(it, f"{it.index:06d}-{group:04d}", chosen, "episode", group)
     ]
 
 
-def requests_again(context: Context, episodes: Sequence[Episode]) -> list[EpisodeRequest]:
+def requests_again(it: Iteration, episodes: Sequence[Episode]) -> list[EpisodeRequest]:
     """A new group, with seeds of its own, for each group of `episodes` in which an environment broke."""
     broken = {e.request.group_id: e.request.task for e in episodes if e.outcome == "broken"}
     return [
         request
         for group_id, chosen in broken.items()
-        for request in _members(context, f"{group_id}{AGAIN}", chosen, "episode again", group_id)
+        for request in _members(it, f"{group_id}{AGAIN}", chosen, "episode again", group_id)
     ]
 
 
-def requests_for_ties(context: Context, episodes: Sequence[Episode], draw: int) -> list[EpisodeRequest]:
+def requests_for_ties(it: Iteration, episodes: Sequence[Episode], draw: int) -> list[EpisodeRequest]:
     """As many groups of newly drawn tasks as `episodes` lacks groups of mixed outcome; `draw` counts from 0.
 
     The tasks and their seeds are a function of the iteration's seed, the draw and how many are lacking.
     Source: ALGORITHM, section 8 (dapo).
     """
-    config = context.config
+    config = it.config
     groups = len({episode.request.group_id for episode in episodes if not _is_again(episode)})
     lacking = config.rollout.tasks_per_iteration - len(mixed_groups(episodes))
     tasks = environment_maker(config)().tasks(config.environment.train_split)
-    drawn = random.Random(derive(context.seed, "tasks for ties", draw)).sample(range(len(tasks)), max(lacking, 0))
+    drawn = random.Random(derive(it.seed, "tasks for ties", draw)).sample(range(len(tasks)), max(lacking, 0))
     return [
         request
         for group, task in enumerate((tasks[i] for i in drawn), start=groups)
-        for request in _members(context, f"{context.iteration:06d}-{group:04d}", task, "episode", group)
+        for request in _members(it, f"{it.index:06d}-{group:04d}", task, "episode", group)
     ]
 
 
@@ -101,63 +99,57 @@ def _is_again(episode: Episode) -> bool:
     return episode.request.group_id.endswith(AGAIN)
 
 
-def _members(context: Context, group_id: str, task: Task, *seed_names: int | str) -> list[EpisodeRequest]:
+def _members(it: Iteration, group_id: str, task: Task, *seed_names: int | str) -> list[EpisodeRequest]:
     return [
-        EpisodeRequest(f"{group_id}-{member:02d}", group_id, task, derive(context.seed, *seed_names, member))
-        for member in range(context.config.rollout.group_size)
+        EpisodeRequest(f"{group_id}-{member:02d}", group_id, task, derive(it.seed, *seed_names, member))
+        for member in range(it.config.rollout.group_size)
     ]
 
 
-@stage("rollout")
-def rollout(context: Context) -> StageResult:
+@materialize(
+    asset("steps"), asset("trajectories"), asset_deps=[asset("policy")], task_run_name="rollout-{iteration}", **TASK
+)
+def rollout(campaign: str, iteration: Number, attempt: int) -> None:
     """Play the iteration's episodes; every token the engine sampled is used, or the stage fails."""
-    assert context.iteration != "start"
-    config, iteration = context.config, context.iteration
-    metrics: dict[str, float] = {}
-    with timed(metrics, "seconds/push_s"):
-        engine = workers.engine(context)
-    asked = requests(context)
-    finished: list[Episode] = []
+    with stage("rollout", campaign, iteration, attempt) as it:
+        if it.is_reused:
+            return
+        config, asked = it.config, requests(it)
+        it.progress(0, len(asked))
+        with it.timed("seconds/push_s"):
+            engine = it.workers.engine(it.policy)
+        tokenizer = it.workers.tokenizer(it.policy)
+        finished: list[Episode] = []
 
-    def progress(episode: Episode) -> None:
-        finished.append(episode)
-        won = sum(e.outcome == "success" for e in finished)
-        tokens_per_s = (engine.tokens_generated - sampled_before) / (time.monotonic() - started_s)
-        note = f"{won / len(finished):.0%} won, {tokens_per_s:.0f} tokens/s"
-        report(iteration, "rollout", len(finished), len(asked), note)
+        def on_episode(episode: Episode) -> None:
+            finished.append(episode)
+            won = sum(e.outcome == "success" for e in finished)
+            tokens_per_s = (engine.tokens_generated - sampled_before) / (time.monotonic() - began_s)
+            it.progress(len(finished), len(asked), f"{won / len(finished):.0%} won, {tokens_per_s:.0f} tokens/s")
 
-    report(iteration, "rollout", 0, len(asked))
-    sampled_before, started_s = engine.tokens_generated, time.monotonic()
-    with timed(metrics, "seconds/rollout_s"):
-        play = partial(
-            run_episodes,
-            engine,
-            workers.tokenizer(context.store, context.policy),
-            environment_maker(config),
-            settings=training_settings(config),
-            on_episode=progress,
-        )
-        episodes = play(asked)
-        if again := requests_again(context, episodes):
-            asked += again
-            episodes += play(again)
-        if methods.get(config.method.name).filters_ties:
-            metrics["rollout/groups_for_ties"] = 0.0
-            for draw in range(config.method.resample_tied_rounds):
-                more = requests_for_ties(context, episodes, draw)
-                asked += more
-                episodes += play(more)
-                metrics["rollout/groups_for_ties"] += len(more) / config.rollout.group_size
-    sampled, used = engine.tokens_generated - sampled_before, sum(e.tokens for e in episodes)
-    if sampled != used:
-        raise DataError(f"rollout: {sampled} tokens generated but {used} used; report this as a bug")
-    steps = steps_table(episodes, config.campaign, iteration, context.policy.version)
-    trajectories = trajectories_table(episodes, config.campaign, iteration)
-    metrics |= rollout_metrics(steps, trajectories)
-    metrics["tokens/rollout"] = used
-    related = {"steps": steps, "trajectories": trajectories}
-    return merge(
-        save(context, "steps", steps, related, iteration=iteration, policy_version=context.policy.version),
-        save(context, "trajectories", trajectories, related, iteration=iteration, group_size=config.rollout.group_size),
-        StageResult(metrics=metrics),
-    )
+        def play(requests: Sequence[EpisodeRequest]) -> list[Episode]:
+            rules = training_settings(config)
+            return run_episodes(engine, tokenizer, environment_maker(config), requests, rules, on_episode)
+
+        sampled_before, began_s = engine.tokens_generated, time.monotonic()
+        with it.timed("seconds/rollout_s"):
+            episodes = play(asked)
+            if again := requests_again(it, episodes):
+                asked += again
+                episodes += play(again)
+            if methods.get(config.method.name).filters_ties:
+                it.metrics["rollout/groups_for_ties"] = 0.0
+                for draw in range(config.method.resample_tied_rounds):
+                    more = requests_for_ties(it, episodes, draw)
+                    asked += more
+                    episodes += play(more)
+                    it.metrics["rollout/groups_for_ties"] += len(more) / config.rollout.group_size
+        sampled, used = engine.tokens_generated - sampled_before, sum(e.tokens for e in episodes)
+        if sampled != used:
+            raise DataError(f"rollout: {sampled} tokens generated but {used} used; report this as a bug")
+        steps = steps_table(episodes, config.campaign, it.index, it.policy_version)
+        trajectories = trajectories_table(episodes, config.campaign, it.index)
+        it.metrics |= {**rollout_metrics(steps, trajectories), "tokens/rollout": used}
+        both = {"steps": steps, "trajectories": trajectories}
+        it.write("steps", steps, both, iteration=it.index, policy_version=it.policy_version)
+        it.write("trajectories", trajectories, both, iteration=it.index, group_size=config.rollout.group_size)

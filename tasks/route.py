@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from prefect.assets import materialize
+
 from opid_core.evaluation import skill_metrics
-from opid_core.samples import Samples
 from opid_core.seeds import derive
 from opid_core.skills.routing import route_table
-from tasks.context import Context, StageResult, merge
-from tasks.progress import report
-from tasks.stage import load, save, stage
+from tasks.iteration import TASK, Number, asset, stage
 
 
-@stage("route")
-def route(context: Context, rolled_out: StageResult, extracted: StageResult) -> StageResult:
+@materialize(asset("routes"), asset_deps=[asset("steps"), asset("skills")], task_run_name="route-{iteration}", **TASK)
+def route(campaign: str, iteration: Number, attempt: int) -> None:
     """Decide for each step which skill it is scored under, if any."""
-    assert context.iteration != "start"
-    report(context.iteration, "route")
-    tables = load(context, rolled_out, extracted)
-    samples = Samples.from_tables(tables["steps"], tables["trajectories"])
-    routes = route_table(samples, tables["skills"], context.config.method, derive(context.seed, "route"))
-    metrics = skill_metrics(tables["trajectories"], tables["skills"], routes)
-    return merge(save(context, "routes", routes, tables), StageResult(metrics=metrics))
+    with stage("route", campaign, iteration, attempt) as it:
+        if it.is_reused:
+            return
+        steps, trajectories, skills = it.table("steps"), it.table("trajectories"), it.table("skills")
+        routes = route_table(steps, skills, it.config.method, derive(it.seed, "route"))
+        it.metrics |= skill_metrics(trajectories, skills, routes)
+        it.write("routes", routes)

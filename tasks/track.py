@@ -1,30 +1,71 @@
-"""Metrics of committed iterations to TensorBoard, Weights & Biases and Prefect's artifacts. What they show can be
-rebuilt from the store."""
+"""What follows a commit: metrics to trackers and to Prefect's artifacts, and old optimizer states away.
+
+All of it can be done again: what the trackers show can be rebuilt from the store.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
+
+from prefect import task
 
 from infra.local_objects import faults
 from infra.manifest import START, Manifest
-from infra.store import CampaignStore, local_folder, read_table
+from infra.store import CampaignStore, give_up_states, local_folder, read_table
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, InfrastructureError
-from tasks.artifact import publish
+from tasks.commit import manifest_path
+from tasks.iteration import TASK, Number, campaign_run, logged
+from tasks.progress import artifact_key
+
+SHOWN = {
+    "rollout/success_micro": "rollouts won",
+    "routes/step": "critical share (steps with a step skill)",
+    "skills/coverage": "trajectories with an episode skill",
+    "skills/failed": "trajectories whose analysis failed",
+    "update/kl_k3": "KL to the policy of the start",
+    "seconds/iteration_s": "seconds",
+}
 
 
-def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> None:
-    """Write the metrics of the newest iteration of `chain` (nothing for the start).
+@task(task_run_name="track-{iteration}", **TASK)
+def track(campaign: str, iteration: Number) -> None:
+    """Write the metrics of a commit (nothing for the start).
 
     Raises InfrastructureError where W&B or the local disk fails.
     """
-    manifest = chain[-1]
-    if manifest.iteration == START:
-        return
+    with logged("track", iteration):
+        run = campaign_run(campaign)
+        (manifest,) = (manifest for manifest in run.chain if manifest.iteration == iteration)
+        if iteration != START:
+            track_metrics(run.config, run.store, manifest)
+
+
+@task(task_run_name="drop_states-{iteration}", **TASK)
+def drop_states(campaign: str, iteration: Number) -> None:
+    """Delete the optimizer states that `storage.optimizer_states` no longer asks for."""
+    with logged("drop_states", iteration):
+        run = campaign_run(campaign)
+        if (kept := run.config.storage.optimizer_states) is not None:
+            give_up_states(run.store, run.chain, kept)
+
+
+def track_metrics(config: CampaignConfig, store: CampaignStore, manifest: Manifest) -> None:
+    """The metrics of a commit to Prefect, TensorBoard and W&B. Called in a Prefect run.
+
+    Raises InfrastructureError where W&B or the local disk fails.
+    """
+    from prefect.artifacts import create_markdown_artifact
+
     rows = read_table(store, manifest.tables["metrics"]).to_pylist()
     metrics = {row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])}
-    publish(store, manifest, metrics)
+    create_markdown_artifact(
+        markdown=markdown(store, manifest, metrics),
+        key=artifact_key("audit", store.campaign),
+        description=f"{store.campaign}, iteration {manifest.iteration}",
+    )
     if config.tracking.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -36,7 +77,40 @@ def track(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest
         _to_wandb(config, metrics, manifest.iteration)
 
 
-def _to_wandb(config: CampaignConfig, metrics: Mapping[str, float], iteration: int) -> None:
+def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, float]) -> str:
+    """What the artifact of a commit says."""
+    evaluated = {
+        name: f"{name.split('/')[1]}, held-out panel won"
+        for name in sorted(metrics)
+        if name.startswith("evaluation/") and name.endswith("/success_micro")
+    }
+    rows = [f"| {title} | {metrics[name]:.4g} |" for name, title in (SHOWN | evaluated).items() if name in metrics]
+    expectations = [result for gate in manifest.gates.values() for result in gate.expectations]
+    held = sum(result.passed for result in expectations)
+    command = ["opid", "audit", f"{store.campaign}@{manifest.iteration}", "--root", store.root]
+    if store.endpoint_url is not None:
+        command += ["--endpoint-url", store.endpoint_url]
+    return "\n".join(
+        [
+            f"# {store.campaign}, iteration {manifest.iteration}",
+            "",
+            *[f"**Degraded:** `{reason.replace('`', '')}`\n" for reason in manifest.degraded],
+            "| | |",
+            "|---|---|",
+            *rows,
+            f"| expectations held | {held} of {len(expectations)} |",
+            "",
+            f"Its manifest is `{manifest_path(store, manifest)}`. Its audit page is written by",
+            "",
+            "```",
+            shlex.join(command),
+            "```",
+            "",
+        ]
+    )
+
+
+def _to_wandb(config: CampaignConfig, metrics: Mapping[str, float], iteration: Number) -> None:
     wandb = require_wandb()
     try:
         run = wandb.init(

@@ -1,58 +1,54 @@
-"""Stage 5: one iteration's PPO update -> the next policy in the store, and the iteration's `metrics`."""
+"""Stage 5: one iteration's PPO update -> the next policy in the store."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from prefect.assets import materialize
 
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
 from opid_core.learning import methods
 from opid_core.learning.rescoring import broken_groups
-from opid_core.samples import Samples
 from opid_core.seeds import derive
-from tasks import workers
-from tasks.context import Context, Policy, StageResult
-from tasks.progress import report
-from tasks.stage import load, stage, timed
+from tasks.iteration import TASK, Iteration, Number, asset, stage
 
 
-@stage("update")
-def update(context: Context, rolled_out: StageResult, rescored: StageResult) -> StageResult:
+@materialize(
+    asset("policy"),
+    asset_deps=[asset("steps"), asset("scores"), asset("policy")],
+    task_run_name="update-{iteration}",
+    **TASK,
+)
+def update(campaign: str, iteration: Number, attempt: int) -> None:
     """Train on the iteration's samples and store weights and optimizer state.
 
     Where the method filters tied groups and all of them tie, there is nothing to learn: the policy stays as it is.
     """
-    assert context.iteration != "start"
-    tables = load(context, rolled_out, rescored)
-    samples = Samples.from_tables(tables["steps"], tables["trajectories"], tables["scores"]).learned()
-    report(context.iteration, "update")
-
-    def progress(done: int, total: int) -> None:
-        report(context.iteration, "update", done, total, "optimizer steps")
-
-    metrics: dict[str, float] = {"learner/micro_batch_tokens": workers.micro_batch_tokens(context.config)}
-    with workers.updating(context) as learner:
-        with timed(metrics, "seconds/update_s"):
-            numbers = {"optimizer_steps": 0.0, "tokens": 0.0}
-            if len(samples) or not _all_tied(context, tables["trajectories"]):
-                numbers = learner.update(
-                    samples,
-                    seed=derive(context.seed, "update"),
-                    distillation=methods.distillation(context.config.method),
-                    on_progress=progress,
-                )
-        version = context.policy.version + 1
-        with timed(metrics, "seconds/store_policy_s"), scratch_folder() as folder:
-            learner.export(folder)
-            learner.save(folder / STATE_FOLDER)
-            stored = put_folder(context.store, folder, f"policies/{version:06d}/{new_attempt()}")
-    policy = Policy(version=version, folder=stored)
-    workers.updated(policy)
-    metrics |= {f"update/{name}": value for name, value in numbers.items()}
-    return StageResult(metrics=metrics, policy=policy)
+    with stage("update", campaign, iteration, attempt) as it:
+        if it.is_reused:
+            return
+        samples = it.samples.learned()
+        it.metrics["learner/micro_batch_tokens"] = it.workers.micro_batch_tokens
+        with it.workers.updating(it.policy) as learner:
+            with it.timed("seconds/update_s"):
+                numbers = {"optimizer_steps": 0.0, "tokens": 0.0}
+                if len(samples) or not _all_tied(it):
+                    numbers = learner.update(
+                        samples,
+                        seed=derive(it.seed, "update"),
+                        distillation=methods.distillation(it.config.method),
+                        on_progress=lambda done, total: it.progress(done, total, "optimizer steps"),
+                    )
+            with it.timed("seconds/store_policy_s"), scratch_folder() as folder:
+                learner.export(folder)
+                learner.save(folder / STATE_FOLDER)
+                stored = put_folder(it.store, folder, f"policies/{it.next_version:06d}/{new_attempt()}")
+        it.workers.updated(stored)
+        it.metrics |= {f"update/{name}": value for name, value in numbers.items()}
+        it.keep_policy(stored)
 
 
-def _all_tied(context: Context, trajectories: pa.Table) -> bool:
+def _all_tied(it: Iteration) -> bool:
     """Whether an iteration without samples lacks them because its intact groups tie."""
+    trajectories = it.table("trajectories")
     intact = set(trajectories.column("group_id").to_pylist()) - broken_groups(trajectories)
-    return methods.get(context.config.method.name).filters_ties and bool(intact)
+    return methods.get(it.config.method.name).filters_ties and bool(intact)

@@ -1,128 +1,229 @@
-"""The live handles of this process: one engine and one learner, each in processes of its own.
-
-Made when first asked for, brought to the policy asked for, killed after any fault and at the end.
-"""
+"""The live processes of a campaign: one engine and one learner, each in processes of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
+from infra.hosting import HostedGroup
+from infra.manifest import FolderRecord
 from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
-from opid_core.samples import Ragged
-from tasks.context import Context, Policy
-from tasks.engine import RemoteEngine
-from tasks.learner import RemoteLearner
+from opid_core.rollout.engines.vllm import Completion
+from opid_core.samples import Ragged, Samples
+
+if TYPE_CHECKING:
+    from opid_core.learning.methods import Distillation
 
 CANARY_PROMPTS = ("Now it's your turn.", "On the table you see nothing. What next?")
 SMALLEST_MICRO_BATCH_TOKENS = 64
 
-_engine: RemoteEngine | None = None
-_engine_policy: Policy | None = None
-_learner: RemoteLearner | None = None
-_learner_policy: Policy | None = None
-_tokenizers: dict[Path, Any] = {}
-_halvings = 0
+
+class RemoteEngine:
+    """A `VllmEngine` behind a `HostedGroup`: what is submitted crosses with the next `step`, in one call."""
+
+    tokens_generated: int
+
+    def __init__(self, config: CampaignConfig, policy_dir: Path) -> None:
+        """Start the process and load the HF folder. Raises what `VllmEngine` raises."""
+        self.tokens_generated = 0
+        self._waiting: list[dict[str, Any]] = []
+        self._running = 0
+        self._group = HostedGroup(
+            "engine",
+            "opid_core.rollout.engines.vllm:VllmEngine",
+            policy_dir,
+            config.engine,
+            max_model_len=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
+            threads=config.threads,
+            seed=config.seed,
+            env={"OMP_NUM_THREADS": str(config.threads)},
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or runs."""
+        return self._running == 0
+
+    def submit(
+        self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
+    ) -> None:
+        """See `VllmEngine.submit`, whose errors come with the next `step`."""
+        self._waiting.append(
+            {
+                "request_id": request_id,
+                "prompt_ids": list(prompt_ids),
+                "max_tokens": max_tokens,
+                "temperature": temperature,
+                "seed": seed,
+            }
+        )
+        self._running += 1
+
+    def step(self) -> Sequence[Completion]:
+        """Sample until at least one response ends; returns the ended ones."""
+        submissions, self._waiting = self._waiting, []
+        completions, sampled = self._group.call("advance", submissions)
+        self.tokens_generated += sampled
+        self._running -= len(completions)
+        return completions
+
+    def load_policy(self, policy_dir: Path) -> None:
+        """Put the weights of another HF folder into the live engine."""
+        self._group.call("load_policy", policy_dir)
+
+    def kill(self) -> None:
+        """End the process."""
+        self._group.kill()
 
 
-def tokenizer(store: CampaignStore, policy: Policy) -> Any:
-    """The policy's tokenizer (transformers)."""
-    return tokenizer_of(folder_path(store, policy.folder))
+class RemoteLearner:
+    """A `Learner` behind a `HostedGroup`: in a process of its own, or on several ranks under torchrun, each of which
+    runs every call."""
+
+    def __init__(self, config: CampaignConfig, policy_dir: Path, state: Path | None, micro_batch_tokens: int) -> None:
+        """Start the ranks with the HF folder `policy_dir` and, where given, the stored learner state."""
+        ranks = config.learner.ranks
+        self._group = HostedGroup(
+            "learner",
+            "opid_core.learning.learner:Learner",
+            policy_dir,
+            config.learner.model_copy(update={"micro_batch_tokens": micro_batch_tokens}),
+            threads=config.threads,
+            seed=config.seed,
+            state=state,
+            ranks=ranks,
+            env={"OMP_NUM_THREADS": str(max(1, config.threads // ranks))},
+        )
+
+    def score(self, prompts: Ragged, responses: Ragged, reference: Path | None = None) -> Ragged:
+        """See `Learner.score`."""
+        return self._group.call("score", prompts, responses, reference)
+
+    def update(
+        self,
+        samples: Samples,
+        *,
+        seed: int,
+        distillation: Distillation | None,
+        on_progress: Callable[[int, int], None],
+    ) -> dict[str, float]:
+        """See `Learner.update`."""
+        return self._group.call("update", samples, seed=seed, distillation=distillation, on_progress=on_progress)
+
+    def export(self, folder: Path) -> None:
+        """See `Learner.export`."""
+        self._group.call("export", folder)
+
+    def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
+        self._group.call("save", folder)
+
+    def kill(self) -> None:
+        """End all ranks."""
+        self._group.kill()
 
 
-def tokenizer_of(folder: Path) -> Any:
+class Workers:
+    """Engine and learner of a campaign: started when first asked for, brought to the policy asked for, killed after
+    any fault (`close`) and at the end of the block that this is the context manager of."""
+
+    def __init__(self, config: CampaignConfig, store: CampaignStore) -> None:
+        self._config, self._store = config, store
+        self._engine: RemoteEngine | None = None
+        self._engine_policy: FolderRecord | None = None
+        self._learner: RemoteLearner | None = None
+        self._learner_policy: FolderRecord | None = None
+        self._tokenizer: tuple[FolderRecord, Any] | None = None
+        self._halvings = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def tokenizer(self, policy: FolderRecord) -> Any:
+        """The policy's tokenizer (transformers)."""
+        if self._tokenizer is None or self._tokenizer[0] != policy:
+            self._tokenizer = policy, load_tokenizer(folder_path(self._store, policy))
+        return self._tokenizer[1]
+
+    def engine(self, policy: FolderRecord) -> RemoteEngine:
+        """The engine with the weights of `policy`, checked against the learner. Raises NumericsError on a gap."""
+        from opid_core.rollout.engines.vllm import canary_gap
+
+        if self._engine is not None and self._engine_policy == policy:
+            return self._engine
+        folder = folder_path(self._store, policy)
+        if self._engine is None:
+            self._engine = RemoteEngine(self._config, folder)
+        else:
+            self._engine_policy = None
+            self._engine.load_policy(folder)
+        learner = self.learner(policy)  # starts while the engine does
+        encode = self.tokenizer(policy).encode
+        prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
+        canary_gap(self._engine, learner.score, prompts, self._config.engine.canary_tolerance)
+        self._engine_policy = policy
+        return self._engine
+
+    def learner(self, policy: FolderRecord) -> RemoteLearner:
+        """The learner with the weights and optimizer state of `policy`."""
+        if self._learner is not None and self._learner_policy == policy:
+            return self._learner
+        self._close_learner()
+        folder = folder_path(self._store, policy)
+        state = folder / STATE_FOLDER
+        self._learner = RemoteLearner(self._config, folder, state if state.is_dir() else None, self.micro_batch_tokens)
+        self._learner_policy = policy
+        return self._learner
+
+    def reference_score(self, policy: FolderRecord, reference: FolderRecord) -> Callable[[Ragged, Ragged], Ragged]:
+        """The scoring function of the frozen weights of `reference`, in the learner of `policy`."""
+        return partial(self.learner(policy).score, reference=folder_path(self._store, weights_only(reference)))
+
+    @contextmanager
+    def updating(self, policy: FolderRecord) -> Iterator[RemoteLearner]:
+        """The learner of `policy` for an update: its weights belong to no stored policy until `updated` names one."""
+        learner = self.learner(policy)
+        self._learner_policy = None
+        yield learner
+
+    def updated(self, policy: FolderRecord) -> None:
+        """The learner's weights are now stored as `policy`."""
+        self._learner_policy = policy
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The configured size, halved for every time that memory was too small for it."""
+        return max(SMALLEST_MICRO_BATCH_TOKENS, self._config.learner.micro_batch_tokens >> self._halvings)
+
+    def shrink_micro_batches(self) -> None:
+        """Halve the micro-batches of the learners made from now on."""
+        self._halvings += 1
+
+    def close(self) -> None:
+        """Kill every process."""
+        self._close_learner()
+        if self._engine is not None:
+            self._engine.kill()
+        self._engine = self._engine_policy = self._tokenizer = None
+
+    def _close_learner(self) -> None:
+        if self._learner is not None:
+            self._learner.kill()
+        self._learner = self._learner_policy = None
+
+
+def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of an HF folder."""
     from transformers import AutoTokenizer
 
-    if folder not in _tokenizers:
-        _tokenizers.clear()
-        _tokenizers[folder] = AutoTokenizer.from_pretrained(folder)
-    return _tokenizers[folder]
-
-
-def engine(context: Context) -> RemoteEngine:
-    """The engine with the weights of `context.policy`, checked against the learner. Raises NumericsError on a gap."""
-    global _engine, _engine_policy
-    from opid_core.rollout.engines.vllm import canary_gap
-
-    if _engine is not None and _engine_policy == context.policy:
-        return _engine
-    folder = folder_path(context.store, context.policy.folder)
-    if _engine is None:
-        _engine = RemoteEngine(context.config, folder)
-    else:
-        _engine_policy = None
-        _engine.load_policy(folder)
-    live = learner(context)  # starts while the engine does
-    encode = tokenizer(context.store, context.policy).encode
-    prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
-    canary_gap(_engine, live.score, prompts, context.config.engine.canary_tolerance)
-    _engine_policy = context.policy
-    return _engine
-
-
-def learner(context: Context) -> RemoteLearner:
-    """The learner with the weights and optimizer state of `context.policy`."""
-    global _learner, _learner_policy
-    if _learner is not None and _learner_policy == context.policy:
-        return _learner
-    close_learner()
-    folder = folder_path(context.store, context.policy.folder)
-    state = folder / STATE_FOLDER
-    tokens = micro_batch_tokens(context.config)
-    _learner = RemoteLearner(context.config, folder, state if state.is_dir() else None, tokens)
-    _learner_policy = context.policy
-    return _learner
-
-
-@contextmanager
-def updating(context: Context) -> Iterator[RemoteLearner]:
-    """The learner for an update: its weights belong to no stored policy until `updated` names one."""
-    global _learner_policy
-    live = learner(context)
-    _learner_policy = None
-    yield live
-
-
-def updated(policy: Policy) -> None:
-    """The learner's weights are now stored as `policy`."""
-    global _learner_policy
-    _learner_policy = policy
-
-
-def reference_score(context: Context) -> Callable[[Ragged, Ragged], Ragged]:
-    """The reference policy's scoring function (frozen weights of the start)."""
-    folder = folder_path(context.store, weights_only(context.reference.folder))
-    return partial(learner(context).score, reference=folder)
-
-
-def micro_batch_tokens(config: CampaignConfig) -> int:
-    """The configured size, halved for every time that memory was too small for it."""
-    return max(SMALLEST_MICRO_BATCH_TOKENS, config.learner.micro_batch_tokens >> _halvings)
-
-
-def shrink_micro_batches() -> None:
-    """Halve the micro-batches of the learners made from now on."""
-    global _halvings
-    _halvings += 1
-
-
-def close_learner() -> None:
-    global _learner, _learner_policy
-    if _learner is not None:
-        _learner.kill()
-    _learner = _learner_policy = None
-
-
-def close() -> None:
-    """Kill every process."""
-    global _engine, _engine_policy
-    close_learner()
-    if _engine is not None:
-        _engine.kill()
-    _engine = _engine_policy = None
-    _tokenizers.clear()
+    return AutoTokenizer.from_pretrained(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -174,8 +173,8 @@ def _hashes(manifest: Manifest) -> dict[str, str | None]:
 def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     """The stored config, with a length at which `manifest`'s iteration is evaluated as it was: the campaign may have
     been extended since, or have ended later than first planned."""
-    from flows.iteration import evaluation_due
     from infra.manifest import START
+    from tasks.evaluate import evaluation_due
 
     assert manifest.iteration != START
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
@@ -219,13 +218,11 @@ def _copy_before(
 
 
 def _run(config: CampaignConfig, copy: CampaignStore, before: list[Manifest], degrade: bool) -> Manifest:
-    from flows.campaign import run_next
+    from flows.campaign import run_iteration
     from flows.display import live_progress
     from flows.prefect_api import prefect_api
-    from tasks import workers
+    from infra.store import next_iteration
+    from tasks.iteration import CampaignRun
 
-    with prefect_api(), live_progress(config, console):
-        try:
-            return run_next(config, copy, before, 0, degrade, time.monotonic())
-        finally:
-            workers.close()
+    with prefect_api(), live_progress(config, console), CampaignRun(config, copy, before):
+        return run_iteration(config.campaign, next_iteration(before), 0, degrade)

@@ -59,11 +59,10 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     from flows.display import live_progress
     from flows.plan import check_policy_and_engine
     from opid_core.rollout.episodes import run_episodes
-    from tasks import workers
-    from tasks.engine import RemoteEngine
+    from tasks.episodes import environment_maker, evaluation_settings
     from tasks.evaluate import panel_requests
     from tasks.progress import report
-    from tasks.stage import environment_maker, evaluation_settings
+    from tasks.workers import RemoteEngine, load_tokenizer
 
     make_environment = environment_maker(config)
     temperature = config.evaluation.temperatures[0]
@@ -79,7 +78,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     engine = RemoteEngine(config, policy_folder)
     try:
         with live_progress(config, console):
-            tokenizer, rules = workers.tokenizer_of(policy_folder), evaluation_settings(config, temperature)
+            tokenizer, rules = load_tokenizer(policy_folder), evaluation_settings(config, temperature)
             return run_episodes(engine, tokenizer, make_environment, requests, rules, progress)
     finally:
         engine.kill()

@@ -30,10 +30,10 @@ def train(
         plan.show(config, console)
         return
     from flows.prefect_api import prefect_api
-    from flows.train import opened_patiently, train_campaign
+    from flows.train import check_and_open, train_campaign
 
     try:
-        opened_patiently(config, console)
+        check_and_open(config, console)
         with prefect_api():
             train_campaign(config, console)
     except KeyboardInterrupt:

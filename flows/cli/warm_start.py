@@ -39,7 +39,7 @@ def write_warm_start(config: CampaignConfig, out: Path, device: str, console: Co
     from rich.progress import Progress, TaskID
 
     from opid_core import warm_start
-    from tasks.stage import environment_maker
+    from tasks.episodes import environment_maker
 
     if out.exists():
         raise ConfigError(f"--out: {out} exists already; name a new folder")

@@ -1,0 +1,398 @@
+"""An iteration of a campaign: what its stages share in this process, and what they leave in the store.
+
+A stage is a Prefect task with small parameters (campaign, iteration, attempt). The live objects behind these names
+belong to the `CampaignRun` that the campaign's flow holds; `stage` brings a task to them. A finished stage is recorded:
+an iteration that was interrupted reuses what its records name, and only then reads tables back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, ParamSpec, Self, TypeVar
+
+import pyarrow as pa
+from prefect import Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.context import AssetContext
+from prefect.tasks import MaterializingTask
+from pydantic import Field, field_validator
+
+from infra import stages
+from infra.manifest import (
+    OBSERVED_TABLES,
+    START,
+    FileRecord,
+    FolderRecord,
+    GateResult,
+    Manifest,
+    Record,
+    iteration_seed,
+    weights_hash,
+)
+from infra.store import CampaignStore, check_objects, location, new_attempt, read_table, write_table
+from opid_core.config import CampaignConfig, RecoveryConfig
+from opid_core.errors import AttemptUnusable, ConfigError, DataError, InfrastructureError, OutOfMemory
+from opid_core.hashing import training_hash
+from opid_core.samples import Samples
+from tasks.gates import run as gates
+from tasks.progress import StageProgress, announce, artifact_key
+from tasks.version import code_version
+from tasks.workers import Workers
+
+Number = int | Literal["start"]
+"""Of an iteration."""
+Inputs = ParamSpec("Inputs")
+Result = TypeVar("Result")
+
+
+class StageResult(Record):
+    """What a stage hands on: records of what it wrote, and numbers."""
+
+    tables: dict[str, FileRecord] = Field(default_factory=dict)
+    gates: tuple[GateResult, ...] = ()
+    metrics: Mapping[str, float | None] = Field(default_factory=dict)
+    """An undefined number (given as nan) is null."""
+    policy: FolderRecord | None = None
+    """The policy that the stage made."""
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _undefined_is_null(cls, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: None if value is None or math.isnan(value) else float(value) for name, value in metrics.items()}
+
+
+# What the flow holds ----------------------------------------------------------------------------------------------
+
+_campaign_run: ContextVar[CampaignRun] = ContextVar("campaign_run")
+
+
+class CampaignRun:
+    """A campaign that this process works on. As a context manager it is what tasks of that campaign find, and it ends
+    engine and learner."""
+
+    def __init__(self, config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest] = ()) -> None:
+        self.config, self.store = config, store
+        self.chain = list(chain)
+        self.workers = Workers(config, store)
+        self.iteration: Iteration | None = None
+        self.since_s = time.monotonic()
+        """When the newest commit was made here: a further iteration began then."""
+
+    def __enter__(self) -> Self:
+        self._token = _campaign_run.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _campaign_run.reset(self._token)
+        self.workers.close()
+
+    def begin(self, number: Number, attempt: int, degrade: bool = False) -> Iteration:
+        """An attempt at the iteration after `chain`, found by its stages from now on."""
+        self.iteration = Iteration(self, number, attempt, degrade)
+        return self.iteration
+
+
+def campaign_run(campaign: str) -> CampaignRun:
+    """The run of `campaign` in this process. Raises ConfigError outside of its flow."""
+    run = _campaign_run.get(None)
+    if run is None or run.config.campaign != campaign:
+        raise ConfigError(
+            f"campaign {campaign!r}: not run by this process; its tasks are called by its flow `campaign`"
+        )
+    return run
+
+
+class Iteration:
+    """One attempt at an iteration.
+
+    Tables are kept once written or read here. `metrics` are the numbers of the stage that runs now; what finished
+    stages made is in `results`.
+    """
+
+    def __init__(self, run: CampaignRun, number: Number, attempt: int, degrade: bool = False) -> None:
+        self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, run.chain
+        self.number, self.attempt = number, attempt
+        self.degrade = degrade
+        """Whether an exceeded failure budget is recorded instead of failing the gate."""
+        self.since_s = run.since_s
+        self.parent = run.chain[-1] if run.chain else None
+        """The manifest before; None at the start."""
+        weights = weights_hash(self.parent.policy) if self.parent else ""
+        self.seed = iteration_seed(run.config.seed, 0 if number == START else number, weights)
+        self.results: dict[str, StageResult] = {}
+        self.reused_stages: set[str] = set()
+        """Stages that an earlier, interrupted run of this attempt finished."""
+        self._tables: dict[str, pa.Table] = {}
+        self._samples: Samples | None = None
+        self._draft("")
+
+    # Policies -----------------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> FolderRecord:
+        """The policy that rolls out and scores: that of the commit before."""
+        assert self.parent is not None
+        return self.parent.policy
+
+    @property
+    def policy_version(self) -> int:
+        assert self.parent is not None
+        return self.parent.policy_version
+
+    @property
+    def reference(self) -> FolderRecord:
+        """The policy of the start, which the KL term stays close to."""
+        return self.chain[0].policy
+
+    @property
+    def next_policy(self) -> FolderRecord:
+        """The policy that this iteration made, which its evaluation plays and its commit names."""
+        (policy,) = (result.policy for result in self.results.values() if result.policy is not None)
+        return policy
+
+    @property
+    def index(self) -> int:
+        """The number of a training iteration, from 0."""
+        assert self.number != START
+        return self.number
+
+    @property
+    def next_version(self) -> int:
+        return 0 if self.number == START else self.number + 1
+
+    # Tables -------------------------------------------------------------------------------------------------------
+
+    def table(self, name: str) -> pa.Table:
+        """A table of this iteration; read from the store only where another run of this attempt wrote it."""
+        if name not in self._tables:
+            self._tables[name] = read_table(self.store, self._recorded_tables()[name])
+        return self._tables[name]
+
+    def write(
+        self, name: str, table: pa.Table, related: Mapping[str, pa.Table] = MappingProxyType({}), **limits: Any
+    ) -> None:
+        """Check `table` against its gate, then write it. Raises GateError before anything is written.
+
+        The gate compares it with the iteration's tables so far and those of `related`; `limits` are fields of
+        `gates.Limits` beyond those of the config.
+        """
+        so_far = [] if name in OBSERVED_TABLES else [*self._records, *self._recorded_tables()]
+        limits = {
+            "settings": self.config.gates,
+            "max_prompt_tokens": self.config.rollout.max_prompt_tokens,
+            "max_response_tokens": self.config.rollout.max_response_tokens,
+            **limits,
+        }
+        compared = {**{n: self.table(n) for n in so_far}, **related}
+        self._gates.append(gates.check(name, table, compared, degrade=self.degrade, **limits))
+        self._records[name] = write_table(self.store, name, self.number, new_attempt(), table)
+        self._tables[name] = table
+        self.show_asset(name, self._records[name])
+
+    @property
+    def samples(self) -> Samples:
+        """The iteration's step samples: of the tables `steps` and `trajectories`, and of `routes` and `scores` as soon
+        as there are these."""
+        if self._samples is None:
+            self._samples, self._beside = Samples.from_tables(self.table("steps"), self.table("trajectories")), []
+        for name in ("routes", "scores"):
+            if name in self._recorded_tables() and name not in self._beside:
+                self._samples = self._samples.beside(self.table(name))
+                self._beside.append(name)
+        return self._samples
+
+    def _recorded_tables(self) -> dict[str, FileRecord]:
+        """Of finished stages."""
+        return {name: record for result in self.results.values() for name, record in result.tables.items()}
+
+    # The stage that runs now --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Put the wall-clock seconds of the block into `metrics[name]`."""
+        began_s = time.monotonic()
+        yield
+        self.metrics[name] = time.monotonic() - began_s
+
+    @property
+    def is_reused(self) -> bool:
+        """Whether the stage that runs now was finished by an earlier run, so that there is nothing to do."""
+        return self._stage in self.reused_stages
+
+    def keep_policy(self, policy: FolderRecord) -> None:
+        """Name the policy that the stage made."""
+        self._policy = policy
+        self.show_asset("policy", {"version": self.next_version, "uri": policy.uri})
+
+    def begin_stage(self, name: str, progress: StageProgress, recorded: bool = True) -> None:
+        """Begin with nothing, or with what the record of an interrupted run names.
+
+        Raises AttemptUnusable where that record does not fit or its files are missing or damaged.
+        """
+        self._draft(name)
+        self.progress = progress
+        self.results.pop(name, None)
+        self.reused_stages.discard(name)
+        if not recorded:
+            return
+        try:
+            standing = stages.recorded(self.store, self.number, self.attempt, name, self._made_from())
+            if standing is None:
+                return
+            result = StageResult.model_validate(standing)
+            check_objects(self.store, [*result.tables.values(), *(result.policy.files if result.policy else ())])
+        except DataError as error:
+            raise AttemptUnusable(f"stage {name} of iteration {self.number} cannot be reused: {error}") from error
+        self._adopt(name, result)
+
+    def end_stage(self, seconds: float) -> None:
+        """Record what the stage that runs now has made; a run that was faster is adopted."""
+        name = self._stage
+        self.metrics[f"seconds/stage/{name}_s"] = seconds
+        result = StageResult(tables=self._records, gates=tuple(self._gates), metrics=self.metrics, policy=self._policy)
+        ours = result.model_dump(mode="json")
+        standing = stages.record(self.store, self.number, self.attempt, name, self._made_from(), ours)
+        if standing == ours:
+            self.results[name] = result
+        else:
+            self._adopt(name, StageResult.model_validate(standing))
+
+    def everything(self) -> StageResult:
+        """What the finished stages and the one that runs now have made."""
+        results = self.results.values()
+        return StageResult(
+            tables={**self._recorded_tables(), **self._records},
+            gates=(*(gate for result in results for gate in result.gates), *self._gates),
+            metrics={**{n: v for result in results for n, v in result.metrics.items()}, **self.metrics},
+            policy=self.next_policy,
+        )
+
+    def _adopt(self, name: str, result: StageResult) -> None:
+        for table, record in result.tables.items():
+            if self._records.get(table) != record:
+                self._tables.pop(table, None)
+            self.show_asset(table, record)
+        self._samples = None
+        self.results[name] = result
+        self.reused_stages.add(name)
+
+    def _draft(self, name: str) -> None:
+        self._stage = name
+        self._records: dict[str, FileRecord] = {}
+        self._gates: list[GateResult] = []
+        self._policy: FolderRecord | None = None
+        self.metrics: dict[str, Any] = {}
+
+    def _made_from(self) -> dict[str, str]:
+        return {
+            "parent": self.parent.content if self.parent else "",
+            "config": training_hash(self.config),
+            "code_version": code_version(),
+        }
+
+    def show_asset(self, name: str, record: FileRecord | Mapping[str, Any]) -> None:
+        """Tell Prefect what was materialized, where the stage's task declares it."""
+        context, key = AssetContext.get(), asset(name, self.config.campaign)
+        if context is not None and any(one.key == key for one in context.downstream_assets):
+            if isinstance(record, FileRecord):
+                path = location(self.store, record.path)
+                record = {"path": path, "rows": record.rows, "content_hash": record.content_hash}
+            context.add_asset_metadata(key, {"iteration": self.number, **record})
+
+
+# Stages as Prefect tasks --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stage(name: str, campaign: str, iteration: Number, attempt: int, recorded: bool = True) -> Iterator[Iteration]:
+    """The live iteration for the body of a stage's task, which returns at once where `Iteration.is_reused`.
+
+    Timed, and `recorded` at the end. Any fault ends engine and learner: the next try makes new ones from the stored
+    policy.
+    """
+    run = campaign_run(campaign)
+    it = run.iteration
+    if it is None or (it.number, it.attempt) != (iteration, attempt):
+        raise ConfigError(f"campaign {campaign!r}: attempt {attempt} at iteration {iteration} is not what it works on")
+    with logged(name, iteration):
+        try:
+            began_s = time.monotonic()
+            it.begin_stage(
+                name, StageProgress(iteration, name, artifact_key("progress", campaign), get_run_logger()), recorded
+            )
+            it.progress(note="reused" if it.is_reused else "")
+            yield it
+            if recorded and not it.is_reused:
+                it.end_stage(time.monotonic() - began_s)
+            it.progress.end()
+        except BaseException as error:
+            it.workers.close()
+            if isinstance(error, OutOfMemory):
+                it.workers.shrink_micro_batches()
+            raise
+
+
+@contextmanager
+def logged(name: str, iteration: Number | None = None) -> Iterator[None]:
+    """Begin, end and fault of a task in its Prefect log; a fault that may pass is told in the terminal too."""
+    logger, began_s = get_run_logger(), time.monotonic()
+    whole = name if iteration is None else f"{name} of iteration {iteration}"
+    logger.info("%s begins", whole)
+    try:
+        yield
+    except (InfrastructureError, TimeoutError) as error:
+        announce(iteration, name, "fault", f"{name} failed: {error}")
+        raise
+    except asyncio.CancelledError:  # Prefect's way to end a task in this thread
+        seconds = time.monotonic() - began_s
+        announce(iteration, name, "fault", f"{name} failed: ended by its time limit after {seconds:.0f} s")
+        raise
+    except BaseException as error:
+        logger.error("%s failed: %s: %s", whole, type(error).__name__, error)
+        raise
+    logger.info("%s ended after %.1f s", whole, time.monotonic() - began_s)
+
+
+def may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Prefect's retry condition: a fault outside the program may pass, anything else will come again."""
+    return isinstance(state.result(raise_on_failure=False), InfrastructureError | TimeoutError)
+
+
+TASK: Any = {"cache_policy": NO_CACHE, "persist_result": False, "retry_condition_fn": may_pass}
+"""Options of every task: whatever Prefect's settings say, what a task did is asked of the store alone."""
+
+
+def asset(name: str, campaign: str = "campaign") -> str:
+    """Prefect's key of a table, of the policy or of the manifest; `configured` puts in the campaign's name."""
+    return f"opid://{campaign}/{name}"
+
+
+def configured(task: Task[Inputs, Result], config: CampaignConfig) -> Callable[Inputs, Result]:
+    """`task` with the time limit and the retries that `config.recovery` says, and its assets as the campaign's."""
+    recovery = config.recovery
+    options: dict[str, Any] = {
+        "timeout_seconds": recovery.stage_timeout_s,
+        "retries": recovery.stage_retries,
+        "retry_delay_seconds": retry_delays_s(recovery),
+    }
+    if isinstance(task, MaterializingTask):
+        for side, assets in (("assets", task.assets), ("asset_deps", task.asset_deps)):
+            options[side] = [asset(one.key.rsplit("/", 1)[1], config.campaign) for one in assets]
+    return task.with_options(**options)
+
+
+def retry_delays_s(recovery: RecoveryConfig) -> list[float]:
+    """Seconds before each further try: doubled each time, with up to half of it added at random.
+
+    Prefect's own `retry_jitter_factor` has no effect on tasks that retry in their own process.
+    """
+    return [recovery.retry_delay_s * 2**n * random.uniform(1, 1.5) for n in range(recovery.stage_retries)]
