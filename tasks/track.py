@@ -11,9 +11,10 @@ from collections.abc import Mapping
 
 from prefect import task
 
+from infra import store as campaign_store
 from infra.local_objects import faults
 from infra.manifest import START, Manifest
-from infra.store import CampaignStore, give_up_states, local_folder, read_table
+from infra.store import CampaignStore, local_folder, read_table
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, InfrastructureError
 from tasks.commit import manifest_path
@@ -43,13 +44,13 @@ def track(campaign: str, iteration: Number) -> None:
             track_metrics(run.config, run.store, manifest)
 
 
-@task(task_run_name="drop_states-{iteration}", **TASK)
-def drop_states(campaign: str, iteration: Number) -> None:
+@task(task_run_name="prune_states-{iteration}", **TASK)
+def prune_states(campaign: str, iteration: Number) -> None:
     """Delete the optimizer states that `storage.optimizer_states` no longer asks for."""
-    with logged("drop_states", iteration):
+    with logged("prune_states", iteration):
         run = campaign_run(campaign)
         if (kept := run.config.storage.optimizer_states) is not None:
-            give_up_states(run.store, run.chain, kept)
+            campaign_store.prune_states(run.store, run.chain, kept)
 
 
 def track_metrics(config: CampaignConfig, store: CampaignStore, manifest: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -36,3 +37,16 @@ def s3_server(tmp_path_factory) -> Iterator[local_s3.LocalS3]:
         yield server
         local_s3.stop(server)
         s3_objects.forget_connections()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory) -> Iterator[None]:
+    """A real Prefect API for flows and tasks that run in this process."""
+    from flows import settings
+    from flows.prefect_api import prefect_api
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")})
+        settings.apply(tmp_path_factory.mktemp("prefect"))
+        with prefect_api():
+            yield

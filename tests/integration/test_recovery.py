@@ -54,4 +54,4 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
     for stage, result in records.items():
         for table, record in result["tables"].items():
             assert last["tables"][table] == record, stage
-    assert last["policy"] == records["update"]["policy"]["folder"]
+    assert last["policy"] == records["update"]["policy"]

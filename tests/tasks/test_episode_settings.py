@@ -9,7 +9,7 @@ import pytest
 
 from envs.base import Task
 from opid_core.config import CampaignConfig, build_config
-from tasks.stage import evaluation_settings, training_settings
+from tasks.episodes import evaluation_settings, training_settings
 
 TASK = Task("t", "cool", None)
 

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
+from infra.manifest import START
 from infra.store import open_campaign
 from opid_core.config import build_config
-from tasks.context import Place
 from tasks.initial_policy import initial_policy
+from tasks.iteration import CampaignRun
 from tests.tiny_policy import make_tiny_policy_folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
@@ -21,7 +21,8 @@ def test_a_policy_of_another_campaign_comes_without_its_optimizer_state(tmp_path
     (base / "optimizer" / "state.json").write_text("{}")
     config = build_config({"campaign": "demo", "root": str(tmp_path / "runs"), "policy": str(base)})
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
-    made = initial_policy(Place(config, store, "start", seed=1, parent="", attempt=0, since_s=time.monotonic()))
-    assert made.policy is not None
-    assert {Path(file.path).name for file in made.policy.folder.files} == names
+    with CampaignRun(config, store) as run:
+        it = run.begin(START, 0)
+        initial_policy("demo", START, 0)
+    assert {Path(file.path).name for file in it.next_policy.files} == names
     assert (base / "optimizer" / "state.json").exists()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from envs.base import Task
-from infra.manifest import FolderRecord
 from infra.store import CampaignStore
 from opid_core.config import build_config
 from opid_core.rollout.episodes import Episode, EpisodeRequest
-from tasks.context import Context, Policy
+from tasks.iteration import CampaignRun, Iteration
 from tasks.rollout import mixed_groups, requests, requests_again, requests_for_ties
 
-POLICY = Policy(version=0, folder=FolderRecord(uri="policies/000000/a", files=()))
 
-
-def context(seed: int = 5) -> Context:
+def iteration(seed: int = 5) -> Iteration:
     config = build_config(
         {
             "campaign": "c",
@@ -24,17 +21,9 @@ def context(seed: int = 5) -> Context:
             "method": {"name": "dapo"},
         }
     )
-    return Context(
-        config=config,
-        store=cast(CampaignStore, None),  # drawing reads nothing
-        iteration=7,
-        seed=seed,
-        parent="",
-        attempt=0,
-        since_s=0.0,
-        policy=POLICY,
-        reference=POLICY,
-    )
+    it = Iteration(CampaignRun(config, CampaignStore("unused", "c")), 7, attempt=0)  # drawing reads nothing
+    it.seed = seed
+    return it
 
 
 def played(asked: list[EpisodeRequest], **outcomes: tuple[str, str]) -> list[Episode]:
@@ -66,29 +55,29 @@ def test_a_group_is_mixed_when_some_won_others_did_not_and_none_broke():
 
 
 def test_a_group_is_drawn_for_each_that_ties_or_broke_for_good():
-    place = context()
-    asked = requests(place)
+    it = iteration()
+    asked = requests(it)
     assert group_ids(asked) == [f"000007-{group:04d}" for group in (0, 0, 1, 1, 2, 2)]
     episodes = played(asked, g0000=("success", "success"), g0002=("broken", "success"))
-    again = requests_again(place, episodes)
+    again = requests_again(it, episodes)
     assert group_ids(again) == ["000007-0002-again"] * 2
     episodes += played(again)  # its stand-in is mixed: only group 0 lacks one
-    more = requests_for_ties(place, episodes, 0)
+    more = requests_for_ties(it, episodes, 0)
     assert group_ids(more) == ["000007-0003"] * 2
     assert [request.trajectory_id for request in more] == ["000007-0003-00", "000007-0003-01"]
     assert len({request.seed for request in (*asked, *again, *more)}) == 10
     # It ties too, and one more is drawn; after that nothing is lacking.
     episodes += played(more, g0003=("failure", "failure"))
-    last = requests_for_ties(place, episodes, 1)
+    last = requests_for_ties(it, episodes, 1)
     assert group_ids(last) == ["000007-0004"] * 2
-    assert requests_for_ties(place, episodes + played(last), 2) == []
+    assert requests_for_ties(it, episodes + played(last), 2) == []
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_draw():
-    episodes = played(requests(context()), g0000=("success", "success"), g0001=("failure", "failure"))
+    episodes = played(requests(iteration()), g0000=("success", "success"), g0001=("failure", "failure"))
 
     def drawn(draw: int, seed: int = 5) -> list[Any]:
-        return [(request.task.task_id, request.seed) for request in requests_for_ties(context(seed), episodes, draw)]
+        return [(request.task.task_id, request.seed) for request in requests_for_ties(iteration(seed), episodes, draw)]
 
     assert drawn(0) == drawn(0)
     assert len({task for task, _ in drawn(0)}) == 2

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 
 import pytest
-from prefect import flow, task
 from prefect.artifacts import Artifact
 
+from infra.manifest import START
 from infra.store import local_folder, read_table
 from opid_core.config import build_config
 from opid_core.errors import InfrastructureError
-from tasks.artifact import artifact_key, markdown, publish
-from tasks.track import track
+from tasks.iteration import CampaignRun
+from tasks.progress import artifact_key
+from tasks.track import markdown, track, track_metrics
 from tests.audited import Shape, make_campaign
 
 CONFIG = {"campaign": "audited", "tracking": {"tensorboard": False, "wandb_project": "mine"}}
@@ -31,28 +31,21 @@ def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
     assert text == (
         "# audited, iteration 0\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n| | |\n|---|---|\n"
         "| rollouts won | 0.25 |\n| critical share (steps with a step skill) | 0.3333 |\n"
-        f"| expectations held | 1 of 2 |\n\nCommitted to `{tmp_path}/audited`. Its audit page is written by\n\n"
+        f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000000.json`. Its audit page is "
+        "written by\n\n"
         f"```\nopid audit audited@0 --root {tmp_path}\n```\n"
     )
 
 
 def test_a_task_publishes_the_artifact_under_a_key_that_prefect_takes(tmp_path, prefect_server):
     store, chain = make_campaign(tmp_path, 1, Shape(), name="My_campaign.2")
-    assert re.fullmatch(r"[a-z0-9-]+", artifact_key("My_campaign.2"))
-
-    @flow
-    def run() -> None:
-        task(publish)(store, chain[1], metrics_of(store, chain[1]))
-
-    run()
-    found = Artifact.get("audit-my-campaign-2")
-    assert found is not None
-    assert found.data == markdown(store, chain[1], metrics_of(store, chain[1]))  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_without_a_run_nothing_is_published(tmp_path):
-    store, chain = make_campaign(tmp_path, 1, Shape())
-    publish(store, chain[1], {})
+    with CampaignRun(build_config({"campaign": store.campaign, "root": store.root}), store, chain):
+        track(store.campaign, 0)
+        track(store.campaign, START)  # has none
+    published = Artifact.get(artifact_key("audit", store.campaign))
+    assert published is not None
+    assert published.key == "audit-my-campaign-2"
+    assert published.data == markdown(store, chain[1], metrics_of(store, chain[1]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class WandbError(Exception):
@@ -75,17 +68,17 @@ def wandb(monkeypatch) -> list[tuple[dict[str, float], int]]:
     return logged
 
 
-def test_a_fault_of_wandb_is_an_infrastructure_fault(tmp_path, wandb):
+def test_a_fault_of_wandb_is_an_infrastructure_fault(tmp_path, prefect_server, wandb):
     store, chain = make_campaign(tmp_path, 1, Shape())
     config = build_config(CONFIG)
-    track(config, store, chain)
+    track_metrics(config, store, chain[-1])
     assert wandb == [(metrics_of(store, chain[-1]), 0)]
     with pytest.raises(InfrastructureError, match=r"^Weights & Biases: WandbError: HTTP 503$"):
-        track(config, store, chain)
+        track_metrics(config, store, chain[-1])
 
 
-def test_a_place_that_takes_no_event_file_is_an_infrastructure_fault(tmp_path):
+def test_a_folder_that_takes_no_event_file_is_an_infrastructure_fault(tmp_path, prefect_server):
     store, chain = make_campaign(tmp_path, 1, Shape())
     (local_folder(store) / "tensorboard").write_text("no folder")
     with pytest.raises(InfrastructureError, match="tensorboard: cannot be written: "):
-        track(build_config({"campaign": "audited"}), store, chain)
+        track_metrics(build_config({"campaign": "audited"}), store, chain[-1])
