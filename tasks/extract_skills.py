@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from prefect.assets import materialize
 
+from envs.base import action_words_of
 from infra.store import CampaignStore, create_object, read_object
-from opid_core.config import AnalyzerConfig, CampaignConfig
 from opid_core.learning import methods
-from opid_core.skills.analyzers import analyze
+from opid_core.skills.analyzers import analyze, is_analyzed
 from opid_core.skills.replies import Analysis, skills_table
+from tasks.episodes import environment_maker
 from tasks.iteration import TASK, Number, asset, stage
 from tasks.rollout import forbidden_texts
 
@@ -35,16 +36,6 @@ class StoredReplies:
         return f"_analyses/{key}.json"
 
 
-def analyzer_at(config: CampaignConfig, iteration: int) -> AnalyzerConfig | None:
-    """The analyzer of an iteration, None where nothing is analysed. Source: ALGORITHM, section 3."""
-    analyzer = config.analyzer
-    is_over = analyzer.stop_after is not None and iteration >= analyzer.stop_after
-    if is_over or iteration < analyzer.start_after or not methods.get(config.method.name).uses_skills:
-        return None
-    failed_only = analyzer.failed_only_after is not None and iteration >= analyzer.failed_only_after
-    return analyzer.model_copy(update={"failed_only": True}) if failed_only else analyzer
-
-
 @materialize(
     asset("skills"),
     asset_deps=[asset("steps"), asset("trajectories")],
@@ -56,29 +47,23 @@ def extract_skills(campaign: str, iteration: Number, attempt: int) -> None:
     with stage("extract_skills", campaign, iteration, attempt) as it:
         if it.is_reused:
             return
-        config, trajectories = it.config, it.table("trajectories")
-        analyzer, analyses = analyzer_at(config, it.index), []
-        if analyzer is not None:
+        config, samples = it.config, it.samples
+        analyses, wanted = [], set()
+        if methods.get(config.method.name).uses_skills:
+            wanted = {*samples.select(is_analyzed(samples, config.analyzer)).trajectory_ids}
             with it.timed("seconds/extract_skills_s"):
                 analyses = analyze(
-                    it.table("steps"),
-                    trajectories,
-                    analyzer,
+                    samples,
+                    config.analyzer,
+                    action_words_of(environment_maker(config)()),
                     gamma=config.method.gamma,
                     penalty=config.environment.invalid_action_penalty,
                     cache=StoredReplies(it.store),
                     on_progress=it.progress,
                     on_note=lambda note: it.progress(note=note),
                 )
-        skills = skills_table(analyses, trajectories)
+        skills = skills_table(analyses, it.table("trajectories"))
         it.metrics |= counts(analyses)
-        wanted = [
-            row["trajectory_id"]
-            for row in trajectories.select(["trajectory_id", "outcome"]).to_pylist()
-            if analyzer is not None
-            and row["outcome"] != "broken"
-            and not (analyzer.failed_only and row["outcome"] == "success")
-        ]
         limit, forbidden = config.analyzer.max_failure_rate, forbidden_texts(config, it.index)
         it.write("skills", skills, max_failure_rate=limit, analyzed=wanted, forbidden=forbidden)
 

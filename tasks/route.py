@@ -16,7 +16,7 @@ def route(campaign: str, iteration: Number, attempt: int) -> None:
     with stage("route", campaign, iteration, attempt) as it:
         if it.is_reused:
             return
-        steps, trajectories, skills = it.table("steps"), it.table("trajectories"), it.table("skills")
-        routes = route_table(steps, skills, it.config.method, derive(it.seed, "route"))
+        trajectories, skills = it.table("trajectories"), it.table("skills")
+        routes = route_table(it.samples, skills, it.config.method, derive(it.seed, "route"))
         it.metrics |= skill_metrics(trajectories, skills, routes)
         it.write("routes", routes)

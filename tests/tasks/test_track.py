@@ -31,8 +31,8 @@ def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
     assert text == (
         "# audited, iteration 0\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n| | |\n|---|---|\n"
         "| rollouts won | 0.25 |\n| critical share (steps with a step skill) | 0.3333 |\n"
-        f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000000.json`. Its audit page is "
-        "written by\n\n"
+        f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000000.json`. Its audit "
+        "page is written by\n\n"
         f"```\nopid audit audited@0 --root {tmp_path}\n```\n"
     )
 
