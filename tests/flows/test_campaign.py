@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from flows import campaign
 from flows.campaign import attempted, cancelled_by_interrupt, run_campaign
 from infra import stages
-from infra.store import given_up, local_folder, location, open_campaign
+from infra.store import local_folder, location, open_campaign, pruned
 from opid_core.config import build_config
 from opid_core.errors import (
     AttemptUnusable,
@@ -203,7 +203,7 @@ def test_a_resumed_campaign_does_what_a_crash_kept_from_following_the_last_commi
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
     chain = make_chain(store, tmp_path, 3)
     assert run_campaign(config) == chain  # all its iterations are there
-    assert given_up(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
+    assert pruned(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
     assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
     assert list((local_folder(store) / "tensorboard").iterdir()) != []
 
