@@ -191,25 +191,23 @@ def test_tables_stay_in_memory_until_a_resume(run):
 
     def body(it: Iteration) -> None:
         for name in ("steps", "trajectories", "skills", "routes"):
-            related = tables if name == "steps" else {}
-            it.write(name, tables[name], related, max_failure_rate=0.5, policy_version=1)
-            Path(location(it.store, it._records[name].path)).rename(tmp(it, name))
+            it.write(name, tables[name], tables, max_failure_rate=0.5)
 
-    def tmp(it: Iteration, name: str) -> str:
-        return location(it.store, f"{name}.away")
-
-    it = call(run, stage_task(body))
+    task, campaign = stage_task(body), Path(location(run.store))
+    it = call(run, task)
+    for name in it.results["rollout"].tables:
+        (campaign / name).rename(campaign / f"{name}.away")
     assert it.table("steps") is tables["steps"]
     samples = it.samples
     assert samples is it.samples
     assert samples.texts("route") == ["step", "episode", "none"]
     assert list(samples.won) == [True, True, False]
-    for name, record in it.results["rollout"].tables.items():
-        Path(tmp(it, name)).rename(location(it.store, record.path))
+    for name in it.results["rollout"].tables:
+        (campaign / f"{name}.away").rename(campaign / name)
     run.begin(START, 0)
-    resumed = call(run, stage_task(body))
-    assert resumed.samples.table.equals(samples.table)
+    resumed = call(run, task)
     assert resumed.table("steps") is not tables["steps"]
+    assert resumed.samples.table.equals(samples.table)
 
 
 # Faults -----------------------------------------------------------------------------------------------------------
