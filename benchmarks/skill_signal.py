@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from envs.base import Environment, Task, make, validate_options
+from envs.base import Environment, Task, make, result_of, validate_options
 from infra.store import find_campaign, manifests, read_config, read_table
 from opid_core.config import build_config
 from opid_core.errors import OpidError
@@ -54,7 +54,7 @@ def expert_agrees(environment: Environment, task: Task, trajectory: Samples) -> 
     expert_of, agrees = require_expert(environment), []
     offered, actions, seen = (trajectory.texts(name) for name in ("admissible_actions", "action", "observation"))
     try:
-        expert = expert_of.expert(environment.reset(task))
+        expert = expert_of.expert(result_of(environment.reset(task)))
         for step, action in enumerate(actions):
             agrees.append(expert.decide(offered[step]).action == action)
             if step + 1 < len(actions):

@@ -6,12 +6,16 @@ An environment is one module: a pydantic model of its options, a class that foll
 
 from __future__ import annotations
 
+import asyncio
 import difflib
+import functools
 import importlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -62,6 +66,9 @@ class PromptParts:
 class Environment(Protocol):
     """One running episode at a time; instances are cheap and share their read-only data.
 
+    `reset` and `step` may be `async`, or return a coroutine only where there is something to wait for (a search
+    server): other episodes and the engine go on meanwhile. All coroutines run on one event loop (`in_background`).
+
     `prompt_parts` and `parse_action` are pure: they depend on their arguments alone, so a prompt can be rebuilt from
     the rows of the `steps` table.
     """
@@ -77,11 +84,11 @@ class Environment(Protocol):
         """The explicit, ordered task list of `split`. Raises ConfigError for an unknown split."""
         ...
 
-    def reset(self, task: Task) -> str:
+    def reset(self, task: Task) -> str | Coroutine[Any, Any, str]:
         """Start `task` from its initial state and return the first observation."""
         ...
 
-    def step(self, action: str) -> StepResult:
+    def step(self, action: str) -> StepResult | Coroutine[Any, Any, StepResult]:
         """Do one action (as `parse_action` returned it). An action the world refuses is an observation, no error."""
         ...
 
@@ -101,6 +108,37 @@ class Environment(Protocol):
         """The prompt of step `len(history)` (0-based); `history` holds (observation, action) of all past steps,
         of which the last `history_length` are shown."""
         ...
+
+
+_Answer = TypeVar("_Answer")
+WAKE_S = 0.5
+"""So often a wait looks up: a stage's time limit, raised by another thread, is seen only then."""
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Of this process, in a thread of its own for the process's life: connections stay open between iterations."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="environments", daemon=True).start()
+    return loop
+
+
+def in_background(work: Coroutine[Any, Any, _Answer]) -> Future[_Answer]:
+    """Start `work` on the event loop that all environments of this process share."""
+    return asyncio.run_coroutine_threadsafe(work, _event_loop())
+
+
+def result_of(answer: _Answer | Coroutine[Any, Any, _Answer]) -> _Answer:
+    """What `reset` or `step` returned, waited for where it is a coroutine. Not to be called in a coroutine."""
+    if not isinstance(answer, Coroutine):
+        return answer
+    waiting = in_background(answer)
+    try:
+        while not wait([waiting], WAKE_S).done:
+            pass
+        return waiting.result()
+    finally:
+        waiting.cancel()
 
 
 _BLANK = re.compile(r"<your [^<>]+>")

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from envs.base import result_of
 from flows import memory
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core.config import CampaignConfig
@@ -40,7 +41,7 @@ def check_all_but_space(config: CampaignConfig) -> None:
     if config.policy is None:
         require_expert(environment)
     for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
-        environment.reset(task)
+        result_of(environment.reset(task))
     if config.analyzer.asks_model:
         from opid_core.endpoint import check_endpoint
 

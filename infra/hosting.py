@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,6 +58,7 @@ class HostedGroup:
         self._creation = (factory, *arguments), named
         self._folder = make_scratch_folder()
         self._connections: list[Connection] = []
+        self._begun = False
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._folder / "socket"))
         self._listener.listen(ranks)
@@ -80,14 +81,22 @@ class HostedGroup:
         the method raised; InfrastructureError with the last log lines when a process died. Then, and when the call is
         interrupted (a time-out, Ctrl-C), all processes are killed.
         """
-        try:
-            if not self._connections:
-                self._connect()
-                self._ask("__init__", *self._creation, None)
-            return self._ask(method, arguments, named, on_progress)
-        except BaseException:
-            self.kill()
-            raise
+        with self._killed_when_left():
+            self._ask(method, arguments, named, on_progress)
+            return self._answers(on_progress)
+
+    def begin(self, method: str, *arguments: Any, **named: Any) -> None:
+        """Start what `call` would do, and return while the processes work; `finish` returns the result. Another call
+        before that drops it."""
+        with self._killed_when_left():
+            self._ask(method, arguments, named)
+            self._begun = True
+
+    def finish(self) -> Any:
+        """Wait for what was begun: the first rank's result. Raises as `call` does."""
+        with self._killed_when_left():
+            self._begun = False
+            return self._answers()
 
     def kill(self) -> None:
         """End the processes and forget them; safe to call twice."""
@@ -96,6 +105,14 @@ class HostedGroup:
             connection.close()
         self._connections = []
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    @contextmanager
+    def _killed_when_left(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.kill()
+            raise
 
     def _connect(self) -> None:
         """Wait until every process has started and plugged itself in."""
@@ -118,13 +135,23 @@ class HostedGroup:
         self._connections = [connections[rank] for rank in range(self._ranks)]
 
     def _ask(
-        self, method: str, arguments: Sequence[Any], named: Mapping[str, Any], on_progress: Callable[..., None] | None
-    ) -> Any:
+        self,
+        method: str,
+        arguments: Sequence[Any],
+        named: Mapping[str, Any],
+        on_progress: Callable[..., None] | None = None,
+    ) -> None:
+        """Send a call to every process; the first one makes the objects first."""
+        if not self._connections:
+            self._connect()
+            self._ask("__init__", *self._creation)
+            self._answers()
+        if self._begun:
+            self.finish()
         for connection in self._connections:
             _send(connection, (method, arguments, named, on_progress is not None))
-        return self._answers(on_progress)
 
-    def _answers(self, on_progress: Callable[..., None] | None) -> Any:
+    def _answers(self, on_progress: Callable[..., None] | None = None) -> Any:
         results: dict[int, Any] = {}
         failures: dict[int, tuple[str, str]] = {}
         failed_s = 0.0

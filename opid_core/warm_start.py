@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envs.base import Decision, Environment, HasExpert, PromptParts, Task, action_words_of
+from envs.base import Decision, Environment, HasExpert, PromptParts, Task, action_words_of, result_of
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.policies import TINY_VOCABULARY, make_tiny_policy, train_tokenizer
@@ -141,7 +141,7 @@ def _play(
     rng: random.Random,
 ) -> list[tuple[PromptParts, Decision]]:
     """Prompts and decisions of one episode: the expert decides at every step, whatever detours were made before."""
-    observation = environment.reset(task)
+    observation = result_of(environment.reset(task))
     expert = require_expert(environment).expert(observation)
     history: list[tuple[str, str]] = []
     offered_before: list[str] = []
@@ -159,7 +159,7 @@ def _play(
             action = rng.choice(offered_before or admissible) if rng.random() < 0.5 else rng.choice(admissible)
         decisions.append((parts, decision))
         offered_before = admissible
-        result = environment.step(action)
+        result = result_of(environment.step(action))
         expert.observe(action, result.observation)
         history.append((observation, action))
         observation = result.observation

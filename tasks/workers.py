@@ -33,6 +33,7 @@ class RemoteEngine:
         self.tokens_generated = 0
         self._waiting: list[dict[str, Any]] = []
         self._running = 0
+        self._begun = False
         self._group = HostedGroup(
             "engine",
             "opid_core.rollout.engines.vllm:VllmEngine",
@@ -64,13 +65,26 @@ class RemoteEngine:
         )
         self._running += 1
 
+    def begin(self) -> None:
+        """Sample one more token for all that runs while the caller works; the next `step` returns what ended with it,
+        if anything. One, whatever the caller takes for its work: the engine's steps are counted, never timed."""
+        if self._running and not self._begun:
+            self._advance(max_steps=1)
+
     def step(self) -> Sequence[Completion]:
-        """Sample until at least one response ends; returns the ended ones."""
-        submissions, self._waiting = self._waiting, []
-        completions, sampled = self._group.call("advance", submissions)
+        """Sample until at least one response ends, or finish what was begun; returns the ended ones."""
+        if not self._begun:
+            self._advance()
+        self._begun = False
+        completions, sampled = self._group.finish()
         self.tokens_generated += sampled
         self._running -= len(completions)
         return completions
+
+    def _advance(self, max_steps: int | None = None) -> None:
+        submissions, self._waiting = self._waiting, []
+        self._group.begin("advance", submissions, max_steps)
+        self._begun = True
 
     def load_policy(self, policy_dir: Path) -> None:
         """Put the weights of another HF folder into the live engine."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.base import ActionWords, StepResult, Task, register
 from envs.search_qa.answers import exact_match, normalize_answer
 from envs.search_qa.data import Question, existing_file
+from envs.search_qa.engines import Passage
 from envs.search_qa.expert import Expert
 from envs.search_qa.generator import GeneratorOptions
-from envs.search_qa.retrieval import RetrievalOptions, open_engine
+from envs.search_qa.retrieval import RetrievalOptions, SearchClient, open_engine
 from envs.search_qa.tasks import generated_splits, generated_tasks, stored_splits, stored_tasks
 from envs.search_qa.text import (
     FIRST_OBSERVATION,
@@ -109,8 +111,9 @@ class SearchQaEnvironment:
         self.task_text = f"{TASK_LINE}{self._question.question}"
         return FIRST_OBSERVATION
 
-    def step(self, action: str) -> StepResult:
-        """Answer, which ends the episode with reward 1 for an exact match, else 0; or search.
+    def step(self, action: str) -> StepResult | Coroutine[Any, Any, StepResult]:
+        """Answer, which ends the episode with reward 1 for an exact match, else 0; or search. A coroutine where a
+        server is asked.
 
         Raises InfrastructureError when the search engine gives no answer.
         """
@@ -124,8 +127,14 @@ class SearchQaEnvironment:
         query = query_of(action)
         if query is None:
             return StepResult(NOTHING_DONE, reward=0.0, done=False, won=False)
-        found = self._engine.search([query], self.options.retrieval.top_k)[0] if query else []
-        return StepResult(information([passage.contents for passage in found]), reward=0.0, done=False, won=False)
+        if not query:
+            return _shown([])
+        if isinstance(self._engine, SearchClient):
+            return self._ask(self._engine, query)
+        return _shown(self._engine.search([query], self.options.retrieval.top_k)[0])
+
+    async def _ask(self, client: SearchClient, query: str) -> StepResult:
+        return _shown((await client.search([query], self.options.retrieval.top_k))[0])
 
     def forbidden_texts(self, task: Task) -> Sequence[str]:
         """The golden answers, without those that the question itself holds and those that are just yes or no."""
@@ -138,6 +147,10 @@ class SearchQaEnvironment:
         """An expert for the episode that `reset` just started. Raises ConfigError for questions that were not
         generated."""
         return Expert(self._question.question)
+
+
+def _shown(passages: Sequence[Passage]) -> StepResult:
+    return StepResult(information([passage.contents for passage in passages]), reward=0.0, done=False, won=False)
 
 
 register("search_qa", SearchQaOptions, SearchQaEnvironment)

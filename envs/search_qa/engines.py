@@ -34,7 +34,7 @@ class Passage:
 
 
 class Engine(Protocol):
-    """What the environment asks its queries. Safe to use from several threads."""
+    """A search engine in this process. Safe to use from several threads."""
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """At most `top_k` passages for each query, best first, ties in the corpus' order."""

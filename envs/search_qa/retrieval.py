@@ -1,18 +1,25 @@
-"""From the options to the search engine that an environment asks; opened once a process."""
+"""The search engine that an environment asks: from the options, opened once a process; and the one at an address."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from typing import Literal
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from envs.search_qa.client import SearchClient
+from envs.base import result_of
 from envs.search_qa.data import existing_file, file_digest, read_corpus
-from envs.search_qa.engines import Bm25Engine, Corpus, DenseEngine, Engine
+from envs.search_qa.engines import Bm25Engine, Corpus, DenseEngine, Engine, Passage
 from envs.search_qa.generator import GeneratorOptions, make_world
-from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.errors import ConfigError, DataError, InfrastructureError
+
+FIRST_PAUSE_S = 0.5
+"""Pause before the first retry; each next one is twice as long."""
 
 
 class RetrievalOptions(BaseModel):
@@ -50,6 +57,99 @@ class RetrievalOptions(BaseModel):
         return self
 
 
+class _NoAnswer(Exception):
+    """What may pass: no connection, a time-out, a status of 429 or 5xx."""
+
+
+class SearchClient:
+    """Asks a search engine that speaks Search-R1's retrieval API (ENVIRONMENTS, "Search-based QA") at `url`, the full
+    address of its `retrieve` endpoint.
+
+    Retries what may pass (no connection, time-outs, 429 and 5xx) `max_retries` times with doubling pauses, then raises
+    InfrastructureError; raises DataError for a request that the server refuses and a reply of another shape. Both name
+    the address. `single_query` sends `{"query": ...}` a query at a time, for servers without the batch form. All
+    coroutines of a client must run on one event loop.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        max_retries: int = 3,
+        single_query: bool = False,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._url = url
+        self._shown = re.sub(r"//[^/@]*@", "//***@", url)
+        self._max_retries = max_retries
+        self._single_query = single_query
+        self._sleep = sleep
+        # As many connections as there are episodes that search: none waits for another's.
+        self._client = httpx.AsyncClient(timeout=timeout_s, limits=httpx.Limits(max_connections=None))
+
+    async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        """At most `top_k` passages for each query, best first."""
+        if not queries:
+            return []
+        asked = {"topk": top_k, "return_scores": True}
+        if self._single_query:
+            return [self._passages(await self._post({"query": query, **asked}), 1)[0] for query in queries]
+        return self._passages(await self._post({"queries": list(queries), **asked}), len(queries))
+
+    async def _post(self, request: dict[str, Any]) -> object:
+        """The JSON of the reply to `request`."""
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._max_retries + 1),
+            wait=wait_exponential(FIRST_PAUSE_S),
+            retry=retry_if_exception_type(_NoAnswer),
+            sleep=self._sleep,
+            retry_error_callback=self._gave_no_answer,
+        )
+        return await retrying(self._post_once, request)
+
+    def _gave_no_answer(self, state: RetryCallState) -> None:
+        problem = state.outcome.exception() if state.outcome else None
+        raise InfrastructureError(f"{self._shown}: no answer in {state.attempt_number} attempts; {problem}") from None
+
+    async def _post_once(self, request: dict[str, Any]) -> object:
+        try:
+            response = await self._client.post(self._url, json=request)
+        except httpx.RequestError as error:
+            raise _NoAnswer(f"{type(error).__name__}: {error}") from None
+        status = f"status {response.status_code}: {response.text[:200]}"
+        if response.status_code == 429 or response.status_code >= 500:
+            raise _NoAnswer(status)
+        if response.status_code != 200:
+            raise DataError(f"{self._shown}: the server refuses the request, {status}")
+        try:
+            return response.json()
+        except ValueError:
+            raise DataError(f"{self._shown}: the reply is not JSON: {response.text[:200]!r}") from None
+
+    def _passages(self, reply: object, expected: int) -> list[list[Passage]]:
+        """The passages of a reply to `expected` queries, with scores (document and score) or without."""
+        result = reply.get("result") if isinstance(reply, dict) else None
+        if not isinstance(result, list) or len(result) != expected or not all(isinstance(row, list) for row in result):
+            raise self._wrong("result", f"a list of {expected} lists of passages", reply)
+        return [[self._passage(entry, f"result[{i}][{j}]") for j, entry in enumerate(r)] for i, r in enumerate(result)]
+
+    def _passage(self, entry: object, field: str) -> Passage:
+        if not isinstance(entry, dict):
+            raise self._wrong(field, "an object", entry)
+        document = entry.get("document", entry)
+        contents = document.get("contents") if isinstance(document, dict) else None
+        score = entry.get("score", 0.0)
+        if not isinstance(document, dict) or not isinstance(contents, str):
+            raise self._wrong(f"{field}: contents", "a text", entry)
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise self._wrong(f"{field}: score", "a number", entry)
+        return Passage(str(document.get("id", "")), contents, float(score))
+
+    def _wrong(self, field: str, expected: str, got: object) -> DataError:
+        return DataError(f"{self._shown}: reply, field {field}: expected {expected}, got {str(got)[:200]}")
+
+
 def stored_corpus(path: str, field: str = "environment.options.corpus") -> Corpus:
     """The corpus in a JSON-lines file. Raises ConfigError that names the config field for a missing file."""
     file = existing_file(path, field)
@@ -63,7 +163,7 @@ def generated_corpus(options: GeneratorOptions) -> Corpus:
 
 
 @functools.lru_cache(maxsize=4)
-def open_engine(options: RetrievalOptions, corpus: str, generator: GeneratorOptions) -> Engine:
+def open_engine(options: RetrievalOptions, corpus: str, generator: GeneratorOptions) -> Engine | SearchClient:
     """The engine over `corpus` (a path, or `generated`), ready to search; its index is built if it is not stored yet.
 
     A server is asked once here. Raises ConfigError for an address that does not answer, a missing file and a missing
@@ -78,7 +178,7 @@ def open_engine(options: RetrievalOptions, corpus: str, generator: GeneratorOpti
             single_query=options.single_query,
         )
         try:
-            client.search(["anything"], 1)
+            result_of(client.search(["anything"], 1))
         except InfrastructureError as error:
             raise ConfigError(f"environment.options.retrieval.url: {error}") from None
         return client

@@ -11,7 +11,7 @@ import typer
 from rich.columns import Columns
 from rich.console import Console
 
-from envs.base import Decision, Environment, HasExpert, make
+from envs.base import Decision, Environment, HasExpert, make, result_of
 from flows.cli.common import EnvironmentName, Options, app, console
 from flows.cli.tasks import find_task, opening
 from flows.reports.formatting import plain
@@ -67,12 +67,12 @@ def play_episode(
     environment = make(environment_name, options)
     task = find_task(environment.tasks(split), split, task_id)
     tags = _TAGS.get(environment_name, ())
-    episode = _PlayedEpisode(environment, environment.reset(task))
+    episode = _PlayedEpisode(environment, result_of(environment.reset(task)))
     console.print(plain(opening(task, environment, episode.first_observation)))
     outcome = "ended by you"
     while (action := _next_action(episode, tags, console, read_line)) is not None:
         offered = tuple(environment.admissible_actions)
-        result = environment.step(action)
+        result = result_of(environment.step(action))
         episode.past.append((offered, action, result.observation))
         episode.total_reward += result.reward
         console.print(plain(f"\nStep {len(episode.past)}: {action}"))

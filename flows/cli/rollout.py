@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from envs.base import result_of
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
 from opid_core.config import CampaignConfig, load_config
@@ -68,7 +69,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     temperature = config.evaluation.temperatures[0]
     requests = panel_requests(config, count, temperature)
     check_policy_and_engine(policy_folder, trained=False)
-    make_environment().reset(requests[0].task)
+    result_of(make_environment().reset(requests[0].task))
     ended: list[Episode] = []
 
     def progress(episode: Episode) -> None:

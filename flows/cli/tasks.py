@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from envs.base import Environment, HasSplits, Task, make
+from envs.base import Environment, HasSplits, Task, make, result_of
 from flows.cli.common import EnvironmentName, Options, app, console
 from flows.reports.formatting import plain
 from opid_core.config import parse_overrides
@@ -42,7 +42,7 @@ def tasks(
         _show_split(environment.tasks(split), split, limit)
     else:
         task = find_task(environment.tasks(split), split, task_id)
-        console.print(plain(opening(task, environment, environment.reset(task))))
+        console.print(plain(opening(task, environment, result_of(environment.reset(task)))))
         if environment.admissible_actions:
             console.print(plain("\n".join(["", "Admissible actions:", *environment.admissible_actions])))
 

@@ -1,16 +1,23 @@
 """The episode loop: many episodes over one engine, continuous batching without a barrier.
 
-An episode's next turn is submitted the moment its own response is done; a finished episode costs nothing more.
+An episode's next turn is submitted when its own response is done; a finished episode costs nothing more. Neither the
+engine nor another episode waits for a turn that is being prepared: the engine samples on (`WorksAhead`), and worlds
+that wait for something wait in the background.
+
+Order: a synchronous world's turn enters the engine at a counted step, whatever the clock says, so the same submissions
+come in the same order in every run. An asynchronous world's turn enters when its answer is there.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from envs.base import Environment, Task
+from envs.base import WAKE_S, Environment, PromptParts, StepResult, Task, in_background
 from opid_core.errors import EnvironmentFault
 from opid_core.rollout.prompting import EncodedPrompt, encode, inject, render
 from opid_core.seeds import derive
@@ -57,6 +64,16 @@ class TextEngine(Protocol):
     def submit_text(self, request_id: str, message: str, *, max_tokens: int, temperature: float, seed: int) -> None: ...
 
     def step(self) -> Sequence[TextCompletion]: ...
+
+
+@runtime_checkable
+class WorksAhead(Protocol):
+    """An engine that can sample while its caller does something else."""
+
+    def begin(self) -> None:
+        """Sample one more token for all that runs, without waiting for it: the next `step` returns what ended with it,
+        if anything. Does nothing where nothing runs or this was begun before."""
+        ...
 
 
 Engine = TokenEngine | TextEngine
@@ -130,8 +147,8 @@ class Episode:
 class _Live:
     episode: Episode
     environment: Environment
-    observation: str
     started_s: float
+    observation: str = ""
     prompt: EncodedPrompt | None = None
     seed: int = 0
 
@@ -152,41 +169,69 @@ def run_episodes(
     """
     episodes = [Episode(request) for request in requests]
     live: dict[str, _Live] = {}
+    pending: dict[str, Future[str | StepResult]] = {}
+    """Answers of asynchronous worlds that are yet to come, in the order in which they were asked for."""
+    # Asked once: the check of a protocol takes as long as everything else that the loop itself does for a turn.
+    text_engine, token_engine = (engine, None) if isinstance(engine, TextEngine) else (None, engine)
+    work_ahead = engine.begin if isinstance(engine, WorksAhead) else lambda: None
 
-    def finish(episode: Episode, outcome: str, started_s: float, error: str | None = None) -> None:
-        episode.outcome, episode.error, episode.seconds = outcome, error, time.monotonic() - started_s
-        live.pop(episode.request.trajectory_id, None)
+    def submit(state: _Live) -> None:
+        """Let the engine answer the episode's next prompt."""
+        name, parts = state.episode.request.trajectory_id, _prompt_parts(state, settings)
+        state.seed = derive(state.episode.request.seed, len(state.episode.turns))
+        sampling = {"max_tokens": settings.max_response_tokens, "temperature": settings.temperature, "seed": state.seed}
+        if text_engine is not None:
+            state.prompt = EncodedPrompt(render(parts), ids=[], history_dropped=0)
+            text_engine.submit_text(name, state.prompt.text, **sampling)
+        elif token_engine is not None:
+            state.prompt = encode(tokenizer, parts, settings.max_prompt_tokens)
+            token_engine.submit(name, state.prompt.ids, **sampling)
+
+    def ask(state: _Live, question: Callable[[], Any]) -> None:
+        """Take what the world answers to `question`, now or later, and go on with the episode or end it."""
+        episode, error = state.episode, None
+        try:
+            answer = question()
+            if isinstance(answer, Coroutine):
+                pending[episode.request.trajectory_id] = in_background(answer)
+                return
+            outcome = _take(state, answer, settings)
+        except EnvironmentFault as fault:
+            outcome, error = "broken", str(fault)
+        if not outcome:
+            submit(state)
+            return
+        episode.outcome, episode.error, episode.seconds = outcome, error, time.monotonic() - state.started_s
+        del live[episode.request.trajectory_id]
         on_episode(episode)
 
-    for episode in episodes:
-        started_s = time.monotonic()
-        environment = make_environment()
-        try:
-            observation = environment.reset(episode.request.task)
-        except EnvironmentFault as fault:
-            finish(episode, "broken", started_s, str(fault))
-            continue
-        episode.task_text = environment.task_text
-        state = _Live(episode, environment, observation, started_s)
-        live[episode.request.trajectory_id] = state
-        _submit_turn(engine, tokenizer, state, settings)
-
-    while live:
-        for completion in engine.step():
-            state = live[completion.request_id]
-            try:
-                outcome = _take_turn(tokenizer, state, completion, settings)
-            except EnvironmentFault as fault:
-                finish(state.episode, "broken", state.started_s, str(fault))
+    try:
+        for episode in episodes:
+            state = _Live(episode, make_environment(), time.monotonic())
+            live[episode.request.trajectory_id] = state
+            ask(state, partial(state.environment.reset, episode.request.task))
+        while live:
+            for name in [name for name, answer in pending.items() if answer.done()]:
+                ask(live[name], pending.pop(name).result)
+            if len(pending) == len(live):  # the engine has nothing to do
+                wait(pending.values(), WAKE_S, FIRST_COMPLETED)
                 continue
-            if outcome:
-                finish(state.episode, outcome, state.started_s)
-            else:
-                _submit_turn(engine, tokenizer, state, settings)
+            if pending:
+                work_ahead()  # so that `step` returns soon, for what they answer meanwhile
+            completions = engine.step()
+            if completions:
+                work_ahead()
+            for completion in completions:
+                state = live[completion.request_id]
+                ask(state, partial(_act, tokenizer, state, completion))
+    finally:
+        for answer in pending.values():
+            answer.cancel()
     return episodes
 
 
-def _submit_turn(engine: Engine, tokenizer: Any, state: _Live, settings: EpisodeSettings) -> None:
+def _prompt_parts(state: _Live, settings: EpisodeSettings) -> PromptParts:
+    """The parts of the episode's next prompt."""
     episode = state.episode
     parts = state.environment.prompt_parts(
         episode.task_text,
@@ -195,20 +240,15 @@ def _submit_turn(engine: Engine, tokenizer: Any, state: _Live, settings: Episode
         state.environment.admissible_actions,
         settings.history_length,
     )
-    if settings.skill_of is not None:
-        parts = inject(parts, "episode", settings.skill_of(episode.request.task))
-    state.seed = derive(episode.request.seed, len(episode.turns))
-    sampling = {"max_tokens": settings.max_response_tokens, "temperature": settings.temperature, "seed": state.seed}
-    if isinstance(engine, TextEngine):
-        state.prompt = EncodedPrompt(render(parts), ids=[], history_dropped=0)
-        engine.submit_text(episode.request.trajectory_id, state.prompt.text, **sampling)
-    else:
-        state.prompt = encode(tokenizer, parts, settings.max_prompt_tokens)
-        engine.submit(episode.request.trajectory_id, state.prompt.ids, **sampling)
+    if settings.skill_of is None:
+        return parts
+    return inject(parts, "episode", settings.skill_of(episode.request.task))
 
 
-def _take_turn(tokenizer: Any, state: _Live, completion: Completion | TextCompletion, settings: EpisodeSettings) -> str:
-    """Act on a finished response; returns the episode's outcome, or "" while it goes on."""
+def _act(
+    tokenizer: Any, state: _Live, completion: Completion | TextCompletion
+) -> StepResult | Coroutine[Any, Any, StepResult]:
+    """Record a finished response as a turn, and let the world act on it."""
     episode, environment = state.episode, state.environment
     assert state.prompt is not None
     if isinstance(completion, TextCompletion):
@@ -231,12 +271,20 @@ def _take_turn(tokenizer: Any, state: _Live, completion: Completion | TextComple
         seed=state.seed,
     )
     episode.turns.append(turn)  # before the world acts: its tokens were sampled, even if the world breaks now
-    result = environment.step(action)
-    episode.turns[-1] = replace(turn, reward=result.reward * settings.success_reward)
-    state.observation = result.observation
-    if result.won:
+    return environment.step(action)
+
+
+def _take(state: _Live, answer: str | StepResult, settings: EpisodeSettings) -> str:
+    """Take the world's first observation or the result of a step; the episode's outcome, or "" while it goes on."""
+    episode = state.episode
+    if isinstance(answer, str):
+        episode.task_text, state.observation = state.environment.task_text, answer
+        return ""
+    episode.turns[-1] = replace(episode.turns[-1], reward=answer.reward * settings.success_reward)
+    state.observation = answer.observation
+    if answer.won:
         return "success"
-    if result.done:
+    if answer.done:
         return "failure"
     if len(episode.turns) >= settings.max_steps or time.monotonic() - state.started_s > settings.timeout_s:
         return "truncated"

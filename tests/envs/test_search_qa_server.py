@@ -9,17 +9,18 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from envs.base import make
-from envs.search_qa.client import SearchClient
+from envs.base import make, result_of
 from envs.search_qa.engines import Bm25Engine, Corpus, Passage
+from envs.search_qa.retrieval import SearchClient
 from envs.search_qa.server import create_app, main
 from opid_core.errors import ConfigError, DataError, InfrastructureError
 
@@ -76,6 +77,15 @@ def scripted(*replies: tuple[int, object]) -> Iterator[tuple[str, list[dict]]]:
         http_server.server_close()
 
 
+def noted(pauses: list[float]) -> Callable[[float], Coroutine[Any, Any, None]]:
+    """Instead of a pause, a note of it."""
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+
+    return note
+
+
 def closed_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}/retrieve"
@@ -86,9 +96,9 @@ def test_client_and_server_agree_with_the_engine(server):
     queries = ["cats", "unheard", "water", ""]
     expected = engine.search(queries, 2)
     assert [[p.passage_id for p in found] for found in expected] == [["a", "b"], [], ["c"], []]
-    assert SearchClient(f"{server}/retrieve").search(queries, 2) == expected
-    assert SearchClient(f"{server}/retrieve", single_query=True).search(queries, 2) == expected
-    assert SearchClient(f"{server}/retrieve").search([], 2) == []
+    assert result_of(SearchClient(f"{server}/retrieve").search(queries, 2)) == expected
+    assert result_of(SearchClient(f"{server}/retrieve", single_query=True).search(queries, 2)) == expected
+    assert result_of(SearchClient(f"{server}/retrieve").search([], 2)) == []
 
 
 def test_the_forms_of_the_api(server):
@@ -106,8 +116,8 @@ def test_the_forms_of_the_api(server):
 
 def test_what_the_client_sends():
     with scripted((200, FOUND)) as (url, asked):
-        assert SearchClient(url).search(["x"], 3) == [[Passage("a", "one", 2.0)]]
-        SearchClient(url, single_query=True).search(["x"], 5)
+        assert result_of(SearchClient(url).search(["x"], 3)) == [[Passage("a", "one", 2.0)]]
+        result_of(SearchClient(url, single_query=True).search(["x"], 5))
     assert asked == [
         {"queries": ["x"], "topk": 3, "return_scores": True},
         {"query": "x", "topk": 5, "return_scores": True},
@@ -116,17 +126,17 @@ def test_what_the_client_sends():
 
 def test_replies_without_scores_are_understood():
     with scripted((200, {"result": [[{"id": 7, "contents": "one"}], []]})) as (url, _):
-        assert SearchClient(url).search(["x", "y"], 3) == [[Passage("7", "one", 0.0)], []]
+        assert result_of(SearchClient(url).search(["x", "y"], 3)) == [[Passage("7", "one", 0.0)], []]
 
 
 def test_an_outage_is_retried_then_an_infrastructure_error():
     pauses: list[float] = []
     with scripted((503, "warming up")) as (url, asked):
-        client = SearchClient(url, max_retries=3, sleep=pauses.append)
+        client = SearchClient(url, max_retries=3, sleep=noted(pauses))
         with pytest.raises(
             InfrastructureError, match=f"{re.escape(url)}: no answer in 4 attempts; status 503: warming"
         ):
-            client.search(["x"], 3)
+            result_of(client.search(["x"], 3))
     assert len(asked) == 4
     assert pauses == [0.5, 1.0, 2.0]
 
@@ -134,7 +144,7 @@ def test_an_outage_is_retried_then_an_infrastructure_error():
 def test_a_recovered_outage_is_an_answer():
     pauses: list[float] = []
     with scripted((500, "x"), (429, "slowly"), (200, FOUND)) as (url, asked):
-        found = SearchClient(url, max_retries=2, sleep=pauses.append).search(["x"], 3)
+        found = result_of(SearchClient(url, max_retries=2, sleep=noted(pauses)).search(["x"], 3))
     assert found == [[Passage("a", "one", 2.0)]]
     assert (len(asked), pauses) == (3, [0.5, 1.0])
 
@@ -142,12 +152,12 @@ def test_a_recovered_outage_is_an_answer():
 def test_nobody_there_and_a_time_out_are_outages():
     url, pauses = closed_address(), []
     with pytest.raises(InfrastructureError, match="no answer in 2 attempts; ConnectError"):
-        SearchClient(url, max_retries=1, sleep=pauses.append).search(["x"], 3)
+        result_of(SearchClient(url, max_retries=1, sleep=noted(pauses)).search(["x"], 3))
     assert pauses == [0.5]
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/retrieve"
         with pytest.raises(InfrastructureError, match="no answer in 1 attempts; ReadTimeout"):
-            SearchClient(url, timeout_s=0.05, max_retries=0).search(["x"], 3)
+            result_of(SearchClient(url, timeout_s=0.05, max_retries=0).search(["x"], 3))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +177,7 @@ def test_nobody_there_and_a_time_out_are_outages():
 )
 def test_an_answer_of_another_form_is_no_result(status, body, message):
     with scripted((status, body)) as (url, asked), pytest.raises(DataError) as caught:
-        SearchClient(url, sleep=lambda s: pytest.fail("retried")).search(["x"], 3)
+        result_of(SearchClient(url, sleep=noted([])).search(["x"], 3))
     assert url in str(caught.value)
     assert message in str(caught.value)
     assert len(asked) == 1
@@ -176,7 +186,7 @@ def test_an_answer_of_another_form_is_no_result(status, body, message):
 def test_a_password_in_the_address_stays_unseen():
     url = closed_address().replace("//", "//user:secret@")
     with pytest.raises(InfrastructureError) as caught:
-        SearchClient(url, max_retries=0).search(["x"], 3)
+        result_of(SearchClient(url, max_retries=0).search(["x"], 3))
     assert "secret" not in str(caught.value)
     assert "//***@127.0.0.1" in str(caught.value)
 
@@ -191,9 +201,9 @@ def test_an_episode_over_the_server(server, tmp_path):
     retrieval = {"engine": "server", "url": f"{server}/retrieve", "top_k": 1}
     environment = make("search_qa", {"questions": questions_file(tmp_path), "retrieval": retrieval})
     environment.reset(environment.tasks("train")[0])
-    searched = environment.step("<search>milk</search>")
+    searched = result_of(environment.step("<search>milk</search>"))
     assert searched.observation == '<information>\nDoc 1: "Cats"\ncats drink milk\n</information>'
-    assert environment.step("<answer>the cats</answer>").won
+    assert result_of(environment.step("<answer>the cats</answer>")).won
 
 
 def test_an_address_that_does_not_answer_is_refused_at_the_first_reset(tmp_path):
@@ -212,7 +222,7 @@ def test_an_outage_in_an_episode_is_never_an_observation(tmp_path):
         environment = make("search_qa", {"questions": questions_file(tmp_path), "retrieval": retrieval})
         environment.reset(environment.tasks("train")[0])
         with pytest.raises(InfrastructureError, match="status 500: down"):
-            environment.step("<search>milk</search>")
+            result_of(environment.step("<search>milk</search>"))
 
 
 def test_the_server_as_a_program(tmp_path):
@@ -223,7 +233,7 @@ def test_the_server_as_a_program(tmp_path):
     try:
         assert process.stdout is not None
         url = process.stdout.readline().strip()  # printed when it listens
-        found = SearchClient(url, max_retries=0).search(["water"], 3)
+        found = result_of(SearchClient(url, max_retries=0).search(["water"], 3))
         assert [[passage.passage_id for passage in passages] for passages in found] == [["c"]]
     finally:
         process.send_signal(signal.SIGINT)

@@ -40,6 +40,18 @@ def test_an_object_keeps_its_state_between_calls_and_reports_its_progress():
     assert seen == [(1, 2), (2, 2)]
 
 
+def test_what_was_begun_is_finished_later_or_dropped_by_the_next_call():
+    with counter() as group:
+        group.begin("add", 2)
+        assert group.finish() == 7
+        group.begin("add", 1)
+        assert group.call("add", 0) == 8
+        group.begin("refuse")
+        with pytest.raises(DataError, match="field x"):
+            group.finish()
+        assert group.process.poll() is not None
+
+
 def test_an_error_of_ours_is_raised_as_it_was_and_the_group_is_gone():
     with counter() as group:
         with pytest.raises(DataError, match=r"^field x: must not be 3$"):

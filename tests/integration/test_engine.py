@@ -118,6 +118,28 @@ def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(p
     assert result == "RESULT " + repr(sorted(finished.items()))
 
 
+def test_when_a_request_enters_changes_its_response_by_rounding_at_most(policy_folder, engine):
+    """What an asynchronous world's episodes rest on: its answers, and so its turns, come when they come. Another order
+    lets another request of a group find its prompt's beginning in the prefix cache, which rounds differently."""
+    begin = random_tokens(np.random.default_rng(1), 40)
+    results = []
+    for order, at_once in ((range(8), True), (range(8), False), (reversed(range(8)), False)):
+        engine.load_weights(_weights(policy_folder))  # a fresh prefix cache
+        finished = {}
+        for index in order:
+            prompt = [*begin, *prompts(8)[index]]
+            engine.submit(f"r{index}", prompt, max_tokens=24, temperature=1.0, seed=index)
+            finished |= {} if at_once else {completion.request_id: completion for completion in engine.step()}
+        while not engine.is_idle:
+            finished |= {completion.request_id: completion for completion in engine.step()}
+        results.append(finished)
+    first, *others = results
+    for name, completion in first.items():
+        for other in others:
+            assert other[name].token_ids == completion.token_ids
+            np.testing.assert_allclose(other[name].log_probs, completion.log_probs, atol=1e-5)
+
+
 def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(engine, learner, policy_folder):
     from opid_core.rollout.engines.vllm import canary_gap
 

@@ -13,6 +13,8 @@ from opid_core.endpoint import Endpoint, NoCompletion, Unanswered, Usage
 from opid_core.errors import DataError, InfrastructureError
 from opid_core.rollout.episodes import TextCompletion
 
+MOMENT_S = 0.02
+
 
 @dataclass
 class Answered:
@@ -44,19 +46,26 @@ class EndpointEngine:
         self._slots = asyncio.Semaphore(config.concurrency)
         self._runner = asyncio.Runner()
         self._asked: list[asyncio.Task[TextCompletion]] = []
+        self._wait_s: float | None = None
 
     def submit_text(self, request_id: str, message: str, *, max_tokens: int, temperature: float, seed: int) -> None:
         """Queue one response; it is asked for while `step` waits."""
         response = self._respond(request_id, message, max_tokens=max_tokens, temperature=temperature, seed=seed)
         self._asked.append(self._runner.get_loop().create_task(response))
 
+    def begin(self) -> None:
+        """Let the next `step` wait for a moment at most: its caller also waits for something else."""
+        if self._asked:
+            self._wait_s = MOMENT_S
+
     def step(self) -> list[TextCompletion]:
-        """Wait until at least one response is there; returns those that are.
+        """Wait until at least one response is there, or a moment after `begin`; returns those that are.
 
         Raises InfrastructureError when transient errors outlast the retries, DataError for a prompt that the endpoint
         refuses or whose reply it keeps back, ConfigError for what it refuses whatever the prompt.
         """
-        done, _ = self._runner.run(asyncio.wait(self._asked, return_when=asyncio.FIRST_COMPLETED))
+        wait_s, self._wait_s = self._wait_s, None
+        done, _ = self._runner.run(asyncio.wait(self._asked, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED))
         completions = [task.result() for task in self._asked if task in done]
         self._asked = [task for task in self._asked if task not in done]
         return completions

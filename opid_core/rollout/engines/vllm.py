@@ -151,15 +151,20 @@ class VllmEngine:
                 completions.append(Completion(output.request_id, token_ids, log_probs, str(sample.finish_reason)))
         return completions
 
-    def advance(self, submissions: Sequence[Mapping[str, Any]]) -> tuple[list[Completion], int]:
-        """`submit` each of `submissions` (its arguments by name), then `step` until a response ends or none runs;
-        returns the ended ones and how many tokens were sampled. One call where many would cross a process boundary."""
+    def advance(
+        self, submissions: Sequence[Mapping[str, Any]], max_steps: int | None = None
+    ) -> tuple[list[Completion], int]:
+        """`submit` each of `submissions` (its arguments by name), then `step` until a response ends, none runs or
+        `max_steps` are done; returns the ended ones and how many tokens were sampled. One call where many would cross a
+        process boundary."""
         sampled_before = self.tokens_generated
         for submission in submissions:
             self.submit(**submission)
         completions: list[Completion] = []
-        while not completions and not self.is_idle:
+        steps = 0
+        while not completions and not self.is_idle and steps != max_steps:
             completions = self.step()
+            steps += 1
         return completions, self.tokens_generated - sampled_before
 
     def load_policy(self, policy_dir: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -94,6 +97,26 @@ class ScriptedTextEngine:
         return done
 
 
+@dataclass
+class AheadEngine(ScriptedEngine):
+    """Samples until something ends, as an engine in another process does; one step ahead where it was begun."""
+
+    begun: list[Completion] | None = None
+
+    def begin(self) -> None:
+        if self.waiting and self.begun is None:
+            self.begun = super().step()
+
+    def step(self) -> list[Completion]:
+        done, self.begun = self.begun, None
+        if done is not None:
+            return done
+        done = []
+        while not done:
+            done = super().step()
+        return done
+
+
 class Room:
     """`take mug 1` wins, `put mug 1` ends without success, `open drawer` breaks the world; else nothing happens."""
 
@@ -149,6 +172,19 @@ class Room:
         )
 
 
+class AsyncRoom(Room):
+    """The same room at the other end of a line; the task's payload, if any, is what every step waits for."""
+
+    async def reset(self, task: Task) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        await asyncio.sleep(0)
+        self.wait = task.payload
+        return super().reset(Task(task.task_id, task.task_type, None))
+
+    async def step(self, action: str) -> StepResult:  # pyright: ignore[reportIncompatibleMethodOverride]
+        await (self.wait() if self.wait else asyncio.sleep(0))
+        return super().step(action)
+
+
 TASK = Task("t", "kind", None)
 
 
@@ -195,6 +231,74 @@ def test_no_barrier():
     play(engine, "slow", "fast", on_episode=lambda e: ended.append((engine.now, e.request.trajectory_id)))
     assert engine.submissions == [(0, "slow"), (0, "fast"), (1, "fast"), (3, "fast"), (9, "slow"), (10, "slow")]
     assert ended == [(4, "fast"), (11, "slow")]
+
+
+def test_the_engine_samples_on_while_a_turn_is_prepared():
+    """The first answers end with step 2. The next turns of `a` and `b` are prepared during step 3, for `c`, and enter
+    after it. `c` is alone when its turns are prepared: nothing is sampled meanwhile."""
+    delays = {"a": [2, 1, 1], "b": [2, 1, 1], "c": [9, 1, 1]}
+    engine = AheadEngine(delays=delays)
+    play(engine, "a", "b", "c")
+    expected = [(0, "a"), (0, "b"), (0, "c"), (3, "a"), (3, "b"), (5, "a"), (5, "b"), (9, "c"), (10, "c")]
+    assert engine.submissions == expected
+
+
+def test_slow_preparation_changes_no_submission(monkeypatch):
+    delays = {"a": [2, 3, 1], "b": [3, 1, 2], "c": [4, 1, 4]}
+    quick, slow = AheadEngine(delays=delays), AheadEngine(delays=delays)
+    first = play(quick, "a", "b", "c")
+    step = Room.step
+    monkeypatch.setattr(Room, "step", lambda self, action: (time.sleep(0.01), step(self, action))[1])
+    second = play(slow, "a", "b", "c")
+    assert slow.submissions == quick.submissions
+    assert [replace(e, seconds=0.0) for e in first] == [replace(e, seconds=0.0) for e in second]
+
+
+@pytest.mark.parametrize("engine", [ScriptedEngine, AheadEngine])
+def test_an_asynchronous_world_gives_the_same_episodes(engine):
+    scripts = {
+        "won": ["look", "take mug 1"],
+        "lost": ["put mug 1"],
+        "long": ["look", "go to desk 1", "look"],
+        "broken": ["look", "open drawer"],
+    }
+    asked = [request(name, seed=index) for index, name in enumerate(scripts)]
+    episodes = run_episodes(engine(scripts), TOKENIZER, AsyncRoom, asked, SETTINGS)
+    expected = play(ScriptedEngine(scripts), *scripts)
+    assert [replace(e, seconds=0.0) for e in episodes] == [replace(e, seconds=0.0) for e in expected]
+
+
+@pytest.mark.parametrize("engine", [ScriptedEngine, AheadEngine])
+def test_a_world_that_waits_holds_nobody_up(engine):
+    """`slow` gets its first answer from the world when `fast` has played to its end."""
+    ended: list[str] = []
+
+    async def until_fast_ended() -> None:
+        while not ended:
+            await asyncio.sleep(0.001)
+
+    asked = [request("slow", task=Task("t", "kind", until_fast_ended)), request("fast")]
+    played = engine()
+    run_episodes(played, TOKENIZER, AsyncRoom, asked, SETTINGS, lambda e: ended.append(e.request.trajectory_id))
+    assert ended == ["fast", "slow"]
+    assert [name for _, name in played.submissions] == ["slow", "fast", "fast", "fast", "slow", "slow"]
+
+
+def test_what_an_asynchronous_world_still_does_ends_with_the_loop():
+    ended = threading.Event()
+
+    async def for_ever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    asked = [request("waits", task=Task("t", "kind", for_ever)), request("fails")]
+    with pytest.raises(KeyError, match="a bug"):
+        run_episodes(
+            ScriptedEngine({"waits": ["look"], "fails": ["close drawer"]}), TOKENIZER, AsyncRoom, asked, SETTINGS
+        )
+    assert ended.wait(10)
 
 
 def test_a_turn_records_what_the_policy_saw_and_said():
