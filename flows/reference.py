@@ -14,8 +14,9 @@ from pydantic_core import to_jsonable_python
 from envs.alfworld import AlfworldOptions
 from envs.search_qa import SearchQaOptions
 from envs.webshop import WebshopOptions
-from opid_core.config import PRESETS, PRESETS_BY_METHOD, CampaignConfig
+from opid_core.config import PRESETS, CampaignConfig
 from opid_core.hashing import MAY_DIFFER
+from opid_core.learning import methods
 
 ENVIRONMENT_OPTIONS: dict[str, type[BaseModel]] = {
     "alfworld": AlfworldOptions,
@@ -54,6 +55,9 @@ def reference() -> str:
     """The whole page in Markdown: a table a section, environments' options, presets."""
     parts = [_INTRODUCTION]
     for prefix, model in sections(CampaignConfig):
+        if model is methods.Method:
+            parts.append(_methods())
+            continue
         parts.append(_section(f"`{prefix}`" if prefix else "Top level", prefix, model))
         if prefix == "environment":
             parts += [
@@ -139,6 +143,24 @@ def _section(title: str, prefix: str, model: type[BaseModel]) -> str:
     )
 
 
+def _methods() -> str:
+    """One table of the keys of all methods, with those that read each."""
+    read_by: dict[tuple[str, ...], list[str]] = {}
+    for name, model in methods.BUILT_IN.items():
+        for row in rows(model, "method"):
+            if row[0] != "method.name":
+                read_by.setdefault(row, []).append(name)
+    keys = list(dict.fromkeys(key for key, *_ in read_by))
+    name_means = " ".join((methods.Method.model_fields["name"].description or "").split())
+    names = ", ".join(f"`{name}`" for name in methods.BUILT_IN)
+    body = [("`method.name`", "all", f"{names}, or text of the form `module:name`", f"`{methods.DEFAULT}`", name_means)]
+    for (key, values, default, meaning), read in sorted(read_by.items(), key=lambda item: keys.index(item[0][0])):
+        who = "all" if len(read) == len(methods.BUILT_IN) else ", ".join(f"`{name}`" for name in read)
+        body.append((f"`{key}`", who, values, default, meaning))
+    summary = " ".join((methods.Method.__doc__ or "").split())
+    return f"## `method`\n\n{summary}\n\n" + _table(("key", "read by", "allowed values", "default", "meaning"), body)
+
+
 def _presets() -> str:
     names = list(PRESETS)
     keys = [(section, key) for section, values in PRESETS[names[0]].items() for key in values]
@@ -148,10 +170,9 @@ def _presets() -> str:
         "A value written in the file wins.\n\n"
     )
     by_method = [
-        (f"`{name}`", f"`{section}.{key}`", f"`{value}`")
-        for name, sections in PRESETS_BY_METHOD.items()
-        for section, values in sections.items()
-        for key, value in values.items()
+        (f"`{name}`", f"`learner.{key}`", f"`{value}`")
+        for name, method in methods.BUILT_IN.items()
+        for key, value in method.learner_defaults.items()
     ]
     return (
         introduction

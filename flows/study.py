@@ -19,6 +19,7 @@ from flows.display import live_progress
 from opid_core.config import CampaignConfig, load_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences
+from opid_core.learning.methods import Gigpo, Grpo, Opid
 
 MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
 """Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
@@ -46,7 +47,7 @@ class Study:
     def twin(self, label: str) -> str | None:
         """Label of the method that is the OPID method `label` without its skill signal; None for any other method."""
         config = self.methods[label]
-        if config.method.name != "opid" or _step_weight(config) is not None:
+        if not isinstance(config.method, Opid) or _step_weight(config) is not None:
             return None
         return next(name for name, other in self.methods.items() if _is_twin(other, config))
 
@@ -73,7 +74,7 @@ def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence
                 + ", ".join(MAY_VARY)
             )
     for path, (label, config) in zip(paths, list(methods.items()), strict=True):
-        if config.method.name == "opid" and not any(_is_twin(other, config) for other in methods.values()):
+        if isinstance(config.method, Opid) and not any(_is_twin(other, config) for other in methods.values()):
             without = config.method.model_copy(update={"lambda_episode": 0.0, "lambda_step": 0.0})
             twin = f"{label}-lambda0"
             if twin in methods:
@@ -103,7 +104,7 @@ def show(study: Study, console: Console) -> None:
     """Print what the study will run."""
     table = Table("method", "signal", "campaigns", title=f"study {study.name}")
     for label, config in study.methods.items():
-        signal = config.method.model_dump(exclude_defaults=True)
+        signal = {"name": config.method.name, **config.method.model_dump(exclude_defaults=True)}
         names = ", ".join(f"{label}-seed{seed}" for seed in study.seeds)
         table.add_row(label, json.dumps(signal, sort_keys=True), names)
     console.print(table)
@@ -150,18 +151,20 @@ def study_folder(study: Study) -> Path:
 def _step_weight(config: CampaignConfig) -> float | None:
     """w of a method that is A_ep + w * A_step, of which GRPO is the case w = 0; None for any other method."""
     method = config.method
-    if method.name == "grpo":
+    if isinstance(method, Grpo):
         return 0.0
-    without_skills = method.name == "gigpo" or (
-        method.name == "opid" and method.lambda_episode == method.lambda_step == 0
-    )
-    return method.step_weight if without_skills else None
+    if isinstance(method, Gigpo) or (isinstance(method, Opid) and method.lambda_episode == method.lambda_step == 0):
+        return method.step_weight
+    return None
 
 
 def _is_twin(other: CampaignConfig, config: CampaignConfig) -> bool:
     """Whether `other` is the OPID config `config` without its skill signal: the same A_ep + w * A_step."""
+    method = config.method
+    if not isinstance(method, Opid) or _step_weight(other) != method.step_weight:
+        return False
     numbers = ["baseline", "normalize", "tied_groups"]
-    if config.method.step_weight:
+    if method.step_weight:
         numbers += ["gamma", "state_similarity"]
-    same_numbers = all(getattr(other.method, name) == getattr(config.method, name) for name in numbers)
-    return _step_weight(other) == config.method.step_weight and same_numbers and other.learner == config.learner
+    same_numbers = all(getattr(other.method, name) == getattr(method, name) for name in numbers)
+    return same_numbers and other.learner == config.learner

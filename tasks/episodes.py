@@ -19,7 +19,8 @@ def environment_maker(config: CampaignConfig) -> Callable[[], Environment]:
 
 def training_settings(config: CampaignConfig) -> EpisodeSettings:
     """The rules of an episode that is trained on."""
-    return _settings(config, config.rollout.temperature, config.method.skill_bank)
+    # Any other temperature would bias the PPO ratio: log-probs are at temperature 1 (ALGORITHM, section 1).
+    return _settings(config, 1.0, config.method.bank_in_training)
 
 
 def evaluation_settings(config: CampaignConfig, temperature: float) -> EpisodeSettings:

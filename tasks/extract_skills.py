@@ -10,7 +10,6 @@ from prefect.assets import materialize
 
 from envs.base import action_words_of
 from infra.store import CampaignStore, create_object, read_object
-from opid_core.learning import methods
 from opid_core.skills.analyzers import analyze, is_analyzed
 from opid_core.skills.replies import Analysis, skills_table
 from tasks.episodes import environment_maker
@@ -49,7 +48,7 @@ def extract_skills(campaign: str, iteration: Number, attempt: int) -> None:
             return
         config, samples = it.config, it.samples
         analyses, wanted = [], set()
-        if methods.get(config.method.name).uses_skills:
+        if config.method.uses_skills:
             wanted = {*samples.select(is_analyzed(samples, config.analyzer)).trajectory_ids}
             with it.timed("seconds/extract_skills_s"):
                 analyses = analyze(

@@ -12,7 +12,6 @@ from envs.base import HasForbiddenTexts, Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import DataError
 from opid_core.evaluation import rollout_metrics
-from opid_core.learning import methods
 from opid_core.rollout.episodes import Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import steps_table, trajectories_table
 from opid_core.seeds import derive
@@ -137,9 +136,9 @@ def rollout(campaign: str, iteration: Number, attempt: int) -> None:
             if again := requests_again(it, episodes):
                 asked += again
                 episodes += play(again)
-            if methods.get(config.method.name).filters_ties:
+            if config.method.filters_ties:
                 it.metrics["rollout/groups_for_ties"] = 0.0
-                for draw in range(config.method.resample_tied_rounds):
+                for draw in range(config.method.further_draws):
                     more = requests_for_ties(it, episodes, draw)
                     asked += more
                     episodes += play(more)

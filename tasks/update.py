@@ -6,7 +6,6 @@ from prefect.assets import materialize
 
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
-from opid_core.learning import methods
 from opid_core.learning.rescoring import broken_groups
 from opid_core.seeds import derive
 from tasks.iteration import TASK, Iteration, Number, asset, stage
@@ -35,7 +34,7 @@ def update(campaign: str, iteration: Number, attempt: int) -> None:
                     numbers = learner.update(
                         samples,
                         seed=derive(it.seed, "update"),
-                        distillation=methods.distillation(it.config.method),
+                        extra_loss=it.config.method.loss,
                         on_progress=lambda done, total: it.progress(done, total, "optimizer steps"),
                     )
             with it.timed("seconds/store_policy_s"), scratch_folder() as folder:
@@ -51,4 +50,4 @@ def _all_tied(it: Iteration) -> bool:
     """Whether an iteration without samples lacks them because its intact groups tie."""
     trajectories = it.table("trajectories")
     intact = set(trajectories.column("group_id").to_pylist()) - broken_groups(trajectories)
-    return methods.get(it.config.method.name).filters_ties and bool(intact)
+    return it.config.method.filters_ties and bool(intact)

@@ -17,7 +17,7 @@ from opid_core.rollout.engines.vllm import Completion
 from opid_core.samples import Ragged, Samples
 
 if TYPE_CHECKING:
-    from opid_core.learning.methods import Distillation
+    from opid_core.learning.losses import Loss
 
 CANARY_PROMPTS = ("Now it's your turn.", "On the table you see nothing. What next?")
 SMALLEST_MICRO_BATCH_TOKENS = 64
@@ -123,11 +123,11 @@ class RemoteLearner:
         samples: Samples,
         *,
         seed: int,
-        distillation: Distillation | None,
+        extra_loss: Loss | None,
         on_progress: Callable[[int, int], None],
     ) -> dict[str, float]:
         """See `Learner.update`."""
-        return self._group.call("update", samples, seed=seed, distillation=distillation, on_progress=on_progress)
+        return self._group.call("update", samples, seed=seed, extra_loss=extra_loss, on_progress=on_progress)
 
     def export(self, folder: Path) -> None:
         """See `Learner.export`."""

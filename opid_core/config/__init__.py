@@ -3,9 +3,9 @@
 from opid_core.config.campaign import CampaignConfig
 from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
 from opid_core.config.gates import ExpectationConfig, GatesConfig
-from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
+from opid_core.config.learning import LearnerConfig, WarmStartConfig
 from opid_core.config.loading import build_config, load_config, parse_overrides
-from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, PRESETS_BY_METHOD
+from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
 from opid_core.config.skills import AnalyzerConfig, LlmConfig
 from opid_core.sections import Section
@@ -13,7 +13,6 @@ from opid_core.sections import Section
 __all__ = [
     "PRESETS",
     "PRESETS_BY_ENVIRONMENT",
-    "PRESETS_BY_METHOD",
     "AnalyzerConfig",
     "CampaignConfig",
     "EngineConfig",
@@ -23,7 +22,6 @@ __all__ = [
     "GatesConfig",
     "LearnerConfig",
     "LlmConfig",
-    "MethodConfig",
     "RecoveryConfig",
     "RolloutConfig",
     "Section",

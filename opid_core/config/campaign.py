@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
 from opid_core.config.gates import GatesConfig
-from opid_core.config.learning import LearnerConfig, MethodConfig, WarmStartConfig
-from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, PRESETS_BY_METHOD, merge
+from opid_core.config.learning import LearnerConfig, WarmStartConfig
+from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, merge
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
 from opid_core.config.skills import AnalyzerConfig
+from opid_core.learning import methods
+from opid_core.learning.methods import Method, Opid
 from opid_core.sections import Section
 
 
@@ -41,7 +43,7 @@ class CampaignConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
     analyzer: AnalyzerConfig = AnalyzerConfig()
-    method: MethodConfig = MethodConfig()
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(methods.from_keys)] = Opid()
     learner: LearnerConfig = LearnerConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -53,8 +55,7 @@ class CampaignConfig(Section):
     @property
     def bank_at_test(self) -> str | None:
         """File of the static skills that stand in the prompts of evaluations."""
-        kept = self.method.skill_bank if self.method.keep_skill_at_test else None
-        return self.evaluation.skill_bank or kept
+        return self.evaluation.skill_bank or self.method.bank_at_test
 
     @field_validator("root")
     @classmethod
@@ -72,11 +73,12 @@ class CampaignConfig(Section):
             return data
         preset = data.get("preset", "released")
         by_environment = PRESETS_BY_ENVIRONMENT.get((preset, _name(data, "environment")), {})
-        by_method = PRESETS_BY_METHOD.get(_name(data, "method"), {})
-        return merge(merge(merge(PRESETS[preset], by_environment), by_method), data)
+        method = methods.get(_name(data, "method") or methods.DEFAULT)
+        numbers = merge(PRESETS[preset], by_environment)
+        read = {key: value for key, value in numbers["method"].items() if key in method.model_fields}
+        return merge({**numbers, "method": read, "learner": method.learner_defaults}, data)
 
 
-def _name(data: Mapping[str, Any], section: str) -> str | None:
+def _name(data: Mapping[str, Any], section: str) -> Any:
     given = data.get(section)
-    name = given.get("name") if isinstance(given, Mapping) else None
-    return name if isinstance(name, str) else None
+    return given.get("name") if isinstance(given, Mapping) else getattr(given, "name", None)

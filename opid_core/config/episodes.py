@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from opid_core.sections import Section
 
@@ -31,26 +31,16 @@ class EnvironmentConfig(Section):
 
 
 class RolloutConfig(Section):
-    """How episodes are sampled."""
+    """How episodes are sampled; the temperature is 1, as the PPO ratio needs it (an evaluation has its own)."""
 
     tasks_per_iteration: int = Field(default=16, ge=1)
     """Task instances (groups) an iteration."""
     group_size: int = Field(default=8, ge=1)
     """Episodes sampled for each task instance."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature. Learning needs 1.0: any other value biases the ratio and is refused."""
     max_prompt_tokens: int = Field(default=2048, ge=16)
     """Longer prompts lose their oldest history first."""
     max_response_tokens: int = Field(default=512, ge=1)
     """Longest response."""
-
-    @model_validator(mode="after")
-    def _unbiased(self) -> RolloutConfig:
-        if self.temperature != 1.0:
-            raise ValueError(
-                "temperature must be 1.0 while training: the PPO ratio assumes it (evaluation has its own)"
-            )
-        return self
 
 
 class EngineConfig(Section):

@@ -1,74 +1,12 @@
-"""Sections of the config about learning: the signal, the update, the warm start."""
+"""Sections of the config about learning: the update, the warm start."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from opid_core.sections import Section
-
-
-class MethodConfig(Section):
-    """The learning signal (ALGORITHM, sections 2 to 8); docs/methods.md has every method's formula."""
-
-    name: Literal[
-        "grpo",
-        "gigpo",
-        "rloo",
-        "dapo",
-        "skill_grpo",
-        "opsd",
-        "grpo_opsd",
-        "skill_sd",
-        "rlsd",
-        "sdar",
-        "opid",
-    ] = "opid"
-    """What is learned from an iteration. Some methods set further keys, see the end of this page; the file's win."""
-    baseline: Literal["step", "trajectory"] = "step"
-    """Group statistics over all step samples (`released`) or one value a trajectory (`paper`)."""
-    normalize: Literal["mean", "mean_std"] = "mean_std"
-    """Subtract the group's mean, or also divide by its standard deviation."""
-    tied_groups: Literal["keep", "zero"] = "keep"
-    """What a group of equal outcomes contributes: the penalty's variance scaled to unit size (`keep`), or nothing."""
-    lambda_episode: float = Field(default=0.001, ge=0)
-    """Weight of the episode skill's advantage; 0 turns episode skills off."""
-    lambda_step: float = Field(default=0.001, ge=0)
-    """Weight of the step skill's advantage; 0 turns step skills off."""
-    normalize_skill: bool = False
-    """`opid`: standardise the skill signal over all tokens that carry it."""
-    clip_skill: float | None = Field(default=None, gt=0)
-    """`opid`: clip the skill signal to [-c, c]."""
-    routing: Literal["critical_first", "episode_only", "step_only", "random", "additive"] = "critical_first"
-    """Which skill a step is scored under: its own, else the episode's (`critical_first`); one kind alone; step skills
-    at random steps (`random`); or, `opid` only, its own and the episode's (`additive`)."""
-    gamma: float = Field(default=0.95, gt=0, le=1)
-    """Discount of the step returns (step advantage, statistics selector)."""
-    step_weight: float = Field(default=0.0, ge=0)
-    """Weight of GiGPO's step advantage (`gigpo`, `opid`)."""
-    state_similarity: float | None = Field(default=None, gt=0, le=1)
-    """Step advantage: observations at least so similar count as one state; null: identical ones only."""
-    resample_tied_rounds: int = Field(default=3, ge=0)
-    """`dapo`: at most so many times are further tasks drawn for groups whose outcomes tie, which are not trained on."""
-    distillation_coefficient: float = Field(default=0.01, ge=0)
-    """Weight of the distillation loss (`opsd`, `grpo_opsd`, `skill_sd`, `sdar`)."""
-    gate_beta: float = Field(default=5.0, ge=0)
-    """Slope of the distillation loss's gate sigmoid(beta * delta) (`opsd`, `grpo_opsd`, `sdar`)."""
-    skill_bank: str | None = None
-    """`skill_grpo`: JSON file of static skills by task type, which stand in the policy's prompt while it trains."""
-    keep_skill_at_test: bool = False
-    """`skill_grpo`: evaluate with the skills of `skill_bank` in the prompt too."""
-
-    @model_validator(mode="after")
-    def _fits_method(self) -> MethodConfig:
-        if self.routing == "additive" and self.name != "opid":
-            raise ValueError("routing additive scores two skills a step, which only the method opid can use")
-        if (self.skill_bank is not None) != (self.name == "skill_grpo"):
-            raise ValueError("skill_bank must be given for the method skill_grpo, and for no other")
-        if self.keep_skill_at_test and self.skill_bank is None:
-            raise ValueError("keep_skill_at_test keeps the skills of skill_bank, which is not given")
-        return self
 
 
 class LearnerConfig(Section):

@@ -13,6 +13,7 @@ from envs.base import describe_validation_error, validate_options
 from opid_core.config.campaign import CampaignConfig
 from opid_core.config.presets import merge
 from opid_core.errors import ConfigError
+from opid_core.learning import methods
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
@@ -21,7 +22,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConf
     A file may name another one that it `extends` (a path from its own folder): it then holds only what differs.
     Raises ConfigError that names the file, the field and the allowed values.
     """
-    return build_config(merge(read_config_file(Path(path)), parse_overrides(overrides)), str(path))
+    return build_config(_on_top(read_config_file(Path(path)), parse_overrides(overrides)), str(path))
 
 
 def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -48,7 +49,20 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected the path of a config file, got {base!r}")
-    return merge(read_config_file(path.parent / base, (*extending, path.resolve())), data)
+    return _on_top(read_config_file(path.parent / base, (*extending, path.resolve())), data)
+
+
+def _on_top(below: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` over what is `below` it. Where it names another method, keys of the one below that this one does not read
+    fall away; its own are checked with the rest."""
+    merged, section = merge(below, data), data.get("method")
+    if isinstance(section, Mapping) and "name" in section:
+        try:
+            read = methods.get(section["name"]).model_fields
+        except ConfigError:
+            return merged  # `build_config` says what is wrong with the name
+        merged["method"] = {key: value for key, value in merged["method"].items() if key in read or key in section}
+    return merged
 
 
 def build_config(data: Mapping[str, Any], source: str = "config") -> CampaignConfig:

@@ -8,24 +8,17 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "released": {
         "environment": {"success_reward": 10.0, "invalid_action_penalty": 0.1},
-        "method": {"baseline": "step", "normalize": "mean_std"},
+        "method": {"baseline": "step"},
     },
     "paper": {
         "environment": {"success_reward": 1.0, "invalid_action_penalty": 0.0},
-        "method": {"baseline": "trajectory", "normalize": "mean_std"},
+        "method": {"baseline": "trajectory"},
     },
 }
 PRESETS_BY_ENVIRONMENT: dict[tuple[str, Any], dict[str, Any]] = {
     ("released", "search_qa"): {"environment": {"invalid_action_penalty": 0.01}},
 }
 """What a preset sets otherwise for one environment."""
-PRESETS_BY_METHOD: dict[Any, dict[str, Any]] = {
-    "gigpo": {"method": {"step_weight": 1.0}},
-    "dapo": {"learner": {"clip_high": 0.28}},
-    "grpo_opsd": {"method": {"gate_beta": 0.0}},
-    "skill_sd": {"method": {"distillation_coefficient": 0.001}},
-}
-"""What a method sets otherwise (ALGORITHM, section 8)."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

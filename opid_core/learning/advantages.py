@@ -70,84 +70,59 @@ def outcome_advantages(
     *,
     baseline: Literal["step", "trajectory"],
     normalize: Literal["mean", "mean_std"],
-    tied_groups: Literal["keep", "zero"] = "keep",
-    outcomes: Any = None,
 ) -> Any:
     """A_ep of every step sample, [samples]: its score against the statistics of its group.
 
     `baseline` takes them over all step samples of the group, or over one mean score a trajectory. A group of one
-    such value has mean 0 and std 1. `tied_groups='zero'` gives 0 to groups of two or more trajectories whose
-    `outcomes` ([samples], each the un-penalised return of the sample's trajectory) are all equal.
-    Raises DataError for unequal lengths, unknown options, or 'zero' without outcomes. Source: ALGORITHM, section 2.
+    such value has mean 0 and std 1. Raises DataError for unequal lengths or unknown options.
+    Source: ALGORITHM, section 2.
     """
     _check_choice("baseline", baseline, ("step", "trajectory"))
     _check_choice("normalize", normalize, ("mean", "mean_std"))
-    _check_choice("tied_groups", tied_groups, ("keep", "zero"))
-    values, groups = as_floats(scores), codes(group_ids)
-    trajectories = pair_codes(groups, codes(trajectory_ids))
-    check_lengths(scores=values, group_ids=groups, trajectory_ids=trajectories)
+    values, groups, trajectories = _grouped(scores, group_ids, trajectory_ids)
     if baseline == "step":
         statistics = group_statistics(values, groups)
     else:
-        _, first = np.unique(trajectories, return_index=True)
-        statistics = group_statistics(group_statistics(values, trajectories).mean, groups[first])
+        _, statistics = _trajectory_means(values, groups, trajectories)
     alone = statistics.count == 1
     mean = np.where(alone, 0.0, statistics.mean)
     advantages = values - mean[groups]
     if normalize == "mean_std":
         advantages /= np.where(alone, 1.0, statistics.std + EPSILON)[groups]
-    if tied_groups == "zero":
-        advantages[_tied_samples(outcomes, groups, trajectories)] = 0.0
     return like_source(advantages, scores)
 
 
-def leave_one_out_advantages(
-    scores: Any,
-    group_ids: Ids,
-    trajectory_ids: Ids,
-    *,
-    tied_groups: Literal["keep", "zero"] = "keep",
-    outcomes: Any = None,
-) -> Any:
+def leave_one_out_advantages(scores: Any, group_ids: Ids, trajectory_ids: Ids) -> Any:
     """RLOO's advantage of every step sample, [samples]: its score less the mean over the group's other trajectories,
     each of which counts with the mean of its step samples' scores; alone in its group it keeps its score.
 
-    `tied_groups`, `outcomes` and errors as in `outcome_advantages`. Source: ALGORITHM, section 8.
+    Raises DataError for unequal lengths. Source: ALGORITHM, section 8.
     """
-    _check_choice("tied_groups", tied_groups, ("keep", "zero"))
-    values, groups = as_floats(scores), codes(group_ids)
-    trajectories = pair_codes(groups, codes(trajectory_ids))
-    check_lengths(scores=values, group_ids=groups, trajectory_ids=trajectories)
-    _, first = np.unique(trajectories, return_index=True)
-    means = group_statistics(values, trajectories).mean
-    statistics = group_statistics(means, groups[first])
+    values, groups, trajectories = _grouped(scores, group_ids, trajectory_ids)
+    means, statistics = _trajectory_means(values, groups, trajectories)
     count, mean = statistics.count[groups], statistics.mean[groups]
     others = mean + (mean - means[trajectories]) / np.maximum(count - 1, 1)  # exact where all are equal
-    advantages = values - np.where(count == 1, 0.0, others)
-    if tied_groups == "zero":
-        advantages[_tied_samples(outcomes, groups, trajectories)] = 0.0
-    return like_source(advantages, scores)
+    return like_source(values - np.where(count == 1, 0.0, others), scores)
 
 
 def tied_samples(outcomes: Any, group_ids: Ids, trajectory_ids: Ids) -> Any:
     """Whether each step sample's group has two or more trajectories with equal outcomes only, [samples].
 
-    `outcomes` [samples] as in `outcome_advantages`. Source: ALGORITHM, sections 2 and 8.
+    `outcomes` [samples] is the return of the sample's trajectory without any penalty, or whether it succeeded.
+    Source: ALGORITHM, sections 2 and 8.
     """
-    groups = codes(group_ids)
-    trajectories = pair_codes(groups, codes(trajectory_ids))
-    return like_source(_tied_samples(outcomes, groups, trajectories), outcomes)
+    values, groups, trajectories = _grouped(outcomes, group_ids, trajectory_ids)
+    tied, _ = _tied_groups(values, groups, trajectories)
+    return like_source(tied[groups], outcomes)
 
 
 def tie_rate(outcomes: Any, group_ids: Ids, trajectory_ids: Ids) -> float:
     """Share of groups with equal outcomes among the groups of two or more trajectories (0 if there are none).
 
-    `outcomes` [samples] as in `outcome_advantages`. Source: ALGORITHM, section 2.
+    `outcomes` [samples] as in `tied_samples`. Source: ALGORITHM, section 2.
     """
-    groups = codes(group_ids)
-    trajectories = pair_codes(groups, codes(trajectory_ids))
-    several = _trajectories_per_group(groups, trajectories) > 1
-    return float(_tied(as_floats(outcomes), groups, trajectories)[several].mean()) if several.any() else 0.0
+    tied, several = _tied_groups(*_grouped(outcomes, group_ids, trajectory_ids))
+    return float(tied[several].mean()) if several.any() else 0.0
 
 
 def state_advantages(
@@ -194,11 +169,23 @@ def skill_advantages(
     """
     skill, old, mask = as_floats(skill_log_probs), as_floats(old_log_probs), as_bools(response_mask)
     carries = mask & as_bools(routed)[:, None]
-    if not skill.shape == old.shape == mask.shape == carries.shape:
+    return like_source(skill_deltas(skill, old, carries, normalize=normalize, clip=clip), skill_log_probs)
+
+
+def skill_deltas(
+    skill_log_probs: Float[Array, "*tokens"],
+    old_log_probs: Float[Array, "*tokens"],
+    carries: Bool[Array, "*tokens"],
+    *,
+    normalize: bool = False,
+    clip: float | None = None,
+) -> Float[Array, "*tokens"]:
+    """`skill_advantages` of arrays of one shape: delta where a token `carries` the signal, 0 elsewhere."""
+    if not skill_log_probs.shape == old_log_probs.shape == carries.shape:
         raise DataError(
-            f"shapes differ: skill {skill.shape}, old {old.shape}, mask {mask.shape}, routed {len(carries)}"
+            f"shapes differ: skill {skill_log_probs.shape}, old {old_log_probs.shape}, tokens {carries.shape}"
         )
-    signal = skill[carries] - old[carries]
+    signal = skill_log_probs[carries].astype(np.float64) - old_log_probs[carries]
     if not np.isfinite(signal).all():
         raise DataError("skill or old log-probs are not finite on a routed response token")
     if normalize and signal.size:
@@ -208,9 +195,9 @@ def skill_advantages(
             signal /= std + EPSILON
     if clip is not None:
         signal = np.clip(signal, -clip, clip)
-    advantages = np.zeros(mask.shape)
-    advantages[carries] = signal
-    return like_source(advantages, skill_log_probs)
+    deltas = np.zeros(carries.shape)
+    deltas[carries] = signal
+    return like_source(deltas, skill_log_probs)
 
 
 # --- groups -----------------------------------------------------------------------------------------------------
@@ -263,22 +250,27 @@ def _extremes(values: Array, groups: Array, n_groups: int) -> tuple[Array, Array
     return smallest, largest
 
 
-def _trajectories_per_group(groups: Array, trajectories: Array) -> Array:
+def _grouped(values: Any, group_ids: Ids, trajectory_ids: Ids) -> tuple[Array, Array, Array]:
+    """The values, and the codes of each sample's group and of its trajectory in it. Raises DataError."""
+    floats, groups = as_floats(values), codes(group_ids)
+    trajectories = pair_codes(groups, codes(trajectory_ids))
+    check_lengths(scores=floats, group_ids=groups, trajectory_ids=trajectories)
+    return floats, groups, trajectories
+
+
+def _trajectory_means(values: Array, groups: Array, trajectories: Array) -> tuple[Array, GroupStatistics]:
+    """Each trajectory's mean value, [trajectories], and the statistics of these means in each group."""
     _, first = np.unique(trajectories, return_index=True)
-    return np.bincount(groups[first])
+    means = group_statistics(values, trajectories).mean
+    return means, group_statistics(means, groups[first])
 
 
-def _tied(outcomes: Array, groups: Array, trajectories: Array) -> Bool[Array, " groups"]:
-    check_lengths(outcomes=outcomes, group_ids=groups)
-    per_group = _trajectories_per_group(groups, trajectories)
-    smallest, largest = _extremes(outcomes, groups, len(per_group))
-    return (smallest == largest) & (per_group > 1)
-
-
-def _tied_samples(outcomes: Any, groups: Array, trajectories: Array) -> Bool[Array, " samples"]:
-    if outcomes is None:
-        raise DataError("tied_groups='zero' needs outcomes: ties are decided before any penalty")
-    return _tied(as_floats(outcomes), groups, trajectories)[groups]
+def _tied_groups(outcomes: Array, groups: Array, trajectories: Array) -> tuple[Array, Array]:
+    """Of each group whether all outcomes are equal, and whether it has several trajectories; only then it can tie."""
+    _, first = np.unique(trajectories, return_index=True)
+    several = np.bincount(groups[first]) > 1
+    smallest, largest = _extremes(outcomes, groups, len(several))
+    return (smallest == largest) & several, several
 
 
 def _similar_clusters(groups: Array, states: Sequence[Hashable], threshold: float) -> list[tuple[int, int]]:

@@ -11,8 +11,9 @@ import gc
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,14 +24,14 @@ from opid_core.errors import ConfigError, DataError, NumericsError, OutOfMemory
 from opid_core.learning import checkpoint
 from opid_core.learning.deepspeed_setup import engine_config, prepare_process
 from opid_core.learning.losses import (
-    gated_distillation_loss,
-    kl_loss,
+    TOKEN_SUMS,
+    Loss,
+    LossInput,
+    clipped_loss,
     normalizer,
-    policy_loss,
     policy_metrics,
-    ratio_k3_distillation_loss,
+    reference_loss,
 )
-from opid_core.learning.methods import Distillation
 from opid_core.learning.scoring import ResponseScorer, frozen_policy, response_mask, score
 from opid_core.policies import save_policy
 from opid_core.samples import Ragged, Samples, micro_batches
@@ -141,11 +142,11 @@ class Learner:
         samples: Samples,
         *,
         seed: int,
-        distillation: Distillation | None = None,
+        extra_loss: Loss | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
-        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`; `distillation` adds that
-        loss, weighted, on the samples with skill log-probs.
+        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`; `extra_loss` is added to
+        the PPO loss and the KL to the reference policy.
 
         Returns means over response tokens (the losses: over optimizer steps; gradient_norm: before clipping)
         and the counts optimizer_steps and tokens. `on_progress` is called on rank 0 after each optimizer step with
@@ -163,15 +164,14 @@ class Learner:
             for start in range(0, len(order), self.config.mini_batch_samples):
                 batch = samples.select(order[start : start + self.config.mini_batch_samples])
                 with _memory_errors(self.config.micro_batch_tokens):
-                    sums = self._step(batch, distillation)
+                    sums = self._step(batch, extra_loss)
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + value
                 steps += 1
                 if on_progress is not None and torch.distributed.get_rank() == 0:
                     on_progress(steps, all_steps)
         tokens = totals["tokens"]
-        per_step = ("loss", "policy_loss", "distillation_loss", "gradient_norm")
-        metrics = {name: totals[name] / steps for name in per_step if name in totals}
+        metrics = {name: total / steps for name, total in totals.items() if name not in TOKEN_SUMS}
         metrics |= {name: totals[name] / tokens for name in ("entropy", "reference_kl") if name in totals}
         return metrics | policy_metrics(totals) | {"optimizer_steps": float(steps), "tokens": tokens}
 
@@ -214,7 +214,7 @@ class Learner:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _step(self, batch: Samples, distillation: Distillation | None) -> dict[str, float]:
+    def _step(self, batch: Samples, extra_loss: Loss | None) -> dict[str, float]:
         """One optimizer step on a mini-batch; returns sums over its tokens, its losses and its gradient norm."""
         world = torch.distributed.get_world_size()
         denominator = normalizer(batch.response_ids.lengths, self.config.aggregation)
@@ -222,7 +222,7 @@ class Learner:
         sums: dict[str, Tensor] = {}
         for part, weight, is_last in _rounds(parts):
             self._engine.set_gradient_accumulation_boundary(is_last)
-            loss, part_sums = self._loss(batch.select(np.array(part)), denominator, distillation)
+            loss, part_sums = self._loss(batch.select(np.array(part)), denominator, extra_loss)
             self._engine.backward(loss * (weight * world))  # DeepSpeed averages over ranks, the loss is a sum
             for name, value in part_sums.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + weight * value
@@ -249,55 +249,42 @@ class Learner:
         self._engine.step()  # ZeRO checks the gradients of all ranks first, and skips the step
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else float("nan")
 
-    def _loss(
-        self,
-        samples: Samples,
-        denominator: float,
-        distillation: Distillation | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(self, samples: Samples, denominator: float, extra_loss: Loss | None) -> tuple[Tensor, dict[str, Tensor]]:
         """This part's share of the mini-batch's loss, and detached sums over its tokens."""
-        config = self.config
-        log_probs, entropy = self._engine(samples.prompt_ids, samples.response_ids, entropy=True)
+        config, responses = self.config, samples.response_ids
+        log_probs, entropy = self._engine(samples.prompt_ids, responses, entropy=True)
         assert entropy is not None
-        device, responses = log_probs.device, samples.response_ids
-        mask = torch.from_numpy(response_mask(responses)).to(device)
+        mask = torch.from_numpy(response_mask(responses)).to(log_probs.device)
 
         def padded(rows: Ragged) -> Tensor:
-            return torch.from_numpy(rows.padded(mask.shape[1])).to(device)
+            return torch.from_numpy(rows.padded(mask.shape[1])).to(mask.device)
 
-        old = padded(samples.tokens("old_log_probs"))
-        loss, sums = policy_loss(
-            log_probs,
-            old,
-            padded(Ragged(samples.advantages(), responses.offsets)),
-            mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip,
+        with_skill = torch.from_numpy(samples.has("skill_log_probs")).to(mask.device)
+        has_reference = samples.has("reference_log_probs").any()
+        inputs = LossInput(
+            log_probs=log_probs,
+            old_log_probs=padded(samples.tokens("old_log_probs")),
+            advantages=padded(Ragged(samples.advantages(), responses.offsets)),
+            response_mask=mask,
             aggregation=config.aggregation,
             normalizer=denominator,
+            reference_log_probs=padded(samples.tokens("reference_log_probs")) if has_reference else None,
+            skill_log_probs=padded(samples.tokens("skill_log_probs")),
+            skill_mask=mask & with_skill[:, None],
         )
-        sums |= {"policy_loss": loss.detach(), "entropy": entropy.sum()}
-        if samples.has("reference_log_probs").any():
-            reference = padded(samples.tokens("reference_log_probs"))
-            loss = loss + config.kl_coefficient * kl_loss(
-                log_probs, reference, mask, aggregation=config.aggregation, normalizer=denominator
-            )
-            sums["reference_kl"] = kl_loss(
-                log_probs.detach(), reference, mask, aggregation="token-mean", normalizer=1.0
-            )
-        if distillation is not None:
-            with_skill = torch.from_numpy(samples.has("skill_log_probs")).to(device)
-            skill = padded(samples.tokens("skill_log_probs"))
-            scale: dict[str, Any] = {"aggregation": config.aggregation, "normalizer": denominator}
-            if distillation.kind == "gated":
-                beta = distillation.gate_beta
-                extra = gated_distillation_loss(log_probs, skill, mask, with_skill, gate_beta=beta, **scale)
-            else:
-                extra = ratio_k3_distillation_loss(log_probs, old, skill, mask, with_skill, **scale)
-            loss = loss + distillation.coefficient * extra
-            sums["distillation_loss"] = extra.detach()
-        return loss, sums | {"loss": loss.detach()}
+        clip = {"clip_low": config.clip_low, "clip_high": config.clip_high, "dual_clip": config.dual_clip}
+        losses: list[Loss] = [partial(clipped_loss, **clip)]
+        if has_reference:
+            losses.append(partial(reference_loss, coefficient=config.kl_coefficient))
+        if extra_loss is not None:
+            losses.append(extra_loss)
+        shares, sums = [], {"entropy": entropy.sum()}
+        for loss in losses:
+            share, numbers = loss(inputs)
+            shares.append(share)
+            sums |= numbers
+        total = sum(shares[1:], shares[0])
+        return total, sums | {"loss": total.detach()}
 
 
 def _rounds(parts: Sequence[list[int]]) -> Iterator[tuple[list[int], float, bool]]:

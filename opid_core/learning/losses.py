@@ -1,14 +1,15 @@
-"""The objective (ALGORITHM, sections 7 and 8): clipped policy loss, k3 KL, distillation losses, and their aggregation
-over a mini-batch.
+"""The objective (ALGORITHM, sections 7 and 8): clipped policy loss, k3 KL, and their aggregation over a mini-batch.
 
-A micro-batch's loss is its share of the mini-batch's: give every part the mini-batch's `normalizer` and add them up,
-and loss and gradient are the same whatever the split over micro-batches or ranks.
+Every loss, a method's own too, is a function of one `LossInput` that returns its value and detached numbers to log. A
+micro-batch's loss is its share of the mini-batch's: give every part the mini-batch's `normalizer` and add them up, and
+loss and gradient are the same whatever the split over micro-batches or ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +23,46 @@ LOG_RATIO_LIMIT = 20.0
 """Log-ratios are clamped here before exp: beyond it every term is clipped anyway, and exp would overflow into NaN
 gradients."""
 K3_LIMIT = 10.0
+TOKEN_SUMS = ("tokens", "clipped", "dual_clipped", "ratio", "kl_k1", "kl_k3", "reference_kl", "entropy")
+"""Of the numbers that are logged, those that are sums over tokens; all others are shares of the mini-batch's, as losses
+are."""
+
+
+@dataclass(frozen=True)
+class LossInput:
+    """What a loss reads of a micro-batch. Log-probs in nats at temperature 1; gradients flow through `log_probs` alone;
+    entries outside `response_mask` may hold anything."""
+
+    log_probs: Float[Tensor, "samples tokens"]
+    """Of the policy that is trained."""
+    old_log_probs: Float[Tensor, "samples tokens"]
+    """Of the policy that sampled."""
+    advantages: Float[Tensor, "samples tokens"]
+    response_mask: Bool[Tensor, "samples tokens"]
+    aggregation: Aggregation
+    normalizer: float | None = None
+    """The mini-batch's denominator (see the function of that name); None: this batch's own."""
+    reference_log_probs: Float[Tensor, "samples tokens"] | None = None
+    """Of the frozen policy that the KL term pulls to."""
+    skill_log_probs: Float[Tensor, "samples tokens"] | None = None
+    """Of the policy that sampled, under the routed skill; anything outside `skill_mask`."""
+    skill_mask: Bool[Tensor, "samples tokens"] | None = None
+    """The response tokens of the samples that have a routed skill."""
+
+    def aggregate(self, token_losses: Float[Tensor, "samples tokens"]) -> Float[Tensor, ""]:
+        """This batch's share of the aggregated `token_losses`; see the function of that name."""
+        return aggregate(token_losses, self.response_mask, self.aggregation, self.normalizer)
+
+    def log_ratio(self, other: Tensor | None, mask: Tensor | None = None) -> Float[Tensor, "samples tokens"]:
+        """log pi - `other` where `mask` (None: `response_mask`) holds, else 0; clamped so that its exp is finite."""
+        assert other is not None
+        mask = self.response_mask if mask is None else mask
+        difference = torch.where(mask, self.log_probs - other.detach(), 0.0)
+        return difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+Loss = Callable[[LossInput], tuple[Tensor, dict[str, Tensor]]]
+"""A micro-batch's share of a loss, to be added to the others, and detached numbers to be added up and logged."""
 
 
 def normalizer(response_lengths: Iterable[int], aggregation: Aggregation) -> float:
@@ -59,30 +100,17 @@ def aggregate(
     return sequences.sum() / max(normalizer, 1.0)
 
 
-def policy_loss(
-    log_probs: Float[Tensor, "samples tokens"],
-    old_log_probs: Float[Tensor, "samples tokens"],
-    advantages: Float[Tensor, "samples tokens"] | Float[Tensor, " samples"],
-    response_mask: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-    aggregation: Aggregation,
-    normalizer: float | None = None,
-) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The PPO loss with clipping to [1 - clip_low, 1 + clip_high] and dual clip, and sums for its metrics.
+def clipped_loss(
+    inputs: LossInput, *, clip_low: float, clip_high: float, dual_clip: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The PPO loss with clipping to [1 - clip_low, 1 + clip_high] and dual clip: for negative advantages the loss is at
+    most dual_clip * |advantage| (None: no dual clip).
 
-    Log-probs in nats; gradients flow through `log_probs` alone. For negative advantages the loss is at most
-    dual_clip * |advantage| (None: no dual clip). The metrics are detached sums over the valid tokens, to be added up
-    over micro-batches and ranks and given to `policy_metrics`. Source: ALGORITHM, section 7.
+    Its numbers are sums over the valid tokens for `policy_metrics`, and `policy_loss`. Source: ALGORITHM, section 7.
     """
-    mask = response_mask.bool()
-    advantages = advantages.detach()
-    if advantages.ndim == 1:
-        advantages = advantages[:, None].expand_as(log_probs)
-    advantages = torch.where(mask, advantages, 0.0)
-    log_ratio = torch.where(mask, log_probs - old_log_probs.detach(), 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    mask = inputs.response_mask
+    advantages = torch.where(mask, inputs.advantages.detach(), 0.0)
+    log_ratio = inputs.log_ratio(inputs.old_log_probs)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -92,6 +120,7 @@ def policy_loss(
         bound = -advantages * dual_clip
         is_dual = (advantages < 0) & (losses > bound)
         losses = torch.where(advantages < 0, torch.minimum(losses, bound), losses)
+    loss = inputs.aggregate(losses)
     with torch.no_grad():
         sums = {
             "tokens": mask.sum(),
@@ -100,12 +129,21 @@ def policy_loss(
             "ratio": torch.where(mask, ratio, 0.0).sum(),
             "kl_k1": -log_ratio.sum(),
             "kl_k3": (ratio - log_ratio - 1).sum(),
+            "policy_loss": loss,
         }
-    return aggregate(losses, mask, aggregation, normalizer), {k: v.detach() for k, v in sums.items()}
+    return loss, {name: value.detach() for name, value in sums.items()}
+
+
+def reference_loss(inputs: LossInput, *, coefficient: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """`coefficient` times the aggregated k3(log pi_ref - log pi), each token clamped to [-10, 10]; k3(x) = exp(x) - x
+    - 1. Its number is the sum over the valid tokens, in nats. Source: ALGORITHM, section 7."""
+    x = -inputs.log_ratio(inputs.reference_log_probs)
+    k3 = (x.exp() - x - 1).clamp(-K3_LIMIT, K3_LIMIT)
+    return coefficient * inputs.aggregate(k3), {"reference_kl": k3.detach().sum()}
 
 
 def policy_metrics(sums: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Means over tokens of the added-up sums of `policy_loss`: clip_fraction, dual_clip_fraction, ratio_mean, and the
+    """Means over tokens of the added-up sums of `clipped_loss`: clip_fraction, dual_clip_fraction, ratio_mean, and the
     KL of the old to the trained policy in nats by the k1 and k3 estimators (kl_k1, kl_k3).
 
     Raises DataError where there is no token."""
@@ -122,69 +160,49 @@ def policy_metrics(sums: Mapping[str, Tensor | float]) -> dict[str, float]:
     return {name: float(sums[key]) / tokens for name, key in names.items()}
 
 
-def kl_loss(
-    log_probs: Float[Tensor, "samples tokens"],
-    reference_log_probs: Float[Tensor, "samples tokens"],
-    response_mask: Tensor,
-    *,
-    aggregation: Aggregation,
-    normalizer: float | None = None,
-) -> Float[Tensor, ""]:
-    """Aggregated k3(log pi_ref - log pi) in nats, each token clamped to [-10, 10]; k3(x) = exp(x) - x - 1.
+# --- as functions of arrays ---------------------------------------------------------------------------------------
 
+
+def policy_loss(
+    log_probs: Any,
+    old_log_probs: Any,
+    advantages: Any,
+    response_mask: Any,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+    aggregation: Aggregation,
+) -> tuple[Any, dict[str, Any]]:
+    """`clipped_loss` of tensors or numpy arrays [samples, tokens] (advantages: or [samples]): the loss, of the kind of
+    `log_probs`, and its sums over the valid tokens.
+
+    Log-probs in nats; gradients flow through `log_probs` alone. Raises DataError for an unknown aggregation.
     Source: ALGORITHM, section 7.
     """
-    mask = response_mask.bool()
-    x = torch.where(mask, reference_log_probs.detach() - log_probs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    k3 = (x.exp() - x - 1).clamp(-K3_LIMIT, K3_LIMIT)
-    return aggregate(k3, mask, aggregation, normalizer)
+    mask, given = _tensor(response_mask).bool(), _tensor(advantages)
+    spread = given[:, None].expand_as(mask) if given.ndim == 1 else given
+    inputs = LossInput(_tensor(log_probs), _tensor(old_log_probs), spread, mask, aggregation)
+    loss, sums = clipped_loss(inputs, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    return _like(loss, log_probs), {name: _like(value, log_probs) for name, value in sums.items()}
 
 
-def gated_distillation_loss(
-    log_probs: Float[Tensor, "samples tokens"],
-    skill_log_probs: Float[Tensor, "samples tokens"],
-    response_mask: Tensor,
-    with_skill: Bool[Tensor, " samples"],
-    *,
-    gate_beta: float,
-    aggregation: Aggregation,
-    normalizer: float | None = None,
-) -> Float[Tensor, ""]:
-    """Aggregated stop_gradient(sigmoid(gate_beta * d)) * d, d = log pi_T - log pi in nats: its gradient raises the
-    sampled tokens, those most that the skill favours.
+def kl_loss(log_probs: Any, reference_log_probs: Any, response_mask: Any, *, aggregation: Aggregation) -> Any:
+    """`reference_loss` of tensors or numpy arrays [samples, tokens], in nats, of the kind of `log_probs`.
 
-    A sample without a skill adds 0, whatever `skill_log_probs` holds there, and counts in the denominator as in the
-    policy loss. Source: ALGORITHM, section 8 (opsd, grpo_opsd, sdar).
+    Raises DataError for an unknown aggregation. Source: ALGORITHM, section 7.
     """
-    carries = response_mask.bool() & with_skill[:, None]
-    difference = torch.where(carries, skill_log_probs.detach() - log_probs, 0.0)
-    gate = torch.sigmoid(gate_beta * difference.detach())
-    return aggregate(gate * difference, response_mask, aggregation, normalizer)
+    given, mask = _tensor(log_probs), _tensor(response_mask).bool()
+    inputs = LossInput(given, given, given, mask, aggregation, reference_log_probs=_tensor(reference_log_probs))
+    return _like(reference_loss(inputs)[0], log_probs)
 
 
-def ratio_k3_distillation_loss(
-    log_probs: Float[Tensor, "samples tokens"],
-    old_log_probs: Float[Tensor, "samples tokens"],
-    skill_log_probs: Float[Tensor, "samples tokens"],
-    response_mask: Tensor,
-    with_skill: Bool[Tensor, " samples"],
-    *,
-    aggregation: Aggregation,
-    normalizer: float | None = None,
-) -> Float[Tensor, ""]:
-    """Aggregated ratio * k3 in nats, ratio = pi / pi_old, k3 = exp(-l) - 1 + l, l = log pi - log pi_T.
+def _tensor(values: Any) -> Tensor:
+    return torch.as_tensor(values)
 
-    Gradients flow through both factors: in expectation over the old policy's tokens, value and gradient are those of
-    KL(pi || pi_T). Samples without a skill as in `gated_distillation_loss`. Source: ALGORITHM, section 8 (skill_sd).
-    """
-    carries = response_mask.bool() & with_skill[:, None]
 
-    def difference(other: Tensor) -> Tensor:
-        return torch.where(carries, log_probs - other.detach(), 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-
-    away = difference(skill_log_probs)
-    losses = difference(old_log_probs).exp() * ((-away).exp() - 1 + away)
-    return aggregate(losses, response_mask, aggregation, normalizer)
+def _like(value: Tensor, source: Any) -> Any:
+    return value if isinstance(source, Tensor) else value.numpy()[()]
 
 
 def _check(aggregation: str) -> None:

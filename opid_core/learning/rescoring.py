@@ -15,7 +15,6 @@ import pyarrow as pa
 from envs.base import PromptParts
 from opid_core import schema
 from opid_core.config import CampaignConfig
-from opid_core.learning import methods
 from opid_core.learning.advantages import outcome_scores, tie_rate, tied_samples
 from opid_core.rollout.prompting import encode, inject
 from opid_core.samples import Ragged, Samples, stacked
@@ -80,12 +79,11 @@ def rescore_samples(
     )
     broken = broken_groups(trajectories)
     intact = np.array([group_id not in broken for group_id in samples.group_ids], bool)
-    method = methods.get(config.method.name)
     trained = intact
-    if method.filters_ties:
+    if config.method.filters_ties:
         trained = intact & ~tied_samples(samples.won, samples.group_ids, samples.trajectory_ids)
     learned = samples.select(trained)
-    advantages = method.advantages(learned, config.method)
+    advantages = config.method.advantages(learned)
     columns = {
         **{name: samples.table[name] for name in ("trajectory_id", "step")},
         **{name: samples.table[name] for name in ("old_log_probs", "skill_log_probs", "added_log_probs")},
@@ -108,7 +106,7 @@ def rescore_samples(
         "rollout/groups_filtered": len(set(whole.group_ids)) - len(set(learned.group_ids)),
         "rollout/tie_rate": tie_rate(whole.won, whole.group_ids, whole.trajectory_ids),
     }
-    shares = methods.shares(advantages, learned.response_ids.lengths)
+    shares = advantages.shares(learned.response_ids.lengths)
     metrics = {f"advantage_share/{name}": share for name, share in shares.items()} | groups
     return pa.table(columns, schema=schema.SCORES), metrics | _metrics(samples, routed, added)
 

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from opid_core import schema
-from opid_core.config import MethodConfig
-from opid_core.learning import methods
 from opid_core.learning.advantages import (
     EPSILON,
     Ids,
@@ -22,6 +20,7 @@ from opid_core.learning.advantages import (
     like_source,
     pair_codes,
 )
+from opid_core.learning.methods import Method, SkillMethod
 from opid_core.samples import Samples
 from opid_core.seeds import derive
 
@@ -93,7 +92,7 @@ def route(
     return "none", "episode skills are off" if has_episode else "step skills are off"
 
 
-def route_table(samples: Samples, skills: pa.Table, method: MethodConfig, seed: int) -> pa.Table:
+def route_table(samples: Samples, skills: pa.Table, method: Method, seed: int) -> pa.Table:
     """The `routes` table: one row a sample, in their order, with the skill row that is injected.
 
     A method that uses no skills routes nothing. `seed` draws the steps of `method.routing: random`.
@@ -103,23 +102,23 @@ def route_table(samples: Samples, skills: pa.Table, method: MethodConfig, seed: 
     for skill in skills.to_pylist():
         if skill["kind"] != "failed":  # a trajectory whose analysis failed has no skills
             by_trajectory.setdefault(skill["trajectory_id"], {})[skill["step"]] = skill
-    if method.routing == "random":
+    routing = method.routing if isinstance(method, SkillMethod) else None
+    if routing == "random":
         by_trajectory = _at_random_steps(by_trajectory, samples, seed)
-    lambda_episode, lambda_step = _weights(method)
-    uses_skills = methods.get(method.name).uses_skills
+    lambda_episode, lambda_step = method.uses_kinds if isinstance(method, SkillMethod) else (False, False)
     columns: dict[str, list[Any]] = {name: [] for name in ("route", "skill_id", "added_skill_id", "reason")}
     for trajectory_id, step in zip(samples.trajectory_ids, samples.texts("step"), strict=True):
         taught = by_trajectory.get(trajectory_id, {})
-        if not uses_skills:
+        if not method.uses_skills:
             name, reason = "none", "the method uses no skills"
         else:
             episode = taught[None]["text"] if None in taught else None
             at_steps = {number: row["text"] for number, row in taught.items() if number is not None}
             name, reason = route(episode, at_steps, step, lambda_episode=lambda_episode, lambda_step=lambda_step)
         chosen = taught[step] if name == "step" else taught[None] if name == "episode" else None
-        if method.routing == "random" and chosen and name == "step":
+        if routing == "random" and chosen and name == "step":
             reason = f"random step, its skill is step {chosen['step']}'s"
-        also_episode = method.routing == "additive" and name == "step" and lambda_episode > 0
+        also_episode = routing == "additive" and name == "step" and lambda_episode > 0
         both = also_episode and taught.get(None, {}).get("text")
         columns["route"].append(name)
         columns["skill_id"].append(chosen["skill_id"] if chosen else None)
@@ -127,12 +126,6 @@ def route_table(samples: Samples, skills: pa.Table, method: MethodConfig, seed: 
         columns["reason"].append(f"{reason}, and the episode's" if both else reason)
     keys = {name: samples.table[name] for name in ("trajectory_id", "step")}
     return pa.table({**keys, **columns}, schema=schema.ROUTES)
-
-
-def _weights(method: MethodConfig) -> tuple[float, float]:
-    """Weights of episode and step skills, of which only 0 matters: only OPID weighs them, routing may turn one off."""
-    episode, step = (method.lambda_episode, method.lambda_step) if method.name == "opid" else (1.0, 1.0)
-    return 0.0 if method.routing == "step_only" else episode, 0.0 if method.routing == "episode_only" else step
 
 
 def _at_random_steps(by_trajectory: Mapping[str, SkillRows], samples: Samples, seed: int) -> dict[str, SkillRows]:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import torch
 
 from opid_core.config import LearnerConfig
-from opid_core.learning.methods import Distillation
+from opid_core.learning.methods import Sdar, SkillSd
 from opid_core.learning.scoring import score
 from opid_core.samples import Ragged, Samples
 from tests.tiny_policy import random_tokens
@@ -19,7 +19,7 @@ CONFIG = LearnerConfig(
     max_gradient_norm=0.5,
 )
 SAMPLES = 16
-DISTILLATIONS = (Distillation("gated", 0.3, gate_beta=5.0), Distillation("ratio_k3", 0.3))
+DISTILLATIONS = (Sdar(distillation_coefficient=0.3), SkillSd(distillation_coefficient=0.3))
 """With coefficients that make them as large as the other losses."""
 DISTILLED_ALIKE = 5e-5
 """Largest difference of a weight after an update with distillation, which moves weights by more than 1e-3; AdamW
@@ -69,7 +69,7 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 
 
 def plain_torch_update(
-    policy_folder, samples, seed: int, distillation: Distillation | None = None
+    policy_folder, samples, seed: int, distillation: Sdar | SkillSd | None = None
 ) -> tuple[dict[str, torch.Tensor], float]:
     """ALGORITHM, sections 7 and 8, written out for one sample at a time with token-mean aggregation and torch's AdamW.
 
@@ -101,11 +101,11 @@ def plain_torch_update(
                 loss = loss + 0.05 * (x.exp() - x - 1).clamp(-10, 10)
                 if distillation is not None and has_skill[i]:
                     away = log_probs - torch.tensor(skill_of[i])
-                    if distillation.kind == "gated":
+                    if isinstance(distillation, Sdar):
                         extra = torch.sigmoid(-distillation.gate_beta * away).detach() * -away
                     else:
                         extra = ratio * ((-away).exp() - 1 + away)
-                    loss = loss + distillation.coefficient * extra
+                    loss = loss + distillation.distillation_coefficient * extra
                 loss = loss.sum() / len(batch.response_ids.values)
                 loss.backward()
                 losses[-1] += float(loss.detach())

@@ -71,8 +71,8 @@ def of_stage(stage, make, folder, samples) -> dict[str, Any]:
     if stage in (1, 3):
         for distillation in DISTILLATIONS:
             learner = make(zero_stage=stage)
-            learner.update(samples, seed=3, distillation=distillation)
-            result[distillation.kind] = weights(learner)
+            learner.update(samples, seed=3, extra_loss=distillation.loss)
+            result[distillation.name] = weights(learner)
             learner.close()
 
     learner = make(zero_stage=stage, micro_batch_tokens=100_000)

@@ -1,6 +1,7 @@
 """The shipped tiny campaigns of the other environments, rollout to commit (ALFWorld: test_campaign.py).
 
-WebShop's is trained with dapo, which draws further groups for those whose outcomes tie.
+WebShop's is trained with dapo, which draws further groups for those whose outcomes tie; search's with a method of a
+user's own, whose class the learner's process imports too.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from tests.integration.campaigns import REPOSITORY, finish, opened, start
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize(("name", "penalty", "method"), [("webshop", 0.1, "dapo"), ("search_qa", 0.01, "opid")])
+@pytest.mark.parametrize(
+    ("name", "penalty", "method"),
+    [
+        ("webshop", 0.1, "{name: dapo, resample_tied_rounds: 1}"),
+        ("search_qa", 0.01, "{name: 'tests.opid_core.learning.methods.self_imitation:SelfImitation'}"),
+    ],
+)
 def test_two_iterations(tmp_path, name, penalty, method):
     if name == "webshop":
         pytest.importorskip("thefuzz", reason="needs the extra `webshop`")
     root: Path = tmp_path / name
     text = (REPOSITORY / "configs" / f"tiny_{name}.yaml").read_text(encoding="utf-8")
-    options = ("campaign=tiny", f"method.name={method}", "method.resample_tied_rounds=1")
+    options = ("campaign=tiny", f"method={method}")
     found = opened(root, finish(start(root, *options, text=text), root))
     assert [manifest.iteration for manifest in found.chain] == ["start", 0, 1]
     verify(found.store)
@@ -35,7 +42,7 @@ def test_two_iterations(tmp_path, name, penalty, method):
         for row in trajectories:
             of_group.setdefault(row["group_id"], []).append(row["outcome"] == "success")
         tied = [group for group, won in of_group.items() if len(set(won)) == 1]
-        if method == "dapo":
+        if "dapo" in method:
             assert drawn_for_ties > 0  # a tiny policy's groups tie
             assert (metrics["rollout/groups_trained"], metrics["rollout/groups_filtered"]) == (
                 len(of_group) - len(tied),
@@ -45,6 +52,7 @@ def test_two_iterations(tmp_path, name, penalty, method):
             assert (weights[0] == weights[1]) is (len(tied) == len(of_group))  # nothing to learn, nothing learnt
         else:
             assert (len(of_group), metrics["rollout/groups_trained"]) == (2, 2)
+            assert metrics["update/imitation_loss"] > 0
         assert {row["outcome"] for row in trajectories} <= {"success", "failure", "truncated"}
         assert all(row["prompt_text"].count(row["task_text"]) >= 1 for row in steps)
         # Members of a group begin in the same state.

@@ -65,16 +65,18 @@ def test_every_zero_stage_updates_as_plain_torch_does(make_learner, policy_folde
         assert other == pytest.approx(metrics[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("distillation", DISTILLATIONS, ids=lambda one: one.kind)
+@pytest.mark.parametrize("distillation", DISTILLATIONS, ids=lambda one: one.name)
 def test_a_distillation_loss_is_added_as_plain_torch_adds_it(make_learner, policy_folder, samples, distillation):
     expected, loss = plain_torch_update(policy_folder, samples, seed=3, distillation=distillation)
     for budget in (128, 100_000):
         learner = make_learner(micro_batch_tokens=budget)
-        metrics = learner.update(samples, seed=3, distillation=distillation)
+        metrics = learner.update(samples, seed=3, extra_loss=distillation.loss)
         assert largest_difference(weights(learner), expected) < DISTILLED_ALIKE
         assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
         reference = 0.05 * metrics["reference_kl"]
-        parts = metrics["policy_loss"] + distillation.coefficient * metrics["distillation_loss"] + reference
+        parts = (
+            metrics["policy_loss"] + distillation.distillation_coefficient * metrics["distillation_loss"] + reference
+        )
         assert metrics["loss"] == pytest.approx(parts, abs=1e-3)  # mini-batches differ in their tokens
     without = plain_torch_update(policy_folder, samples, seed=3)[0]
     assert largest_difference(without, expected) > 1e-3
@@ -84,7 +86,7 @@ def test_distillation_without_any_skill_changes_nothing(make_learner, samples):
     bare = samples.with_columns(skill_log_probs=pa.nulls(len(samples), pa.list_(pa.float32())))
     learners = [make_learner(epochs=1), make_learner(epochs=1)]
     plain = learners[0].update(bare, seed=3)
-    distilled = learners[1].update(bare, seed=3, distillation=DISTILLATIONS[0])
+    distilled = learners[1].update(bare, seed=3, extra_loss=DISTILLATIONS[0].loss)
     assert distilled == {**plain, "distillation_loss": 0.0}
     assert largest_difference(*map(weights, learners)) == 0
 

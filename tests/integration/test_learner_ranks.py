@@ -110,7 +110,7 @@ def test_two_ranks_distil_as_plain_torch_does(two_ranks, folder, samples):
         expected, _ = plain_torch_update(folder / "policy", samples, seed=3, distillation=distillation)
         for stage in (1, 3):
             for results in two_ranks:
-                assert largest_difference(results[stage][distillation.kind], expected) < DISTILLED_ALIKE
+                assert largest_difference(results[stage][distillation.name], expected) < DISTILLED_ALIKE
 
 
 def test_every_rank_returns_the_same(two_ranks):

@@ -7,6 +7,7 @@ import pytest
 from opid_core.config import CampaignConfig, build_config, load_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER, config_hash, training_hash
+from opid_core.learning.methods import Gigpo, Grpo, Opid
 
 
 def write(tmp_path, text: str):
@@ -41,6 +42,21 @@ def test_what_a_method_sets_and_a_value_that_wins_over_it(tmp_path):
     # A stored config is complete: reading it again changes nothing.
     stored = load_config(path, ["learner.clip_high=0.2"])
     assert build_config(stored.model_dump(mode="json")) == stored
+
+
+def test_keys_of_another_method_below_fall_away(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "campaign: base\nmethod: {name: opid, lambda_step: 0.1, tied_groups: zero, step_weight: 0.5}\n"
+    )
+    assert load_config(tmp_path / "base.yaml", ["method.name=grpo"]).method == Grpo(tied_groups="zero")
+    path = write(tmp_path, "extends: base.yaml\nmethod: {name: gigpo}\n")
+    assert load_config(path).method == Gigpo(tied_groups="zero", step_weight=0.5)
+    assert load_config(path, ["method.name=opid", "method.lambda_step=0.2"]).method == Opid(
+        tied_groups="zero", step_weight=0.5, lambda_step=0.2
+    )
+    # What stands beside the name is the new method's own.
+    with pytest.raises(ConfigError, match=r"campaign\.yaml: method\.lambda_step: the method sdar does not read"):
+        load_config(path, ["method.name=sdar", "method.lambda_step=0.2"])
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(tmp_path):
@@ -108,14 +124,20 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("environment: {options: {task_types: [fly]}}", r"environment\.options\.task_types\.0: Input should be '"),
         ("environment: {name: chess}", r"environment\.name: unknown environment 'chess'; known: .*alfworld"),
         ("preset: fast", r"preset: Input should be 'released' or 'paper' \(got 'fast'\)"),
-        ("method: {name: ppo}", r"method\.name: Input should be 'grpo', 'gigpo', .* or 'opid' \(got 'ppo'\)"),
-        ("method: {name: sdar, routing: additive}", "method: .*routing additive .* only the method opid can use"),
-        ("method: {name: grpo, skill_bank: bank.json}", "method: .*skill_bank must be given for the method skill_grpo"),
-        ("method: {keep_skill_at_test: true}", "method: .*keep_skill_at_test keeps the skills of skill_bank"),
-        ("method: {name: [grpo]}", r"method\.name: Input should be 'grpo', .* \(got \['grpo'\]\)"),
+        ("method: {name: ppo}", r"method\.name: unknown method 'ppo'; known: grpo, gigpo, .*, opid, or module:name"),
+        ("method: {name: [grpo]}", r"method\.name: unknown method \['grpo'\]; known: grpo"),
+        ("method: opid", r"method: Input should be a valid dictionary .* \(got 'opid'\)"),
+        ("method: {name: sdar, routing: additive}", r"method\.routing: Input should be .* 'random' \(got 'additive'\)"),
+        ("method: {name: skill_grpo}", r"method\.skill_bank: Field required"),
+        (
+            "method: {name: rloo, baseline: step}",
+            r"method\.baseline: the method rloo .*; its keys: name, gamma, tied_groups",
+        ),
+        ("method: {lamda_step: 1}", r"method\.lamda_step: the method opid does not read .*: name, .*lambda_step"),
+        ("method: {lambda_step: -1}", r"method\.lambda_step: Input should be greater than or equal to 0 \(got -1\)"),
         ("iterations: -1", r"iterations: .*greater than or equal to 0 \(got -1\)"),
         ("seed: many", r"seed: .*valid integer.* \(got 'many'\)"),
-        ("rollout: {temperature: 0.7}", "temperature must be 1.0 while training"),
+        ("rollout: {temperature: 0.7}", r"rollout\.temperature: unknown key"),
         ("learner: 3", r"learner: .* \(got 3\)"),
     ],
 )

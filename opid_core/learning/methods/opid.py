@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
+from pydantic import Field
 
-from opid_core.config import MethodConfig
-from opid_core.learning.methods import (
-    Advantages,
-    Method,
-    combined,
-    outcome_component,
-    route_array,
-    skill_deltas,
-    step_component,
-)
-from opid_core.samples import Samples
+from opid_core.learning.advantages import skill_deltas
+from opid_core.learning.methods.base import Advantages, SkillMethod, StateMethod, routes
+
+if TYPE_CHECKING:
+    from opid_core.samples import Samples
 
 
-def advantages(samples: Samples, config: MethodConfig) -> Advantages:
-    """A_ep + w * A_step + lambda_ep * delta_ep + lambda_step * delta_step; normalising and clipping see each kind's
-    tokens apart.
+class Opid(StateMethod, SkillMethod):
+    """A_ep + w * A_step + lambda_ep * delta_ep + lambda_step * delta_step."""
 
-    Raises DataError for an unknown route. Source: ALGORITHM, sections 5 and 6.
-    """
-    outcome = outcome_component(samples, config)
-    step = step_component(samples, config) if config.step_weight else None
-    routes, added = route_array(samples), samples.has("added_log_probs")
-    under_routed = samples.on_tokens("skill_log_probs")
-    under_episode = np.where(samples.per_token(added), samples.on_tokens("added_log_probs"), under_routed)
-    skill = None
-    for weight, routed, log_probs in (
-        (config.lambda_episode, (routes == "episode") | added, under_episode),
-        (config.lambda_step, routes == "step", under_routed),
-    ):
-        if weight == 0 or not routed.any():
-            continue
-        delta = skill_deltas(samples, routed, log_probs, normalize=config.normalize_skill, clip=config.clip_skill)
-        weighted = (weight * delta).astype(np.float32)
-        skill = weighted if skill is None else skill + weighted
-    return combined(samples, outcome, step=step, skill=skill)
+    name: Literal["opid"] = "opid"
+    lambda_episode: float = Field(default=0.001, ge=0)
+    """Weight of the episode skill's advantage; 0 turns episode skills off."""
+    lambda_step: float = Field(default=0.001, ge=0)
+    """Weight of the step skill's advantage; 0 turns step skills off."""
+    normalize_skill: bool = False
+    """Standardise the skill signal over all tokens that carry it."""
+    clip_skill: float | None = Field(default=None, gt=0)
+    """Clip the skill signal to [-c, c]."""
+    routing: Literal["critical_first", "episode_only", "step_only", "random", "additive"] = "critical_first"
+    """Which skill a step is scored under: its own, else the episode's (`critical_first`); one kind alone; step skills
+    at random steps (`random`); or its own and the episode's (`additive`)."""
 
+    @property
+    def uses_kinds(self) -> tuple[bool, bool]:
+        episode, step = super().uses_kinds
+        return episode and self.lambda_episode > 0, step and self.lambda_step > 0
 
-METHOD = Method(advantages, uses_skills=True)
+    def advantages(self, samples: Samples) -> Advantages:
+        """All four parts; normalising and clipping see each kind's tokens apart.
+
+        Raises DataError for an unknown route. Source: ALGORITHM, sections 5 and 6.
+        """
+        names, added = routes(samples), samples.has("added_log_probs")
+        old, under_routed = samples.on_tokens("old_log_probs"), samples.on_tokens("skill_log_probs")
+        under_episode = np.where(samples.per_token(added), samples.on_tokens("added_log_probs"), under_routed)
+        skill = None
+        for weight, routed, log_probs in (
+            (self.lambda_episode, (names == "episode") | added, under_episode),
+            (self.lambda_step, names == "step", under_routed),
+        ):
+            if weight == 0 or not routed.any():
+                continue
+            delta = skill_deltas(
+                log_probs, old, samples.per_token(routed), normalize=self.normalize_skill, clip=self.clip_skill
+            )
+            skill = weight * delta if skill is None else skill + weight * delta
+        return Advantages.of(samples, outcome=self.outcome(samples), step=self.step(samples), skill=skill)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 
-from opid_core.config import MethodConfig
-from opid_core.learning.methods import Advantages, Method, combined, outcome_component, route_array, skill_deltas
-from opid_core.samples import Samples
+from opid_core.learning.advantages import skill_deltas
+from opid_core.learning.methods.base import Advantages, OutcomeMethod, SkillMethod, routes
+
+if TYPE_CHECKING:
+    from opid_core.samples import Samples
 
 SHARE = 0.5
 """a at the first iteration; it falls linearly to 0."""
@@ -15,18 +19,20 @@ LOWEST, HIGHEST = 0.8, 1.2
 """Bounds of a token's weight."""
 
 
-def advantages(samples: Samples, config: MethodConfig) -> Advantages:
-    """A * [(1 - a) + a * clip(exp(sign(A) * delta), 0.8, 1.2)], A = A_ep; A where no skill is routed.
+class Rlsd(OutcomeMethod, SkillMethod):
+    """A * [(1 - a) + a * clip(exp(sign(A) * delta), 0.8, 1.2)], A = A_ep; A where no skill is routed."""
 
-    `skill` is what this adds to A. Source: ALGORITHM, section 8.
-    """
-    outcome = outcome_component(samples, config)
-    share = SHARE * max(0.0, 1 - samples.iteration / ANNEALED_ITERATIONS)
-    credit = samples.per_token(outcome).astype(np.float64)
-    routed = route_array(samples) != "none"
-    exponents = np.sign(credit) * skill_deltas(samples, routed, samples.on_tokens("skill_log_probs"))
-    weights = np.exp(np.clip(exponents, np.log(LOWEST), np.log(HIGHEST)))
-    return combined(samples, outcome, skill=(share * credit * (weights - 1)).astype(np.float32))
+    name: Literal["rlsd"] = "rlsd"
 
-
-METHOD = Method(advantages, uses_skills=True)
+    def advantages(self, samples: Samples) -> Advantages:
+        """A_ep, and as `skill` what the weights add to it. Source: ALGORITHM, section 8."""
+        outcome = self.outcome(samples)
+        share = SHARE * max(0.0, 1 - samples.iteration / ANNEALED_ITERATIONS)
+        credit = samples.per_token(outcome).astype(np.float64)
+        delta = skill_deltas(
+            samples.on_tokens("skill_log_probs"),
+            samples.on_tokens("old_log_probs"),
+            samples.per_token(routes(samples) != "none"),
+        )
+        weights = np.exp(np.clip(np.sign(credit) * delta, np.log(LOWEST), np.log(HIGHEST)))
+        return Advantages.of(samples, outcome=outcome, skill=share * credit * (weights - 1))

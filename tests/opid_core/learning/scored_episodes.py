@@ -18,6 +18,7 @@ from opid_core.learning.rescoring import rescore_samples
 from opid_core.rollout.prompting import encode
 from opid_core.samples import Ragged, Samples
 from opid_core.schema import from_rows
+from tests.opid_core.learning.methods.batches import method
 from tests.tiny_policy import VOCABULARY, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -43,14 +44,13 @@ def prompt_parts(
     )
 
 
-def config(**method: Any) -> CampaignConfig:
-    numbers = {"baseline": "trajectory", "normalize": "mean", "lambda_episode": 0.5, "lambda_step": 0.25}
+def config(name: str = "opid", **keys: Any) -> CampaignConfig:
     return build_config(
         {
             "campaign": "c",
             "environment": {"invalid_action_penalty": 1.0, "history_length": 2},
             "rollout": {"max_prompt_tokens": 64},
-            "method": {"name": "opid", **numbers, **method},
+            "method": method(name, **keys),
         }
     )
 

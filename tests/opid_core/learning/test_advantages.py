@@ -71,26 +71,20 @@ def test_the_same_trajectory_id_in_two_groups_is_two_trajectories():
     assert result.tolist() == [-1.0, 1.0, -2.0, 2.0]
 
 
-def test_tied_groups_are_decided_on_outcomes():
+def test_ties_are_decided_on_outcomes():
     # the outcomes of group a tie, its penalised scores do not
-    scores = np.array([0, -0.1, 0, 0, 7], dtype=np.float32)
-    outcomes = np.array([0, 0, 0, 0, 10], dtype=np.float32)
-    kept = outcome(scores, normalize="mean_std", outcomes=outcomes)
+    kept = outcome(np.array([0, -0.1, 0, 0, 7], dtype=np.float32), normalize="mean_std")
     # mean -0.025, std 0.05: a penalty of 0.1 is scaled up to unit size
     np.testing.assert_allclose(kept[:4], [0.5, -1.5, 0.5, 0.5], rtol=1e-3)
-    zeroed = outcome(scores, normalize="mean_std", tied_groups="zero", outcomes=outcomes)
-    assert zeroed.tolist() == [0.0, 0.0, 0.0, 0.0, 7.0]  # one trajectory has nothing to tie with
+    outcomes = np.array([0, 0, 0, 0, 10], dtype=np.float32)
+    # one trajectory has nothing to tie with
+    assert adv.tied_samples(outcomes, GROUPS, TRAJECTORIES).tolist() == [True, True, True, True, False]
     assert adv.tie_rate(outcomes, GROUPS, TRAJECTORIES) == 1.0
     assert adv.tie_rate([0, 0, 0, 10, 10], GROUPS, TRAJECTORIES) == 0.0
     assert adv.tie_rate([5.0], ["a"], ["x"]) == 0.0
 
 
-def test_zero_without_outcomes_is_an_error():
-    with pytest.raises(DataError, match="needs outcomes"):
-        outcome(tied_groups="zero")
-
-
-@pytest.mark.parametrize("option", ["baseline", "normalize", "tied_groups"])
+@pytest.mark.parametrize("option", ["baseline", "normalize"])
 def test_unknown_options_are_named(option):
     with pytest.raises(DataError, match=f"{option}: 'other' is none of"):
         outcome(**{option: "other"})  # pyright: ignore[reportArgumentType]

@@ -10,17 +10,33 @@ from hypothesis import strategies as st
 
 from opid_core.errors import DataError
 from opid_core.learning.losses import (
+    LossInput,
     aggregate,
-    gated_distillation_loss,
+    clipped_loss,
     kl_loss,
     normalizer,
     policy_loss,
     policy_metrics,
-    ratio_k3_distillation_loss,
+    reference_loss,
 )
+from tests.opid_core.learning.methods.batches import method
 
 AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
 PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
+
+
+def skill_input(log_probs, skill, mask, with_skill, aggregation="token-mean", old=None) -> LossInput:
+    """What the loss of a method with skills reads."""
+    mask = mask.bool()
+    return LossInput(
+        log_probs=log_probs,
+        old_log_probs=torch.zeros_like(log_probs) if old is None else old,
+        advantages=torch.zeros_like(log_probs),
+        response_mask=mask,
+        aggregation=aggregation,
+        skill_log_probs=skill,
+        skill_mask=mask & torch.tensor(with_skill)[:, None],
+    )
 
 
 def one_token(ratio: float, advantage: float, **changes):
@@ -103,6 +119,20 @@ def test_one_advantage_a_sample_is_spread_over_its_tokens():
     assert spread.item() == full.item()
 
 
+def test_numpy_arrays_give_numpy_numbers():
+    arrays = np.array([[0.5, -0.25], [0.0, 0.1]], np.float32), np.zeros((2, 2), np.float32)
+    mask, advantages = np.array([[1, 1], [1, 0]]), np.array([1.0, -2.0], np.float32)
+    loss, sums = policy_loss(*arrays, advantages, mask, aggregation="token-mean", **PPO)
+    tensors = [torch.from_numpy(array) for array in (*arrays, advantages, mask)]
+    expected, expected_sums = policy_loss(*tensors, aggregation="token-mean", **PPO)
+    assert isinstance(loss, np.float32)
+    assert loss == expected.item()
+    assert {name: float(value) for name, value in sums.items()} == {k: v.item() for k, v in expected_sums.items()}
+    kl = kl_loss(*arrays, mask, aggregation="token-mean")
+    assert isinstance(kl, np.float32)
+    assert kl == kl_loss(tensors[0], tensors[1], tensors[3], aggregation="token-mean").item()
+
+
 def test_kl_is_k3_of_reference_minus_policy():
     log_probs = torch.tensor([[-1.0, -2.0, -50.0]], requires_grad=True)
     reference = torch.tensor([[-2.0, -1.5, -1.0]])
@@ -144,10 +174,11 @@ def test_the_gated_distillation_loss(gate_beta, gates):
     """d = 0.5 and -1 on the first sample; the second has no skill but counts in the mean over four tokens."""
     log_probs = torch.tensor([[-1.0, -2.0], [-3.0, -4.0]], requires_grad=True)
     skill = torch.tensor([[-0.5, -3.0], [float("nan"), float("inf")]])
-    mask, with_skill = torch.ones(2, 2), torch.tensor([True, False])
-    loss = gated_distillation_loss(log_probs, skill, mask, with_skill, gate_beta=gate_beta, aggregation="token-mean")
-    assert loss.item() == pytest.approx((0.5 * gates[0] - gates[1]) / 4, rel=1e-5)
-    loss.backward()
+    sdar = method("sdar", gate_beta=gate_beta, distillation_coefficient=2.0)
+    loss, numbers = sdar.loss(skill_input(log_probs, skill, torch.ones(2, 2), [True, False]))
+    assert numbers["distillation_loss"].item() == pytest.approx((0.5 * gates[0] - gates[1]) / 4, rel=1e-5)
+    assert loss.item() == 2 * numbers["distillation_loss"].item()
+    (loss / 2).backward()
     assert log_probs.grad is not None
     # The gate has no gradient: each token's is -gate / 4, so a step raises it.
     assert log_probs.grad[0].tolist() == pytest.approx([-gates[0] / 4, -gates[1] / 4], rel=1e-4)
@@ -159,8 +190,10 @@ def test_the_ratio_k3_distillation_loss():
     ratio * l. The second token is masked, the second sample has no skill."""
     log_probs = torch.tensor([[-1.0, float("nan")], [-1.0, -1.0]], requires_grad=True)
     old, skill = torch.tensor([[-1.2, 0.0], [-2.0, -2.0]]), torch.tensor([[-0.5, 0.0], [float("nan"), -9.0]])
-    mask, with_skill = torch.tensor([[1, 0], [1, 1]]), torch.tensor([True, False])
-    loss = ratio_k3_distillation_loss(log_probs, old, skill, mask, with_skill, aggregation="seq-mean-token-mean")
+    mask = torch.tensor([[1, 0], [1, 1]])
+    inputs = skill_input(log_probs, skill, mask, [True, False], "seq-mean-token-mean", old)
+    loss, numbers = method("skill_sd", distillation_coefficient=1.0).loss(inputs)
+    assert numbers["distillation_loss"].item() == loss.item()
     assert loss.item() == pytest.approx(1.2214028 * 0.1487213 / 2, rel=1e-5)
     loss.backward()
     assert log_probs.grad is not None
@@ -179,15 +212,24 @@ def batch(seed: int, n_samples: int, n_tokens: int):
 
 
 def total_loss(log_probs, old, reference, advantages, mask, aggregation, denominator=None):
-    leaf = log_probs.clone().requires_grad_()
-    options = {"aggregation": aggregation, "normalizer": denominator}
-    loss, sums = policy_loss(leaf, old, advantages, mask, **PPO, **options)
-    loss = loss + 0.01 * kl_loss(leaf, reference, mask, **options)
-    with_skill = advantages[:, 0] > 0  # some samples
-    loss = loss + 0.1 * gated_distillation_loss(leaf, reference, mask, with_skill, gate_beta=5.0, **options)
-    loss = loss + 0.1 * ratio_k3_distillation_loss(leaf, old, reference, mask, with_skill, **options)
+    inputs = LossInput(
+        log_probs=log_probs.clone().requires_grad_(),
+        old_log_probs=old,
+        advantages=advantages,
+        response_mask=mask,
+        aggregation=aggregation,
+        normalizer=denominator,
+        reference_log_probs=reference,
+        skill_log_probs=reference,
+        skill_mask=mask & (advantages[:, :1] > 0),  # some samples
+    )
+    loss, sums = clipped_loss(inputs, **PPO)
+    losses = [reference_loss(inputs, coefficient=0.01)]
+    losses += [method(name, distillation_coefficient=0.1).loss(inputs) for name in ("sdar", "skill_sd")]
+    for share, numbers in losses:
+        loss, sums = loss + share, sums | numbers
     loss.backward()
-    return loss.item(), leaf.grad, sums
+    return loss.item(), inputs.log_probs.grad, sums
 
 
 @settings(deadline=None, max_examples=40)
@@ -223,6 +265,7 @@ def test_permutation_padding_and_any_split_change_nothing(
         split_sums = {k: split_sums[k] + float(v) for k, v in part_sums.items()}
     assert split_loss == pytest.approx(loss, rel=1e-6, abs=1e-9)
     torch.testing.assert_close(split_gradient, gradient, rtol=1e-6, atol=1e-9)
+    assert split_sums == pytest.approx({name: float(value) for name, value in sums.items()}, rel=1e-6, abs=1e-9)
     assert policy_metrics(split_sums) == pytest.approx(policy_metrics(sums), rel=1e-9, abs=1e-12)
 
 
@@ -306,12 +349,10 @@ def test_the_ratio_k3_loss_is_the_kl_to_the_skilled_policy_wherever_the_trained_
     old, skilled, trained = distributions(seed)
     ours, theirs = trained.clone().requires_grad_(), trained.clone().requires_grad_()
     log_b, log_p, log_q = old.log_softmax(-1), ours.log_softmax(-1), skilled.log_softmax(-1)
-    one, has_skill = torch.ones(1, 1), torch.tensor([True])
+    one, skill_sd = torch.ones(1, 1), method("skill_sd", distillation_coefficient=1.0)
     losses = [
-        ratio_k3_distillation_loss(
-            log_p[v].view(1, 1), log_b[v].view(1, 1), log_q[v].view(1, 1), one, has_skill, aggregation="token-mean"
-        )
-        for v in range(len(trained))
+        skill_sd.loss(skill_input(p.view(1, 1), q.view(1, 1), one, [True], old=b.view(1, 1)))[0]
+        for p, q, b in zip(log_p, log_q, log_b, strict=True)
     ]
     loss, target = (log_b.exp() * torch.stack(losses)).sum(), kl(theirs, skilled)
     loss.backward()

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from opid_core import schema
-from opid_core.config import MethodConfig
 from opid_core.errors import DataError
+from opid_core.learning.methods import Opid
 from opid_core.samples import Samples
 from opid_core.skills.routing import critical_steps, route, route_table
+from tests.opid_core.learning.methods.batches import method
 
 # Group g, three trajectories of two steps. State s: returns 9, 1, 2 (mean 4, population variance 38/3).
 # State m is visited by x and y with returns 10 and 8 (variance 1); state n by z alone.
@@ -117,7 +118,7 @@ def test_route_table_names_the_injected_skill():
         skill_row("y", "failed", None, ""),
     ]
     skills = schema.from_rows("skills", rows)
-    table = route_table(samples, skills, MethodConfig(), seed=0)
+    table = route_table(samples, skills, Opid(), seed=0)
     assert table.schema.equals(schema.ROUTES)
     assert [(r["route"], r["skill_id"]) for r in table.to_pylist()] == [
         ("episode", "x/episode"),
@@ -127,19 +128,16 @@ def test_route_table_names_the_injected_skill():
     ]
     assert table["added_skill_id"].null_count == 4
     for name in ("grpo", "gigpo", "rloo", "dapo"):
-        assert set(route_table(samples, skills, MethodConfig(name=name), seed=0)["route"].to_pylist()) == {"none"}
-    # Only OPID weighs its skills.
-    weightless = MethodConfig(name="sdar", lambda_episode=0.0, lambda_step=0.0)
-    assert route_table(samples, skills, weightless, seed=0).equals(table)
+        assert set(route_table(samples, skills, method(name), seed=0)["route"].to_pylist()) == {"none"}
+    assert route_table(samples, skills, method("sdar"), seed=0).equals(table)
 
 
-def routed(routing: str, seed: int = 0, **method) -> list[tuple]:
+def routed(routing: str, seed: int = 0, **keys) -> list[tuple]:
     """(step, route, skill, added skill) of a trajectory of five steps with an episode skill and those of steps 1, 3."""
     samples = Samples(pa.table({"trajectory_id": ["x"] * 5, "step": pa.array([4, 0, 1, 2, 3], pa.int32())}))
     texts = (("episode", None, "plan"), ("step", 1, "act"), ("step", 3, "wait"))
     skills = schema.from_rows("skills", [skill_row("x", *one) for one in texts])
-    config = MethodConfig(name="opid", routing=routing, **method)  # pyright: ignore[reportArgumentType]
-    rows = route_table(samples, skills, config, seed).to_pylist()
+    rows = route_table(samples, skills, method("opid", routing=routing, **keys), seed).to_pylist()
     return sorted((r["step"], r["route"], r["skill_id"], r["added_skill_id"]) for r in rows)
 
 

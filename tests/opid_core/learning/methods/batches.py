@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from opid_core.config import MethodConfig, build_config
 from opid_core.learning import methods
+from opid_core.learning.methods import Advantages, Method
 from opid_core.samples import Ragged, Samples
 
 
@@ -33,22 +33,23 @@ BATCH = Samples.from_columns(
 )
 """One group: x won in two steps, y lost in one. Over one value a trajectory the scores' mean is 5. The skill's delta
 is -2, 1 on x's first response and 1, -2 on y's."""
-CONFIG = MethodConfig(baseline="trajectory", normalize="mean", lambda_episode=0.5, lambda_step=0.25)
+KEYS: dict[str, Any] = {"baseline": "trajectory", "normalize": "mean", "lambda_episode": 0.5, "lambda_step": 0.25}
 
 
-def compute(name: str, batch: Samples, config: MethodConfig) -> methods.Advantages:
-    return methods.get(name).advantages(batch, config)
+def method(name: str, **keys: Any) -> Method:
+    """The method `name` with those of `keys` and of `KEYS` that it reads."""
+    model = methods.get(name)
+    given = {"skill_bank": "bank.json", **KEYS, **keys}
+    return model.model_validate({"name": name} | {key: given[key] for key in given if key in model.model_fields})
 
 
-def total(batch: Samples, result: methods.Advantages) -> np.ndarray:
+def compute(name: str, batch: Samples, **keys: Any) -> Advantages:
+    return method(name, **keys).advantages(batch)
+
+
+def total(batch: Samples, result: Advantages) -> np.ndarray:
     """The advantage of each response token, [tokens]."""
     return batch.per_token(result.outcome + result.step) + result.skill
-
-
-def configured(name: str, **method: Any) -> MethodConfig:
-    """The section `method` of a campaign's config for a method, with what the method itself sets."""
-    bank = {"skill_bank": "bank.json"} if name == "skill_grpo" else {}
-    return build_config({"campaign": "c", "method": {"name": name, **bank, **method}}).method
 
 
 def random_batch(seed: int, n_samples: int, longest: int) -> Samples:

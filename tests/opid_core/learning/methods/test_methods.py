@@ -1,18 +1,20 @@
-from __future__ import annotations
+"""Each method's advantages by hand, its own keys and defaults; the losses are in test_losses.py."""
 
-from typing import get_args
+from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from opid_core.config import MethodConfig
-from opid_core.errors import ConfigError, DataError
+from opid_core.config import build_config
+from opid_core.errors import DataError
 from opid_core.learning import methods
-from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute, log_probs, total
+from opid_core.samples import Ragged, Samples
+from tests.opid_core.learning.methods.batches import BATCH, KEYS, compute, log_probs, method, total
 
 
-def test_grpo():
-    result = compute("grpo", BATCH, CONFIG)
+@pytest.mark.parametrize("name", ["grpo", "grpo_opsd", "sdar", "skill_sd", "skill_grpo", "dapo"])
+def test_the_outcome_advantage_alone(name):
+    result = compute(name, BATCH)
     assert result.outcome.tolist() == [5.0, 5.0, -5.0]
     assert total(BATCH, result).tolist() == [5, 5, 5, -5, -5]
     assert not result.skill.any()
@@ -20,66 +22,145 @@ def test_grpo():
     assert result.outcome.dtype == np.float32
 
 
+def test_opsd_has_no_policy_gradient():
+    assert total(BATCH, compute("opsd", BATCH)).tolist() == [0.0] * 5
+
+
+def test_gigpo_adds_the_step_advantage():
+    """x and y both saw state s, with returns 9.5 and 0: 4.75 above and below their mean; t was seen once."""
+    result = compute("gigpo", BATCH, step_weight=0.5)
+    assert result.step.tolist() == [2.375, 0.0, -2.375]
+    assert result.outcome.tolist() == [5.0, 5.0, -5.0]
+    assert total(BATCH, result).tolist() == [7.375, 7.375, 5.0, -7.375, -7.375]
+    assert not result.skill.any()
+
+
+def test_both_parts_are_normalised_alike():
+    # Two values a and b: (a - mean) / std = 1 / sqrt(2), with Bessel's correction.
+    result = compute("gigpo", BATCH, step_weight=1.0, normalize="mean_std")
+    assert result.step.tolist() == pytest.approx([0.5**0.5, 0.0, -(0.5**0.5)], rel=1e-5)
+    assert result.outcome.tolist() == pytest.approx([0.5**0.5, 0.5**0.5, -(0.5**0.5)], rel=1e-5)
+
+
+# x won with a malformed second response (penalty 1), y lost, z won: one value each 9.5, 0, 10.
+FOUR = Samples.from_columns(
+    score=np.array([10, 9, 0, 10], np.float32),
+    outcome=["success", "success", "failure", "success"],
+    group_id=["g"] * 4,
+    trajectory_id=["x", "x", "y", "z"],
+    response_ids=Ragged.from_rows([[1]] * 4, np.int32),
+)
+
+
+def test_rloo_holds_each_trajectory_against_the_mean_of_the_others():
+    # The others' means: of x (0 + 10) / 2 = 5, of y (9.5 + 10) / 2 = 9.75, of z (9.5 + 0) / 2 = 4.75.
+    result = compute("rloo", FOUR)
+    assert total(FOUR, result).tolist() == [5.0, 4.0, -9.75, 5.25]
+    assert not result.skill.any()
+    alone = FOUR.with_columns(group_id=["x", "x", "y", "z"])
+    assert compute("rloo", alone).outcome.tolist() == [10.0, 9.0, 0.0, 10.0]
+    equal = FOUR.with_columns(score=np.full(4, 0.1, np.float32))
+    assert not compute("rloo", equal).outcome.any()  # exactly 0
+
+
 def test_opid_adds_each_routes_weighted_signal():
-    result = compute("opid", BATCH, CONFIG)
+    result = compute("opid", BATCH)
     assert result.skill.tolist() == [-1.0, 0.5, 0, 0.25, -0.5]
     assert total(BATCH, result).tolist() == [4.0, 5.5, 5, -4.75, -5.5]
     assert result.skill.dtype == np.float32
 
 
 def test_opid_clips_before_weighing():
-    result = compute("opid", BATCH, CONFIG.model_copy(update={"clip_skill": 0.5}))
-    assert result.skill.tolist() == [-0.25, 0.25, 0, 0.125, -0.125]
+    assert compute("opid", BATCH, clip_skill=0.5).skill.tolist() == [-0.25, 0.25, 0, 0.125, -0.125]
 
 
 def test_opid_adds_both_skills_of_a_step():
     """y's step is scored under its episode skill too, with delta 2 and -1: half of that is added."""
     both = BATCH.with_columns(added_log_probs=log_probs(None, None, [0, -3]))
-    assert compute("opid", both, CONFIG).skill.tolist() == [-1.0, 0.5, 0, 1.25, -1.0]
+    assert compute("opid", both).skill.tolist() == [-1.0, 0.5, 0, 1.25, -1.0]
     # Standardised over all tokens under an episode skill: -2, 1, 2, -1 have mean 0 and population variance 2.5.
-    result = compute("opid", both, CONFIG.model_copy(update={"normalize_skill": True, "lambda_step": 0.0}))
+    result = compute("opid", both, normalize_skill=True, lambda_step=0.0)
     expected = np.array([-2, 1, 0, 2, -1]) * 0.5 / (2.5**0.5 + 1e-6)
     np.testing.assert_allclose(result.skill, expected, rtol=1e-6)
 
 
 def test_opid_can_have_a_step_advantage():
-    result = compute("opid", BATCH, CONFIG.model_copy(update={"step_weight": 2.0}))
+    result = compute("opid", BATCH, step_weight=2.0)
     assert result.step.tolist() == [9.5, 0.0, -9.5]
     assert total(BATCH, result).tolist() == [13.5, 15.0, 5, -14.25, -15.0]
 
 
+@pytest.mark.parametrize(("iteration", "share"), [(0, 0.5), (50, 0.25), (100, 0.0), (130, 0.0)])
+def test_rlsd_gives_tokens_more_or_less_of_the_credit(iteration, share):
+    """x (A = 5): delta -2 and 1 are weights 0.8 and 1.2; y (A = -5): delta 1 and -2 are weights 0.8 and 1.2; x's second
+    step has no skill. The weights count with a share that falls from a half to nothing."""
+    batch = BATCH.with_columns(iteration=[iteration] * 3)
+    result = compute("rlsd", batch)
+    less, more = 1 - 0.2 * share, 1 + 0.2 * share
+    expected = [5 * less, 5 * more, 5, -5 * less, -5 * more]
+    np.testing.assert_allclose(total(batch, result), expected, rtol=1e-6)
+    np.testing.assert_allclose(result.skill, np.subtract(expected, [5, 5, 5, -5, -5]), atol=1e-6)
+
+
+def test_rlsd_does_not_clip_small_deltas():
+    batch = BATCH.with_columns(skill_log_probs=log_probs([-0.9, -0.9], None, [-1.9, -1.9]))
+    result = total(batch, compute("rlsd", batch))
+    # exp(0.1) = 1.105171 for the winner, exp(-0.1) = 0.904837 for the loser, each by half
+    np.testing.assert_allclose(result[:2], [5 * 1.0525855] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result[3:], [-5 * 0.9524187] * 2, rtol=1e-6)
+    tied = BATCH.with_columns(score=np.zeros(3, np.float32))
+    assert not total(tied, compute("rlsd", tied)).any()  # no credit to share
+
+
 def test_shares_count_valid_tokens():
     # outcome 5 * 5 tokens, step 2 * 4.75 + 2 * 4.75, skill 1 + 0.5 + 0.25 + 0.5
-    config = CONFIG.model_copy(update={"step_weight": 1.0})
-    result = methods.shares(compute("opid", BATCH, config), BATCH.response_ids.lengths)
+    result = compute("opid", BATCH, step_weight=1.0).shares(BATCH.response_ids.lengths)
     assert result == pytest.approx({"outcome": 25 / 46.25, "step": 19 / 46.25, "skill": 2.25 / 46.25})
     nothing = BATCH.with_columns(score=np.zeros(3, np.float32), route=["none"] * 3)
-    shares = methods.shares(compute("opid", nothing, CONFIG), BATCH.response_ids.lengths)
+    shares = compute("opid", nothing).shares(BATCH.response_ids.lengths)
     assert shares == {"outcome": 0.0, "step": 0.0, "skill": 0.0}
 
 
-def test_tied_groups_follow_the_config():
+@pytest.mark.parametrize("name", ["opid", "grpo", "rloo"])
+def test_tied_groups_are_decided_before_penalties(name):
     batch = BATCH.with_columns(score=np.array([0, -1, 0], np.float32), outcome=["failure"] * 3)
-    for name in ("opid", "rloo"):
-        assert compute(name, batch, CONFIG).outcome.any()
-        assert not compute(name, batch, CONFIG.model_copy(update={"tied_groups": "zero"})).outcome.any()
+    assert compute(name, batch).outcome.any()
+    assert not compute(name, batch, tied_groups="zero").outcome.any()
 
 
-def test_names():
-    assert get_args(MethodConfig.model_fields["name"].annotation) == methods.NAMES
-    with pytest.raises(ConfigError, match="'ppo'; known: grpo, gigpo, rloo"):
-        methods.get("ppo")
-    for name in ("opid", "rlsd"):
-        with pytest.raises(DataError, match="'both' is none of step"):
-            compute(name, BATCH.with_columns(route=["both", "none", "none"]), CONFIG)
+@pytest.mark.parametrize("name", ["opid", "rlsd"])
+def test_an_unknown_route_is_refused(name):
+    with pytest.raises(DataError, match="'both' is none of step"):
+        compute(name, BATCH.with_columns(route=["both", "none", "none"]))
 
 
-def test_which_methods_use_skills_and_filter_ties():
-    assert [name for name in methods.NAMES if not methods.get(name).uses_skills] == [
+def test_what_the_other_stages_ask_a_method():
+    every = {name: method(name) for name in methods.BUILT_IN}
+    assert [name for name, one in every.items() if not one.uses_skills] == [
         "grpo",
         "gigpo",
         "rloo",
         "dapo",
         "skill_grpo",
     ]
-    assert [name for name in methods.NAMES if methods.get(name).filters_ties] == ["dapo"]
+    assert [name for name, one in every.items() if one.filters_ties] == ["dapo"]
+    assert [name for name, one in every.items() if one.loss] == ["opsd", "grpo_opsd", "skill_sd", "sdar"]
+    assert {name: one.further_draws for name, one in every.items() if one.further_draws} == {"dapo": 3}
+    assert {name: one.bank_in_training for name, one in every.items() if one.bank_in_training} == {
+        "skill_grpo": "bank.json"
+    }
+    assert method("skill_grpo").bank_at_test is None
+    assert method("skill_grpo", keep_skill_at_test=True).bank_at_test == "bank.json"
+
+
+def test_the_papers_numbers_are_each_methods_defaults():
+    def configured(name: str) -> dict:
+        return build_config({"campaign": "c", "method": {"name": name}}).method.model_dump()
+
+    assert configured("gigpo")["step_weight"] == 1.0
+    assert (configured("opid")["step_weight"], configured("opid")["lambda_step"]) == (0.0, 0.001)
+    weights = {"opsd": (0.01, 5.0), "grpo_opsd": (0.01, 0.0), "sdar": (0.01, 5.0)}
+    for name, expected in weights.items():
+        assert (configured(name)["distillation_coefficient"], configured(name)["gate_beta"]) == expected
+    assert configured("skill_sd")["distillation_coefficient"] == 0.001
+    assert set(KEYS) <= set(configured("opid"))
