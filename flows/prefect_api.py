@@ -20,7 +20,7 @@ from infra import processes
 from infra.scratch import scratch_folder
 from opid_core.errors import InfrastructureError
 
-STARTUP_TIMEOUT_S = 180.0
+STARTUP_TIMEOUT_S = 600.0  # a server that fails ends, and that is seen at once; a crowded machine is slow
 
 
 @contextmanager

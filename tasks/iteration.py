@@ -119,7 +119,7 @@ class Iteration:
     """
 
     def __init__(self, run: CampaignRun, number: Number, attempt: int, degrade: bool = False) -> None:
-        self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, run.chain
+        self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, [*run.chain]
         self.number, self.attempt = number, attempt
         self.degrade = degrade
         """Whether an exceeded failure budget is recorded instead of failing the gate."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sqlite3
 from typing import Any
 
 import psutil
 import pytest
 
 from infra.store import pruned, verify
-from tests.integration.campaigns import LIMIT_S, kill, opened, processes_of, same_content, start, wait_for
+from tests.integration.campaigns import LIMIT_S, finish, kill, opened, processes_of, same_content, start, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -55,3 +57,21 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
         for table, record in result["tables"].items():
             assert last["tables"][table] == record, stage
     assert last["policy"] == records["update"]["policy"]
+
+
+def test_ctrl_c_leaves_cancelled_runs_with_their_reason_and_their_logs(tmp_path):
+    root = tmp_path / "interrupted"
+    process = start(root)
+    wait_for(process, root, (root / "tiny" / "_stages" / "start" / "000" / "initial_policy.json").exists)
+    process.send_signal(signal.SIGINT)
+    printed = finish(process, root, expected_code=130)
+    assert "The same command continues where it was" in printed
+    assert "Traceback" not in printed
+    assert processes_of(root) == []
+    with sqlite3.connect(root / ".prefect" / "home" / "prefect.db") as database:
+        runs = dict(database.execute("SELECT name, state_name FROM flow_run"))
+        logs = [message for (message,) in database.execute("SELECT message FROM log")]
+    assert runs == {"tiny": "Cancelled", "iteration-start": "Cancelled"}
+    assert "evaluate of iteration start begins" in logs
+    assert any(message.startswith("evaluate of iteration start failed: KeyboardInterrupt") for message in logs)
+    assert "start: committed" not in printed

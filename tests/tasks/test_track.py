@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from prefect import flow
 from prefect.artifacts import Artifact
 
 from infra.manifest import START
@@ -17,6 +18,7 @@ from tasks.progress import artifact_key
 from tasks.track import markdown, track, track_metrics
 from tests.audited import Shape, make_campaign
 
+tracked = flow(track_metrics, validate_parameters=False)
 CONFIG = {"campaign": "audited", "tracking": {"tensorboard": False, "wandb_project": "mine"}}
 
 
@@ -71,14 +73,14 @@ def wandb(monkeypatch) -> list[tuple[dict[str, float], int]]:
 def test_a_fault_of_wandb_is_an_infrastructure_fault(tmp_path, prefect_server, wandb):
     store, chain = make_campaign(tmp_path, 1, Shape())
     config = build_config(CONFIG)
-    track_metrics(config, store, chain[-1])
+    tracked(config, store, chain[-1])
     assert wandb == [(metrics_of(store, chain[-1]), 0)]
     with pytest.raises(InfrastructureError, match=r"^Weights & Biases: WandbError: HTTP 503$"):
-        track_metrics(config, store, chain[-1])
+        tracked(config, store, chain[-1])
 
 
 def test_a_folder_that_takes_no_event_file_is_an_infrastructure_fault(tmp_path, prefect_server):
     store, chain = make_campaign(tmp_path, 1, Shape())
     (local_folder(store) / "tensorboard").write_text("no folder")
     with pytest.raises(InfrastructureError, match="tensorboard: cannot be written: "):
-        track_metrics(build_config({"campaign": "audited"}), store, chain[-1])
+        tracked(build_config({"campaign": "audited"}), store, chain[-1])
