@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from opid_core.config import LlmConfig
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
@@ -72,7 +72,7 @@ class Endpoint:
             api_key=self._key or "none",
             timeout=None,  # the limit of `_Client` is on the whole of a try; the SDK's would be on each silence
             max_retries=config.max_retries,
-            http_client=_Client(config.timeout_s),  # pyright: ignore[reportArgumentType]
+            http_client=_Client(config.timeout_s),
         )
         self._headers = {} if self._key else {"Authorization": Omit()}
         self._instead: dict[str, str | None] = {}
@@ -114,7 +114,7 @@ class Endpoint:
                 retries, cause = _retries(fault.request), fault.__cause__
                 usage.requests += retries + 1
                 reason = f"no connection: {type(cause).__name__} {cause}"
-                if isinstance(cause, httpx.TimeoutException):
+                if isinstance(cause, httpx2.TimeoutException):
                     reason = f"no answer within {self._config.timeout_s:g} s"
                 raise Unanswered(f"{self._shown(reason)} ({retries} retries)") from None
             usage.requests += response.retries_taken + 1
@@ -139,7 +139,7 @@ class Endpoint:
         if self._on_note:
             self._on_note(f"{self._config.base_url} is asked without {option} from now on: {detail}")
 
-    def _refusal(self, response: httpx.Response, retries: int) -> OpidError:
+    def _refusal(self, response: httpx2.Response, retries: int) -> OpidError:
         """What an answer without a completion means."""
         status, config = response.status_code, self._config
         if status in (401, 403):
@@ -165,7 +165,7 @@ class Endpoint:
             raise NoCompletion(f"the reply has {len(text)} characters, more than {MAX_REPLY_CHARS}")
         return ChatCompletion(self._clean(text), choice.get("finish_reason") != "length")
 
-    def _detail(self, response: httpx.Response) -> str:
+    def _detail(self, response: httpx2.Response) -> str:
         """What an error's body says, in short."""
         body = _json(response.content)
         error = body.get("error", body) if isinstance(body, dict) else None
@@ -227,22 +227,22 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-class _Client(httpx.AsyncClient):
+class _Client(httpx2.AsyncClient):
     """The SDK's connections: the whole of a try takes at most `limit_s`, and a page in place of a completion, as
     gateways send it with status 200, counts as a bad gateway, so that the SDK tries again."""
 
     def __init__(self, limit_s: float) -> None:
-        super().__init__(limits=httpx.Limits(max_connections=None), timeout=None)
+        super().__init__(limits=httpx2.Limits(max_connections=None), timeout=None)
         self._limit_s = limit_s
 
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         try:
             async with asyncio.timeout(self._limit_s):
                 response = await super().send(request, **options)
         except TimeoutError:
-            raise httpx.ReadTimeout("out of time", request=request) from None
+            raise httpx2.ReadTimeout("out of time", request=request) from None
         if response.status_code == 200 and _completion(response.content) is None:
-            return httpx.Response(502, content=response.content, request=request, extensions={"in_place_of": 200})
+            return httpx2.Response(502, content=response.content, request=request, extensions={"in_place_of": 200})
         return response
 
 
@@ -261,7 +261,7 @@ def _json(content: bytes) -> Any:
         return None
 
 
-def _retries(request: httpx.Request) -> int:
+def _retries(request: httpx2.Request) -> int:
     """How many tries came before `request`, as the SDK says in it."""
     return int(request.headers.get("x-stainless-retry-count", 0))
 
@@ -277,11 +277,11 @@ def _count(completion: Mapping[str, Any], usage: Usage) -> None:
 def _is_local(url: str) -> bool:
     """Whether `url` is a loopback address. Raises ConfigError for one that no request can be sent to."""
     try:
-        parsed = httpx.URL(url)
+        parsed = httpx2.URL(url)
         parsed.host.encode("idna")
         if not parsed.host or (parsed.port or 0) > 65535:
             raise ValueError("no host, or no such port")
-    except (httpx.InvalidURL, ValueError) as error:
+    except (httpx2.InvalidURL, ValueError) as error:
         raise ConfigError(f"endpoint {url}: no address of an endpoint ({error})") from None
     try:
         return ipaddress.ip_address(parsed.host).is_loopback
