@@ -1,22 +1,21 @@
 """Calls to an OpenAI-compatible endpoint: each gives a completion or says why there is none, whatever the other side
-does. The key stays here: it is taken out of every text that comes back."""
+does. The OpenAI SDK sends requests, waits (`Retry-After`, or longer and longer) and tries again. Ours is what it lacks:
+a limit on a try's whole time, learning which options the endpoint does not know, and that the key stays here: it is
+taken out of every text that comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
 import json
-import math
 import os
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
-import httpx
+import httpx2
 
 from opid_core.config import LlmConfig
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
@@ -40,14 +39,6 @@ class Unanswered(NoCompletion):
     """Transient errors outlasted the retries."""
 
 
-class _Transient(Exception):
-    """A fault that may pass. `wait_s` is the wait that the endpoint asks for."""
-
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
-
-
 @dataclass
 class Usage:
     """What calls have taken so far; tokens are null until the endpoint names them."""
@@ -58,7 +49,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Completion:
+class ChatCompletion:
     """A model's reply; `finished` is false where `max_tokens` cut it."""
 
     text: str
@@ -66,18 +57,24 @@ class Completion:
 
 
 class Endpoint:
-    """The endpoint of `config`, asked through `client`. `schema` is that of the replies; `on_note` is told, once, of
-    what the endpoint does not know and is asked without from then on."""
+    """The endpoint of `config`. `schema` is that of the replies; `on_note` is told, once, of what the endpoint does not
+    know and is asked without from then on. Raises ConfigError for a missing key and an unusable address."""
 
     def __init__(
-        self,
-        config: LlmConfig,
-        client: httpx.AsyncClient,
-        schema: Mapping[str, Any] | None = None,
-        on_note: Callable[[str], None] | None = None,
+        self, config: LlmConfig, schema: Mapping[str, Any] | None = None, on_note: Callable[[str], None] | None = None
     ) -> None:
-        self._config, self._client, self._on_note = config, client, on_note
+        from openai import AsyncOpenAI, Omit
+
+        self._config, self._on_note = config, on_note
         self._key = api_key(config)
+        self._sdk = AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=self._key or "none",
+            timeout=None,  # the limit of `_Client` is on the whole of a try; the SDK's would be on each silence
+            max_retries=config.max_retries,
+            http_client=_Client(config.timeout_s),
+        )
+        self._headers = {} if self._key else {"Authorization": Omit()}
         self._instead: dict[str, str | None] = {}
         """What the endpoint calls an option; None: it does not know it."""
         self._options: dict[str, Any] = {"model": config.model, "temperature": config.temperature}
@@ -86,41 +83,42 @@ class Endpoint:
             named = {"name": "analysis", "schema": schema}
             self._options["response_format"] = {"type": "json_schema", "json_schema": named}
 
-    async def complete(self, messages: Sequence[Message], usage: Usage, **options: Any) -> Completion:
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._sdk.close()
+
+    async def complete(self, messages: Sequence[Message], usage: Usage, **options: Any) -> ChatCompletion:
         """The model's reply to `messages`; `usage` is added to. `options` of the request stand in for the config's.
 
         Raises Unanswered when transient errors outlast the retries, NoCompletion for a request that is refused for its
         content and for a reply that is kept back for its content or has no end, ConfigError for a refused key, an
         unknown model or address.
         """
-        config = self._config
-        delays_s = iter([config.retry_delay_s * 2**n * random.uniform(1, 1.5) for n in range(config.max_retries)])
+        from openai import APIConnectionError, APIStatusError
+
+        # the SDK sends UTF-8, which knows no lone surrogates
+        said: Any = [{name: well_formed(text) for name, text in message.items()} for message in messages]
         while True:
             known = {self._instead.get(name, name): value for name, value in {**self._options, **options}.items()}
             sent = {name: value for name, value in known.items() if name is not None}
-            usage.requests += 1
             try:
-                response = await self._post({**sent, "messages": list(messages)})
-                if response.status_code not in (400, 422) or not self._learned(sent, self._detail(response)):
-                    return self._read(response, usage)
-            except _Transient as fault:
-                delay_s = next(delays_s, None)
-                if delay_s is None:
-                    raise Unanswered(f"{fault} ({config.max_retries} retries)") from None
-                await asyncio.sleep(min(delay_s if fault.wait_s is None else fault.wait_s, config.timeout_s))
-
-    async def _post(self, body: Mapping[str, Any]) -> httpx.Response:
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        url = f"{self._config.base_url.rstrip('/')}/chat/completions"
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                return await self._client.post(url, content=json.dumps(body), headers=headers, timeout=None)
-        except TimeoutError:
-            raise _Transient(f"no answer within {self._config.timeout_s:g} s") from None
-        except (httpx.TransportError, httpx.DecodingError) as fault:
-            raise _Transient(self._shown(f"no connection: {type(fault).__name__} {fault}")) from None
+                ask = self._sdk.chat.completions.with_raw_response.create
+                response = await ask(messages=said, extra_headers=self._headers, **sent)
+            except APIStatusError as fault:
+                retries = _retries(fault.request)
+                usage.requests += retries + 1
+                if fault.status_code in (400, 422) and self._learned(sent, self._detail(fault.response)):
+                    continue
+                raise self._refusal(fault.response, retries) from None
+            except APIConnectionError as fault:
+                retries, cause = _retries(fault.request), fault.__cause__
+                usage.requests += retries + 1
+                reason = f"no connection: {type(cause).__name__} {cause}"
+                if isinstance(cause, httpx2.TimeoutException):
+                    reason = f"no answer within {self._config.timeout_s:g} s"
+                raise Unanswered(f"{self._shown(reason)} ({retries} retries)") from None
+            usage.requests += response.retries_taken + 1
+            return self._read(_completion(response.http_response.content) or {}, usage)
 
     def _learned(self, sent: Mapping[str, Any], detail: str) -> bool:
         """Whether a request was refused for an option that the next ones can do without."""
@@ -141,36 +139,35 @@ class Endpoint:
         if self._on_note:
             self._on_note(f"{self._config.base_url} is asked without {option} from now on: {detail}")
 
-    def _read(self, response: httpx.Response, usage: Usage) -> Completion:
+    def _refusal(self, response: httpx2.Response, retries: int) -> OpidError:
+        """What an answer without a completion means."""
         status, config = response.status_code, self._config
         if status in (401, 403):
-            raise ConfigError(f"endpoint {config.base_url} refused the key of {config.api_key_env} (HTTP {status})")
+            return ConfigError(f"endpoint {config.base_url} refused the key of {config.api_key_env} (HTTP {status})")
         if status == 404:
-            raise ConfigError(
+            return ConfigError(
                 f"endpoint {config.base_url} does not know the model {config.model!r}, or is no address of an "
                 "endpoint (HTTP 404)"
             )
-        if status in (408, 429) or status >= 500:
-            raise _Transient(f"HTTP {status}: {self._detail(response)}", retry_after_s(response.headers))
-        if status != 200:
-            raise NoCompletion(f"the endpoint refused the request: HTTP {status}: {self._detail(response)}")
-        completion = _json(response)
-        choices = completion.get("choices") if isinstance(completion, dict) else None
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        message = choice.get("message") if isinstance(choice, dict) else None
-        if not isinstance(choice, dict) or not isinstance(message, dict):
-            raise _Transient(f"HTTP 200 without a completion: {self._detail(response)}")
+        if status in (408, 409, 429) or status >= 500:
+            answer = "HTTP 200 without a completion" if "in_place_of" in response.extensions else f"HTTP {status}"
+            return Unanswered(f"{answer}: {self._detail(response)} ({retries} retries)")
+        return NoCompletion(f"the endpoint refused the request: HTTP {status}: {self._detail(response)}")
+
+    def _read(self, completion: Mapping[str, Any], usage: Usage) -> ChatCompletion:
         _count(completion, usage)
+        choice = completion["choices"][0]
         if choice.get("finish_reason") == "content_filter":
             raise NoCompletion("the endpoint kept the reply back for its content (content_filter)")
+        message = choice["message"]
         text = next((t for t in (message.get("content"), message.get("refusal")) if isinstance(t, str)), "")
         if len(text) > MAX_REPLY_CHARS:
             raise NoCompletion(f"the reply has {len(text)} characters, more than {MAX_REPLY_CHARS}")
-        return Completion(self._clean(text), choice.get("finish_reason") != "length")
+        return ChatCompletion(self._clean(text), choice.get("finish_reason") != "length")
 
-    def _detail(self, response: httpx.Response) -> str:
+    def _detail(self, response: httpx2.Response) -> str:
         """What an error's body says, in short."""
-        body = _json(response)
+        body = _json(response.content)
         error = body.get("error", body) if isinstance(body, dict) else None
         message = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
         return self._shown(message if isinstance(message, str) else response.text)
@@ -214,8 +211,7 @@ def check_endpoint(config: LlmConfig, **options: Any) -> None:
     asked = config.model_copy(update={"max_tokens": 1, "structured_output": wanted})
 
     async def ask() -> None:
-        async with httpx.AsyncClient() as client:
-            endpoint = Endpoint(asked, client, {"type": "object"})
+        async with aclosing(Endpoint(asked, {"type": "object"})) as endpoint:
             await endpoint.complete([{"role": "user", "content": "Answer with {}."}], Usage(), **options)
 
     try:
@@ -226,29 +222,48 @@ def check_endpoint(config: LlmConfig, **options: Any) -> None:
         raise ConfigError(f"endpoint {config.base_url}: {fault}") from None
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """The wait that `Retry-After` asks for (seconds or an HTTP date), None without a usable one."""
-    value = headers.get("retry-after", "")
-    try:
-        wait_s = float(value)
-    except ValueError:
-        try:
-            wait_s = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return max(0.0, wait_s) if math.isfinite(wait_s) else None
-
-
 def well_formed(text: str) -> str:
     """`text` with U+FFFD for each lone surrogate: JSON can spell them, UTF-8 and Parquet cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _json(response: httpx.Response) -> Any:
+class _Client(httpx2.AsyncClient):
+    """The SDK's connections: the whole of a try takes at most `limit_s`, and a page in place of a completion, as
+    gateways send it with status 200, counts as a bad gateway, so that the SDK tries again."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limits=httpx2.Limits(max_connections=None), timeout=None)
+        self._limit_s = limit_s
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                response = await super().send(request, **options)
+        except TimeoutError:
+            raise httpx2.ReadTimeout("out of time", request=request) from None
+        if response.status_code == 200 and _completion(response.content) is None:
+            return httpx2.Response(502, content=response.content, request=request, extensions={"in_place_of": 200})
+        return response
+
+
+def _completion(content: bytes) -> dict[str, Any] | None:
+    """The completion in the body of an answer, None where it holds none."""
+    completion = _json(content)
+    choices = completion.get("choices") if isinstance(completion, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return completion if isinstance(choice, dict) and isinstance(choice.get("message"), dict) else None
+
+
+def _json(content: bytes) -> Any:
     try:
-        return json.loads(response.content)
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _retries(request: httpx2.Request) -> int:
+    """How many tries came before `request`, as the SDK says in it."""
+    return int(request.headers.get("x-stainless-retry-count", 0))
 
 
 def _count(completion: Mapping[str, Any], usage: Usage) -> None:
@@ -262,11 +277,11 @@ def _count(completion: Mapping[str, Any], usage: Usage) -> None:
 def _is_local(url: str) -> bool:
     """Whether `url` is a loopback address. Raises ConfigError for one that no request can be sent to."""
     try:
-        parsed = httpx.URL(url)
+        parsed = httpx2.URL(url)
         parsed.host.encode("idna")
         if not parsed.host or (parsed.port or 0) > 65535:
             raise ValueError("no host, or no such port")
-    except (httpx.InvalidURL, ValueError) as error:
+    except (httpx2.InvalidURL, ValueError) as error:
         raise ConfigError(f"endpoint {url}: no address of an endpoint ({error})") from None
     try:
         return ipaddress.ip_address(parsed.host).is_loopback

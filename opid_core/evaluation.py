@@ -18,11 +18,11 @@ from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from envs.base import is_offered
 from opid_core.errors import DataError
+from opid_core.samples import Ragged
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -163,11 +163,11 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
     metrics = {
         "rollout/success_micro": success.micro,
         "rollout/success_macro": success.macro,
-        "rollout/return": _mean(trajectories.column("return")),
-        "rollout/steps": _mean(trajectories.column("steps")),
-        "rollout/response_tokens": _mean(pc.list_value_length(steps.column("response_ids"))),
-        "rollout/prompt_tokens": _mean(pc.list_value_length(steps.column("prompt_ids"))),
-        "rollout/valid_actions": _mean(steps.column("is_valid")),
+        "rollout/return": _mean(trajectories.column("return").to_numpy()),
+        "rollout/steps": _mean(trajectories.column("steps").to_numpy()),
+        "rollout/response_tokens": _mean(Ragged.from_arrow(steps.column("response_ids")).lengths),
+        "rollout/prompt_tokens": _mean(Ragged.from_arrow(steps.column("prompt_ids")).lengths),
+        "rollout/valid_actions": _mean(steps.column("is_valid").to_numpy()),
         "rollout/admissible_actions": sum(on_offer) / len(on_offer) if on_offer else math.nan,
         "rollout/prompts_cut": float((steps.column("history_dropped").to_numpy() > 0).sum()),
         "rollout/broken": float(trajectories.column("outcome").to_pylist().count("broken")),
@@ -193,8 +193,8 @@ def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) ->
     }
 
 
-def _mean(values: pa.ChunkedArray) -> float:
-    return float(np.mean(values.to_numpy())) if len(values) else math.nan
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 @dataclass(frozen=True)

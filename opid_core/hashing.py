@@ -21,7 +21,6 @@ MAY_DIFFER = (
     "analyzer.llm.api_key_env",
     "analyzer.llm.timeout_s",
     "analyzer.llm.max_retries",
-    "analyzer.llm.retry_delay_s",
     "analyzer.llm.concurrency",
     "analyzer.llm.prompt_price",
     "analyzer.llm.completion_price",

@@ -16,7 +16,7 @@ KEY = "sk-0123456789-never-to-be-seen"
 @dataclass(frozen=True)
 class Answer:
     """`content` is the model's text of a completion, or an error's message; `body` is sent instead of either; `hang`
-    keeps the connection open and says nothing until the server stops."""
+    keeps the connection open and says nothing until the server stops; `drip_s` is the pause before each byte."""
 
     status: int = 200
     content: str | None = None
@@ -24,6 +24,7 @@ class Answer:
     body: bytes | None = None
     finish_reason: str = "stop"
     hang: bool = False
+    drip_s: float = 0.0
 
 
 @dataclass
@@ -71,11 +72,15 @@ def chat_server() -> Iterator[ChatServer]:
             with lock:
                 at_once -= 1
             self.send_response(answer.status)
-            for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+            # whoever tries again waits a millisecond, unless a test says otherwise
+            headers = {"Content-Type": "application/json", "Retry-After-Ms": "1", **answer.headers}
+            for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            for part in [data[i : i + 1] for i in range(len(data))] if answer.drip_s else [data]:
+                stopped.wait(answer.drip_s)
+                self.wfile.write(part)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass

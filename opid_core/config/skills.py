@@ -31,12 +31,10 @@ class LlmConfig(Section):
     max_prompt_chars: int = Field(default=48_000, ge=4_000)
     """Longer episodes are cut by the rule in docs/analyzer.md; a token is about four characters."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """Time limit of one request, and longest wait before the next."""
-    max_retries: int = Field(default=3, ge=0)
-    """Retries of a request after a transient error (429, 5xx, no connection, time-out)."""
-    retry_delay_s: float = Field(default=1.0, ge=0)
-    """Wait before the first retry, unless the endpoint names one; doubled each time, up to half of it added at
-    random."""
+    """Time limit of one try of a request."""
+    max_retries: int = Field(default=4, ge=0)
+    """Retries of a request after a transient error (429, 5xx, no connection, time-out): after 0.5 s, 1 s, 2 s ... up to
+    8 s, or as long as the endpoint says (at most two minutes)."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight at once."""
     prompt_price: float | None = Field(default=None, ge=0)

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 
@@ -179,7 +179,7 @@ def skills_table(analyses: Iterable[Analysis], trajectories: pa.Table) -> pa.Tab
 # --- reading loose JSON ------------------------------------------------------------------------------------------
 
 
-def _has_words(text: object) -> bool:
+def _has_words(text: object) -> TypeGuard[str]:
     """Whether `text` is a string with a letter in it: models fill a schema with "1" or "," too."""
     return isinstance(text, str) and any(map(str.isalpha, text))
 

@@ -57,7 +57,7 @@ def config_path(tmp_path) -> Path:
         },
         "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 24},  # no prompt would fit
         "evaluation": {"tasks": 4, "temperatures": [0.7]},
-        "analyzer": {"llm": {"max_retries": 1, "retry_delay_s": 0.0, "concurrency": 2}},
+        "analyzer": {"llm": {"max_retries": 1, "concurrency": 2}},
     }
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -55,7 +55,6 @@ def run(root: Path, server: ChatServer, policy: Path) -> Campaign:
         f"analyzer.llm.base_url={server.url}",
         "analyzer.llm.concurrency=1",  # the same episode is the first in every run
         "analyzer.llm.max_retries=0",
-        "analyzer.llm.retry_delay_s=0",
     )
     return opened(root, finish(process, root))
 

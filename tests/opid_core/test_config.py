@@ -282,7 +282,6 @@ OTHER_VALUES = {
     "analyzer.llm.api_key_env": "OTHER_KEY",
     "analyzer.llm.timeout_s": 5,
     "analyzer.llm.max_retries": 9,
-    "analyzer.llm.retry_delay_s": 0.5,
     "analyzer.llm.concurrency": 2,
     "analyzer.llm.prompt_price": 1.5,
     "analyzer.llm.completion_price": 2.5,

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
-
 from opid_core.config import LlmConfig
 from opid_core.endpoint import Endpoint, NoCompletion, Unanswered, Usage
 from opid_core.errors import DataError, InfrastructureError
@@ -41,8 +39,7 @@ class EndpointEngine:
         """Raises ConfigError for a missing key and an unusable address. Asks nothing yet."""
         self.answered = Answered()
         self._config = config
-        self._client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None))
-        self._endpoint = Endpoint(config, self._client, on_note=on_note)
+        self._endpoint = Endpoint(config, on_note=on_note)
         self._slots = asyncio.Semaphore(config.concurrency)
         self._runner = asyncio.Runner()
         self._asked: list[asyncio.Task[TextCompletion]] = []
@@ -77,7 +74,7 @@ class EndpointEngine:
             for task in self._asked:
                 task.cancel()
             await asyncio.gather(*self._asked, return_exceptions=True)
-            await self._client.aclose()
+            await self._endpoint.aclose()
 
         self._runner.run(end())
         self._runner.close()

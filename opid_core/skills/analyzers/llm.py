@@ -7,13 +7,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
-import httpx
-
 from opid_core.config import AnalyzerConfig
-from opid_core.endpoint import Completion, Endpoint, NoCompletion, Usage, api_key
+from opid_core.endpoint import ChatCompletion, Endpoint, NoCompletion, Usage, api_key
 from opid_core.errors import AnalyzerReplyError, DataError
 from opid_core.samples import Samples
 from opid_core.skills.analyzers.messages import TOLD, Prompt, ask_again, build_prompt, reply_schema
@@ -75,8 +74,7 @@ async def _analyze_all(
             found[name] = replace(analysis, trajectory_id=name, replayed=analysis.replayed or number > 0)
         on_progress(len(found), len(trajectories))
 
-    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=None)) as client:
-        endpoint = Endpoint(config.llm, client, reply_schema(config.max_step_skills), on_note)
+    async with aclosing(Endpoint(config.llm, reply_schema(config.max_step_skills), on_note)) as endpoint:
         tasks = [asyncio.create_task(one(endpoint, key, *rest)) for key, rest in asked.items()]
         try:
             await asyncio.gather(*tasks)
@@ -133,7 +131,7 @@ async def _ask(endpoint: Endpoint, prompt: Prompt, usage: Usage) -> tuple[Reply 
     return None, raw_reply, "; asked again: ".join(errors)
 
 
-def _read(completion: Completion) -> Reply:
+def _read(completion: ChatCompletion) -> Reply:
     try:
         reply = parse_reply(completion.text)
     except AnalyzerReplyError as fault:

@@ -24,7 +24,7 @@ BROKEN = '{"episode_summary": "it went'
 
 def config(server: ChatServer, **changes: Any) -> AnalyzerConfig:
     options = {"base_url": server.url, "model": "teacher", "api_key_env": "TEST_LLM_KEY", "max_retries": 1}
-    return AnalyzerConfig(backend="llm", llm=LlmConfig(**{**options, "retry_delay_s": 0.0, **changes}))
+    return AnalyzerConfig(backend="llm", llm=LlmConfig(**{**options, **changes}))
 
 
 def episode(trajectory_id: str = "x", outcome: str = "failure", seen: str = "see") -> Samples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.opid_core.skills.analyzers.asked import GOOD, analysis_of, config, ep
 from tests.opid_core.skills.episodes import together
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 529])
+@pytest.mark.parametrize("status", [408, 429, 500, 529])
 def test_a_transient_error_is_tried_again(server, status):
     server.answers = [Answer(status, "later"), Answer(content=GOOD)]
     analysis = analysis_of(server)
@@ -30,20 +31,22 @@ def test_errors_that_outlast_the_retries_are_recorded(server):
     assert (analysis.tokens, analysis.cost) == (None, None)
 
 
-def test_the_endpoint_may_name_the_wait(server):
-    """A delay of 1000 s would end this test; the endpoint's own is shorter. One longer than the time limit is cut."""
-    server.answers = [Answer(429, "slow down", {"Retry-After": "0"}), Answer(content=GOOD)]
-    assert analysis_of(server, retry_delay_s=1000.0).attempts == 2
-    server.answers = [Answer(429, "slow down", {"Retry-After": "86400"}), Answer(content=GOOD)]
-    assert analysis_of(server, timeout_s=0.5).attempts == 2
+def test_the_endpoint_names_the_wait(server):
+    """The first wait of the SDK's own would be half a second; it waits no hour."""
+    server.answers = [Answer(429, "slow down", {"Retry-After-Ms": "", "Retry-After": "1"}), Answer(content=GOOD)]
+    started_s = time.monotonic()
+    assert analysis_of(server).attempts == 2
+    assert time.monotonic() - started_s > 1
+    server.answers = [Answer(429, "slow down", {"Retry-After-Ms": "", "Retry-After": "3600"})]
+    assert analysis_of(server).error == "HTTP 429: slow down (0 retries)"
 
 
-def test_an_endpoint_that_hangs_is_left(server):
+def test_an_endpoint_that_hangs_or_drips_is_left(server):
     server.answers = [Answer(hang=True), Answer(content=GOOD)]
     analysis = analysis_of(server, timeout_s=0.5)
     assert (analysis.error, analysis.attempts) == (None, 2)
-    server.answers = [Answer(hang=True)]
-    assert analysis_of(server, timeout_s=0.1).error == "no answer within 0.1 s (1 retries)"
+    server.answers = [Answer(content=GOOD, drip_s=0.05)]
+    assert analysis_of(server, timeout_s=0.3).error == "no answer within 0.3 s (1 retries)"
 
 
 def test_no_server(server):
@@ -52,14 +55,12 @@ def test_no_server(server):
     assert analysis.attempts == 2
 
 
-@pytest.mark.parametrize(
-    "body", [b"<html>Bad gateway</html>", b'{"choices": ', b"[]", b'{"error": {"message": "busy"}}']
-)
+@pytest.mark.parametrize("body", [b"<html>Bad gateway</html>", b'{"choices": ', b'{"choices": [{"message": "busy"}]}'])
 def test_a_page_that_is_no_completion_is_tried_again(server, body):
     server.answers = [Answer(body=body), Answer(content=GOOD)]
     assert analysis_of(server).attempts == 2
     server.answers = [Answer(body=body)]
-    assert (analysis_of(server).error or "").startswith("HTTP 200 without a completion: ")
+    assert (analysis_of(server, max_retries=0).error or "").startswith("HTTP 200 without a completion: ")
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
