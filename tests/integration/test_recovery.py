@@ -24,7 +24,7 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
     root = tmp_path / "killed"
     folder = root / "tiny"
     records: dict[str, dict[str, Any]] = {}
-    before = folder / "_commits" / "000000.json"  # written by the stage before the one that is killed
+    before = folder / "_commits" / "000001.json"  # written by the stage before the one that is killed
     for stage in STAGES:
         process = start(root, KEEP_ONE)
         wait_for(process, root, before.exists)
@@ -33,7 +33,7 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
         assert processes_of(root) == []
         if before.parent.name == "000":
             records[before.stem] = json.loads(before.read_bytes())["result"]
-        before = folder / "_stages" / "000001" / "000" / f"{stage}.json"
+        before = folder / "_stages" / "000002" / "000" / f"{stage}.json"
         if stage == "route":
             shutil.rmtree(root / ".prefect")  # Prefect's whole database is lost
 

@@ -21,7 +21,7 @@ def advantages(samples: Samples, config: MethodConfig) -> Advantages:
     `skill` is what this adds to A. Source: ALGORITHM, section 8.
     """
     outcome = outcome_component(samples, config)
-    share = SHARE * max(0.0, 1 - samples.iteration / ANNEALED_ITERATIONS)
+    share = SHARE * max(0.0, 1 - samples.completed_iterations / ANNEALED_ITERATIONS)
     credit = samples.per_token(outcome).astype(np.float64)
     routed = route_array(samples) != "none"
     exponents = np.sign(credit) * skill_deltas(samples, routed, samples.on_tokens("skill_log_probs"))

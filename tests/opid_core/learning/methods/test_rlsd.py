@@ -8,7 +8,7 @@ from tests.opid_core.learning.methods.batches import BATCH, CONFIG, compute, log
 
 @pytest.mark.parametrize(
     ("iteration", "share"),
-    [(0, 0.5), (50, 0.25), (100, 0.0), (130, 0.0)],
+    [(1, 0.5), (51, 0.25), (101, 0.0), (131, 0.0)],
 )
 def test_tokens_get_more_or_less_of_the_credit(iteration, share):
     """x (A = 5): delta -2 and 1 are weights 0.8 and 1.2; y (A = -5): delta 1 and -2 are weights 0.8 and 1.2; x's second
