@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--opens", type=int, default=5, help="how often each page is opened, in a new browser context")
     parser.add_argument("--out", type=Path, help="keep the pages in this folder")
     given = parser.parse_args()
-    last = given.iterations - 1
+    last = given.iterations
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         store, chain = make_campaign(root, given.iterations, SHAPE, full=lambda iteration: iteration == last)

@@ -16,8 +16,7 @@ from prefect.states import Cancelled, State
 
 from infra import stages
 from infra.lease import held
-from infra.manifest import START, Manifest
-from infra.store import next_iteration
+from infra.manifest import Manifest
 from opid_core.config import CampaignConfig
 from opid_core.errors import (
     AttemptUnusable,
@@ -31,7 +30,7 @@ from tasks.commit import commit
 from tasks.evaluate import evaluate, evaluation_due
 from tasks.extract_skills import extract_skills
 from tasks.initial_policy import initial_policy
-from tasks.iteration import CampaignRun, Number, campaign_run, configured
+from tasks.iteration import CampaignRun, campaign_run, configured
 from tasks.progress import announce
 from tasks.rescore import rescore
 from tasks.rollout import rollout
@@ -50,12 +49,12 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
     with cancelled_by_interrupt():
         store = configured(open_store, config)(config)
         ttl_s, run_id = config.recovery.lease_ttl_s, flow_run.id
-        with held(store, ttl_s, run_id, _tell_wait) as lease, CampaignRun(config, store) as run:
+        with held(store, ttl_s, run_id, _tell_wait) as lease, CampaignRun(config, store, lease=lease) as run:
             run.chain += configured(read_chain, config)(config.campaign)
             if len(run.chain) > 1:
                 done = len(run.chain) - 1
                 note = f"Resuming {config.campaign} after {done} of {config.iterations} iterations."
-                announce(done - 1, "campaign", "resumed", note)
+                announce(done, "campaign", "resumed", note)
             if run.chain:
                 _follow_up(run)  # a crash may have come before it
             while len(run.chain) <= config.iterations:
@@ -63,7 +62,7 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
                 def attempt_once(attempt: int, degrade: bool) -> Manifest:
                     lease.check()
-                    return run_iteration(config.campaign, next_iteration(run.chain), attempt, degrade)
+                    return run_iteration(config.campaign, len(run.chain), attempt, degrade)
 
                 run.chain.append(attempted(run, attempt_once))
                 _follow_up(run)
@@ -71,11 +70,11 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
 
 def _tell_wait(text: str) -> None:
-    announce(START, "campaign", "resumed", text)
+    announce(0, "campaign", "resumed", text)
 
 
 @flow(name="iteration", flow_run_name="iteration-{iteration}", validate_parameters=False, persist_result=False)
-def run_iteration(campaign: str, iteration: Number, attempt: int, degrade: bool = False) -> Manifest:
+def run_iteration(campaign: str, iteration: int, attempt: int, degrade: bool = False) -> Manifest:
     """One attempt at what comes after the chain of the campaign's run: the start, or an iteration. Returns its
     committed manifest; stages that an interrupted run of the same attempt has finished are reused.
 
@@ -84,7 +83,7 @@ def run_iteration(campaign: str, iteration: Number, attempt: int, degrade: bool 
     with cancelled_by_interrupt():
         config = campaign_run(campaign).begin(iteration, attempt, degrade).config
         names = (campaign, iteration, attempt)
-        if iteration == START:
+        if iteration == 0:
             configured(initial_policy, config)(*names)
         else:
             configured(rollout, config)(*names)
@@ -102,7 +101,7 @@ def attempted(run: CampaignRun, attempt_once: Callable[[int, bool], Manifest]) -
     failure that may pass, at most `recovery.iteration_attempts` times; where the failure budget ended the last of them
     and the config says so, once more, whatever the budget says. What ended an attempt is recorded; `opid status` shows
     it. An attempt that could not be gone on with costs none of these, unless that cannot be recorded."""
-    config, iteration = run.config, next_iteration(run.chain)
+    config, iteration = run.config, len(run.chain)
     failed, degrade = 0, False
     while True:
         attempt = None  # not known while the store is away
@@ -123,7 +122,7 @@ def attempted(run: CampaignRun, attempt_once: Callable[[int, bool], Manifest]) -
             degrade = True
 
 
-def _close_attempt(run: CampaignRun, iteration: Number, attempt: int | None, error: OpidError | TimeoutError) -> bool:
+def _close_attempt(run: CampaignRun, iteration: int, attempt: int | None, error: OpidError | TimeoutError) -> bool:
     """Record what ended an attempt; whether that could be done. An attempt that stays open is gone on with."""
     reason = f"{type(error).__name__}: {error}"
     if attempt is None:

@@ -34,7 +34,7 @@ def live_progress(config: CampaignConfig, console: Console) -> Iterator[None]:
             if event.event != "progress":
                 console.print(event.note, highlight=False, markup=False)
                 if event.iteration is not None and event.event in ("resumed", "committed"):
-                    bars.update(campaign_bar, completed=event.iteration + 1)
+                    bars.update(campaign_bar, completed=event.iteration)
                 return
             key = (event.iteration, event.stage)
             if key != current:

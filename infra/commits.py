@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
 from infra import objects
 from infra.campaigns import CampaignStore, list_objects, location, read_object
-from infra.manifest import START, FileRecord, Manifest, from_bytes, parse, to_bytes
+from infra.manifest import FileRecord, Manifest, from_bytes, parse, to_bytes
 from infra.objects import Address
 from infra.tables import check_object, key_of
 from opid_core.errors import DataError, GateError
@@ -30,8 +29,8 @@ def commit(store: CampaignStore, manifest: Manifest) -> tuple[Manifest, bool]:
         raise GateError(f"iteration {manifest.iteration}: not committed, the gates of {', '.join(failed)} failed")
     _check_sizes(store, files_of(manifest))
     previous = None
-    if manifest.iteration != START:
-        before = _address(store, START if manifest.iteration == 0 else manifest.iteration - 1)
+    if manifest.iteration:
+        before = _address(store, manifest.iteration - 1)
         data = objects.read(before)
         if data is None:
             raise DataError(f"iteration {manifest.iteration}: not committed, the iteration before it is not")
@@ -48,28 +47,20 @@ def commit(store: CampaignStore, manifest: Manifest) -> tuple[Manifest, bool]:
 
 
 def manifests(store: CampaignStore) -> list[Manifest]:
-    """The chain: start, 0, 1, ... up to the first missing one. Raises DataError that names the first manifest that
-    was changed or does not follow the one before."""
+    """The chain: 0 (the start), 1, 2, ... up to the first missing one. Raises DataError that names the first manifest
+    that was changed or does not follow the one before."""
     chain: list[Manifest] = []
     while True:
-        start = len(chain) - 1  # the first manifest's name is no number
-        places: list[int | Literal["start"]] = [
-            START if number < 0 else number for number in range(start, start + _READ_AT_ONCE)
-        ]
-        addresses = [_address(store, iteration) for iteration in places]
+        iterations = range(len(chain), len(chain) + _READ_AT_ONCE)
+        addresses = [_address(store, iteration) for iteration in iterations]
         found = objects.in_parallel(objects.read, addresses)
-        for iteration, address, data in zip(places, addresses, found, strict=True):
+        for iteration, address, data in zip(iterations, addresses, found, strict=True):
             if data is None:
                 return chain
             manifest = from_bytes(data, str(address), chain[-1] if chain else None)
             if manifest.iteration != iteration:
                 raise DataError(f"{address}: holds the manifest of iteration {manifest.iteration}")
             chain.append(manifest)
-
-
-def next_iteration(chain: Sequence[Manifest]) -> int | Literal["start"]:
-    """The iteration to run after `chain`."""
-    return len(chain) - 1 if chain else START
 
 
 def files_of(manifest: Manifest) -> list[FileRecord]:
@@ -140,5 +131,5 @@ def _check_sizes(store: CampaignStore, records: Iterable[FileRecord]) -> None:
             check_object(store.address(record.path), record, None if size is None else (size, record.sha256))
 
 
-def _address(store: CampaignStore, iteration: int | Literal["start"]) -> Address:
+def _address(store: CampaignStore, iteration: int) -> Address:
     return store.address(f"_commits/{key_of(iteration)}.json")

@@ -16,10 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
 
-START: Literal["start"] = "start"
-"""Key of the genesis manifest: the initial policy (version 0) and its evaluation, before any training."""
-
-FORMAT = 2
+FORMAT = 3
 """Raised with any change of the fields below."""
 
 OBSERVED_TABLES = ("metrics", "evaluations")
@@ -87,15 +84,16 @@ class GateResult(Record):
 
 
 class Manifest(Record):
-    """The commit of one iteration (or of the start). Made by `new_manifest` only, which fills in the hashes."""
+    """The commit of one iteration. Made by `new_manifest` only, which fills in the hashes."""
 
     format: int = FORMAT
     """`FORMAT` of the version of OPID that wrote it."""
-    iteration: int | Literal["start"]
+    iteration: int = Field(ge=0)
+    """0 is the start: the initial policy and its evaluation, before any training."""
     tables: dict[str, FileRecord]
     policy: FolderRecord
-    policy_version: int = Field(ge=0)
-    """Version of `policy`: 0 at the start, k + 1 after iteration k."""
+    policy_version: int
+    """Version of `policy`: iteration k makes policy k."""
     gates: dict[str, GateResult]
     config_hash: str
     preset: str = ""
@@ -126,7 +124,7 @@ class _Written(BaseModel):
 
 def new_manifest(
     *,
-    iteration: int | Literal["start"],
+    iteration: int,
     tables: Mapping[str, FileRecord],
     policy: FolderRecord,
     gates: Sequence[GateResult],
@@ -144,15 +142,14 @@ def new_manifest(
 
     Raises DataError when `previous` is not that manifest.
     """
-    expected = None if iteration == START else START if iteration == 0 else iteration - 1
     given = previous.iteration if previous else None
-    if given != expected:
-        raise DataError(f"manifest of iteration {iteration}: its predecessor must be {expected}, got {given}")
+    if given != (iteration - 1 if iteration else None):
+        raise DataError(f"manifest of iteration {iteration}: its predecessor cannot be that of iteration {given}")
     fields: dict[str, Any] = {
         "iteration": iteration,
         "tables": dict(tables),
         "policy": policy,
-        "policy_version": 0 if iteration == START else iteration + 1,
+        "policy_version": iteration,
         "gates": {gate.table: gate for gate in gates},
         "config_hash": config_hash,
         "preset": preset,
@@ -225,16 +222,15 @@ def weights_hash(policy: FolderRecord) -> str:
     return hashlib.sha256(canonical_json(_weights(policy)).encode()).hexdigest()
 
 
-def iteration_seed(campaign_seed: int, iteration: int, weights: str) -> int:
-    """Seed of an iteration, 0 <= seed < 2**63, from the campaign's seed and the `weights_hash` of the policy that it
-    begins with: campaigns that differ in nothing that changed a weight draw the same."""
-    digest = hashlib.sha256(f"{campaign_seed}:{iteration}:{weights}".encode()).digest()
+def iteration_seed(campaign_seed: int, updates: int, weights: str) -> int:
+    """Seed of an iteration, 0 <= seed < 2**63, from the campaign's seed and the policy that it begins with: how many
+    iterations have updated it, and its `weights_hash` ("" at the start, which begins with none). Campaigns that differ
+    in nothing that changed a weight draw the same."""
+    digest = hashlib.sha256(f"{campaign_seed}:{updates}:{weights}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _content(
-    iteration: int | Literal["start"], tables: Mapping[str, FileRecord], policy: FolderRecord, prev_content: str | None
-) -> str:
+def _content(iteration: int, tables: Mapping[str, FileRecord], policy: FolderRecord, prev_content: str | None) -> str:
     parts = {
         "iteration": iteration,
         "tables": {name: record.content_hash for name, record in tables.items() if name not in OBSERVED_TABLES},

@@ -10,7 +10,7 @@ from typing import Any
 
 from infra import local_objects, objects
 from infra.campaigns import CampaignStore, create_object, list_objects, location, read_object
-from infra.commits import PRUNED, files_of, manifests, next_iteration, pruned
+from infra.commits import PRUNED, files_of, manifests, pruned
 from infra.local_objects import ObjectInfo
 from infra.manifest import Manifest, state_files
 from infra.tables import key_of
@@ -49,7 +49,7 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
         found += local_objects.list_objects(folder, temporary=True)
     chain = manifests(store)
     named = {record.path for manifest in chain for record in files_of(manifest)} - pruned(store)
-    for record in list_objects(store, f"_stages/{key_of(next_iteration(chain))}"):
+    for record in list_objects(store, f"_stages/{key_of(len(chain))}"):
         named.update(_paths_in(_stage_record(store, record.path)))
     newest = time.time() - older_than_s
     left = (info for info in found if info.path not in named and info.modified < newest)

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 from infra.store import CampaignStore, create_object, key_of, location, read_object
 from opid_core.errors import DataError
@@ -22,12 +22,12 @@ from opid_core.hashing import canonical_json
 _FAILED = "failed"
 
 
-def current_attempt(store: CampaignStore, iteration: int | Literal["start"]) -> int:
+def current_attempt(store: CampaignStore, iteration: int) -> int:
     """The attempt at `iteration` to make or to go on with: the number of those that were given up."""
     return len(failures(store, iteration))
 
 
-def failures(store: CampaignStore, iteration: int | Literal["start"]) -> list[dict[str, Any]]:
+def failures(store: CampaignStore, iteration: int) -> list[dict[str, Any]]:
     """Why and when each earlier attempt at `iteration` was given up: dicts with `reason` and `at` (ISO 8601, UTC)."""
     found: list[dict[str, Any]] = []
     while (record := _read(store, _path(iteration, len(found), _FAILED))) is not None:
@@ -35,14 +35,14 @@ def failures(store: CampaignStore, iteration: int | Literal["start"]) -> list[di
     return found
 
 
-def give_up(store: CampaignStore, iteration: int | Literal["start"], attempt: int, reason: str) -> None:
+def give_up(store: CampaignStore, iteration: int, attempt: int, reason: str) -> None:
     """Close `attempt`: no record of it is used again. Of two runs that do so the first reason stands."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     _create(store, _path(iteration, attempt, _FAILED), {"reason": reason, "at": at})
 
 
 def recorded(
-    store: CampaignStore, iteration: int | Literal["start"], attempt: int, stage: str, made_from: Mapping[str, Any]
+    store: CampaignStore, iteration: int, attempt: int, stage: str, made_from: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """What `stage` recorded in this attempt, None where it has not finished.
 
@@ -61,7 +61,7 @@ def recorded(
 
 def record(
     store: CampaignStore,
-    iteration: int | Literal["start"],
+    iteration: int,
     attempt: int,
     stage: str,
     made_from: Mapping[str, Any],
@@ -77,7 +77,7 @@ def record(
     return standing
 
 
-def _path(iteration: int | Literal["start"], attempt: int, name: str) -> str:
+def _path(iteration: int, attempt: int, name: str) -> str:
     return f"_stages/{key_of(iteration)}/{attempt:03d}/{name}.json"
 
 

@@ -3,7 +3,7 @@
     <root>/<campaign>/config.json                                    created once
     <root>/<campaign>/<table>/iteration=000003/<attempt>/part-0.parquet
     <root>/<campaign>/policies/000004/<attempt>/...
-    <root>/<campaign>/_commits/start.json, 000000.json, ...          the commits: create-only
+    <root>/<campaign>/_commits/000000.json, 000001.json, ...         the commits: create-only; 0 is the start
     <root>/<campaign>/_lease/...                                     who works on it (`infra.lease`)
     <root>/<campaign>/_pruned/...                                    which optimizer states were deleted for their space
 
@@ -26,7 +26,7 @@ from infra.campaigns import (
     read_config,
     read_object,
 )
-from infra.commits import check_objects, commit, files_of, manifests, next_iteration, pruned, standing, verify
+from infra.commits import check_objects, commit, files_of, manifests, pruned, standing, verify
 from infra.folders import folder_path, put_folder
 from infra.local_objects import ObjectInfo
 from infra.manifest import STATE_FOLDER, weights_only
@@ -52,7 +52,6 @@ __all__ = [
     "location",
     "manifests",
     "new_attempt",
-    "next_iteration",
     "open_campaign",
     "orphans",
     "prune_states",

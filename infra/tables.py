@@ -6,13 +6,13 @@ import hashlib
 import io
 import secrets
 import time
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.campaigns import CampaignStore
-from infra.manifest import START, FileRecord
+from infra.manifest import FileRecord
 from infra.objects import Address, create_only, read
 from opid_core import schema
 from opid_core.errors import DataError
@@ -24,14 +24,12 @@ def new_attempt() -> str:
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now / 1000))}{now % 1000:03d}-{secrets.token_hex(6)}"
 
 
-def key_of(iteration: int | Literal["start"]) -> str:
-    """Name of an iteration in paths: six digits, or `start`."""
-    return START if iteration == START else f"{iteration:06d}"
+def key_of(iteration: int) -> str:
+    """Name of an iteration in paths: six digits."""
+    return f"{iteration:06d}"
 
 
-def write_table(
-    store: CampaignStore, name: str, iteration: int | Literal["start"], attempt: str, table: pa.Table
-) -> FileRecord:
+def write_table(store: CampaignStore, name: str, iteration: int, attempt: str, table: pa.Table) -> FileRecord:
     """Write `table` as the part of table `name` of this attempt: Parquet, the same bytes for the same rows.
 
     Raises DataError for columns other than `schema.TABLES[name]`'s, for nulls where none may be, and when the part

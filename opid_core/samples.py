@@ -234,9 +234,9 @@ class Samples:
         return self.texts("group_id")
 
     @property
-    def iteration(self) -> int:
-        """Iterations completed before the one that the samples are of; 0 where there is no sample."""
-        return int(self.numbers("iteration")[0]) if len(self) else 0
+    def completed_iterations(self) -> int:
+        """Before the one that the samples are of; 0 where there is no sample."""
+        return int(self.numbers("iteration")[0]) - 1 if len(self) else 0
 
     @property
     def won(self) -> Bool[np.ndarray, " samples"]:

@@ -11,7 +11,7 @@ import io
 
 import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 """Raised with any change of any table."""
 
 _VOLATILE = {b"volatile": b"1"}

@@ -15,7 +15,7 @@ from infra.store import CampaignStore, key_of, location
 from opid_core.hashing import config_hash
 from opid_core.schema import TABLES, from_rows
 from tasks.gates.results import DRIFT_FLOORS
-from tasks.iteration import TASK, Iteration, Number, asset, stage
+from tasks.iteration import TASK, Iteration, asset, campaign_run, stage
 from tasks.progress import announce
 from tasks.version import code_version
 
@@ -71,14 +71,18 @@ def times(it: Iteration, iteration_s: float) -> dict[str, float]:
     task_run_name="commit-{iteration}",
     **TASK,
 )
-def commit(campaign: str, iteration: Number, attempt: int) -> Manifest:
-    """Write the table `metrics` (iteration -1 at the start) and commit. Returns the manifest that stands: ours, or that
-    of a run which was faster."""
+def commit(campaign: str, iteration: int, attempt: int) -> Manifest:
+    """Write the table `metrics` and commit. Returns the manifest that stands: ours, or that of a run which was faster.
+
+    Raises LeaseLost where another driver has taken the campaign over.
+    """
     with stage("commit", campaign, iteration, attempt, recorded=False) as it:
         it.metrics |= times(it, time.monotonic() - it.since_s)
-        metrics = from_rows("metrics", metric_rows(it.next_version - 1, it.everything().metrics))
-        it.write("metrics", metrics, iteration=it.next_version - 1, history=history(it))
+        metrics = from_rows("metrics", metric_rows(it.number, it.everything().metrics))
+        it.write("metrics", metrics, iteration=it.number, history=history(it))
         manifest = build_manifest(it, created_at=datetime.now(UTC), prefect_run_id=flow_run.id)
+        if (lease := campaign_run(campaign).lease) is not None:
+            lease.check()
         standing, won = campaign_store.commit(it.store, manifest)
         it.show_asset("manifest", {"path": manifest_path(it.store, standing), "content": standing.content})
     announce(iteration, "commit", "committed", _note(standing, won))

@@ -8,7 +8,6 @@ import pyarrow as pa
 from prefect.assets import materialize
 
 from envs.base import Task
-from infra.manifest import START
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.evaluation import by_temperature, table_success
@@ -16,7 +15,7 @@ from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_epis
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
 from tasks.episodes import environment_maker, evaluation_settings
-from tasks.iteration import TASK, Number, asset, stage
+from tasks.iteration import TASK, asset, stage
 from tasks.progress import report
 
 
@@ -39,13 +38,13 @@ def panel_requests(config: CampaignConfig, count: int, temperature: float, repet
     ]
 
 
-def evaluation_due(config: CampaignConfig, iteration: Number) -> int:
+def evaluation_due(config: CampaignConfig, iteration: int) -> int:
     """How many tasks to evaluate after `iteration`: the final panel before training and after the last iteration, 0
     when it is not due."""
-    if iteration in (START, config.iterations - 1):
+    if iteration in (0, config.iterations):
         return config.evaluation.final_tasks or config.evaluation.tasks
     every = config.evaluation.every
-    return config.evaluation.tasks if every and (iteration + 1) % every == 0 else 0
+    return config.evaluation.tasks if every and iteration % every == 0 else 0
 
 
 def play_panel(
@@ -54,7 +53,7 @@ def play_panel(
     tokenizer,
     version: int,
     count: int,
-    on_progress: Callable[[int, int, str], None] = lambda *progress: report(START, "evaluate", *progress),
+    on_progress: Callable[[int, int, str], None] = lambda *progress: report(0, "evaluate", *progress),
 ) -> pa.Table:
     """Play the panel at each temperature, as often as the config repeats it. `on_progress(done, total, note)`."""
     repetitions = config.evaluation.repetitions
@@ -92,12 +91,12 @@ def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
 
 
 @materialize(asset("evaluations"), asset_deps=[asset("policy")], task_run_name="evaluate-{iteration}", **TASK)
-def evaluate(campaign: str, iteration: Number, attempt: int) -> None:
+def evaluate(campaign: str, iteration: int, attempt: int) -> None:
     """Evaluate the policy that the iteration made on the tasks of the panel that are due."""
     with stage("evaluate", campaign, iteration, attempt) as it:
         if it.is_reused:
             return
-        count, version = evaluation_due(it.config, iteration), it.next_version
+        count, version = evaluation_due(it.config, iteration), it.number
         it.progress(0, count)
         with it.timed("seconds/evaluate_s"):
             engine, tokenizer = it.workers.engine(it.next_policy), it.workers.tokenizer(it.next_policy)

@@ -13,7 +13,7 @@ from infra.store import CampaignStore, create_object, read_object
 from opid_core.skills.analyzers import analyze, is_analyzed
 from opid_core.skills.replies import Analysis, skills_table
 from tasks.episodes import environment_maker
-from tasks.iteration import TASK, Number, asset, stage
+from tasks.iteration import TASK, asset, stage
 from tasks.rollout import forbidden_texts
 
 
@@ -41,7 +41,7 @@ class StoredReplies:
     task_run_name="extract_skills-{iteration}",
     **TASK,
 )
-def extract_skills(campaign: str, iteration: Number, attempt: int) -> None:
+def extract_skills(campaign: str, iteration: int, attempt: int) -> None:
     """Read each trajectory of the iteration and write down what it teaches."""
     with stage("extract_skills", campaign, iteration, attempt) as it:
         if it.is_reused:
@@ -63,7 +63,7 @@ def extract_skills(campaign: str, iteration: Number, attempt: int) -> None:
                 )
         skills = skills_table(analyses, it.table("trajectories"))
         it.metrics |= counts(analyses)
-        limit, forbidden = config.analyzer.max_failure_rate, forbidden_texts(config, it.index)
+        limit, forbidden = config.analyzer.max_failure_rate, forbidden_texts(config, it.number)
         it.write("skills", skills, max_failure_rate=limit, analyzed=wanted, forbidden=forbidden)
 
 

@@ -11,12 +11,12 @@ from infra.store import STATE_FOLDER, new_attempt, put_folder
 from opid_core.policies import check_policy_folder
 from opid_core.warm_start import warm_start
 from tasks.episodes import environment_maker
-from tasks.iteration import TASK, Number, asset, stage
+from tasks.iteration import TASK, asset, stage
 from tasks.progress import report
 
 
 @materialize(asset("policy"), task_run_name="initial_policy", **TASK)
-def initial_policy(campaign: str, iteration: Number, attempt: int) -> None:
+def initial_policy(campaign: str, iteration: int, attempt: int) -> None:
     """Store policy 0: the weights alone, should the base policy be one of another campaign's. A learner continues from
     a stored optimizer state, with its learning rate and all, so a policy that begins has none."""
     with stage("initial_policy", campaign, iteration, attempt) as it:

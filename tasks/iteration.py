@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar
 
 import pyarrow as pa
 from prefect import Task, get_run_logger
@@ -25,9 +25,9 @@ from prefect.tasks import MaterializingTask
 from pydantic import Field, field_validator
 
 from infra import stages
+from infra.lease import Lease
 from infra.manifest import (
     OBSERVED_TABLES,
-    START,
     FileRecord,
     FolderRecord,
     GateResult,
@@ -46,8 +46,6 @@ from tasks.progress import StageProgress, announce, artifact_key
 from tasks.version import code_version
 from tasks.workers import Workers
 
-Number = int | Literal["start"]
-"""Of an iteration."""
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")
 
@@ -77,8 +75,10 @@ class CampaignRun:
     """A campaign that this process works on. As a context manager it is what tasks of that campaign find, and it ends
     engine and learner."""
 
-    def __init__(self, config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest] = ()) -> None:
-        self.config, self.store = config, store
+    def __init__(
+        self, config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest] = (), lease: Lease | None = None
+    ) -> None:
+        self.config, self.store, self.lease = config, store, lease
         self.chain = list(chain)
         self.workers = Workers(config, store)
         self.iteration: Iteration | None = None
@@ -95,7 +95,7 @@ class CampaignRun:
         _campaign_run.reset(self._token)
         self.workers.close()
 
-    def begin(self, number: Number, attempt: int, degrade: bool = False) -> Iteration:
+    def begin(self, number: int, attempt: int, degrade: bool = False) -> Iteration:
         """An attempt at the iteration after `chain`, found by its stages from now on."""
         self.iteration = Iteration(self, number, attempt, degrade)
         return self.iteration
@@ -112,13 +112,13 @@ def campaign_run(campaign: str) -> CampaignRun:
 
 
 class Iteration:
-    """One attempt at an iteration.
+    """One attempt at an iteration: `number` 0 is the start, which makes policy 0; number k makes policy k.
 
     Tables are kept once written or read here. `metrics` are the numbers of the stage that runs now; what finished
     stages made is in `results`.
     """
 
-    def __init__(self, run: CampaignRun, number: Number, attempt: int, degrade: bool = False) -> None:
+    def __init__(self, run: CampaignRun, number: int, attempt: int, degrade: bool = False) -> None:
         self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, [*run.chain]
         self.number, self.attempt = number, attempt
         self.degrade = degrade
@@ -126,8 +126,8 @@ class Iteration:
         self.since_s = run.since_s
         self.parent = run.chain[-1] if run.chain else None
         """The manifest before; None at the start."""
-        weights = weights_hash(self.parent.policy) if self.parent else ""
-        self.seed = iteration_seed(run.config.seed, 0 if number == START else number, weights)
+        begins_with = (self.policy_version, weights_hash(self.policy)) if self.parent else (0, "")
+        self.seed = iteration_seed(run.config.seed, *begins_with)
         self.results: dict[str, StageResult] = {}
         self.reused_stages: set[str] = set()
         """Stages that an earlier, interrupted run of this attempt finished."""
@@ -158,16 +158,6 @@ class Iteration:
         """The policy that this iteration made, which its evaluation plays and its commit names."""
         (policy,) = (result.policy for result in self.results.values() if result.policy is not None)
         return policy
-
-    @property
-    def index(self) -> int:
-        """The number of a training iteration, from 0."""
-        assert self.number != START
-        return self.number
-
-    @property
-    def next_version(self) -> int:
-        return 0 if self.number == START else self.number + 1
 
     # Tables -------------------------------------------------------------------------------------------------------
 
@@ -231,7 +221,7 @@ class Iteration:
     def keep_policy(self, policy: FolderRecord) -> None:
         """Name the policy that the stage made."""
         self._policy = policy
-        self.show_asset("policy", {"version": self.next_version, "uri": policy.uri})
+        self.show_asset("policy", {"version": self.number, "uri": policy.uri})
 
     def begin_stage(self, name: str, progress: StageProgress, recorded: bool = True) -> None:
         """Begin with nothing, or with what the record of an interrupted run names.
@@ -313,7 +303,7 @@ class Iteration:
 
 
 @contextmanager
-def stage(name: str, campaign: str, iteration: Number, attempt: int, recorded: bool = True) -> Iterator[Iteration]:
+def stage(name: str, campaign: str, iteration: int, attempt: int, recorded: bool = True) -> Iterator[Iteration]:
     """The live iteration for the body of a stage's task, which returns at once where `Iteration.is_reused`.
 
     Timed, and `recorded` at the end. Any fault ends engine and learner: the next try makes new ones from the stored
@@ -342,7 +332,7 @@ def stage(name: str, campaign: str, iteration: Number, attempt: int, recorded: b
 
 
 @contextmanager
-def logged(name: str, iteration: Number | None = None) -> Iterator[None]:
+def logged(name: str, iteration: int | None = None) -> Iterator[None]:
     """Begin, end and fault of a task in its Prefect log; a fault that may pass is told in the terminal too."""
     logger, began_s = get_run_logger(), time.monotonic()
     whole = name if iteration is None else f"{name} of iteration {iteration}"

@@ -22,7 +22,7 @@ ARTIFACT_EVERY_S = 5.0
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of a stage of an iteration (None: before training), and a short note for people. Every
+    """`done` of `total` units of a stage of an iteration (None: of none), and a short note for people. Every
     event but progress is a line that stays."""
 
     iteration: int | None
@@ -43,7 +43,7 @@ def listen(listener: Callable[[Progress], None]) -> Callable[[], None]:
 
 
 def report(
-    iteration: int | Literal["start"] | None,
+    iteration: int | None,
     stage: str,
     done: int = 0,
     total: int = 0,
@@ -51,12 +51,11 @@ def report(
     event: Event = "progress",
 ) -> None:
     """Tell every listener."""
-    number = None if iteration == "start" else iteration
     for listener in _listeners:
-        listener(Progress(number, stage, done, total, note, event))
+        listener(Progress(iteration, stage, done, total, note, event))
 
 
-def announce(iteration: int | Literal["start"] | None, stage: str, event: Event, note: str) -> None:
+def announce(iteration: int | None, stage: str, event: Event, note: str) -> None:
     """`report` a line that stays, and write it to the log of the Prefect run that this is part of."""
     from prefect import get_run_logger
 
@@ -74,7 +73,7 @@ def artifact_key(kind: str, campaign: str) -> str:
 class StageProgress:
     """How far one stage is, as its Prefect task run shows it. Made inside of that run, usable from any thread."""
 
-    iteration: int | Literal["start"]
+    iteration: int
     stage: str
     key: str
     """Of the artifact; a campaign has one, whose versions are its stages."""

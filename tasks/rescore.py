@@ -6,7 +6,7 @@ from prefect.assets import materialize
 
 from opid_core.learning.rescoring import rescore_samples
 from tasks.episodes import environment_maker
-from tasks.iteration import TASK, Number, asset, stage
+from tasks.iteration import TASK, asset, stage
 
 
 @materialize(
@@ -15,7 +15,7 @@ from tasks.iteration import TASK, Number, asset, stage
     task_run_name="rescore-{iteration}",
     **TASK,
 )
-def rescore(campaign: str, iteration: Number, attempt: int) -> None:
+def rescore(campaign: str, iteration: int, attempt: int) -> None:
     """Log-probs of every response (old, under its skill, reference) and the advantages made of them."""
     with stage("rescore", campaign, iteration, attempt) as it:
         if it.is_reused:

@@ -16,7 +16,7 @@ from opid_core.rollout.episodes import Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import steps_table, trajectories_table
 from opid_core.seeds import derive
 from tasks.episodes import environment_maker, training_settings
-from tasks.iteration import TASK, Iteration, Number, asset, stage
+from tasks.iteration import TASK, Iteration, asset, stage
 
 AGAIN = "-again"
 """Ends the id of a group that stands in for one in which an environment broke."""
@@ -24,7 +24,7 @@ AGAIN = "-again"
 
 def sample_tasks(config: CampaignConfig, iteration: int) -> list[Task]:
     """The tasks of an iteration: the training split in an order shuffled anew for each pass over it, each task once a
-    pass, as far as whole iterations go. A function of the campaign's seed and the iteration alone."""
+    pass, as far as whole iterations go. A function of the campaign's seed and the iteration (from 1) alone."""
     tasks = environment_maker(config)().tasks(config.environment.train_split)
     count = config.rollout.tasks_per_iteration
     if len(tasks) < count:
@@ -32,7 +32,7 @@ def sample_tasks(config: CampaignConfig, iteration: int) -> list[Task]:
             f"split {config.environment.train_split!r} has {len(tasks)} tasks, rollout.tasks_per_iteration is {count}"
         )
     iterations_a_pass = len(tasks) // count
-    passes, place = divmod(iteration, iterations_a_pass)
+    passes, place = divmod(iteration - 1, iterations_a_pass)
     order = random.Random(derive(config.seed, "task order", passes)).sample(range(len(tasks)), len(tasks))
     return [tasks[i] for i in order[place * count : (place + 1) * count]]
 
@@ -49,8 +49,8 @@ def requests(it: Iteration) -> list[EpisodeRequest]:
     """One request an episode: `group_size` members for each sampled task, each with a seed of its own."""
     return [
         request
-        for group, chosen in enumerate(sample_tasks(it.config, it.index))
-        for request in _members(it, f"{it.index:06d}-{group:04d}", chosen, "episode", group)
+        for group, chosen in enumerate(sample_tasks(it.config, it.number))
+        for request in _members(it, f"{it.number:06d}-{group:04d}", chosen, "episode", group)
     ]
 
 
@@ -78,7 +78,7 @@ def requests_for_ties(it: Iteration, episodes: Sequence[Episode], draw: int) -> 
     return [
         request
         for group, task in enumerate((tasks[i] for i in drawn), start=groups)
-        for request in _members(it, f"{it.index:06d}-{group:04d}", task, "episode", group)
+        for request in _members(it, f"{it.number:06d}-{group:04d}", task, "episode", group)
     ]
 
 
@@ -108,7 +108,7 @@ def _members(it: Iteration, group_id: str, task: Task, *seed_names: int | str) -
 @materialize(
     asset("steps"), asset("trajectories"), asset_deps=[asset("policy")], task_run_name="rollout-{iteration}", **TASK
 )
-def rollout(campaign: str, iteration: Number, attempt: int) -> None:
+def rollout(campaign: str, iteration: int, attempt: int) -> None:
     """Play the iteration's episodes; every token the engine sampled is used, or the stage fails."""
     with stage("rollout", campaign, iteration, attempt) as it:
         if it.is_reused:
@@ -146,9 +146,9 @@ def rollout(campaign: str, iteration: Number, attempt: int) -> None:
         sampled, used = engine.tokens_generated - sampled_before, sum(e.tokens for e in episodes)
         if sampled != used:
             raise DataError(f"rollout: {sampled} tokens generated but {used} used; report this as a bug")
-        steps = steps_table(episodes, config.campaign, it.index, it.policy_version)
-        trajectories = trajectories_table(episodes, config.campaign, it.index)
+        steps = steps_table(episodes, config.campaign, it.number, it.policy_version)
+        trajectories = trajectories_table(episodes, config.campaign, it.number)
         it.metrics |= {**rollout_metrics(steps, trajectories), "tokens/rollout": used}
         both = {"steps": steps, "trajectories": trajectories}
-        it.write("steps", steps, both, iteration=it.index, policy_version=it.policy_version)
-        it.write("trajectories", trajectories, both, iteration=it.index, group_size=config.rollout.group_size)
+        it.write("steps", steps, both, iteration=it.number, policy_version=it.policy_version)
+        it.write("trajectories", trajectories, both, iteration=it.number, group_size=config.rollout.group_size)

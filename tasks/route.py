@@ -7,11 +7,11 @@ from prefect.assets import materialize
 from opid_core.evaluation import skill_metrics
 from opid_core.seeds import derive
 from opid_core.skills.routing import route_table
-from tasks.iteration import TASK, Number, asset, stage
+from tasks.iteration import TASK, asset, stage
 
 
 @materialize(asset("routes"), asset_deps=[asset("steps"), asset("skills")], task_run_name="route-{iteration}", **TASK)
-def route(campaign: str, iteration: Number, attempt: int) -> None:
+def route(campaign: str, iteration: int, attempt: int) -> None:
     """Decide for each step which skill it is scored under, if any."""
     with stage("route", campaign, iteration, attempt) as it:
         if it.is_reused:

@@ -8,7 +8,7 @@ from infra import stages
 from infra.manifest import Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core.config import CampaignConfig
-from tasks.iteration import TASK, Number, campaign_run, logged
+from tasks.iteration import TASK, campaign_run, logged
 
 
 @task(**TASK)
@@ -26,7 +26,7 @@ def read_chain(campaign: str) -> list[Manifest]:
 
 
 @task(task_run_name="count_attempts-{iteration}", **TASK)
-def count_attempts(campaign: str, iteration: Number) -> int:
+def count_attempts(campaign: str, iteration: int) -> int:
     """The attempt at `iteration` to make or to go on with: how many were given up."""
     with logged("count_attempts", iteration):
         return stages.current_attempt(campaign_run(campaign).store, iteration)

@@ -13,12 +13,12 @@ from prefect import task
 
 from infra import store as campaign_store
 from infra.local_objects import faults
-from infra.manifest import START, Manifest
+from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, read_table
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, InfrastructureError
 from tasks.commit import manifest_path
-from tasks.iteration import TASK, Number, campaign_run, logged
+from tasks.iteration import TASK, campaign_run, logged
 from tasks.progress import artifact_key
 
 SHOWN = {
@@ -32,20 +32,19 @@ SHOWN = {
 
 
 @task(task_run_name="track-{iteration}", **TASK)
-def track(campaign: str, iteration: Number) -> None:
+def track(campaign: str, iteration: int) -> None:
     """Write the metrics of a commit (nothing for the start).
 
     Raises InfrastructureError where W&B or the local disk fails.
     """
     with logged("track", iteration):
         run = campaign_run(campaign)
-        (manifest,) = (manifest for manifest in run.chain if manifest.iteration == iteration)
-        if iteration != START:
-            track_metrics(run.config, run.store, manifest)
+        if iteration:
+            track_metrics(run.config, run.store, run.chain[iteration])
 
 
 @task(task_run_name="prune_states-{iteration}", **TASK)
-def prune_states(campaign: str, iteration: Number) -> None:
+def prune_states(campaign: str, iteration: int) -> None:
     """Delete the optimizer states that `storage.optimizer_states` no longer asks for."""
     with logged("prune_states", iteration):
         run = campaign_run(campaign)
@@ -111,7 +110,7 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
     )
 
 
-def _to_wandb(config: CampaignConfig, metrics: Mapping[str, float], iteration: Number) -> None:
+def _to_wandb(config: CampaignConfig, metrics: Mapping[str, float], iteration: int) -> None:
     wandb = require_wandb()
     try:
         run = wandb.init(

@@ -8,7 +8,7 @@ from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
 from opid_core.learning.rescoring import broken_groups
 from opid_core.seeds import derive
-from tasks.iteration import TASK, Iteration, Number, asset, stage
+from tasks.iteration import TASK, Iteration, asset, stage
 
 
 @materialize(
@@ -17,7 +17,7 @@ from tasks.iteration import TASK, Iteration, Number, asset, stage
     task_run_name="update-{iteration}",
     **TASK,
 )
-def update(campaign: str, iteration: Number, attempt: int) -> None:
+def update(campaign: str, iteration: int, attempt: int) -> None:
     """Train on the iteration's samples and store weights and optimizer state.
 
     Where the method filters tied groups and all of them tie, there is nothing to learn: the policy stays as it is.
@@ -40,7 +40,7 @@ def update(campaign: str, iteration: Number, attempt: int) -> None:
             with it.timed("seconds/store_policy_s"), scratch_folder() as folder:
                 learner.export(folder)
                 learner.save(folder / STATE_FOLDER)
-                stored = put_folder(it.store, folder, f"policies/{it.next_version:06d}/{new_attempt()}")
+                stored = put_folder(it.store, folder, f"policies/{it.number:06d}/{new_attempt()}")
         it.workers.updated(stored)
         it.metrics |= {f"update/{name}": value for name, value in numbers.items()}
         it.keep_policy(stored)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.manifest import START, ExpectationResult, GateResult, Manifest
+from infra.manifest import ExpectationResult, GateResult, Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core import schema
 from opid_core.evaluation import rollout_metrics, skill_metrics
@@ -73,23 +73,22 @@ def make_campaign(
     store = open_campaign(root, name, {**CONFIG, "campaign": name, "iterations": iterations})
     encode = _encoder()
     previous = None
-    for iteration in (START, *range(iterations)):
-        number = -1 if iteration == START else iteration
-        texts = Texts(random.Random(f"{seed}/{iteration}"), list(special) if number == iterations - 1 else [])
+    for iteration in range(iterations + 1):
+        texts = Texts(random.Random(f"{seed}/{iteration}"), list(special) if iteration == iterations else [])
         rows: dict[str, list[dict[str, Any]]] = {
             "metrics": [],
-            "evaluations": _evaluations(number + 1, texts.generator),
+            "evaluations": _evaluations(iteration, texts.generator),
         }
-        if iteration != START:
-            rows |= iteration_rows(name, number, shape, texts, encode, full(number))
-        rows["metrics"] = _metrics(number, rows)
+        if iteration:
+            rows |= iteration_rows(name, iteration, shape, texts, encode, full(iteration))
+        rows["metrics"] = _metrics(iteration, rows)
         previous = commit_rows(
             store,
             root,
             previous,
             rows,
-            gates=[_gate(number == degraded)],
-            degraded=["skills: 2 of 6 analyses failed"] if number == degraded else [],
+            gates=[_gate(iteration == degraded)],
+            degraded=["skills: 2 of 6 analyses failed"] if iteration == degraded else [],
             tokenizer=TOKENIZER.read_bytes() if tokenizer else False,
         )
     return store, manifests(store)
@@ -111,7 +110,7 @@ def iteration_rows(
     if full:
         tables |= {"steps": [], "routes": [], "scores": []}
     for task in range(shape.tasks):
-        task_id, task_type = f"train/{iteration * shape.tasks + task:06d}", TASK_TYPES[task % len(TASK_TYPES)]
+        task_id, task_type = f"train/{(iteration - 1) * shape.tasks + task:06d}", TASK_TYPES[task % len(TASK_TYPES)]
         task_text = texts.words(8)
         for copy in range(shape.group_size):
             trajectory_id = f"{iteration:06d}-{task:04d}-{copy:02d}"
@@ -152,7 +151,7 @@ def iteration_rows(
                         "reward": float(outcome == "success" and step == shape.steps - 1),
                         "done": outcome == "success" and step == shape.steps - 1,
                         "truncated": outcome == "truncated" and step == shape.steps - 1,
-                        "policy_version": iteration,
+                        "policy_version": iteration - 1,
                         "seed": step,
                     }
                 )
@@ -245,7 +244,7 @@ def _metrics(iteration: int, rows: dict[str, list[dict[str, Any]]]) -> list[dict
         made = {name: schema.from_rows(name, rows[name]) for name in ("steps", "trajectories", "skills", "routes")}
         metrics |= rollout_metrics(made["steps"], made["trajectories"])
         metrics |= skill_metrics(made["trajectories"], made["skills"], made["routes"])
-    elif iteration >= 0:
+    elif iteration:
         metrics |= {"routes/step": 0.1 + 0.0005 * iteration, "skills/coverage": 0.9, "update/kl_k3": 0.001 * iteration}
     return [{"iteration": iteration, "name": name, "value": value} for name, value in sorted(metrics.items())]
 

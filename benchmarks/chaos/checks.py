@@ -44,7 +44,7 @@ def check_result(store: CampaignStore, expected: Result, iterations: int) -> Non
     """Every iteration once, whole, and as the undisturbed run made it."""
     files = verify(store)
     found = result_of(store)
-    wanted = ["start", *map(str, range(iterations))]
+    wanted = [str(iteration) for iteration in range(iterations + 1)]
     if list(found.contents) != wanted:
         raise RoundFailed(f"iterations {list(found.contents)} are committed, expected {wanted}")
     names = sorted(info.path for info in list_objects(store, "_commits"))

@@ -57,7 +57,7 @@ class Reference:
 
     result: checks.Result
     seconds: dict[str, float]
-    """By step (`start/lease`, `000001/rollout` ...), in their order."""
+    """By step (`000000/lease`, `000001/rollout` ...), in their order."""
 
 
 @dataclass
@@ -228,12 +228,12 @@ def _steps(store: CampaignStore, known: set[str]) -> set[str]:
         return known
     found = {f"{path.split('/')[1]}/{Path(path).stem}" for path in records if Path(path).stem in STAGES}
     found |= {f"{Path(path).stem}/commit" for path in commits}
-    return found | ({"start/lease"} if leases else set())
+    return found | ({"000000/lease"} if leases else set())
 
 
 def _order(step: str) -> tuple[int, int]:
     iteration, _, stage = step.partition("/")
-    return (-1 if iteration == "start" else int(iteration), STAGES.index(stage))
+    return (int(iteration), STAGES.index(stage))
 
 
 def _setup(storage: Storage, folder: Path, name: str, ranks: int) -> Setup:

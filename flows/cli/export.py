@@ -25,7 +25,7 @@ _BATCH_ROWS = 256
 def export(
     campaign: CampaignName,
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
-    iteration: Annotated[str | None, typer.Option(help="A number or 'start'; default: the newest.")] = None,
+    iteration: Annotated[str | None, typer.Option(help="A number, 0 is the start; default: the newest.")] = None,
     root: Root = "runs",
     endpoint_url: Endpoint = None,
 ) -> None:

@@ -56,7 +56,7 @@ class HashPair:
 @app.command()
 def reproduce(
     campaign: CampaignName,
-    iteration: Annotated[int, typer.Option(min=0, help="The committed iteration to run again.")],
+    iteration: Annotated[int, typer.Option(min=1, help="The committed iteration to run again.")],
     root: Root = "runs",
     endpoint_url: Endpoint = None,
 ) -> None:
@@ -173,13 +173,11 @@ def _hashes(manifest: Manifest) -> dict[str, str | None]:
 def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     """The stored config, with a length at which `manifest`'s iteration is evaluated as it was: the campaign may have
     been extended since, or have ended later than first planned."""
-    from infra.manifest import START
     from tasks.evaluate import evaluation_due
 
-    assert manifest.iteration != START
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
     passes = len(stored.evaluation.temperatures) * stored.evaluation.repetitions
-    for iterations in (stored.iterations, manifest.iteration + 1, manifest.iteration + 2):
+    for iterations in (stored.iterations, manifest.iteration, manifest.iteration + 1):
         config = stored.model_copy(update={"iterations": iterations})
         if evaluation_due(config, manifest.iteration) * passes == wanted:
             return config
@@ -197,7 +195,7 @@ def _copy_before(
     reference, policy = weights_only(before[0].policy), before[-1].policy
     if pruned(store).intersection(file.path for file in policy.files):
         raise ConfigError(
-            f"iteration {len(before) - 1} of {config.campaign} cannot be run again: the optimizer state that it began "
+            f"iteration {len(before)} of {config.campaign} cannot be run again: the optimizer state that it began "
             "with was deleted for its space (storage.optimizer_states)"
         )
     policies = {folder.uri: folder for folder in (reference, policy)}
@@ -221,8 +219,7 @@ def _run(config: CampaignConfig, copy: CampaignStore, before: list[Manifest], de
     from flows.campaign import run_iteration
     from flows.display import live_progress
     from flows.prefect_api import prefect_api
-    from infra.store import next_iteration
     from tasks.iteration import CampaignRun
 
     with prefect_api(), live_progress(config, console), CampaignRun(config, copy, before):
-        return run_iteration(config.campaign, next_iteration(before), 0, degrade)
+        return run_iteration(config.campaign, len(before), 0, degrade)

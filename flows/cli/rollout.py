@@ -74,7 +74,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
 
     def progress(episode: Episode) -> None:
         ended.append(episode)
-        report("start", "rollout", len(ended), count)
+        report(0, "rollout", len(ended), count)
 
     engine = RemoteEngine(config, policy_folder)
     try:

@@ -29,7 +29,7 @@ def status(
     from flows.reports.chains import read_chain
     from flows.reports.formatting import say
     from infra.stages import failures
-    from infra.store import location, next_iteration, read_config
+    from infra.store import location, read_config
 
     store, chain = read_chain(root, campaign, endpoint_url)
     done, planned = max(0, len(chain) - 1), read_config(store)["iterations"]
@@ -46,7 +46,7 @@ def status(
             say(console, f"Iteration {manifest.iteration} is degraded: {reason}")
     if chain:
         say(console, f"Newest policy: {location(store, chain[-1].policy.uri)}")
-    following = next_iteration(chain)
+    following = len(chain)
     for number, failure in enumerate(failures(store, following), start=1):
         say(console, f"Iteration {following}, attempt {number} given up at {failure['at']}:", "red")
         say(console, failure["reason"])

@@ -123,7 +123,7 @@ def _newest(store: CampaignStore, chain: Sequence[Manifest], table: str) -> str:
 def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> None:
     """Success of the training rollouts by iteration, and of the held-out panel by update with its intervals."""
     points = [
-        (m.policy_version - 1, m.metrics["rollout/success_micro"])
+        (m.iteration - 1, m.metrics["rollout/success_micro"])
         for m in chain
         if m.metrics.get("rollout/success_micro") is not None
     ]

@@ -39,7 +39,7 @@ def read_chain(root: str, campaign: str, endpoint_url: str | None = None) -> tup
 
 
 def index_of(store: CampaignStore, chain: Sequence[Manifest], iteration: str | None) -> int:
-    """The index in `chain` of `iteration` (`start` or a number; None: the newest).
+    """The index in `chain` of `iteration`, which is its number (None: the newest).
 
     Raises ConfigError that names the iterations that are committed.
     """
@@ -47,11 +47,11 @@ def index_of(store: CampaignStore, chain: Sequence[Manifest], iteration: str | N
         raise ConfigError(f"{location(store)}: nothing is committed yet")
     if iteration is None:
         return len(chain) - 1
-    names = [str(manifest.iteration) for manifest in chain]
-    if iteration not in names:
-        until = f", 0 to {names[-1]}" if len(names) > 1 else ""
-        raise ConfigError(f"iteration: {location(store)} has no iteration {iteration!r}; committed: start{until}")
-    return names.index(iteration)
+    if not iteration.isdecimal() or int(iteration) >= len(chain):
+        raise ConfigError(
+            f"iteration: {location(store)} has no iteration {iteration!r}; committed: 0 (the start) to {len(chain) - 1}"
+        )
+    return int(iteration)
 
 
 def parse_commit(text: str) -> tuple[str, str | None]:

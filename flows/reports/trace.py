@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from flows.reports.audit.tokens import tokenizer_json
 from flows.reports.chains import Tables, read_chain, read_tables
-from infra.manifest import START, ExpectationResult, FolderRecord, Manifest
+from infra.manifest import ExpectationResult, FolderRecord, Manifest
 from infra.store import CampaignStore, list_campaigns
 from opid_core.errors import ConfigError
 
@@ -144,7 +144,6 @@ def skill_trace(
 ) -> SkillTrace:
     """What became of a skill of the iteration of `manifest`. `load_texts` gives the text of a token id, if it is known;
     it is called for skills that were used."""
-    assert manifest.iteration != START
     skill = next(row for row in tables["skills"].to_pylist() if row["skill_id"] == skill_id)
     rows = {
         name: tables[name]
@@ -256,8 +255,8 @@ def _brief(name: str, value: Any) -> str:
 def _index_of_skill(chain: list[Manifest], skill_id: str) -> int:
     """The index in `chain` of the iteration that a skill id begins with, or else of the newest; 0: there is none."""
     number = re.match(r"([0-9]{1,9})-", skill_id)
-    index = int(number[1]) + 1 if number else len(chain) - 1
-    return max(0, index if index < len(chain) else len(chain) - 1)
+    newest = max(0, len(chain) - 1)
+    return min(int(number[1]), newest) if number else newest
 
 
 def _log_probs_column(route: TableRow, skill_id: str) -> str | None:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models
 
-from infra.manifest import START, GateResult, Manifest, new_manifest
+from infra.manifest import GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, new_attempt, put_folder, write_table
 from opid_core.schema import from_rows
 from tests.tasks.gates.valid_tables import Rows, valid
 
 WORDS = ("<pad>", "<eos>", "put", "take", "mug", "desk", "go", "on")
-FIRST, SECOND = "000000-0000-00", "000000-0000-01"
+FIRST, SECOND = "000001-0000-00", "000001-0000-01"
 
 
-def rows_of_iteration_0() -> Rows:
+def rows_of_iteration_1() -> Rows:
     """The valid tables with ids as a rollout gives them: `FIRST` won in two steps, `SECOND` failed in one, and its
     analysis too. `FIRST` is scored under its step skill at step 0, under its episode skill at step 1."""
     names = {"a": FIRST, "b": SECOND}
@@ -48,13 +48,12 @@ def commit_rows(
 
     The policy's `tokenizer.json` is one of `WORDS`, or of the given bytes, or left out.
     """
-    iteration = START if previous is None else 0 if previous.iteration == START else previous.iteration + 1
-    version = 0 if iteration == START else iteration + 1
+    iteration = 0 if previous is None else previous.iteration + 1
     attempt = new_attempt()
     folder = tmp_path / f"policy-{attempt}"
     (folder / "optimizer").mkdir(parents=True)
     (folder / "optimizer" / "state.pt").write_bytes(b"moments")
-    (folder / "model.safetensors").write_bytes(f"weights {version}".encode())
+    (folder / "model.safetensors").write_bytes(f"weights {iteration}".encode())
     if isinstance(tokenizer, bytes):
         (folder / "tokenizer.json").write_bytes(tokenizer)
     elif tokenizer:
@@ -63,7 +62,7 @@ def commit_rows(
     manifest = new_manifest(
         iteration=iteration,
         tables={name: write_table(store, name, iteration, attempt, from_rows(name, rows[name])) for name in rows},
-        policy=put_folder(store, folder, f"policies/{version:06d}/{attempt}"),
+        policy=put_folder(store, folder, f"policies/{iteration:06d}/{attempt}"),
         gates=gates,
         config_hash="c" * 64,
         code_version="0.1.0",

@@ -42,7 +42,7 @@ def new_run(tmp_path: Path, **values: Any) -> CampaignRun:
 @pytest.fixture
 def run(tmp_path) -> Iterator[CampaignRun]:
     with new_run(tmp_path) as run:
-        run.chain += make_chain(run.store, tmp_path, 4)
+        run.chain += make_chain(run.store, tmp_path, 3)
         yield run
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from flows.reports.study import draw_curves, method_rows, page, read_runs, shared_episodes, write_comparison
 from flows.study import MAY_VARY, Study, load_study
-from infra.manifest import START, new_manifest
+from infra.manifest import new_manifest
 from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
 from opid_core import schema
 from opid_core.errors import ConfigError
@@ -274,15 +274,14 @@ def finished(
     """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure)."""
     previous = None
     metrics = {"advantage_share/skill": share, "update/tokens": 1234.0, "update/distillation_loss": 0.125}
-    for version, outcomes in ((0, before), (1, after)):
-        iteration = START if version == 0 else 0
+    for iteration, outcomes in enumerate((before, after)):
         tables = {
-            "evaluations": [_evaluated(version, task, outcome, seed) for task, outcome in enumerate(outcomes)],
-            "metrics": [{"iteration": -1, "name": name, "value": value} for name, value in metrics.items()],
+            "evaluations": [_evaluated(iteration, task, outcome, seed) for task, outcome in enumerate(outcomes)],
+            "metrics": [{"iteration": iteration, "name": name, "value": value} for name, value in metrics.items()],
         }
         if previous is not None:
             tables["trajectories"] = [_trajectory(f"{n}") for n in range(episodes)]
-        folder = Path(store.root) / f"local-{seed}-{version}"
+        folder = Path(store.root) / f"local-{seed}-{iteration}"
         folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_bytes(weights)
         attempt = new_attempt()
@@ -292,7 +291,7 @@ def finished(
                 name: write_table(store, name, iteration, attempt, schema.from_rows(name, found))
                 for name, found in tables.items()
             },
-            policy=put_folder(store, folder, f"policies/{version:06d}/{attempt}"),
+            policy=put_folder(store, folder, f"policies/{iteration:06d}/{attempt}"),
             gates=[],
             config_hash="c" * 64,
             code_version="0.1.0",
@@ -325,7 +324,7 @@ def _evaluated(version: int, task: int, outcome: str, seed: int) -> dict:
 def _trajectory(name: str) -> dict:
     return {
         "campaign": "c",
-        "iteration": 0,
+        "iteration": 1,
         "group_id": "g",
         "trajectory_id": name,
         "task_id": "task-0",

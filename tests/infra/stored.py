@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from infra.manifest import START, GateResult, Manifest, new_manifest
+from infra.manifest import GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, list_objects, manifests, new_attempt, put_folder, write_table
 from opid_core import schema
 
@@ -53,8 +53,7 @@ def make_manifest(
     seconds: float = 1.0,
 ) -> Manifest:
     """The manifest of the iteration after `previous`, its parts written under an attempt of its own."""
-    iteration = START if previous is None else 0 if previous.iteration == START else previous.iteration + 1
-    version = 0 if iteration == START else iteration + 1
+    iteration = 0 if previous is None else previous.iteration + 1
     attempt = new_attempt()
     local = tmp_path / f"local-{attempt}"
     (local / "optimizer").mkdir(parents=True)
@@ -66,7 +65,7 @@ def make_manifest(
             "scores": write_table(store, "scores", iteration, attempt, scores_table()),
             "metrics": write_table(store, "metrics", iteration, attempt, metrics_table(seconds)),
         },
-        policy=put_folder(store, local, f"policies/{version:06d}/{attempt}"),
+        policy=put_folder(store, local, f"policies/{iteration:06d}/{attempt}"),
         gates=[GateResult(table="scores", passed=True, expectations=())],
         config_hash="c" * 64,
         code_version="0.1.0",

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from infra import tables
 from infra.manifest import (
-    START,
     ExpectationResult,
     FolderRecord,
     GateResult,
@@ -26,7 +25,6 @@ from infra.store import (
     location,
     manifests,
     new_attempt,
-    next_iteration,
     open_campaign,
     put_object,
     read_object,
@@ -42,12 +40,11 @@ from tests.infra.stored import CONFIG, make_chain, make_manifest, stored_paths
 
 
 def test_commits_form_a_chain(store, tmp_path):
-    assert (manifests(store), next_iteration([])) == ([], START)
+    assert manifests(store) == []
     chain = make_chain(store, tmp_path, 3)
-    assert [m.iteration for m in chain] == [START, 0, 1]
+    assert [m.iteration for m in chain] == [0, 1, 2]
     assert [m.policy_version for m in chain] == [0, 1, 2]
-    assert next_iteration(chain) == 2
-    assert stored_paths(store, "_commits") == ["_commits/000000.json", "_commits/000001.json", "_commits/start.json"]
+    assert stored_paths(store, "_commits") == ["_commits/000000.json", "_commits/000001.json", "_commits/000002.json"]
     assert chain[0].prev is None
     assert verify(store) == 3 * 4
 
@@ -105,25 +102,24 @@ def test_of_racing_processes_exactly_one_wins_and_all_return_its_manifest(store,
     for process in processes:
         process.join()
     assert sorted(won for won, _ in found) == [False] * 7 + [True]
-    assert {data for _, data in found} == {read_object(store, "_commits/000000.json")}
+    assert {data for _, data in found} == {read_object(store, "_commits/000001.json")}
     assert {to_bytes(m) for m in racers} > {found[0][1]}
 
 
 def test_parts_and_temporary_files_without_a_manifest_do_not_exist_for_readers(store, tmp_path):
     chain = make_chain(store, tmp_path, 1)
     make_manifest(store, tmp_path, chain[-1])  # killed before its commit
-    put_object(store, "_commits/.000000.json.0123.tmp", b"half a manif")
+    put_object(store, "_commits/.000001.json.0123.tmp", b"half a manif")
     assert manifests(store) == chain
-    assert next_iteration(manifests(store)) == 0
     assert verify(store) == 4
 
 
 def test_readers_stop_at_the_first_missing_manifest_and_a_fork_is_refused(store, tmp_path):
     chain = make_chain(store, tmp_path, 3)
-    delete([store.address("_commits/000000.json")])
+    delete([store.address("_commits/000001.json")])
     assert manifests(store) == chain[:1]
     assert commit(store, make_manifest(store, tmp_path, chain[0]))[1]
-    with pytest.raises(DataError, match=r"000001.json: broken chain: .*, but manifest 0 hashes to "):
+    with pytest.raises(DataError, match=r"000002.json: broken chain: .*, but manifest 1 hashes to "):
         manifests(store)
 
 
@@ -137,7 +133,7 @@ def edit(store, path: str, old: str, new: str) -> None:
     ("old", "new"),
     [('"rollout/return": 0.5', '"rollout/return": 0.9'), ('"passed": true', '"passed": false'), ("{\n", "{\n\n")],
 )
-@pytest.mark.parametrize("name", ["start.json", "000000.json", "000001.json"])
+@pytest.mark.parametrize("name", ["000000.json", "000001.json", "000002.json"])
 def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
     make_chain(store, tmp_path, 3)
     edit(store, f"_commits/{name}", old, new)
@@ -147,23 +143,23 @@ def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
         manifests(store)
 
 
-@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 3,', 3)])
+@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 4,', 4)])
 def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
     make_chain(store, tmp_path, 1)
-    edit(store, "_commits/start.json", '  "format": 2,', written)
+    edit(store, "_commits/000000.json", '  "format": 3,', written)
     with pytest.raises(
-        DataError, match=rf"start.json: a manifest of format {named}, this version of OPID reads format 2"
+        DataError, match=rf"000000.json: a manifest of format {named}, this version of OPID reads format 3"
     ):
         manifests(store)
 
 
 def test_a_manifest_that_is_replaced_or_no_manifest_is_named(store, tmp_path):
     start, first = make_chain(store, tmp_path, 2)
-    path = "_commits/start.json"
+    path = "_commits/000000.json"
     original = read_object(store, path)
     assert original is not None
     put_object(store, path, to_bytes(make_manifest(store, tmp_path, None)))  # whole, but not the one that was followed
-    with pytest.raises(DataError, match=r"000000.json: broken chain: it names "):
+    with pytest.raises(DataError, match=r"000001.json: broken chain: it names "):
         manifests(store)
     put_object(store, path, original)
     edit(store, path, '"content"', '"contents"')
@@ -172,8 +168,8 @@ def test_a_manifest_that_is_replaced_or_no_manifest_is_named(store, tmp_path):
     ):
         manifests(store)
     put_object(store, path, original)
-    put_object(store, "_commits/000001.json", to_bytes(first))
-    with pytest.raises(DataError, match=r"000001.json: broken chain"):
+    put_object(store, "_commits/000002.json", to_bytes(first))
+    with pytest.raises(DataError, match=r"000002.json: broken chain"):
         manifests(store)
     assert from_bytes(original, "start", None) == start
 
@@ -185,10 +181,10 @@ def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path)
         passed=False,
         expectations=(ExpectationResult(expectation="unique", column="step", passed=False),),
     )
-    with pytest.raises(GateError, match="iteration start: not committed, the gates of scores failed"):
+    with pytest.raises(GateError, match="iteration 0: not committed, the gates of scores failed"):
         commit(store, start.model_copy(update={"gates": {"scores": failed}}))
     first = make_manifest(store, tmp_path, start)
-    with pytest.raises(DataError, match="iteration 0: not committed, the iteration before it is not"):
+    with pytest.raises(DataError, match="iteration 1: not committed, the iteration before it is not"):
         commit(store, first)
     part = start.tables["scores"].path
     data = read_object(store, part)
@@ -202,9 +198,9 @@ def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path)
     assert stored_paths(store, "_commits") == []
     put_object(store, part, data)
     commit(store, make_manifest(store, tmp_path, None))
-    with pytest.raises(DataError, match="iteration 0, not committed: broken chain"):
+    with pytest.raises(DataError, match="iteration 1, not committed: broken chain"):
         commit(store, first)
-    with pytest.raises(DataError, match="manifest of iteration 0: its predecessor must be start, got 0"):
+    with pytest.raises(DataError, match="manifest of iteration 1: its predecessor cannot be that of iteration 1"):
         new_manifest(
             **first.model_dump(
                 exclude={"format", "prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}
@@ -214,7 +210,7 @@ def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path)
             gates=[],
             previous=first,
         )
-    assert [m.iteration for m in manifests(store)] == [START]
+    assert [m.iteration for m in manifests(store)] == [0]
 
 
 def test_verify_names_the_first_bad_file_and_tells_of_each_good_one_in_order(store, tmp_path):
@@ -238,7 +234,7 @@ def test_a_long_chain_is_read_whole(store, tmp_path):
     chain = make_chain(store, tmp_path, 1)
     for _ in range(18):  # more than are read at once
         manifest = new_manifest(
-            iteration=next_iteration(chain),
+            iteration=len(chain),
             **chain[0].model_dump(include={"config_hash", "code_version", "seeds", "prefect_run_id", "created_at"}),
             tables=chain[0].tables,
             policy=chain[0].policy,
@@ -261,7 +257,7 @@ def test_requests_of_a_commit_do_not_grow_with_the_chain_or_the_policy_s_files(s
         commit(store, manifest)
         folder = "/opid/" + store.root.removeprefix("s3://opid/") + "/demo"
         assert sorted(proxy.requests[:3]) == ["GET /opid"] * 3  # a listing for each table and for the policy
-        assert proxy.requests[3:] == [f"GET {folder}/_commits/000001.json", f"PUT {folder}/_commits/000002.json"]
+        assert proxy.requests[3:] == [f"GET {folder}/_commits/000002.json", f"PUT {folder}/_commits/000003.json"]
         proxy.requests.clear()
         read_table(store, manifest.tables["scores"])
         assert proxy.requests == [f"GET {folder}/{manifest.tables['scores'].path}"]

@@ -118,16 +118,16 @@ def test_what_a_stage_record_of_the_next_iteration_names_stays(store, tmp_path):
     chain = make_chain(store, tmp_path, 2)
     lost = make_manifest(store, tmp_path, chain[-1])
     result = {"tables": {"scores": lost.tables["scores"].model_dump()}, "policies": [lost.policy.model_dump()]}
-    put_object(store, "_stages/000001/0/rescore.json", json.dumps({"result": result}).encode())
+    put_object(store, "_stages/000002/0/rescore.json", json.dumps({"result": result}).encode())
     assert orphan_paths(store) == [lost.tables["metrics"].path]
-    put_object(store, "_stages/000000/0/rescore.json", read_object(store, "_stages/000001/0/rescore.json") or b"")
-    put_object(store, "_stages/000001/0/rescore.json", b"{}")  # a record of a committed iteration counts no more
+    put_object(store, "_stages/000001/0/rescore.json", read_object(store, "_stages/000002/0/rescore.json") or b"")
+    put_object(store, "_stages/000002/0/rescore.json", b"{}")  # a record of a committed iteration counts no more
     assert len(orphan_paths(store)) == 4
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("_commits/start.json", "not a manifest"), ("_stages/000000/0/rollout.json", "rollout.json: not valid JSON")],
+    [("_commits/000000.json", "not a manifest"), ("_stages/000001/0/rollout.json", "rollout.json: not valid JSON")],
 )
 def test_nothing_is_an_orphan_in_a_damaged_campaign(store, tmp_path, path, message):
     make_chain(store, tmp_path, 1)

@@ -17,7 +17,7 @@ def test_what_a_stage_made_is_found_again(store):
     assert stages.record(store, 3, 0, "rollout", MADE_FROM, result) == result
     assert stages.recorded(store, 3, 0, "rollout", MADE_FROM) == result
     assert stages.recorded(store, 3, 0, "route", MADE_FROM) is None
-    assert stages.recorded(store, "start", 0, "rollout", MADE_FROM) is None
+    assert stages.recorded(store, 0, 0, "rollout", MADE_FROM) is None
 
 
 def test_of_two_runs_the_slower_takes_what_the_faster_made(store):

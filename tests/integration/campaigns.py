@@ -112,7 +112,7 @@ class Campaign:
     printed: str
 
     def table(self, name: str, iteration: int) -> pa.Table:
-        return read_table(self.store, self.chain[iteration + 1].tables[name])
+        return read_table(self.store, self.chain[iteration].tables[name])
 
     def rows(self, table: str, iteration: int) -> list[dict[str, Any]]:
         return self.table(table, iteration).to_pylist()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_chain_is_whole(campaign):
-    assert [manifest.iteration for manifest in campaign.chain] == ["start", 0, 1]
+    assert [manifest.iteration for manifest in campaign.chain] == [0, 1, 2]
     assert [manifest.policy_version for manifest in campaign.chain] == [0, 1, 2]
     stages = {"steps", "trajectories", "skills", "routes", "scores", "metrics"}
     assert [set(manifest.tables) for manifest in campaign.chain] == [
@@ -37,7 +37,7 @@ def test_the_chain_is_whole(campaign):
     assert verify(campaign.store) == policy_files + 3 + 2 + 10
 
 
-@pytest.mark.parametrize("iteration", [0, 1])
+@pytest.mark.parametrize("iteration", [1, 2])
 def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, iteration):
     steps, trajectories = campaign.rows("steps", iteration), campaign.rows("trajectories", iteration)
     key = [(row["trajectory_id"], row["step"]) for row in steps]
@@ -51,7 +51,7 @@ def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, itera
     lengths = [len(row["response_ids"]) for row in steps]
     assert metrics["tokens/rollout"] == sum(lengths) == sum(row["tokens"] for row in trajectories)
     assert max(lengths) <= 24
-    assert {row["policy_version"] for row in steps} == {iteration}
+    assert {row["policy_version"] for row in steps} == {iteration - 1}
     assert len({row["seed"] for row in steps}) == len(steps)
     # A skill is followed from its row to the route to the tokens it moved.
     skills = {row["skill_id"]: row for row in campaign.rows("skills", iteration)}
@@ -69,10 +69,10 @@ def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, itera
 
 
 def test_stored_log_probs_are_those_of_the_stored_policies(campaign):
-    """Scored again from the folders alone: iteration 1's old policy is policy 1, its reference policy 0."""
+    """Scored again from the folders alone: iteration 2's old policy is policy 1, its reference policy 0."""
     from opid_core.learning.scoring import frozen_policy, score
 
-    tables = (campaign.table(name, 1) for name in ("steps", "trajectories", "scores"))
+    tables = (campaign.table(name, 2) for name in ("steps", "trajectories", "scores"))
     samples = Samples.from_tables(*tables)
     prompts, responses = samples.prompt_ids, samples.response_ids
     old, reference = (
@@ -110,7 +110,7 @@ def test_the_report_is_written(campaign):
     folder = local_folder(campaign.store) / "report"
     assert "2 iterations committed" in (folder / "summary.md").read_text(encoding="utf-8")
     assert (folder / "success.png").read_bytes().startswith(b"\x89PNG")
-    for note in ("start: committed", "0: committed", "1: committed", "Report: "):
+    for note in ("0: committed", "1: committed", "2: committed", "Report: "):
         assert note in campaign.printed
     assert "Traceback" not in campaign.printed
 

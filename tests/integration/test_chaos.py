@@ -68,7 +68,7 @@ def test_the_checks_find_what_they_are_for(tmp_path):
     assert len(list((folder / "scores").rglob("*.parquet"))) == 3
     assert len(list((folder / "policies").rglob("model.safetensors"))) == 3
 
-    with pytest.raises(RoundFailed, match=r"iterations \['start', '0', '1'\] are committed, expected .*'2'"):
+    with pytest.raises(RoundFailed, match=r"iterations \['0', '1', '2'\] are committed, expected .*'3'"):
         checks.check_result(store, expected, iterations=3)
     with pytest.raises(RoundFailed, match="content of manifest 1: not as in the undisturbed run"):
         checks.check_result(store, replace(expected, contents={**expected.contents, "1": "other"}), iterations=2)
@@ -86,8 +86,8 @@ def test_the_reader_sees_a_vanished_commit_and_damage(tmp_path):
     store, folder = open_campaign(tmp_path / "store", "demo", CONFIG), tmp_path / "store" / "demo"
     chain = make_chain(store, tmp_path, 2)
     seen = reader.read_all(store.root, "demo", None, [])
-    assert [manifest.iteration for manifest in seen] == ["start", 0]
-    commit = folder / "_commits" / "000000.json"
+    assert [manifest.iteration for manifest in seen] == [0, 1]
+    commit = folder / "_commits" / "000001.json"
     commit.rename(tmp_path / "kept.json")
     with pytest.raises(DataError, match="the chain of 2 manifests is no beginning of the chain of 1"):
         reader.read_all(store.root, "demo", None, seen)

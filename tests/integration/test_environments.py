@@ -31,9 +31,9 @@ def test_two_iterations(tmp_path, name, penalty, method):
     text = (REPOSITORY / "configs" / f"tiny_{name}.yaml").read_text(encoding="utf-8")
     options = ("campaign=tiny", f"method={method}")
     found = opened(root, finish(start(root, *options, text=text), root))
-    assert [manifest.iteration for manifest in found.chain] == ["start", 0, 1]
+    assert [manifest.iteration for manifest in found.chain] == [0, 1, 2]
     verify(found.store)
-    for iteration in (0, 1):
+    for iteration in (1, 2):
         steps, trajectories = found.rows("steps", iteration), found.rows("trajectories", iteration)
         metrics = {row["name"]: row["value"] for row in found.rows("metrics", iteration)}
         drawn_for_ties = metrics.get("rollout/groups_for_ties", 0)
@@ -48,7 +48,7 @@ def test_two_iterations(tmp_path, name, penalty, method):
                 len(of_group) - len(tied),
                 len(tied),
             )
-            weights = [weights_hash(manifest.policy) for manifest in found.chain[iteration : iteration + 2]]
+            weights = [weights_hash(manifest.policy) for manifest in found.chain[iteration - 1 : iteration + 1]]
             assert (weights[0] == weights[1]) is (len(tied) == len(of_group))  # nothing to learn, nothing learnt
         else:
             assert (len(of_group), metrics["rollout/groups_trained"]) == (2, 2)

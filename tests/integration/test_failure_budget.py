@@ -64,11 +64,11 @@ def test_an_outage_fails_the_gate_and_leaves_no_trace_and_a_few_failures_are_row
     with chat_server() as server:
         server.answer = analyst
         undisturbed = run(tmp_path / "undisturbed", server, policy)
-        given_up = tmp_path / "outage" / "tiny" / "_stages" / "000000" / "000" / "failed.json"
+        given_up = tmp_path / "outage" / "tiny" / "_stages" / "000001" / "000" / "failed.json"
         analyst.outage = lambda: not given_up.exists()
         retried = run(tmp_path / "outage", server, policy)
 
-    skills = undisturbed.rows("skills", 0)
+    skills = undisturbed.rows("skills", 1)
     failed = [row for row in skills if row["kind"] == "failed"]
     analyzed = {row["trajectory_id"] for row in skills}
     assert len(analyzed) == 20
@@ -84,6 +84,6 @@ def test_an_outage_fails_the_gate_and_leaves_no_trace_and_a_few_failures_are_row
     assert failure["reason"].startswith("FailureBudgetExceeded: table skills: ")
     assert "on column failure failed (20 of 20 rows)" in failure["reason"]
     assert "HTTP 500: the analyzer is away" in failure["reason"]
-    assert "0: attempt 1 given up: FailureBudgetExceeded" in retried.printed
+    assert "1: attempt 1 given up: FailureBudgetExceeded" in retried.printed
     assert retried.chain[1].degraded == ()
     assert same_content(retried, undisturbed)

@@ -37,10 +37,10 @@ def test_storage_that_is_away_for_a_minute_is_waited_for(campaign, s3_server, tm
         def rolled_out() -> bool:
             time.sleep(0.2)
             store = find_campaign(address, "tiny", server.endpoint_url) if manifests_exist() else None
-            return store is not None and read_object(store, "_stages/000000/000/rollout.json") is not None
+            return store is not None and read_object(store, "_stages/000001/000/rollout.json") is not None
 
         def manifests_exist() -> bool:
-            return "start: committed" in (root / "output.txt").read_text(encoding="utf-8")
+            return "0: committed" in (root / "output.txt").read_text(encoding="utf-8")
 
         wait_for(process, root, rolled_out)
         local_s3.stop(server)
@@ -65,17 +65,17 @@ def test_another_number_of_ranks_goes_on_with_the_same_optimizer_state(campaign,
     """One rank, then two under torchrun: the second iteration rounds otherwise and is the same up to that."""
     root = tmp_path / "ranks"
     process = start(root)
-    wait_for(process, root, (root / "tiny" / "_commits" / "000000.json").exists)
+    wait_for(process, root, (root / "tiny" / "_commits" / "000001.json").exists)
     kill(process)
     process = start(root, "learner.ranks=2")
-    wait_for(process, root, (root / "tiny" / "_stages" / "000001" / "000" / "rollout.json").exists)
+    wait_for(process, root, (root / "tiny" / "_stages" / "000002" / "000" / "rollout.json").exists)
     for server in [p for p in processes_of(root) if "flows.prefect_api" in " ".join(p.cmdline())]:
         server.kill()  # the driver starts another, and its requests wait
     resumed = opened(root, finish(process, root))
     assert "Traceback" not in resumed.printed
-    assert [manifest.iteration for manifest in resumed.chain] == ["start", 0, 1]
+    assert [manifest.iteration for manifest in resumed.chain] == [0, 1, 2]
     verify(resumed.store)
-    assert resumed.rows("steps", 1) == campaign.rows("steps", 1)
+    assert resumed.rows("steps", 2) == campaign.rows("steps", 2)
     found, expected = (load_file(one.policy(2) / "model.safetensors") for one in (resumed, campaign))
     before = load_file(campaign.policy(1) / "model.safetensors")
     assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 1e-5

@@ -26,7 +26,7 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
     root = tmp_path / "killed"
     folder = root / "tiny"
     records: dict[str, dict[str, Any]] = {}
-    before = folder / "_commits" / "000000.json"  # written by the stage before the one that is killed
+    before = folder / "_commits" / "000001.json"  # written by the stage before the one that is killed
     for stage in STAGES:
         process = start(root, KEEP_ONE)
         wait_for(process, root, before.exists)
@@ -35,7 +35,7 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
         assert processes_of(root) == []
         if before.parent.name == "000":
             records[before.stem] = json.loads(before.read_bytes())["result"]
-        before = folder / "_stages" / "000001" / "000" / f"{stage}.json"
+        before = folder / "_stages" / "000002" / "000" / f"{stage}.json"
         if stage == "route":
             shutil.rmtree(root / ".prefect")  # Prefect's whole database is lost
 
@@ -62,7 +62,7 @@ def test_killed_in_the_middle_of_every_stage(campaign, tmp_path):
 def test_ctrl_c_leaves_cancelled_runs_with_their_reason_and_their_logs(tmp_path):
     root = tmp_path / "interrupted"
     process = start(root)
-    wait_for(process, root, (root / "tiny" / "_stages" / "start" / "000" / "initial_policy.json").exists)
+    wait_for(process, root, (root / "tiny" / "_stages" / "000000" / "000" / "initial_policy.json").exists)
     process.send_signal(signal.SIGINT)
     printed = finish(process, root, expected_code=130)
     assert "The same command continues where it was" in printed

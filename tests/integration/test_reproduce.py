@@ -49,11 +49,11 @@ def test_every_table_and_the_weights_come_out_the_same(campaign, tmp_path):
     shutil.copytree(campaign.store.address(), folder)
     store = find_campaign(tmp_path / "runs", "tiny")
     doctored = with_another_return(store, campaign.chain[2], campaign.chain[1])
-    put_object(store, "_commits/000001.json", to_bytes(doctored))
+    put_object(store, "_commits/000002.json", to_bytes(doctored))
     before = {name: (folder / name).read_bytes() for name in all_files(folder)}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "reproduce", "tiny", "--iteration", "1", "--root", str(tmp_path / "runs")],
+        [sys.executable, "-m", "flows.cli", "reproduce", "tiny", "--iteration", "2", "--root", str(tmp_path / "runs")],
         cwd=REPOSITORY,
         env={**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,
@@ -67,7 +67,7 @@ def test_every_table_and_the_weights_come_out_the_same(campaign, tmp_path):
         **dict.fromkeys(("steps", "skills", "routes", "scores", "weights", "evaluations", "metrics"), "equal"),
         "trajectories": "different",
     }
-    value = campaign.rows("trajectories", 1)[0]["return"]
+    value = campaign.rows("trajectories", 2)[0]["return"]
     assert "trajectories: column return first differs in row 0" in done.stdout
     assert f"committed {value + 1.0}, again {value}\n" in done.stdout
     assert done.stdout.endswith("Not everything is equal.\n")
@@ -79,7 +79,7 @@ def test_an_iteration_whose_optimizer_state_was_pruned_is_refused(campaign, tmp_
     shutil.copytree(campaign.store.address(), tmp_path / "runs" / "tiny")
     store = find_campaign(tmp_path / "runs", "tiny")
     prune_states(store, campaign.chain, keep=1)
-    with pytest.raises(ConfigError, match=r"iteration 1 of tiny cannot be run again: .*storage\.optimizer_states"):
+    with pytest.raises(ConfigError, match=r"iteration 2 of tiny cannot be run again: .*storage\.optimizer_states"):
         reproduce("tiny", 1, str(tmp_path / "runs"))
     write_export(store, campaign.chain[0], tmp_path / "out")  # weights are still whole
     check_policy_folder(tmp_path / "out" / "policy")
@@ -94,7 +94,7 @@ def test_an_iteration_is_evaluated_as_it_was(campaign):
 
 
 def test_a_skill_is_traced_and_its_policy_exported(campaign, tmp_path):
-    skill = campaign.rows("skills", 1)[0]
+    skill = campaign.rows("skills", 2)[0]
     trace = trace_skill(campaign.store.root, None, "tiny", skill["skill_id"])
     assert trace.text == skill["text"]
     assert {step.step for step in trace.used} <= set(range(trace.trajectory["steps"]))

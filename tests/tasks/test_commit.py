@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from infra.manifest import START, GateResult, Manifest, from_bytes, to_bytes
+from infra.lease import acquire
+from infra.manifest import GateResult, Manifest, from_bytes, to_bytes
 from infra.store import manifests, new_attempt, open_campaign, put_folder, read_table, verify
 from opid_core.config import build_config
-from opid_core.errors import DataError
+from opid_core.errors import DataError, LeaseLost
 from opid_core.hashing import config_hash
 from tasks import progress
 from tasks.commit import build_manifest, commit, history, metric_rows, times
@@ -27,12 +28,11 @@ def run(tmp_path) -> CampaignRun:
 
 def finished(run: CampaignRun, tmp_path, **result: Any) -> Iteration:
     """The iteration after the chain, whose one stage made a policy and `result`."""
-    number = len(run.chain) - 1 if run.chain else START
-    it, attempt = run.begin(number, 0), new_attempt()
+    it, attempt = run.begin(len(run.chain), 0), new_attempt()
     local = tmp_path / attempt
     local.mkdir()
-    (local / "model.safetensors").write_bytes(b"weights %d" % it.next_version)
-    policy = put_folder(run.store, local, f"policies/{it.next_version:06d}/{attempt}")
+    (local / "model.safetensors").write_bytes(b"weights %d" % it.number)
+    policy = put_folder(run.store, local, f"policies/{it.number:06d}/{attempt}")
     it.results["update"] = StageResult(policy=policy, **result)
     return it
 
@@ -54,7 +54,7 @@ def test_metric_rows_are_sorted_and_undefined_numbers_are_null():
 def test_the_manifest_holds_what_the_stages_made(run, tmp_path):
     it = finished(run, tmp_path, metrics=METRICS)
     manifest = build_manifest(it, created_at=datetime(2026, 1, 2, tzinfo=UTC), prefect_run_id=None)
-    assert (manifest.iteration, manifest.policy_version) == ("start", 0)
+    assert (manifest.iteration, manifest.policy_version) == (0, 0)
     assert (manifest.policy, manifest.tables) == (it.next_policy, {})
     assert manifest.config_hash == config_hash(run.config)
     assert manifest.preset == "released"
@@ -63,8 +63,8 @@ def test_the_manifest_holds_what_the_stages_made(run, tmp_path):
     assert manifest.created_at == "2026-01-02T00:00:00.000+00:00"
     assert manifest.code_version == code_version()
     assert manifest.degraded == ()
-    it.number = 0
-    with pytest.raises(DataError, match="predecessor must be start, got None"):
+    it.number = 1
+    with pytest.raises(DataError, match="iteration 1: its predecessor cannot be that of iteration None"):
         build_manifest(it, created_at=datetime(2026, 1, 2, tzinfo=UTC), prefect_run_id=None)
 
 
@@ -92,7 +92,7 @@ def test_a_commit_watches_its_metrics_for_drift(run, tmp_path, prefect_server):
     )
     assert run.chain[-1].metrics["skills/chars"] == 300.0  # the history of the next
     run.config = run.config.model_copy(update={"gates": run.config.gates.model_copy(update={"drift_iterations": 0})})
-    assert history(run.begin(6, 0)) == []
+    assert history(run.begin(7, 0)) == []
 
 
 @pytest.mark.integration
@@ -106,23 +106,32 @@ def test_commits_chain_and_a_slower_run_adopts_the_faster(run, tmp_path, prefect
     stop()
     assert first == again
     assert manifests(run.store) == [start, first]
-    assert (first.iteration, first.policy_version) == (0, 1)
+    assert (first.iteration, first.policy_version) == (1, 1)
     stored = {row["name"]: row["value"] for row in read_table(run.store, first.tables["metrics"]).to_pylist()}
     taken = {name: stored.pop(name) for name in ("seconds/iteration_s", "seconds/overhead_s")}
     assert stored == StageResult(metrics=METRICS).metrics
     assert taken["seconds/overhead_s"] == pytest.approx(taken["seconds/iteration_s"] - 1.5)
     assert taken == {name: first.metrics[name] for name in taken}
-    assert set(read_table(run.store, start.tables["metrics"]).column("iteration").to_pylist()) == {-1}
+    assert set(read_table(run.store, start.tables["metrics"]).column("iteration").to_pylist()) == {0}
     assert verify(run.store) == 4
     assert notes == [
-        (None, "committed", "start: committed, evaluation/t1/success 50.0%"),
-        (0, "committed", "0: committed, rollout/success 25.0%"),
-        (0, "committed", "0: committed by another run, adopted, rollout/success 25.0%"),
+        (0, "committed", "0: committed, evaluation/t1/success 50.0%"),
+        (1, "committed", "1: committed, rollout/success 25.0%"),
+        (1, "committed", "1: committed by another run, adopted, rollout/success 25.0%"),
     ]
 
 
+@pytest.mark.integration
+def test_a_driver_whose_campaign_was_taken_over_commits_no_more(run, tmp_path, prefect_server):
+    run.lease = acquire(run.store, 30)
+    acquire(run.store, 30, wait=lambda seconds: None)
+    with pytest.raises(LeaseLost):
+        committed(run, finished(run, tmp_path))
+    assert manifests(run.store) == []
+
+
 def test_overhead_is_what_engine_environments_and_learner_leave(run):
-    it = run.begin(0, 0)
+    it = run.begin(1, 0)
     it.results = {
         "rollout": StageResult(
             metrics={"seconds/push_s": 1.0, "seconds/rollout_s": 20.0, "seconds/stage/rollout_s": 21.5}

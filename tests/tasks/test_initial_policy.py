@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.manifest import START
 from infra.store import open_campaign
 from opid_core.config import build_config
 from tasks.initial_policy import initial_policy
@@ -22,7 +21,7 @@ def test_a_policy_of_another_campaign_comes_without_its_optimizer_state(tmp_path
     config = build_config({"campaign": "demo", "root": str(tmp_path / "runs"), "policy": str(base)})
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
     with CampaignRun(config, store) as run:
-        it = run.begin(START, 0)
-        initial_policy("demo", START, 0)
+        it = run.begin(0, 0)
+        initial_policy("demo", 0, 0)
     assert {Path(file.path).name for file in it.next_policy.files} == names
     assert (base / "optimizer" / "state.json").exists()

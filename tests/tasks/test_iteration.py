@@ -17,7 +17,6 @@ from prefect.tasks import MaterializingTask
 
 from infra import stages
 from infra.hosting import HostedGroup
-from infra.manifest import START
 from infra.store import location, open_campaign, read_table
 from opid_core.config import RecoveryConfig, build_config
 from opid_core.errors import (
@@ -60,12 +59,12 @@ def new_run(root: Path, **values: Any) -> CampaignRun:
 @pytest.fixture
 def run(tmp_path) -> Iterator[CampaignRun]:
     with new_run(tmp_path / "runs") as run:
-        run.begin(START, 0)
+        run.begin(0, 0)
         yield run
 
 
 def metrics_table(value: float) -> pa.Table:
-    return from_rows("metrics", [{"iteration": -1, "name": "rollout/return", "value": value}])
+    return from_rows("metrics", [{"iteration": 0, "name": "rollout/return", "value": value}])
 
 
 def stage_task(body: Callable[[Iteration], None]) -> Task[[str, Any, int], None]:
@@ -87,7 +86,7 @@ def counting_stage(*outcomes: Exception | float) -> tuple[Task[[str, Any, int], 
         calls.append(it.attempt)
         if isinstance(outcome, Exception):
             raise outcome
-        it.write("metrics", metrics_table(outcome), iteration=-1)
+        it.write("metrics", metrics_table(outcome), iteration=0)
 
     return stage_task(body), calls
 
@@ -110,14 +109,14 @@ def value_of(it: Iteration) -> float:
 def test_a_finished_stage_is_not_run_again(run):
     task, calls = counting_stage(0.5, 0.7)
     first = call(run, task)
-    run.begin(START, 0)  # as after a restart
+    run.begin(0, 0)  # as after a restart
     again = call(run, task)
     assert calls == [0]
     assert (first.reused_stages, again.reused_stages) == (set(), {"rollout"})
     assert again.results == first.results
     assert value_of(again) == 0.5
     # Another attempt at the iteration begins from nothing.
-    run.begin(START, 1)
+    run.begin(0, 1)
     assert value_of(call(run, task)) == 0.7
     assert calls == [0, 1]
 
@@ -126,12 +125,12 @@ def test_a_finished_stage_is_not_run_again(run):
 def test_no_result_comes_from_a_cache_of_prefect(run, persisted):
     task, calls = counting_stage(0.5, 0.7)
     with temporary_settings({PREFECT_RESULTS_PERSIST_BY_DEFAULT: persisted}):
-        assert configured(count_attempts, run.config)("demo", START) == 0
+        assert configured(count_attempts, run.config)("demo", 0) == 0
         call(run, task)
-        stages.give_up(run.store, START, 0, "lost")
-        assert configured(count_attempts, run.config)("demo", START) == 1
-        Path(location(run.store, "_stages/start/000/rollout.json")).unlink()
-        run.begin(START, 0)
+        stages.give_up(run.store, 0, 0, "lost")
+        assert configured(count_attempts, run.config)("demo", 0) == 1
+        Path(location(run.store, "_stages/000000/000/rollout.json")).unlink()
+        run.begin(0, 0)
         assert value_of(call(run, task)) == 0.7
     assert calls == [0, 0]
 
@@ -161,9 +160,9 @@ def test_another_run_that_was_faster_is_adopted(run, tmp_path):
 
     def overtaken(it: Iteration) -> None:
         with new_run(tmp_path / "runs") as other:
-            other.begin(START, 0)
+            other.begin(0, 0)
             call(other, fast)
-        it.write("metrics", metrics_table(0.7), iteration=-1)  # it does its work, too late
+        it.write("metrics", metrics_table(0.7), iteration=0)  # it does its work, too late
 
     it = call(run, stage_task(overtaken))
     assert it.reused_stages == {"rollout"}
@@ -179,8 +178,8 @@ def test_a_record_whose_files_are_not_whole_ends_the_attempt(run, damage):
     part.unlink()
     if damage == "changed":
         part.write_bytes(data)
-    run.begin(START, 0)
-    with pytest.raises(AttemptUnusable, match="stage rollout of iteration start cannot be reused") as error:
+    run.begin(0, 0)
+    with pytest.raises(AttemptUnusable, match="stage rollout of iteration 0 cannot be reused") as error:
         call(run, task)
     assert str(part) in str(error.value)
     assert calls == [0]
@@ -204,7 +203,7 @@ def test_tables_stay_in_memory_until_a_resume(run):
     assert list(samples.won) == [True, True, False]
     for name in it.results["rollout"].tables:
         (campaign / f"{name}.away").rename(campaign / name)
-    run.begin(START, 0)
+    run.begin(0, 0)
     resumed = call(run, task)
     assert resumed.table("steps") is not tables["steps"]
     assert resumed.samples.table.equals(samples.table)
@@ -215,7 +214,7 @@ def test_tables_stay_in_memory_until_a_resume(run):
 
 @pytest.mark.parametrize("fault", [InfrastructureError("storage away"), TimeoutError("slow")])
 def test_a_fault_that_may_pass_is_tried_again_and_told_with_stage_and_iteration(run, tmp_path, fault):
-    run.chain += make_chain(run.store, tmp_path, 4)
+    run.chain += make_chain(run.store, tmp_path, 3)
     run.begin(3, 0)
     task, calls = counting_stage(fault, fault, 0.5)
     told: list[progress.Progress] = []
@@ -257,7 +256,7 @@ def test_a_stage_that_hangs_is_ended_with_its_processes_and_tried_again(tmp_path
     told: list[str] = []
     stop = progress.listen(lambda event: told.append(event.note))
     with new_run(tmp_path / "runs", recovery={"stage_timeout_s": 3.0, "retry_delay_s": 0.0}) as run:
-        run.begin(START, 0)
+        run.begin(0, 0)
         call(run, stage_task(body))
     stop()
     assert len(groups) == 2
@@ -283,8 +282,8 @@ def test_delays_double_and_are_spread():
 def test_a_degraded_iteration_lets_the_gate_record_the_budget(run):
     tables = {name: from_rows(name, rows) for name, rows in valid().items()}
     with pytest.raises(FailureBudgetExceeded):
-        run.begin(START, 0).write("skills", tables["skills"], tables, max_failure_rate=0.1)
-    it = run.begin(START, 0, degrade=True)
+        run.begin(0, 0).write("skills", tables["skills"], tables, max_failure_rate=0.1)
+    it = run.begin(0, 0, degrade=True)
     call(run, stage_task(lambda it: it.write("skills", tables["skills"], tables, max_failure_rate=0.1)))
     result = it.results["rollout"]
     assert result.gates[0].degraded == ("more than 10.0% of the analyses failed (1 of 2 rows)",)
@@ -293,7 +292,7 @@ def test_a_degraded_iteration_lets_the_gate_record_the_budget(run):
 
 def test_a_task_outside_of_its_campaigns_flow_says_so(run):
     task, calls = counting_stage(0.5)
-    for names in (("other", START, 0), ("demo", START, 1), ("demo", 0, 0)):
+    for names in (("other", 0, 0), ("demo", 0, 1), ("demo", 1, 0)):
         with pytest.raises(ConfigError, match="campaign '"):
             task(*names)
     assert calls == []
@@ -327,10 +326,10 @@ def test_the_flow_runs_log_has_begin_progress_fault_and_end_and_a_long_stage_its
             "POST", "/artifacts/filter", json={"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}
         ).json()
     messages = [log.message for log in logs]
-    assert messages.count("rollout of iteration start begins") == 2
+    assert messages.count("rollout of iteration 0 begins") == 2
     assert messages.count("rollout: 3 of 4 half won") == 2
     assert messages.count("rollout failed: storage away") == 1
-    assert len([message for message in messages if message.startswith("rollout of iteration start ended")]) == 1
+    assert len([message for message in messages if message.startswith("rollout of iteration 0 ended")]) == 1
     assert [(one["type"], one["key"], one["data"]) for one in artifacts if one["data"] == 100.0] == [
         ("progress", "progress-demo", 100.0)
     ]

@@ -9,7 +9,6 @@ import pytest
 from prefect import flow
 from prefect.artifacts import Artifact
 
-from infra.manifest import START
 from infra.store import local_folder, read_table
 from opid_core.config import build_config
 from opid_core.errors import InfrastructureError
@@ -28,22 +27,22 @@ def metrics_of(store, manifest) -> dict[str, float]:
 
 
 def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
-    store, chain = make_campaign(tmp_path, 1, Shape(), degraded=0)
+    store, chain = make_campaign(tmp_path, 1, Shape(), degraded=1)
     text = markdown(store, chain[1], {"rollout/success_micro": 0.25, "routes/step": 1 / 3, "unknown": 7.0})
     assert text == (
-        "# audited, iteration 0\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n| | |\n|---|---|\n"
+        "# audited, iteration 1\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n| | |\n|---|---|\n"
         "| rollouts won | 0.25 |\n| critical share (steps with a step skill) | 0.3333 |\n"
-        f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000000.json`. Its audit "
+        f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000001.json`. Its audit "
         "page is written by\n\n"
-        f"```\nopid audit audited@0 --root {tmp_path}\n```\n"
+        f"```\nopid audit audited@1 --root {tmp_path}\n```\n"
     )
 
 
 def test_a_task_publishes_the_artifact_under_a_key_that_prefect_takes(tmp_path, prefect_server):
     store, chain = make_campaign(tmp_path, 1, Shape(), name="My_campaign.2")
     with CampaignRun(build_config({"campaign": store.campaign, "root": store.root}), store, chain):
-        track(store.campaign, 0)
-        track(store.campaign, START)  # has none
+        track(store.campaign, 1)
+        track(store.campaign, 0)  # has none
     published = Artifact.get(artifact_key("audit", store.campaign))
     assert published is not None
     assert published.key == "audit-my-campaign-2"
@@ -74,7 +73,7 @@ def test_a_fault_of_wandb_is_an_infrastructure_fault(tmp_path, prefect_server, w
     store, chain = make_campaign(tmp_path, 1, Shape())
     config = build_config(CONFIG)
     tracked(config, store, chain[-1])
-    assert wandb == [(metrics_of(store, chain[-1]), 0)]
+    assert wandb == [(metrics_of(store, chain[-1]), 1)]
     with pytest.raises(InfrastructureError, match=r"^Weights & Biases: WandbError: HTTP 503$"):
         tracked(config, store, chain[-1])
 

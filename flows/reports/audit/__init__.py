@@ -50,10 +50,10 @@ def iteration_numbers(asked: Sequence[str], committed: int) -> list[int]:
     numbers: set[int] = set()
     for text in asked:
         if text in ("all", "last"):
-            numbers |= set(range(committed)[-1 if text == "last" else 0 :])
-        elif text.isdecimal() and int(text) < committed:
+            numbers |= set(range(1, committed + 1)[-1 if text == "last" else 0 :])
+        elif text.isdecimal() and 1 <= int(text) <= committed:
             numbers.add(int(text))
         else:
-            known = f"0 to {committed - 1}" if committed else "none"
+            known = f"1 to {committed}" if committed else "none"
             raise ConfigError(f"--iteration: {text!r}: must be all, last or a committed iteration ({known})")
     return sorted(numbers)

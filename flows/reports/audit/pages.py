@@ -16,7 +16,7 @@ from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
 from flows.reports.chains import evaluations, read_tables
 from flows.reports.formatting import percent
-from infra.manifest import START, Manifest
+from infra.manifest import Manifest
 from infra.store import CampaignStore, key_of, location, read_config
 from opid_core.errors import DataError
 
@@ -43,10 +43,9 @@ def write_pages(store: CampaignStore, chain: Sequence[Manifest], iterations: Seq
     new = summary.new_counts(rows)
     paths = [folder / page_of(iteration) for iteration in iterations]
     for iteration, path in zip(iterations, paths, strict=True):
-        before = rows[iteration].texts  # chain[0] is the start: rows[k] is the row before iteration k
-        data = read_iteration(store, chain[iteration + 1], set(before))
-        _write(path, iteration_page(store, rows[iteration + 1], new[iteration + 1], data))
-    linked = {row.name: page_of(int(row.name)) for row in rows if row.name != START}
+        data = read_iteration(store, chain[iteration], set(rows[iteration - 1].texts))
+        _write(path, iteration_page(store, rows[iteration], new[iteration], data))
+    linked = {row.name: page_of(row.manifest.iteration) for row in rows[1:]}
     present = {name: page for name, page in linked.items() if (folder / page).is_file()}
     paths.append(folder / CAMPAIGN_PAGE)
     _write(paths[-1], campaign_page(store, chain, rows, present))
@@ -55,7 +54,6 @@ def write_pages(store: CampaignStore, chain: Sequence[Manifest], iterations: Seq
 
 def read_iteration(store: CampaignStore, manifest: Manifest, before: set[str]) -> IterationData:
     """The data of an iteration's page; `before` holds the skill texts of the iteration before."""
-    assert manifest.iteration != START
     tokenizer = stored_tokenizer(store, manifest)
     return iteration_data(store.campaign, manifest.iteration, read_tables(store, manifest), before, tokenizer)
 

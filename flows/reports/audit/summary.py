@@ -88,7 +88,7 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated]) -> 
     """Success of the training rollouts by iteration, and of the held-out panel by update, with 95% intervals."""
     training = [
         Point(
-            row.manifest.policy_version - 1,
+            row.manifest.iteration - 1,
             row.success.micro,
             row.success.low,
             row.success.high,
@@ -131,7 +131,7 @@ def small_charts(rows: Sequence[CommitRow], new: Sequence[int]) -> list[tuple[st
     charts = []
     for title, form, values in wanted:
         points = [
-            Point(row.manifest.policy_version - 1, value, value, value, f"iteration {row.name}: {form.format(value)}")
+            Point(row.manifest.iteration - 1, value, value, value, f"iteration {row.name}: {form.format(value)}")
             for (row, _), value in zip(trained, values, strict=True)
             if value is not None and math.isfinite(value)
         ]

@@ -48,8 +48,8 @@ def write_tables(
     """Write `steps`, `skills` and `metrics` of the iterations into `folder`; returns the files, which are replaced."""
     parts: dict[str, list[pa.Table]] = {"steps": [], "skills": [], "metrics": []}
     for iteration in iterations:
-        tables = read_tables(store, chain[iteration + 1])
-        before = read_tables(store, chain[iteration], ["skills"])  # the start has none
+        tables = read_tables(store, chain[iteration])
+        before = read_tables(store, chain[iteration - 1], ["skills"])  # the start has none
         known = skill_texts(before["skills"]) if before else set()
         parts["steps"].append(steps_table(tables))
         parts["skills"].append(skills_table(store.campaign, iteration, tables, parts["steps"][-1], known))

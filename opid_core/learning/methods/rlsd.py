@@ -27,7 +27,7 @@ class Rlsd(OutcomeMethod, SkillMethod):
     def advantages(self, samples: Samples) -> Advantages:
         """A_ep, and as `skill` what the weights add to it. Source: ALGORITHM, section 8."""
         outcome = self.outcome(samples)
-        share = SHARE * max(0.0, 1 - samples.iteration / ANNEALED_ITERATIONS)
+        share = SHARE * max(0.0, 1 - samples.completed_iterations / ANNEALED_ITERATIONS)
         credit = samples.per_token(outcome).astype(np.float64)
         delta = skill_deltas(
             samples.on_tokens("skill_log_probs"),

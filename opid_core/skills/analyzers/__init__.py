@@ -82,7 +82,7 @@ def is_analyzed(samples: Samples, config: AnalyzerConfig) -> Bool[np.ndarray, " 
     """Whether skills of the sample's trajectory are wanted: not of a broken one, nor, once `failed_only_after`
     iterations are completed, of a success."""
     wanted = np.array([outcome != "broken" for outcome in samples.texts("outcome")], bool)
-    failed_only = config.failed_only_after is not None and samples.iteration >= config.failed_only_after
+    failed_only = config.failed_only_after is not None and samples.completed_iterations >= config.failed_only_after
     return wanted & ~samples.won if failed_only else wanted
 
 

@@ -8,18 +8,18 @@ from infra.manifest import to_bytes
 from infra.store import manifests, open_campaign, put_object, read_config
 from opid_core.errors import ConfigError, DataError
 from opid_core.schema import content_hash, from_rows
-from tests.flows.committed import commit_rows, rows_of_iteration_0
+from tests.flows.committed import commit_rows, rows_of_iteration_1
 from tests.infra.stored import CONFIG, all_files
 
-START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
 HOSTILE = "\x00\x1b[2J\u2028\u0085\ufffd<script>\"'\\\r\n😀"
 
 
 @pytest.fixture
 def store(tmp_path):
-    """A start and iteration 0, whose texts and numbers are awkward."""
+    """A start and iteration 1, whose texts and numbers are awkward."""
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
-    rows = rows_of_iteration_0()
+    rows = rows_of_iteration_1()
     rows["steps"][0]["observation"] = HOSTILE
     rows["scores"][0]["old_log_probs"] = [-0.1, -1e-45]  # no short decimals of a 32-bit float
     start = commit_rows(store, tmp_path, None, START_ROWS)
@@ -47,12 +47,12 @@ def test_tables_come_back_whole_from_jsonl(store, exported, tmp_path):
         assert len(lines) == record.rows
         assert content_hash(from_rows(name, [json.loads(line) for line in lines])) == record.content_hash
         assert f"{name} ({record.rows})" in printed
-    assert f"demo, iteration 0: {out}\n" in printed
+    assert f"demo, iteration 1: {out}\n" in printed
 
 
 def test_the_policy_is_a_folder_without_optimizer_state(store, exported, tmp_path):
     out = tmp_path / "out"
-    assert f"The policy after 0 updates: {out}/policy" in exported(out, "--iteration", "start")
+    assert f"The policy after 0 updates: {out}/policy" in exported(out, "--iteration", "0")
     assert all_files(out) == [
         "config.json",
         "manifest.json",

@@ -24,6 +24,6 @@ def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(
     commit(store, marked)
     lines = opid("status", "demo", "--root", root).splitlines()
     (row,) = [line for line in lines if "1 of 1 passed, 2 warnings" in line]
-    assert "0 degraded" in row
-    assert any("1 of 1 passed " in line and "start" in line for line in lines)
-    assert "Iteration 0 is degraded: skills: 14 of 20 [failed]" in lines
+    assert "1 degraded" in row
+    assert any("1 of 1 passed " in line and "│ 0 " in line for line in lines)
+    assert "Iteration 1 is degraded: skills: 14 of 20 [failed]" in lines

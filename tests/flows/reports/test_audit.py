@@ -88,8 +88,8 @@ def test_hostile_texts_come_back_from_analyzer_reply_to_page(tmp_path):
     assert len(strings) > 6000  # the others have lone surrogates, which no table can hold
     special = list(strings)
     store, _ = make_campaign(tmp_path, 1, Shape(tasks=40, group_size=8, steps=10), special=special)
-    write_pages(store, manifests(store), [0], tmp_path / "pages")
-    data = Parts((tmp_path / "pages" / page_of(0)).read_text(encoding="utf-8")).data
+    write_pages(store, manifests(store), [1], tmp_path / "pages")
+    data = Parts((tmp_path / "pages" / page_of(1)).read_text(encoding="utf-8")).data
     assert set(strings) <= set(texts_in(data))
     steps = [step for name, chunk in data.items() if name.startswith("chunk") for step in chunk["steps"]]
     assert len(steps) == 3200
@@ -117,9 +117,9 @@ def as_utf16(text: str) -> bytes:
 
 def test_a_page_runs_its_own_script_only_and_fetches_nothing(tmp_path):
     hostile = [text for text in hostile_strings(200, seed=2) if not re.search("[\ud800-\udfff]", text)]
-    store, chain = make_campaign(tmp_path, 1, Shape(), special=hostile, degraded=0)
-    write_pages(store, chain, [0], tmp_path / "pages")
-    for name in (CAMPAIGN_PAGE, page_of(0)):
+    store, chain = make_campaign(tmp_path, 1, Shape(), special=hostile, degraded=1)
+    write_pages(store, chain, [1], tmp_path / "pages")
+    for name in (CAMPAIGN_PAGE, page_of(1)):
         page = (tmp_path / "pages" / name).read_text(encoding="utf-8")
         parts = Parts(page)
         (script,) = parts.scripts
@@ -141,8 +141,8 @@ def test_a_page_runs_its_own_script_only_and_fetches_nothing(tmp_path):
 
 def test_an_iterations_data_is_its_tables(tmp_path):
     store, chain = make_campaign(tmp_path, 1, Shape())
-    write_pages(store, chain, [0], tmp_path / "pages")
-    data = Parts((tmp_path / "pages" / page_of(0)).read_text(encoding="utf-8")).data
+    write_pages(store, chain, [1], tmp_path / "pages")
+    data = Parts((tmp_path / "pages" / page_of(1)).read_text(encoding="utf-8")).data
     made = {name: read_table(store, record).to_pylist() for name, record in chain[1].tables.items()}
     index, chunks = data["index"], [data[f"chunk-{number}"] for number in range(6)]
     assert [t["id"] for t in index["trajectories"]] == [t["trajectory_id"] for t in made["trajectories"]]
@@ -251,22 +251,22 @@ def test_pages_are_written_where_and_for_what_was_asked(run, tmp_path):
     store, _ = make_campaign(tmp_path, 3, Shape())
     printed = run(store, ["audited"], [], None, "html")
     folder = tmp_path / "audited" / "audit"
-    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "iteration-000002.html"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "iteration-000003.html"]
     assert printed.endswith(f"Open {folder}/index.html in a browser.\n")
-    run(store, ["audited@0"], [], tmp_path / "other", "html")
-    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["index.html", "iteration-000000.html"]
-    assert linked(tmp_path / "other" / "index.html") == ["iteration-000000.html"]
+    run(store, ["audited@1"], [], tmp_path / "other", "html")
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["index.html", "iteration-000001.html"]
+    assert linked(tmp_path / "other" / "index.html") == ["iteration-000001.html"]
     run(store, ["audited"], ["all"], None, "html")
-    assert linked(folder / "index.html") == [page_of(2), page_of(1), page_of(0)]
+    assert linked(folder / "index.html") == [page_of(3), page_of(2), page_of(1)]
 
 
 def test_an_attempt_that_was_given_up_is_on_both_pages_with_its_reason(run, tmp_path):
     store, _ = make_campaign(tmp_path, 1, Shape())
-    stages.give_up(store, 0, 0, "GateError: <b>skills</b>")
+    stages.give_up(store, 1, 0, "GateError: <b>skills</b>")
     run(store, ["audited"], [], None, "html")
-    for name in ("index.html", "iteration-000000.html"):
+    for name in ("index.html", "iteration-000001.html"):
         page = (tmp_path / "audited" / "audit" / name).read_text(encoding="utf-8")
-        assert "Iteration 0, attempt 1 given up at " in page
+        assert "Iteration 1, attempt 1 given up at " in page
         assert "<pre>GateError: &lt;b&gt;skills&lt;/b&gt;</pre>" in page
 
 
@@ -296,13 +296,13 @@ def test_a_campaign_of_its_start_alone_has_a_page(run, tmp_path):
 
 def test_bad_arguments_are_named(run, tmp_path):
     store, _ = make_campaign(tmp_path, 2, Shape())
-    assert iteration_numbers(["all", "0"], 3) == [0, 1, 2]
-    assert iteration_numbers(["last", "0"], 3) == [0, 2]
+    assert iteration_numbers(["all", "1"], 3) == [1, 2, 3]
+    assert iteration_numbers(["last", "1"], 3) == [1, 3]
     for campaigns, iterations, out, kind, message in [
-        (["audited"], ["2"], None, "html", r"--iteration: '2': must be all, last or a committed iteration \(0 to 1\)"),
+        (["audited"], ["0"], None, "html", r"--iteration: '0': must be all, last or a committed iteration \(1 to 2\)"),
         (["audited"], [], None, "xml", "--format: 'xml': must be one of html, json, csv, parquet"),
-        (["audited@1"], ["0"], None, "html", "audited@1 names its iteration already"),
-        (["audited", "audited@0"], ["0"], None, "html", "takes no --iteration"),
+        (["audited@1"], ["1"], None, "html", "audited@1 names its iteration already"),
+        (["audited", "audited@1"], ["1"], None, "html", "takes no --iteration"),
         (["a", "b", "c"], [], None, "html", "3 campaigns given"),
         (["audited"], [], tmp_path / "audited" / "config.json", "html", "is a file"),
         (["other"], [], None, "html", "no campaign 'other'"),
@@ -322,7 +322,7 @@ def test_tables_of_all_formats_hold_the_same_joined_rows(run, tmp_path):
     scores, routes = (read_table(store, chain[2].tables[name]).to_pylist() for name in ("scores", "routes"))
     row, score = steps[18 + 1], scores[1]
     delta = np.array(score["skill_log_probs"]) - np.array(score["old_log_probs"])
-    assert (row["iteration"], row["step"], row["route"], row["skill_id"]) == (1, 1, "step", routes[1]["skill_id"])
+    assert (row["iteration"], row["step"], row["route"], row["skill_id"]) == (2, 1, "step", routes[1]["skill_id"])
     assert row["delta_sum"] == pytest.approx(delta.sum())
     assert row["delta_mean"] == pytest.approx(delta.mean())
     assert row["advantage_mean"] == pytest.approx(0.5 + 0.01 * delta.mean())

@@ -17,7 +17,7 @@ from tests.hostile import hostile_strings
 if TYPE_CHECKING:
     from playwright.sync_api import Dialog, Page
 
-LAST = 1
+LAST = 2
 pytestmark = pytest.mark.integration
 
 Open = Callable[[Path], "Page"]
@@ -56,8 +56,8 @@ def open_page() -> Iterator[Open]:
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory) -> tuple[CampaignStore, list, Path]:
     root = tmp_path_factory.mktemp("audited")
-    store, chain = make_campaign(root, 2, Shape(), degraded=0)
-    write_pages(store, chain, [0, LAST], root / "pages")
+    store, chain = make_campaign(root, 2, Shape(), degraded=1)
+    write_pages(store, chain, [1, LAST], root / "pages")
     return store, chain, root / "pages"
 
 
@@ -139,9 +139,9 @@ def test_a_skill_leads_to_its_tokens_and_back(campaign, open_page):
 
 def test_without_a_tokenizer_the_page_says_so_and_shows_ids(tmp_path, open_page):
     store, chain = make_campaign(tmp_path, 1, Shape(), tokenizer=False)
-    write_pages(store, chain, [0], tmp_path / "pages")
+    write_pages(store, chain, [1], tmp_path / "pages")
     step = read_table(store, chain[-1].tables["steps"]).to_pylist()[1]
-    page = open_page(tmp_path / "pages" / page_of(0))
+    page = open_page(tmp_path / "pages" / page_of(1))
     assert "holds no tokenizer.json" in page.locator("#trouble").inner_text()
     card = page.locator(".step-card[data-step='1']")
     assert card.locator(".response").inner_text() == step["response_text"]
@@ -151,9 +151,9 @@ def test_without_a_tokenizer_the_page_says_so_and_shows_ids(tmp_path, open_page)
 def test_hostile_texts_are_shown_as_they_are_and_run_nothing(tmp_path, open_page):
     strings = [text for text in hostile_strings(400, seed=1) if is_storable(text) and text]
     store, chain = make_campaign(tmp_path, 1, Shape(tasks=4, group_size=4, steps=5), special=strings)
-    write_pages(store, chain, [0], tmp_path / "pages")
+    write_pages(store, chain, [1], tmp_path / "pages")
     skills, steps = (read_table(store, chain[-1].tables[name]).to_pylist() for name in ("skills", "steps"))
-    page = open_page(tmp_path / "pages" / page_of(0))
+    page = open_page(tmp_path / "pages" / page_of(1))
     texts = "all => all.map(element => element.textContent)"
     for number in range(16):
         page.goto(f"{page.url.split('#')[0]}#trajectory={number}")

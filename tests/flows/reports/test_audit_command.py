@@ -7,16 +7,16 @@ from pathlib import Path
 from infra.store import manifests, open_campaign
 from tests.audited import CONFIG
 from tests.conftest import S3_BUCKET
-from tests.flows.committed import FIRST, commit_rows, rows_of_iteration_0
+from tests.flows.committed import FIRST, commit_rows, rows_of_iteration_1
 from tests.infra.stored import all_files
 
-START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
 
 
 def make(root: str, tmp_path: Path, name: str, *, seed: int = 0, won: bool = False, endpoint_url: str | None = None):
     """A campaign of one iteration; with `won` its second trajectory is a success too."""
     store = open_campaign(root, name, {**CONFIG, "campaign": name, "seed": seed}, endpoint_url)
-    rows = rows_of_iteration_0()
+    rows = rows_of_iteration_1()
     if won:
         rows["trajectories"][1] |= {"outcome": "success", "return": 10.0}
     commit_rows(store, tmp_path, commit_rows(store, tmp_path, None, START_ROWS), rows)
@@ -28,8 +28,8 @@ def test_two_campaigns_are_compared(tmp_path, opid):
     make(root, tmp_path, "one")
     make(root, tmp_path, "two", seed=7, won=True)
     before = all_files(Path(root))
-    lines = opid("audit", "one", "two@0", "--root", root).splitlines()
-    assert lines[0] == "one@0 and two@0"
+    lines = opid("audit", "one", "two@1", "--root", root).splitlines()
+    assert lines[0] == "one@1 and two@1"
     rows = [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in lines if line.startswith("│")]
     for row in [
         ("seed", "0", "7"),
@@ -52,10 +52,10 @@ def test_a_campaign_on_s3_is_read_there_and_its_pages_lie_here(tmp_path, s3_serv
     monkeypatch.chdir(here)
     printed = opid("audit", "one", *place)
     assert printed.endswith(f"Open {here}/runs/one/audit/index.html in a browser.\n")
-    pages = [f"runs/one/audit/{name}" for name in ("index.html", "iteration-000000.html")]
+    pages = [f"runs/one/audit/{name}" for name in ("index.html", "iteration-000001.html")]
     assert all_files(here) == pages
     out = tmp_path / "tables"
-    opid("audit", "one@0", "--format", "csv", "--out", str(out), *place)
+    opid("audit", "one@1", "--format", "csv", "--out", str(out), *place)
     assert (out / "steps.csv").read_text(encoding="utf-8").count(FIRST) >= 2
-    assert opid("audit", "one@start", "one", *place).startswith("one@start and one@0\n")
+    assert opid("audit", "one@0", "one", *place).startswith("one@0 and one@1\n")
     assert len(manifests(store)) == 2

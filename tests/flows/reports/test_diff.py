@@ -10,19 +10,19 @@ from opid_core.errors import ConfigError
 from opid_core.evaluation import Paired
 from opid_core.hashing import ABSENT
 from opid_core.schema import from_rows
-from tests.flows.committed import commit_rows, rows_of_iteration_0
+from tests.flows.committed import commit_rows, rows_of_iteration_1
 from tests.infra.stored import CONFIG
 from tests.tasks.gates.valid_tables import Rows, valid
 
-METRICS = [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]
+METRICS = [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]
 
 
 @pytest.fixture
 def root(tmp_path) -> str:
-    """`demo`: a start with an evaluation of its policy, and iteration 0 without; `other`: a start alone."""
-    rows = rows_of_iteration_0()
+    """`demo`: a start with an evaluation of its policy, and iteration 1 without; `other`: a start alone."""
+    rows = rows_of_iteration_1()
     del rows["evaluations"]
-    rows["metrics"] = [{"iteration": 0, "name": "rollout/return", "value": 5.0}]
+    rows["metrics"] = [{"iteration": 1, "name": "rollout/return", "value": 5.0}]
     evaluations = [{**row, "policy_version": 0} for row in valid()["evaluations"]]
     for name, seed in (("demo", 0), ("other", 1)):
         store = open_campaign(tmp_path / "runs", name, {**CONFIG, "campaign": name, "seed": seed})
@@ -35,7 +35,7 @@ def root(tmp_path) -> str:
 
 def test_two_campaigns(root):
     found = read_difference(root, None, "other", "demo")
-    assert (found.first, found.second) == ("other@start", "demo@0")
+    assert (found.first, found.second) == ("other@0", "demo@1")
     assert found.config == {"campaign": ("other", "demo"), "seed": (1, 0)}
     assert [(row.name, row.first, row.second) for row in found.routes] == [
         ("step", 0, 1),
@@ -50,15 +50,15 @@ def test_two_campaigns(root):
 
 
 def test_what_is_printed(root, opid):
-    text = opid("audit", "demo@start", "demo@0", "--root", root)
-    assert text.startswith("demo@start and demo@0\nConfig: the same.\n")
+    text = opid("audit", "demo@0", "demo@1", "--root", root)
+    assert text.startswith("demo@0 and demo@1\nConfig: the same.\n")
     assert "│ success   │ 0 (0.0%)   │ 1 (50.0%) │" in text
     assert "│ episode │ 0 (0.0%)   │ 1 (33.3%) │" in text
-    assert "only demo@0: step, success: Take the mug first.\n" in text
-    assert "only demo@0: failed, success: no reply\n" in text
+    assert "only demo@1: step, success: Take the mug first.\n" in text
+    assert "only demo@1: failed, success: no reply\n" in text
     assert "│ 95% interval          │ 34.2% to 100.0% │ 34.2% to 100.0% │" in text  # Wilson's interval of 2 of 2
     assert (
-        "2 won by both alike, 0 by demo@start alone or more often, 0 by demo@0, 0 by neither; exact sign test p = 1."
+        "2 won by both alike, 0 by demo@0 alone or more often, 0 by demo@1, 0 by neither; exact sign test p = 1."
         in text
     )
     assert "│ rollout/return │            │ 5      │            │" in text
@@ -69,9 +69,9 @@ def test_what_is_printed(root, opid):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo@1", "has no iteration '1'; committed: start, 0 to 0"),
-        ("demo@last", "has no iteration 'last'; committed: start, 0 to 0"),
-        ("other@0", "has no iteration '0'; committed: start$"),
+        ("demo@2", r"has no iteration '2'; committed: 0 \(the start\) to 1"),
+        ("demo@last", "has no iteration 'last'; committed: 0"),
+        ("other@1", r"has no iteration '1'; committed: 0 \(the start\) to 0$"),
         ("demo@", "'demo@': expected CAMPAIGN or CAMPAIGN@ITERATION"),
         ("@1", "'@1': expected CAMPAIGN or CAMPAIGN@ITERATION"),
         ("nobody", "no campaign 'nobody' in .*; campaigns there: demo, empty, other"),
@@ -91,7 +91,7 @@ GAMES: dict[str, Any] = {
 }
 
 
-def side(rows: Rows, name: str = "demo@0", **config: Any) -> CommitTables:
+def side(rows: Rows, name: str = "demo@1", **config: Any) -> CommitTables:
     return CommitTables(name, {**GAMES, **config}, {table: from_rows(table, rows[table]) for table in rows})
 
 
@@ -162,7 +162,7 @@ def test_skill_texts_by_kind_and_outcome():
 
 def test_config_keys_that_differ():
     other = {"seed": 1, "method": {"lambda_step": 0.001, "routing": "random"}, "evaluation": {}}
-    found = difference(side(valid()), CommitTables("demo@0", other, {}))
+    found = difference(side(valid()), CommitTables("demo@1", other, {}))
     assert found.config == {
         "environment.name": ("alfworld", ABSENT),
         "environment.options.size": ("small", ABSENT),
@@ -224,8 +224,8 @@ def test_other_tasks_and_other_temperatures():
 def test_a_start_has_neither_skills_nor_routes():
     rows = valid()
     start = {table: rows[table] for table in ("metrics", "evaluations")}
-    found = difference(side(start, "demo@start"), side(rows))
-    assert found.first == "demo@start"
+    found = difference(side(start, "demo@0"), side(rows))
+    assert found.first == "demo@0"
     assert [(row.first, row.second, row.first_share) for row in found.routes] == [(0, 1, 0.0)] * 3
     assert [(row.both, row.only_first, row.only_second) for row in found.skills] == [(0, 0, 1)] * 3
     assert difference(side({"metrics": []}), side(rows)).evaluations == ()

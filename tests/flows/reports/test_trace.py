@@ -8,17 +8,17 @@ from flows.reports.trace import MovedToken, OtherStep, UsedStep, trace_skill
 from infra.manifest import ExpectationResult, GateResult
 from infra.store import open_campaign
 from opid_core.errors import ConfigError
-from tests.flows.committed import FIRST, SECOND, commit_rows, rows_of_iteration_0
+from tests.flows.committed import FIRST, SECOND, commit_rows, rows_of_iteration_1
 from tests.infra.stored import CONFIG
 
-START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
 
 
 def committed(tmp_path, rows=None, name="demo", **options):
     """A campaign with one iteration of `rows`."""
     store = open_campaign(tmp_path / "runs", name, {**CONFIG, "campaign": name})
     start = commit_rows(store, tmp_path, None, START_ROWS, tokenizer=options.pop("tokenizer", True))
-    commit_rows(store, tmp_path, start, rows or rows_of_iteration_0(), **options)
+    commit_rows(store, tmp_path, start, rows or rows_of_iteration_1(), **options)
     return store
 
 
@@ -34,10 +34,10 @@ def printed(opid):
 
 def moving_rows():
     """The step skill makes `take` (id 3) likelier by 0.25 and `mug` (id 4) less likely by 0.5."""
-    rows = rows_of_iteration_0()
+    rows = rows_of_iteration_1()
     rows["scores"][0]["skill_log_probs"] = [-0.25, -1.0]
     rows["scores"][0]["skill_advantages"] = [0.0625, -0.125]
-    rows["metrics"].append({"iteration": 0, "name": "update/loss", "value": 0.5})
+    rows["metrics"].append({"iteration": 1, "name": "update/loss", "value": 0.5})
     return rows
 
 
@@ -94,7 +94,7 @@ def test_a_skill_that_is_added_to_another_has_its_own_log_probs(tmp_path):
 
 def test_what_is_printed(printed, tmp_path):
     text = printed(committed(tmp_path, moving_rows()), f"{FIRST}/step0")
-    assert f"Skill {FIRST}/step0: step of step 0, campaign demo, iteration 0\n  Take the mug first.\n" in text
+    assert f"Skill {FIRST}/step0: step of step 0, campaign demo, iteration 1\n  Take the mug first.\n" in text
     assert "success, return 10, 2 steps, 3 tokens, sampled by policy 0\n  task t (pick): put a mug on a desk\n" in text
     assert "Used at 1 of 2 steps of its trajectory" in text
     assert "sum -0.2500, mean -0.1250, min -0.5000, max +0.2500" in text
@@ -135,7 +135,7 @@ def test_gates_that_name_the_skill_or_its_trajectory(tmp_path):
 
 
 def test_text_of_a_skill_cannot_steer_the_terminal(printed, tmp_path):
-    rows = rows_of_iteration_0()
+    rows = rows_of_iteration_1()
     rows["skills"][0]["text"] = "[bold]x[/] \x1b[2J end"
     assert "  [bold]x[/] \\x1b[2J end\n" in printed(committed(tmp_path, rows), f"{FIRST}/episode")
 
@@ -157,7 +157,7 @@ def test_of_two_campaigns_one_must_be_named(tmp_path):
 
 def test_an_empty_root_and_a_campaign_without_iterations(tmp_path):
     with pytest.raises(ConfigError, match="there is no campaign in"):
-        trace_skill(str(tmp_path), None, None, "000000-0000-00/episode")
+        trace_skill(str(tmp_path), None, None, "000001-0000-00/episode")
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
-    with pytest.raises(ConfigError, match=r"no skill '000000-0000-00/episode' in demo .*; no skill is committed"):
-        trace_skill(store.root, None, None, "000000-0000-00/episode")
+    with pytest.raises(ConfigError, match=r"no skill '000001-0000-00/episode' in demo .*; no skill is committed"):
+        trace_skill(store.root, None, None, "000001-0000-00/episode")

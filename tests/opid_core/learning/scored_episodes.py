@@ -79,7 +79,7 @@ def steps_rows() -> list[dict[str, Any]]:
             rows.append(
                 {
                     "campaign": "c",
-                    "iteration": 0,
+                    "iteration": 1,
                     "group_id": "h" if name == "broken" else "g",
                     "trajectory_id": name,
                     "step": step,
@@ -110,7 +110,7 @@ def trajectories_rows() -> list[dict[str, Any]]:
     return [
         {
             "campaign": "c",
-            "iteration": 0,
+            "iteration": 1,
             "group_id": "h" if name == "broken" else "g",
             "trajectory_id": name,
             "task_id": "t",

@@ -244,7 +244,7 @@ def test_tied_groups_are_filtered_where_the_method_says_so():
 
 def test_the_iteration_reaches_the_method():
     given = tables()
-    iterations = [given["steps"].set_column(1, "iteration", pa.array([i] * 6, pa.int32())) for i in (0, 100)]
+    iterations = [given["steps"].set_column(1, "iteration", pa.array([i] * 6, pa.int32())) for i in (1, 101)]
     early, late = (rescore({**given, "steps": s}, config(name="rlsd"))[0].to_pylist() for s in iterations)
     # A = 41/6, delta -0.05: half of the credit is weighed with exp(-0.05).
     assert early[0]["skill_advantages"] == pytest.approx([41 / 6 * 0.5 * (np.exp(-0.05) - 1)] * 2)

@@ -22,7 +22,7 @@ def episode(
     responses: Sequence[str] | None = None,
     task_text: str = "put a clean apple in the fridge",
     group_id: str = "g",
-    iteration: int = 0,
+    iteration: int = 1,
 ) -> Samples:
     """The samples of one trajectory. Observations are a function of the actions so far, unless given by step;
     `invalid` and `critical` are steps; a broken trajectory is not analysed."""

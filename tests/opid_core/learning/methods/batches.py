@@ -18,7 +18,7 @@ def log_probs(*rows: list[float] | None) -> pa.Array:
 
 
 BATCH = Samples.from_columns(
-    iteration=[0, 0, 0],
+    iteration=[1, 1, 1],
     score=np.array([10, 10, 0], np.float32),
     outcome=["success", "success", "failure"],
     discounted_return=np.array([9.5, 10, 0], np.float32),
@@ -64,7 +64,7 @@ def random_batch(seed: int, n_samples: int, longest: int) -> Samples:
         return log_probs(*rows)
 
     return Samples.from_columns(
-        iteration=[int(generator.integers(0, 120))] * n_samples,
+        iteration=[int(generator.integers(1, 121))] * n_samples,
         score=generator.normal(size=n_samples).astype(np.float32),
         outcome=generator.choice(["success", "failure"], 4)[trajectories].tolist(),
         discounted_return=generator.normal(size=n_samples).astype(np.float32),

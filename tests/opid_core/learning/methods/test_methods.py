@@ -90,7 +90,7 @@ def test_opid_can_have_a_step_advantage():
     assert total(BATCH, result).tolist() == [13.5, 15.0, 5, -14.25, -15.0]
 
 
-@pytest.mark.parametrize(("iteration", "share"), [(0, 0.5), (50, 0.25), (100, 0.0), (130, 0.0)])
+@pytest.mark.parametrize(("iteration", "share"), [(1, 0.5), (51, 0.25), (101, 0.0), (131, 0.0)])
 def test_rlsd_gives_tokens_more_or_less_of_the_credit(iteration, share):
     """x (A = 5): delta -2 and 1 are weights 0.8 and 1.2; y (A = -5): delta 1 and -2 are weights 0.8 and 1.2; x's second
     step has no skill. The weights count with a share that falls from a half to nothing."""
