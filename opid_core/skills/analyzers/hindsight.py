@@ -34,7 +34,7 @@ READ = (
 """Columns that the rules read: taking a trajectory's rows copies no others, of which those of tokens are long."""
 
 MAX_LISTED = 4
-"""Most steps that one sentence of an avoidance rule lists."""
+"""Most steps that one sentence of an avoidance rule lists: it stands in the prompt of every step of the episode."""
 
 
 def worded(action: str, words: ActionWords) -> str:
@@ -53,7 +53,7 @@ def generalise(action: str, words: ActionWords) -> str:
     """The action without its entity numbers and its obvious instruments: "take apple 1 from desk 2" -> "take apple"."""
     if "[" in action or _tagged(action, words):  # with an argument, whose numbers mean something
         return worded(action, words)
-    kept = re.sub(r"(?<=[a-z]) \d{1,3}(?= |$)", "", action)
+    kept = re.sub(r"(?<=[a-z]) \d{1,3}(?= |$)", "", action)  # longer numbers are years and prices, not entities
     return kept.split(words.cut_before.get(_verb(action), "\0"))[0]
 
 

@@ -44,7 +44,7 @@ TOLD = (
 """Columns of the samples that a message is made of."""
 
 FIRST_STEPS, LAST_STEPS = 2, 3
-"""These steps, and the critical ones, are cut last."""
+"""These steps, and the critical ones, are cut last: they show the task's beginning and how it ended."""
 CUTS: tuple[tuple[int | None, int | None, int | None], ...] = (
     (None, None, None),
     (1000, None, None),
@@ -57,9 +57,11 @@ CUTS: tuple[tuple[int | None, int | None, int | None], ...] = (
     (0, 0, 100),
 )
 """Tried in this order until the episode fits: the most characters of an ordinary step's observation and response (0:
-such steps are left out), and of each text of the steps that are cut last, and of the task. None: whole."""
+such steps are left out), and of each text of the steps that are cut last, and of the task. None: whole. Observations go
+before responses, which hold what the policy decided and why."""
 
 _SHOWN_OF_REPLY = 4000
+"""Characters: enough to see what was wrong; an endless reply must not push the episode out of the model's context."""
 
 
 @dataclass(frozen=True)
