@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from flows.display import live_progress
-from infra.store import find_campaign, folder_path, manifests, weights_only
+from flows.reports.chains import read_chain
+from flows.reports.formatting import say
+from infra.store import folder_path, weights_only
 from opid_core.config import CampaignConfig, LlmConfig
 from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
@@ -23,8 +25,7 @@ from tasks.workers import RemoteEngine, load_tokenizer
 def newest_policy(config: CampaignConfig) -> Path:
     """The folder of the newest committed policy of the config's campaign: to be played, so on S3 its optimizer state is
     left where it is. Raises ConfigError when there is none."""
-    store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
-    chain = manifests(store)
+    store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
     if not chain:
         raise ConfigError(f"campaign {config.campaign!r} has no committed policy yet; give --policy FOLDER")
     return folder_path(store, weights_only(chain[-1].policy))
@@ -45,9 +46,9 @@ def endpoint_settings(config: CampaignConfig, url: str, model: str, api_key_env:
 
     Raises ConfigError for an address of another form; it is not shown, for it may hold a password.
     """
-    asked = {"base_url": url, "model": model, "api_key_env": api_key_env, "structured_output": "off"}
+    changes = {"base_url": url, "model": model, "api_key_env": api_key_env, "structured_output": "off"}
     try:
-        return LlmConfig.model_validate({**config.analyzer.llm.model_dump(), **asked})
+        return LlmConfig.model_validate({**config.analyzer.llm.model_dump(), **changes})
     except ValidationError:
         raise ConfigError(
             "--endpoint: expected http://HOST/v1 or https://HOST/v1, without user, password or query (the key comes "
@@ -66,27 +67,22 @@ def evaluate_endpoint(config: CampaignConfig, settings: LlmConfig, console: Cons
         seed = derive(config.seed, "endpoint")
         check_endpoint(settings, max_tokens=config.rollout.max_response_tokens, temperature=temperature, seed=seed)
     rules = config.environment.model_copy(update={"episode_timeout_s": float("inf")})
-    patient = config.model_copy(update={"environment": rules})
-    engine = EndpointEngine(settings, on_note=lambda note: _say(console, note))
+    without_limit = config.model_copy(update={"environment": rules})
+    engine = EndpointEngine(settings, on_note=lambda note: say(console, note))
     with closing(engine), live_progress(config, console):
-        table = play_panel(patient, engine, None, 0, config.evaluation.tasks)
-    _say(console, _told(engine.answered))
+        table = play_panel(without_limit, engine, None, 0, config.evaluation.tasks)
+    say(console, _summary(engine.answered))
     return table, engine.answered
 
 
-def _told(answered: Answered) -> str:
+def _summary(answered: Answered) -> str:
     """What people should know of the answers besides who won."""
-    told = f"{answered.responses} responses to {answered.requests} requests"
-    if answered.uncounted < answered.responses:
-        told += f", {answered.prompt_tokens} prompt and {answered.completion_tokens} completion tokens"
-    if answered.uncounted:
-        told += f"; the tokens of {answered.uncounted} were not named and count as 0"
-    if answered.cut:
-        told += f"; {answered.cut} were cut at rollout.max_response_tokens"
-    if answered.empty:
-        told += f"; {answered.empty} were empty"
-    return told
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tokens = f", {answered.prompt_tokens} prompt and {answered.completion_tokens} completion tokens"
+    exceptions = {
+        "the tokens of {} were not named and count as 0": answered.uncounted,
+        "{} were cut at rollout.max_response_tokens": answered.cut,
+        "{} were empty": answered.empty,
+    }
+    counted = tokens if answered.uncounted < answered.responses else ""
+    parts = [f"{answered.responses} responses to {answered.requests} requests{counted}"]
+    return "; ".join([*parts, *(text.format(count) for text, count in exceptions.items() if count)])

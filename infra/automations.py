@@ -1,4 +1,7 @@
-"""The two Prefect automations that bring a dead flow run back: lost heartbeat -> Crashed; Crashed -> AwaitingRetry."""
+"""The two Prefect automations that bring a dead flow run back: lost heartbeat -> Crashed; Crashed -> AwaitingRetry.
+
+tests/integration/test_serve.py kills and freezes flow runs to show that both are needed.
+"""
 
 from __future__ import annotations
 
@@ -84,14 +87,12 @@ def ensure(client: SyncPrefectClient, declared: list[dict[str, Any]]) -> None:
 
     for fields in declared:
         wanted = AutomationCore.model_validate(fields)
-        found = client.read_automations_by_name(wanted.name)
-        if not found:
+        existing = client.read_automations_by_name(wanted.name)
+        if not existing:
             client.create_automation(wanted)
-        elif found[0].description != wanted.description:
-            wanted.enabled = found[0].enabled
-            client.update_automation(found[0].id, wanted)
-        for duplicate in found[1:]:  # left by two programs that started at the same moment
-            client.delete_automation(duplicate.id)
+        elif existing[0].description != wanted.description:
+            wanted.enabled = existing[0].enabled
+            client.update_automation(existing[0].id, wanted)
 
 
 def main() -> None:

@@ -9,12 +9,10 @@ from flows import settings
 
 if __name__ == "__main__":
     settings.apply(sys.argv[1])
-    from rich.console import Console
-
-    from flows.cli.serve import serve
+    from flows.cli.serve import serve_until_interrupted
     from opid_core.errors import OpidError
 
     try:
-        serve([Path(sys.argv[3])], None, int(sys.argv[2]), "chaos", Console(width=200))
+        serve_until_interrupted([Path(sys.argv[3])], None, int(sys.argv[2]), "chaos")
     except OpidError as error:
         sys.exit(f"error: {error}")

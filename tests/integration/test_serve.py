@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
-from flows.cli.serve import serve
+from flows.cli.serve import serve_until_interrupted
 from infra import automations
 from opid_core.errors import ConfigError
 
@@ -67,13 +67,12 @@ import sys
 from pathlib import Path
 from flows import settings
 settings.apply(sys.argv[1])
-from rich.console import Console
-from flows.cli.serve import serve
+from flows.cli.serve import serve_until_interrupted
 from opid_core.errors import OpidError
 configs = [Path(argument) for argument in sys.argv[3:]]
 try:
-    serve(configs, "* * * * *" if configs else None, int(sys.argv[2]), "pool", Console(width=200),
-          attempts=3, declaration=Path(sys.argv[1]) / "prefect.yaml")
+    serve_until_interrupted(configs, "* * * * *" if configs else None, int(sys.argv[2]), "pool",
+                            attempts=3, declaration=Path(sys.argv[1]) / "prefect.yaml")
 except OpidError as error:
     sys.exit(str(error))
 """
@@ -274,10 +273,8 @@ def test_a_second_serve_is_refused(served, tmp_path, monkeypatch):
     assert f"another `opid serve` (process {served.process.pid})" in served.printed
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    with pytest.raises(
-        ConfigError, match=f"port {served.port}: Address already in use, by process .* -m prefect server"
-    ):
-        serve([], None, served.port, "pool", None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"port {served.port}: Address already in use; choose another with --port"):
+        serve_until_interrupted([], None, served.port, "pool")
 
 
 def test_stopping_leaves_no_process_and_the_next_serve_continues_and_keeps_its_schedule(served, tmp_path):
@@ -317,5 +314,5 @@ def test_bad_input_starts_nothing(tmp_path, monkeypatch, text, cron, message):
     config = tmp_path / "config.yaml"
     config.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
-        serve([config], cron, 1, "pool", None)  # type: ignore[arg-type]
+        serve_until_interrupted([config], cron, 1, "pool")
     assert not (tmp_path / ".prefect").exists()
