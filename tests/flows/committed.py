@@ -13,6 +13,8 @@ from opid_core.schema import from_rows
 from tests.tasks.gates.valid_tables import Rows, valid
 
 WORDS = ("<pad>", "<eos>", "put", "take", "mug", "desk", "go", "on")
+START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+"""The tables of a start."""
 FIRST, SECOND = "000000-0000-00", "000000-0000-01"
 
 
