@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import plan
-from flows.campaign import run_campaign
+from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
+from flows.train import check_and_open, when_reachable
 from opid_core.config import CampaignConfig, load_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences
@@ -93,11 +94,16 @@ def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence
     )
 
 
-def check(study: Study) -> None:
-    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError."""
-    for config in study.methods.values():
-        plan.check_all_but_space(config)
-    plan.check_space([config for _, _, config in study.campaigns()])
+def check(study: Study, console: Console) -> None:
+    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError at once, and as
+    `when_reachable`."""
+
+    def check_all() -> None:
+        for config in study.methods.values():
+            plan.check_all_but_space(config)
+        plan.check_space([config for _, _, config in study.campaigns()])
+
+    when_reachable(next(iter(study.methods.values())).recovery, check_all, console)
 
 
 def show(study: Study, console: Console) -> None:
@@ -116,15 +122,17 @@ def show(study: Study, console: Console) -> None:
     )
 
 
-@flow(name="compare", flow_run_name="{study.name}", validate_parameters=False)
+@flow(name="compare", flow_run_name="{study.name}", validate_parameters=False, persist_result=False)
 def run_study(study: Study, console: Console) -> None:
     """Run or resume every campaign of the study, one after the other."""
-    policy = shared_policy(study, console)
-    for label, seed, config in study.campaigns():
-        console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
-        config = config.model_copy(update={"policy": policy})
-        with live_progress(config, console):
-            run_campaign(config)
+    with cancelled_by_interrupt():
+        policy = shared_policy(study, console)
+        for label, seed, config in study.campaigns():
+            console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
+            config = config.model_copy(update={"policy": policy})
+            check_and_open(config, console)
+            with live_progress(config, console):
+                run_campaign(config)
 
 
 def shared_policy(study: Study, console: Console) -> str:

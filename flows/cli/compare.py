@@ -34,7 +34,7 @@ def compare(
     study = load_study(name, configs, seeds, overrides)
     settings.apply(study_folder(study))
     if not report_only:
-        check(study)
+        check(study, console)
         show(study, console)
     if dry_run:
         console.print("Dry run: nothing was written.")
@@ -42,8 +42,12 @@ def compare(
     if not report_only:
         from flows.prefect_api import prefect_api
 
-        with prefect_api():
-            run_study(study, console)
+        try:
+            with prefect_api():
+                run_study(study, console)
+        except KeyboardInterrupt:
+            console.print("Interrupted. The same command continues where it was.")
+            raise typer.Exit(130) from None
     from flows.reports.study import write_comparison
 
     folder = write_comparison(study)

@@ -58,7 +58,7 @@ def parse_commit(text: str) -> tuple[str, str | None]:
     """Campaign and iteration (None: the newest) of `CAMPAIGN` or `CAMPAIGN@ITERATION`. Raises ConfigError."""
     campaign, separator, iteration = text.partition("@")
     if not campaign or (separator and not iteration):
-        raise ConfigError(f"{text!r}: expected CAMPAIGN or CAMPAIGN@ITERATION, as in quickstart@3 or quickstart@start")
+        raise ConfigError(f"{text!r}: expected CAMPAIGN or CAMPAIGN@ITERATION, as in quickstart@3 or quickstart@0")
     return campaign, iteration or None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from flows.reports.audit.data import ScoreRow, score_rows
 from flows.reports.audit.tokens import tokenizer_json
 from flows.reports.chains import Tables, read_chain, read_tables
 from infra.manifest import ExpectationResult, FolderRecord, Manifest
@@ -145,15 +146,16 @@ def skill_trace(
     """What became of a skill of the iteration of `manifest`. `load_texts` gives the text of a token id, if it is known;
     it is called for skills that were used."""
     skill = next(row for row in tables["skills"].to_pylist() if row["skill_id"] == skill_id)
-    rows = {
-        name: tables[name]
-        .filter(pc.call_function("equal", [tables[name].column("trajectory_id"), skill["trajectory_id"]]))
-        .to_pylist()
-        for name in ("trajectories", "steps", "routes", "scores")
+    of_trajectory = {
+        name: table.filter(pc.call_function("equal", [table.column("trajectory_id"), skill["trajectory_id"]]))
+        for name, table in tables.items()
+        if name != "metrics"
     }
-    steps, scores = ({row["step"]: row for row in rows[name]} for name in ("steps", "scores"))
-    routed = {row["step"]: _log_probs_column(row, skill_id) for row in rows["routes"]}
-    texts = load_texts() if any(routed.values()) else None
+    rows = {name: of_trajectory[name].to_pylist() for name in ("trajectories", "steps", "routes")}
+    steps = {row["step"]: row for row in rows["steps"]}
+    scores = {step: score for (_, step), score in score_rows(of_trajectory["scores"]).items()}
+    used = [row for row in rows["routes"] if skill_id in (row["skill_id"], row["added_skill_id"])]
+    texts = load_texts() if used else None
     shown_apart = {"skill_id", "trajectory_id", "kind", "step", "text", "outcome"}
     return SkillTrace(
         skill_id=skill_id,
@@ -165,14 +167,13 @@ def skill_trace(
         trajectory={**rows["trajectories"][0], "task_text": next((row["task_text"] for row in rows["steps"]), None)},
         made_by={name: value for name, value in skill.items() if name not in shown_apart and value is not None},
         used=tuple(
-            _used(row, column, steps[row["step"]], scores[row["step"]], texts)
-            for row in rows["routes"]
-            if (column := routed[row["step"]])
+            _used(row, 0 if row["skill_id"] == skill_id else -1, steps[row["step"]], scores[row["step"]], texts)
+            for row in used
         ),
         others=tuple(
             OtherStep(row["step"], row["route"], row["skill_id"], row["reason"])
             for row in rows["routes"]
-            if not routed[row["step"]]
+            if row not in used
         ),
         policy_before=manifest.policy_version - 1,
         policy_after=manifest.policy_version,
@@ -259,19 +260,10 @@ def _index_of_skill(chain: list[Manifest], skill_id: str) -> int:
     return min(int(number[1]), newest) if number else newest
 
 
-def _log_probs_column(route: TableRow, skill_id: str) -> str | None:
-    """Where the log-probs under the skill are: a step may be scored under a skill and, added to it, another."""
-    if route["skill_id"] == skill_id:
-        return "skill_log_probs"
-    return "added_log_probs" if route["added_skill_id"] == skill_id else None
-
-
-def _used(
-    route: TableRow, column: str, step: TableRow, scored: TableRow, texts: Callable[[int], str] | None
-) -> UsedStep:
-    delta = np.subtract(scored[column], scored["old_log_probs"], dtype=np.float64)
+def _used(route: TableRow, which: int, step: TableRow, score: ScoreRow, texts: Callable[[int], str] | None) -> UsedStep:
+    """A step, with `which` of its deltas is the skill's: one may be scored under a second skill, added to the first."""
+    delta, ids = score.deltas[which], step["response_ids"]
     largest = np.argsort(-np.abs(delta), kind="stable")[:MOST_MOVED].tolist()
-    ids = step["response_ids"]
     return UsedStep(
         step=route["step"],
         route=route["route"],
@@ -286,10 +278,10 @@ def _used(
             MovedToken(position, ids[position], texts(ids[position]) if texts else None, float(delta[position]))
             for position in largest
         ),
-        outcome_advantage=scored["outcome_advantage"],
-        step_advantage=scored["step_advantage"],
-        skill_advantage_sum=float(np.sum(scored["skill_advantages"], dtype=np.float64)),
-        trained=scored["trained"],
+        outcome_advantage=score.outcome_advantage,
+        step_advantage=score.step_advantage,
+        skill_advantage_sum=float(score.skill_advantages.sum()),
+        trained=score.trained,
     )
 
 

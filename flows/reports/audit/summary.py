@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.reports.audit.curves import EVALUATION_COLOURS, Chart, Point, Series, nice_top
+from flows.reports.audit.charts import EVALUATION_COLOURS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import analyses, new_skills, skill_texts
 from flows.reports.chains import Evaluated, metrics_of, read_tables
 from flows.reports.formatting import with_interval

@@ -19,6 +19,7 @@ from infra.store import open_campaign
 from opid_core.config import build_config
 from tests.tiny_policy import make_tiny_policy_folder
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = {
     "campaign": "small",
     "iterations": 2,
@@ -222,7 +223,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, config_path):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "train", str(config_path), "--dry-run"],
-        cwd=Path(__file__).resolve().parents[3],
+        cwd=REPOSITORY,
         env={**inherited, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -251,9 +252,17 @@ def test_the_help_of_every_command_has_an_example_that_parses(monkeypatch, capsy
     COMMANDS[name].make_context(name, arguments)  # raises a usage error for an unknown option or a missing argument
 
 
-def test_help_lists_the_commands(monkeypatch, capsys):
+def test_every_command_is_the_module_of_its_name_and_help_lists_it(monkeypatch, capsys):
+    modules = {path.stem.replace("_", "-") for path in Path(cli.__file__).parent.glob("*.py")}
+    assert modules - COMMANDS.keys() == {"--init--", "--main--", "common", "main"}
+    assert COMMANDS.keys() < modules
     assert opid(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
-    assert {"train", "evaluate", "status", "doctor"} <= COMMANDS.keys()
-    for command in COMMANDS:
-        assert f" {command} " in text
+    assert all(f" {command} " in text for command in COMMANDS)
+
+
+def test_the_help_needs_no_heavy_library():
+    heavy = ("deepspeed", "httpx", "matplotlib", "pandas", "prefect", "pyarrow", "torch", "transformers", "vllm")
+    code = f"import sys, flows.cli.main; print(*[name for name in {heavy} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert loaded.stdout == "\n"

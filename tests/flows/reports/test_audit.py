@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.reports.audit import iteration_numbers
-from flows.reports.audit.curves import Chart, Point, Series, nice_top
+from flows.reports.audit.charts import Chart, Point, Series, nice_top
 from flows.reports.audit.data import iteration_data, new_skills, score_rows
 from flows.reports.audit.pages import CAMPAIGN_PAGE, content_hash, packed, page_of, unpacked, visible, write_pages
 from flows.reports.audit.tokens import ByteTokenizer, stored_tokenizer
