@@ -13,13 +13,9 @@ from opid_core.schema import from_rows
 from tests.tasks.gates.valid_tables import Rows, valid
 
 WORDS = ("<pad>", "<eos>", "put", "take", "mug", "desk", "go", "on")
-<<<<<<< HEAD
-FIRST, SECOND = "000001-0000-00", "000001-0000-01"
-=======
-START_ROWS = {"metrics": [{"iteration": -1, "name": "seconds/start_s", "value": 1.0}]}
+START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
 """The tables of a start."""
-FIRST, SECOND = "000000-0000-00", "000000-0000-01"
->>>>>>> commands
+FIRST, SECOND = "000001-0000-00", "000001-0000-01"
 
 
 def rows_of_iteration_1() -> Rows:

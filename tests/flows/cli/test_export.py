@@ -8,16 +8,9 @@ from infra.manifest import to_bytes
 from infra.store import manifests, open_campaign, put_object, read_config
 from opid_core.errors import ConfigError, DataError
 from opid_core.schema import content_hash, from_rows
-<<<<<<< HEAD
-from tests.flows.committed import commit_rows, rows_of_iteration_1
+from tests.flows.committed import START_ROWS, commit_rows, rows_of_iteration_1
 from tests.infra.stored import CONFIG, all_files
 
-START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
-=======
-from tests.flows.committed import START_ROWS, commit_rows, rows_of_iteration_0
-from tests.infra.stored import CONFIG, all_files
-
->>>>>>> commands
 HOSTILE = "\x00\x1b[2J\u2028\u0085\ufffd<script>\"'\\\r\n😀"
 
 

@@ -7,17 +7,9 @@ from pathlib import Path
 from infra.store import manifests, open_campaign
 from tests.audited import CONFIG
 from tests.conftest import S3_BUCKET
-<<<<<<< HEAD
-from tests.flows.committed import FIRST, commit_rows, rows_of_iteration_1
+from tests.flows.committed import FIRST, START_ROWS, commit_rows, rows_of_iteration_1
 from tests.infra.stored import all_files
 
-START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
-
-=======
-from tests.flows.committed import FIRST, START_ROWS, commit_rows, rows_of_iteration_0
-from tests.infra.stored import all_files
-
->>>>>>> commands
 
 def make(root: str, tmp_path: Path, name: str, *, seed: int = 0, won: bool = False, endpoint_url: str | None = None):
     """A campaign of one iteration; with `won` its second trajectory is a success too."""

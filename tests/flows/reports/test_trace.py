@@ -8,17 +8,9 @@ from flows.reports.trace import MovedToken, OtherStep, UsedStep, trace_skill
 from infra.manifest import ExpectationResult, GateResult
 from infra.store import open_campaign
 from opid_core.errors import ConfigError
-<<<<<<< HEAD
-from tests.flows.committed import FIRST, SECOND, commit_rows, rows_of_iteration_1
+from tests.flows.committed import FIRST, SECOND, START_ROWS, commit_rows, rows_of_iteration_1
 from tests.infra.stored import CONFIG
 
-START_ROWS = {"metrics": [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]}
-
-=======
-from tests.flows.committed import FIRST, SECOND, START_ROWS, commit_rows, rows_of_iteration_0
-from tests.infra.stored import CONFIG
-
->>>>>>> commands
 
 def committed(tmp_path, rows=None, name="demo", **options):
     """A campaign with one iteration of `rows`."""
