@@ -26,7 +26,7 @@ from opid_core.config import CampaignConfig
 from opid_core.rollout.episodes import EpisodeRequest, EpisodeSettings, run_episodes
 from opid_core.seeds import derive
 from tasks.workers import RemoteEngine
-from tests.tiny_policy import make_tiny_policy_folder, make_tokenizer
+from tests.factories import make_tiny_policy_folder, make_tokenizer
 
 WORDS = "go to desk 1 , open drawer 2 , look : book 1"
 """What the engine that answers at once says; no world admits it."""

@@ -23,7 +23,7 @@ from opid_core.config import LearnerConfig
 from opid_core.errors import OutOfMemory
 from opid_core.policies import make_tiny_policy
 from opid_core.samples import Ragged, Samples
-from tests.tiny_policy import make_tokenizer
+from tests.factories import make_tokenizer
 
 VOCABULARY = 32_000
 CONFIG = LearnerConfig(

@@ -42,7 +42,7 @@ from opid_core.learning.scoring import score
 from opid_core.policies import make_tiny_policy
 from opid_core.samples import Ragged, Samples
 from opid_core.skills.routing import critical_steps
-from tests.tiny_policy import make_tokenizer
+from tests.factories import make_tokenizer
 
 
 class Timing(NamedTuple):

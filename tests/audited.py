@@ -14,7 +14,7 @@ from infra.manifest import ExpectationResult, GateResult, Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core import schema
 from opid_core.evaluation import rollout_metrics, skill_metrics
-from tests.flows.committed import commit_rows
+from tests.factories import commit_rows, row
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "policies" / "alfworld_tiny" / "tokenizer.json"
 TASK_TYPES = ("pick", "clean", "heat")
@@ -125,39 +125,34 @@ def iteration_rows(
                 response = texts.words(shape.tokens - 2)
                 ids = [*encode(response), 0]
                 tokens += len(ids)
-                scores = _scores(trajectory_id, step, len(ids), route, noise)
+                keys = {"trajectory_id": trajectory_id, "step": step}
+                scores = row("scores", **keys, **_log_probs(len(ids), route, noise))
                 tables["scores"].append(scores)
                 reason = {"none": "no skill", "step": "has a step skill", "episode": "no step skill here"}[route]
                 name = {"none": None, "step": f"{trajectory_id}/step{step}", "episode": f"{trajectory_id}/episode"}[
                     route
                 ]
-                keys = {"trajectory_id": trajectory_id, "step": step}
-                tables["routes"].append({**keys, "route": route, "skill_id": name, "reason": reason})
+                tables["routes"].append(row("routes", **keys, route=route, skill_id=name, reason=reason))
+                is_last = step == shape.steps - 1
                 tables["steps"].append(
-                    {
+                    row(
+                        "steps",
                         **common,
-                        "step": step,
-                        "task_text": task_text,
-                        "observation": texts.words(60),
-                        "admissible_actions": ["look"],
-                        "prompt_text": "what to do?",
-                        "prompt_ids": [1, 2],
-                        "history_dropped": 0,
-                        "response_text": response,
-                        "response_ids": ids,
-                        "rollout_log_probs": scores["old_log_probs"],
-                        "action": texts.words(4),
-                        "is_valid": True,
-                        "reward": float(outcome == "success" and step == shape.steps - 1),
-                        "done": outcome == "success" and step == shape.steps - 1,
-                        "truncated": outcome == "truncated" and step == shape.steps - 1,
-                        "policy_version": iteration - 1,
-                        "seed": step,
-                    }
+                        step=step,
+                        task_text=task_text,
+                        observation=texts.words(60),
+                        response_text=response,
+                        response_ids=ids,
+                        rollout_log_probs=scores["old_log_probs"],
+                        action=texts.words(4),
+                        reward=float(outcome == "success" and is_last),
+                        done=outcome == "success" and is_last,
+                        truncated=outcome == "truncated" and is_last,
+                        policy_version=iteration - 1,
+                    )
                 )
-            length = {"steps": shape.steps, "tokens": tokens, "seconds": 1.0}
             tables["trajectories"].append(
-                {**common, "outcome": outcome, "return": 10.0 * (outcome == "success"), **length, "error": None}
+                row("trajectories", **common, outcome=outcome, steps=shape.steps, tokens=tokens)
             )
     return tables
 
@@ -177,62 +172,54 @@ def _skills(trajectory_id: str, outcome: str, shape: Shape, texts: Texts, analyz
     kinds = given if analyzed else [("failed", None, f"{trajectory_id}/failed")]
     reply = texts.words(60)
     return [
-        {
-            "skill_id": skill_id,
-            "trajectory_id": trajectory_id,
-            "kind": kind,
-            "step": step,
-            "text": texts.words(25) if analyzed else "",
-            "outcome": outcome,
-            "analyzer": "llm",
-            "model": "made-up",
-            "prompt_hash": "0" * 64,
-            "attempts": 1,
-            "tokens": 100,
-            "prompt_tokens": 80,
-            "completion_tokens": 20,
-            "cost": 0.001,
-            "seconds": 0.5,
-            "error": None if analyzed else "AnalyzerReplyError: the reply holds no JSON object",
-            "raw_reply": reply,
-        }
+        row(
+            "skills",
+            skill_id=skill_id,
+            trajectory_id=trajectory_id,
+            kind=kind,
+            step=step,
+            text=texts.words(25) if analyzed else "",
+            outcome=outcome,
+            analyzer="llm",
+            model="made-up",
+            prompt_hash="0" * 64,
+            tokens=100,
+            prompt_tokens=80,
+            completion_tokens=20,
+            cost=0.001,
+            seconds=0.5,
+            error=None if analyzed else "AnalyzerReplyError: the reply holds no JSON object",
+            raw_reply=reply,
+        )
         for kind, step, skill_id in kinds
     ]
 
 
-def _scores(trajectory_id: str, step: int, length: int, route: str, noise: np.random.Generator) -> dict[str, Any]:
+def _log_probs(length: int, route: str, noise: np.random.Generator) -> dict[str, Any]:
+    """The columns of a row of `scores` that follow from its route."""
     old = -noise.exponential(0.5, length).astype(np.float32)
-    skill = None if route == "none" else np.minimum(0, old + noise.normal(0, 0.2, length)).astype(np.float32)
+    if route == "none":
+        return {"old_log_probs": old, "outcome_advantage": 0.5}
+    skill = np.minimum(0, old + noise.normal(0, 0.2, length)).astype(np.float32)
     return {
-        "trajectory_id": trajectory_id,
-        "step": step,
         "old_log_probs": old,
-        "skill_log_probs": skill,
-        "skill_prompt_ids": None if skill is None else [1, 9, 2],
-        "history_dropped": 0,
         "outcome_advantage": 0.5,
-        "step_advantage": 0.0,
-        "skill_advantages": np.zeros(length) if skill is None else 0.01 * (skill - old),
-        "trained": True,
+        "skill_log_probs": skill,
+        "skill_prompt_ids": [1, 9, 2],
+        "skill_advantages": 0.01 * (skill - old),
     }
 
 
 def _evaluations(policy_version: int, generator: random.Random) -> list[dict[str, Any]]:
     return [
-        {
-            "policy_version": policy_version,
-            "temperature": temperature,
-            "repetition": 0,
-            "task_id": f"valid/{number:06d}",
-            "task_type": TASK_TYPES[number % len(TASK_TYPES)],
-            "outcome": "success" if generator.random() < 0.3 + policy_version / 300 else "failure",
-            "return": 0.0,
-            "steps": 4,
-            "valid_actions": 4,
-            "admissible_actions": 3,
-            "tokens": 40,
-            "seed": 5,
-        }
+        row(
+            "evaluations",
+            policy_version=policy_version,
+            temperature=temperature,
+            task_id=f"valid/{number:06d}",
+            task_type=TASK_TYPES[number % len(TASK_TYPES)],
+            outcome="success" if generator.random() < 0.3 + policy_version / 300 else "failure",
+        )
         for temperature in (0.4, 1.0)
         for number in range(12)
     ]

@@ -27,7 +27,7 @@ from opid_core.errors import (
 )
 from tasks import progress
 from tasks.iteration import TASK, CampaignRun, logged
-from tests.infra.stored import make_chain
+from tests.factories import make_chain
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 

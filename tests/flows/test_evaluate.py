@@ -17,8 +17,8 @@ from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.seeds import derive
 from tests.chat_server import KEY, Answer, ChatServer, chat_server
+from tests.factories import make_chain
 from tests.flows.cli.test_cli import opid, own_environment  # noqa: F401 - an autouse fixture
-from tests.infra.stored import make_chain
 
 OFFERS = "Admissible actions: "
 

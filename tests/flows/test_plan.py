@@ -16,8 +16,8 @@ from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from tests.chat_server import Answer, chat_server
+from tests.factories import make_chain
 from tests.flows.cli.test_cli import SMALL
-from tests.infra.stored import make_chain
 
 LLM = {"model": "teacher", "max_tokens": 500, "max_prompt_chars": 8000, "base_url": "http://127.0.0.1:9/v1"}
 

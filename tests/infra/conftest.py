@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
 from infra import s3_objects
 from infra.store import CampaignStore, open_campaign
 from tests.conftest import S3_BUCKET
-from tests.infra.stored import CONFIG, Root
+from tests.factories import CONFIG
+
+
+class Root(NamedTuple):
+    """Where a store lies."""
+
+    address: str
+    endpoint_url: str | None
 
 
 @pytest.fixture

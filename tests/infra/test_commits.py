@@ -33,8 +33,8 @@ from infra.store import (
     weights_only,
 )
 from opid_core.errors import DataError, GateError
+from tests.factories import CONFIG, make_chain, make_manifest, stored_paths
 from tests.infra.servers import proxied
-from tests.infra.stored import CONFIG, make_chain, make_manifest, stored_paths
 
 # Commits
 

@@ -10,8 +10,8 @@ from infra import objects, s3_objects
 from infra.objects import address_of, create_only, read
 from infra.store import check_writable, commit, find_campaign, manifests, open_campaign, write_table
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
+from tests.factories import CONFIG, make_chain, make_manifest, scores_table
 from tests.infra.servers import failing, keeping, overwriting
-from tests.infra.stored import CONFIG, make_chain, make_manifest, scores_table
 
 KEY, SECRET, TOKEN = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY", "FwoGZXIvYXdzEXAMPLETOKEN"
 

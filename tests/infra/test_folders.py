@@ -9,8 +9,8 @@ from infra import folders, objects
 from infra.manifest import FolderRecord
 from infra.store import CampaignStore, folder_path, location, put_folder, put_object
 from opid_core.errors import DataError, InfrastructureError
+from tests.factories import all_files, stored_paths
 from tests.infra.servers import proxied
-from tests.infra.stored import all_files, stored_paths
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from infra.lease import acquire, held, status
 from infra.store import CampaignStore, location, put_object
 from opid_core.errors import DataError, LeaseHeld, LeaseLost
-from tests.infra.stored import stored_paths
+from tests.factories import stored_paths
 
 SPAWN = multiprocessing.get_context("spawn")
 

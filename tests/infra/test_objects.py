@@ -12,8 +12,8 @@ import pytest
 from infra import objects, s3_objects
 from infra.objects import S3Address, address_of, create_file, create_only, read
 from opid_core.errors import ConfigError, InfrastructureError
+from tests.factories import all_files
 from tests.infra.servers import proxied
-from tests.infra.stored import all_files
 
 
 @pytest.fixture

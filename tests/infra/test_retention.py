@@ -24,7 +24,7 @@ from infra.store import (
     weights_only,
 )
 from opid_core.errors import DataError
-from tests.infra.stored import CONFIG, all_files, make_chain, make_manifest, stored_paths
+from tests.factories import CONFIG, all_files, make_chain, make_manifest, stored_paths
 
 FUTURE = -3600.0
 """An age that every object has: older than one hour from now."""

@@ -25,7 +25,7 @@ from infra.store import (
 )
 from opid_core import schema
 from opid_core.errors import ConfigError, DataError
-from tests.infra.stored import CONFIG, all_files, scores_table, stored_paths
+from tests.factories import CONFIG, all_files, scores_table, stored_paths
 
 # Campaigns
 

@@ -8,7 +8,7 @@ from opid_core.config import LearnerConfig
 from opid_core.learning.methods import Sdar, SkillSd
 from opid_core.learning.scoring import score
 from opid_core.samples import Ragged, Samples
-from tests.tiny_policy import random_tokens
+from tests.factories import random_tokens
 
 CONFIG = LearnerConfig(
     learning_rate=1e-3,

@@ -14,7 +14,7 @@ from benchmarks.chaos.campaign import RoundFailed, clear_environment
 from benchmarks.chaos.play import Reference, Shape, open_storage, play, undisturbed
 from infra.store import open_campaign
 from opid_core.errors import DataError
-from tests.infra.stored import CONFIG, make_chain, make_manifest
+from tests.factories import CONFIG, make_chain, make_manifest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 

@@ -8,7 +8,7 @@ import pytest
 from opid_core.config import EngineConfig, LearnerConfig
 from opid_core.errors import ConfigError, DataError, NumericsError
 from opid_core.samples import Ragged, Samples
-from tests.tiny_policy import EOS_ID, make_tiny_policy_folder, random_tokens
+from tests.factories import EOS_ID, make_tiny_policy_folder, random_tokens
 
 pytestmark = pytest.mark.integration
 

@@ -9,6 +9,7 @@ import torch
 
 from opid_core.errors import ConfigError, DataError, NumericsError
 from opid_core.samples import Ragged
+from tests.factories import VOCABULARY, make_tiny_policy_folder
 from tests.integration.learner_cases import (
     CONFIG,
     DISTILLATIONS,
@@ -20,7 +21,6 @@ from tests.integration.learner_cases import (
     sequences_of,
     weights,
 )
-from tests.tiny_policy import VOCABULARY, make_tiny_policy_folder
 
 pytestmark = pytest.mark.integration
 

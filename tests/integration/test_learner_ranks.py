@@ -11,6 +11,7 @@ import torch
 
 from opid_core.errors import ConfigError, DataError, InfrastructureError
 from opid_core.samples import micro_batches
+from tests.factories import make_tiny_policy_folder
 from tests.integration.learner_cases import (
     CONFIG,
     DISTILLATIONS,
@@ -21,7 +22,6 @@ from tests.integration.learner_cases import (
     sequences_of,
     weights,
 )
-from tests.tiny_policy import make_tiny_policy_folder
 
 pytestmark = [
     pytest.mark.integration,

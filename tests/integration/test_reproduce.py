@@ -19,7 +19,7 @@ from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from opid_core.policies import check_policy_folder
 from opid_core.schema import from_rows
-from tests.infra.stored import all_files
+from tests.factories import all_files
 from tests.integration.campaigns import LIMIT_S, REPOSITORY
 
 pytestmark = pytest.mark.integration

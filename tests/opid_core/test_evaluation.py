@@ -23,7 +23,7 @@ from opid_core.evaluation import (
     wilson_interval,
 )
 from opid_core.schema import from_rows
-from tests.tasks.gates.valid_tables import valid
+from tests.factories import valid_rows
 
 TYPES = ["cool", "cool", "cool", "heat"]
 WON = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], float)  # two seeds, four tasks
@@ -68,7 +68,7 @@ def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
 
 
 def test_skills_are_counted_and_measured():
-    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     metrics = skill_metrics(tables["trajectories"], tables["skills"], tables["routes"])
     assert (metrics["skills/coverage"], metrics["skills/failed"], metrics["skills/step_skills"]) == (0.5, 0.5, 0.5)
     assert metrics["skills/chars"] == (75 + 16) / 2

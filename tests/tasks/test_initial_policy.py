@@ -8,7 +8,7 @@ from infra.store import open_campaign
 from opid_core.config import build_config
 from tasks.initial_policy import initial_policy
 from tasks.iteration import CampaignRun
-from tests.tiny_policy import make_tiny_policy_folder
+from tests.factories import make_tiny_policy_folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 

@@ -42,8 +42,7 @@ from tasks.route import route
 from tasks.store import count_attempts, open_store, read_chain
 from tasks.track import prune_states, track
 from tasks.update import update
-from tests.infra.stored import make_chain
-from tests.tasks.gates.valid_tables import valid
+from tests.factories import make_chain, valid_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 
@@ -186,7 +185,7 @@ def test_a_record_whose_files_are_not_whole_ends_the_attempt(run, damage):
 
 
 def test_tables_stay_in_memory_until_a_resume(run):
-    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
 
     def body(it: Iteration) -> None:
         for name in ("steps", "trajectories", "skills", "routes"):
@@ -280,7 +279,7 @@ def test_delays_double_and_are_spread():
 
 
 def test_a_degraded_iteration_lets_the_gate_record_the_budget(run):
-    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     with pytest.raises(FailureBudgetExceeded):
         run.begin(0, 0).write("skills", tables["skills"], tables, max_failure_rate=0.1)
     it = run.begin(0, 0, degrade=True)

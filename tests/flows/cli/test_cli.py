@@ -17,7 +17,7 @@ import yaml
 from flows.cli import main as cli
 from infra.store import open_campaign
 from opid_core.config import build_config
-from tests.tiny_policy import make_tiny_policy_folder
+from tests.factories import make_tiny_policy_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SMALL = {

@@ -8,8 +8,7 @@ from infra.manifest import to_bytes
 from infra.store import manifests, open_campaign, put_object, read_config
 from opid_core.errors import ConfigError, DataError
 from opid_core.schema import content_hash, from_rows
-from tests.flows.committed import START_ROWS, commit_rows, rows_of_iteration_1
-from tests.infra.stored import CONFIG, all_files
+from tests.factories import CONFIG, START_ROWS, all_files, commit_rows, named_rows
 
 HOSTILE = "\x00\x1b[2J\u2028\u0085\ufffd<script>\"'\\\r\n😀"
 
@@ -18,7 +17,7 @@ HOSTILE = "\x00\x1b[2J\u2028\u0085\ufffd<script>\"'\\\r\n😀"
 def store(tmp_path):
     """A start and iteration 1, whose texts and numbers are awkward."""
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
-    rows = rows_of_iteration_1()
+    rows = named_rows()
     rows["steps"][0]["observation"] = HOSTILE
     rows["scores"][0]["old_log_probs"] = [-0.1, -1e-45]  # no short decimals of a 32-bit float
     start = commit_rows(store, tmp_path, None, START_ROWS)

@@ -8,8 +8,7 @@ from opid_core.config import build_config
 from opid_core.hashing import config_hash
 from opid_core.schema import from_rows
 from tasks.version import code_version
-from tests.infra.stored import CONFIG, make_manifest, metrics_table, scores_table
-from tests.tasks.gates.valid_tables import valid
+from tests.factories import CONFIG, make_manifest, metrics_table, scores_table, valid_rows
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_the_first_difference_of_two_tables_in_words():
     )
     assert first_difference(scores_table(), scores_table()) == "the rows are equal; the manifest names another hash"
     assert first_difference(scores_table(), scores_table().slice(1)) == "1 rows committed, 0 again"
-    one, other = valid()["steps"], valid()["steps"]
+    one, other = valid_rows()["steps"], valid_rows()["steps"]
     other[1]["response_ids"] = [5, 6]
     other[2]["action"] = "x" * 200
     assert first_difference(from_rows("steps", one), from_rows("steps", other)) == (
@@ -73,7 +72,7 @@ def test_clocks_are_no_difference():
     assert first_difference(metrics_table(value=0.5), metrics_table(seconds=2.0, value=0.25)) == (
         "column value first differs in row 0 (name rollout/return): committed 0.5, again 0.25"
     )
-    one, other = valid()["trajectories"], valid()["trajectories"]
+    one, other = valid_rows()["trajectories"], valid_rows()["trajectories"]
     other[0]["seconds"] = 9.0
     equal = first_difference(from_rows("trajectories", one), from_rows("trajectories", other))
     assert equal.startswith("the rows are equal")

@@ -11,7 +11,7 @@ from flows.cli.rollout import transcript
 from opid_core.errors import ConfigError
 from opid_core.rollout.episodes import Episode, EpisodeRequest, Turn
 from opid_core.rollout.prompting import EncodedPrompt
-from tests.tiny_policy import make_tiny_policy_folder
+from tests.factories import make_tiny_policy_folder
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.manifest import ExpectationResult, GateResult, Manifest, new_manifest
 from infra.store import commit, open_campaign
-from tests.infra.stored import CONFIG, make_manifest
+from tests.factories import CONFIG, make_manifest
 
 
 def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(tmp_path, opid):

@@ -5,7 +5,7 @@ from rich.filesize import decimal
 
 from infra.store import open_campaign, put_object
 from opid_core.errors import ConfigError, DataError
-from tests.infra.stored import CONFIG, make_chain, make_manifest, stored_paths
+from tests.factories import CONFIG, make_chain, make_manifest, stored_paths
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from infra.store import manifests, read_table
 from opid_core import schema
 from opid_core.errors import ConfigError
 from tests.audited import TOKENIZER, Shape, make_campaign
+from tests.factories import valid_rows
 from tests.hostile import hostile_strings
-from tests.tasks.gates.valid_tables import valid
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "audit.md"
 
@@ -168,7 +168,7 @@ def test_an_iterations_data_is_its_tables(tmp_path):
 
 
 def test_a_step_scored_under_two_skills_shows_both_deltas():
-    rows = valid()
+    rows = valid_rows()
     rows["routes"][0]["added_skill_id"] = "a/episode"
     rows["scores"][0] |= {"added_log_probs": [-0.375, -0.5], "skill_advantages": [0.5, 0.25], "step_advantage": 0.125}
     before = {row["text"] for row in rows["skills"]}
@@ -183,14 +183,14 @@ def test_a_step_scored_under_two_skills_shows_both_deltas():
 
 
 def test_score_rows_hold_what_the_table_holds():
-    found = score_rows(schema.from_rows("scores", valid()["scores"]))
+    found = score_rows(schema.from_rows("scores", valid_rows()["scores"]))
     assert found["a", 0].deltas[0].tolist() == [0.25, 0.25]
     assert found["b", 0].deltas == []
     assert found["b", 0].old_log_probs.tolist() == [-0.5, -0.5, -0.5]
 
 
 def test_new_skills_are_texts_that_the_iteration_before_had_not():
-    rows = valid()["skills"]
+    rows = valid_rows()["skills"]
     rows[0]["text"], rows[1]["text"] = "Take the mug first.", "Open the drawer."
     table = schema.from_rows("skills", [*rows, {**rows[1], "skill_id": "b/0"}])
     assert new_skills(table, {"Take the mug first."}) == [{"kind": "step", "text": "Open the drawer.", "count": 2}]

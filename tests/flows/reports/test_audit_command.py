@@ -7,14 +7,13 @@ from pathlib import Path
 from infra.store import manifests, open_campaign
 from tests.audited import CONFIG
 from tests.conftest import S3_BUCKET
-from tests.flows.committed import FIRST, START_ROWS, commit_rows, rows_of_iteration_1
-from tests.infra.stored import all_files
+from tests.factories import FIRST, START_ROWS, all_files, commit_rows, named_rows
 
 
 def make(root: str, tmp_path: Path, name: str, *, seed: int = 0, won: bool = False, endpoint_url: str | None = None):
     """A campaign of one iteration; with `won` its second trajectory is a success too."""
     store = open_campaign(root, name, {**CONFIG, "campaign": name, "seed": seed}, endpoint_url)
-    rows = rows_of_iteration_1()
+    rows = named_rows()
     if won:
         rows["trajectories"][1] |= {"outcome": "success", "return": 10.0}
     commit_rows(store, tmp_path, commit_rows(store, tmp_path, None, START_ROWS), rows)

@@ -12,8 +12,7 @@ from flows.reports.chains import mean_metrics
 from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.schema import from_rows
-from tests.flows.committed import commit_rows
-from tests.infra.stored import CONFIG
+from tests.factories import CONFIG, commit_rows
 
 
 def played() -> list[dict]:

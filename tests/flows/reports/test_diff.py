@@ -10,9 +10,7 @@ from opid_core.errors import ConfigError
 from opid_core.evaluation import Paired
 from opid_core.hashing import ABSENT
 from opid_core.schema import from_rows
-from tests.flows.committed import commit_rows, rows_of_iteration_1
-from tests.infra.stored import CONFIG
-from tests.tasks.gates.valid_tables import Rows, valid
+from tests.factories import CONFIG, Rows, commit_rows, named_rows, valid_rows
 
 METRICS = [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]
 
@@ -20,10 +18,10 @@ METRICS = [{"iteration": 0, "name": "seconds/start_s", "value": 1.0}]
 @pytest.fixture
 def root(tmp_path) -> str:
     """`demo`: a start with an evaluation of its policy, and iteration 1 without; `other`: a start alone."""
-    rows = rows_of_iteration_1()
+    rows = named_rows()
     del rows["evaluations"]
     rows["metrics"] = [{"iteration": 1, "name": "rollout/return", "value": 5.0}]
-    evaluations = [{**row, "policy_version": 0} for row in valid()["evaluations"]]
+    evaluations = [{**row, "policy_version": 0} for row in valid_rows()["evaluations"]]
     for name, seed in (("demo", 0), ("other", 1)):
         store = open_campaign(tmp_path / "runs", name, {**CONFIG, "campaign": name, "seed": seed})
         start = commit_rows(store, tmp_path, None, {"metrics": METRICS, "evaluations": evaluations})
@@ -97,7 +95,7 @@ def side(rows: Rows, name: str = "demo@1", **config: Any) -> CommitTables:
 
 def played(outcomes: dict[str, str], version: int = 3, temperature: float = 1.0) -> list[dict[str, Any]]:
     """Rows of `evaluations`: task -> outcome."""
-    row = valid()["evaluations"][0]
+    row = valid_rows()["evaluations"][0]
     return [
         {**row, "policy_version": version, "temperature": temperature, "task_id": task, "outcome": outcome}
         for task, outcome in outcomes.items()
@@ -105,7 +103,7 @@ def played(outcomes: dict[str, str], version: int = 3, temperature: float = 1.0)
 
 
 def test_an_iteration_does_not_differ_from_itself():
-    found = difference(side(valid()), side(valid()))
+    found = difference(side(valid_rows()), side(valid_rows()))
     assert found.config == {}
     assert all(row.first == row.second for row in (*found.outcomes, *found.routes))
     assert all(row.difference in (0.0, None) for row in found.metrics)
@@ -114,7 +112,7 @@ def test_an_iteration_does_not_differ_from_itself():
 
 
 def test_metrics_side_by_side():
-    one, other = valid(), valid()
+    one, other = valid_rows(), valid_rows()
     one["metrics"] = [{"iteration": 2, "name": n, "value": v} for n, v in [("b", 5.0), ("a", 1.0), ("gone", 2.0)]]
     other["metrics"] = [{"iteration": 2, "name": n, "value": v} for n, v in [("a", 0.5), ("b", None), ("new", 3.0)]]
     assert difference(side(one), side(other)).metrics == (
@@ -126,10 +124,10 @@ def test_metrics_side_by_side():
 
 
 def test_outcomes_and_routes_are_counted():
-    other = valid()
+    other = valid_rows()
     other["trajectories"][1]["outcome"] = "success"
     other["routes"][0]["route"] = "episode"
-    found = difference(side(valid()), side(other))
+    found = difference(side(valid_rows()), side(other))
     assert found.outcomes == (
         CountPair("success", 1, 2, 0.5, 1.0),
         CountPair("failure", 1, 0, 0.5, 0.0),
@@ -145,7 +143,7 @@ def test_outcomes_and_routes_are_counted():
 
 def test_skill_texts_by_kind_and_outcome():
     """Texts count once, however often they occur; of failed analyses the reasons are compared."""
-    one, other = valid(), valid()
+    one, other = valid_rows(), valid_rows()
     template = one["skills"][0]
     one["skills"] = [{**template, "text": text} for text in ("x", "x", "d", "c", "b", "a")]
     other["skills"] = [
@@ -162,7 +160,7 @@ def test_skill_texts_by_kind_and_outcome():
 
 def test_config_keys_that_differ():
     other = {"seed": 1, "method": {"lambda_step": 0.001, "routing": "random"}, "evaluation": {}}
-    found = difference(side(valid()), CommitTables("demo@1", other, {}))
+    found = difference(side(valid_rows()), CommitTables("demo@1", other, {}))
     assert found.config == {
         "environment.name": ("alfworld", ABSENT),
         "environment.options.size": ("small", ABSENT),
@@ -176,7 +174,7 @@ def test_config_keys_that_differ():
 
 def test_the_same_panel_is_compared_task_by_task():
     """`c` and `d` are won by the second alone, `e` broke for one: it is left out."""
-    one, other = valid(), valid()
+    one, other = valid_rows(), valid_rows()
     one["evaluations"] = played(
         dict(zip("abcde", ["success", "failure", "failure", "truncated", "broken"], strict=True))
     )
@@ -191,7 +189,7 @@ def test_the_same_panel_is_compared_task_by_task():
 
 
 def test_a_repeated_task_counts_once_by_its_share():
-    one, other = valid(), valid()
+    one, other = valid_rows(), valid_rows()
     one["evaluations"] = played({"a": "success"}) + played({"a": "failure"})
     other["evaluations"] = played({"a": "failure"}) + played({"a": "failure"})
     (pair,) = difference(side(one), side(other)).evaluations
@@ -207,14 +205,16 @@ def test_a_repeated_task_counts_once_by_its_share():
     ],
 )
 def test_equal_ids_of_other_games_are_not_paired(changed):
-    found = difference(side(valid()), side(valid(), **changed))
+    found = difference(side(valid_rows()), side(valid_rows(), **changed))
     assert [pair.paired for pair in found.evaluations] == [None, None]
     rewarded = {**GAMES["environment"], "success_reward": 1.0}  # the games are the same
-    assert all(pair.paired for pair in difference(side(valid()), side(valid(), environment=rewarded)).evaluations)
+    assert all(
+        pair.paired for pair in difference(side(valid_rows()), side(valid_rows(), environment=rewarded)).evaluations
+    )
 
 
 def test_other_tasks_and_other_temperatures():
-    one, other = valid(), valid()
+    one, other = valid_rows(), valid_rows()
     one["evaluations"] = played({"a": "success"}) + played({"a": "success"}, temperature=0.5)
     other["evaluations"] = played({"b": "success"}) + played({"b": "success"}, temperature=0.25)
     (pair,) = difference(side(one), side(other)).evaluations
@@ -222,7 +222,7 @@ def test_other_tasks_and_other_temperatures():
 
 
 def test_a_start_has_neither_skills_nor_routes():
-    rows = valid()
+    rows = valid_rows()
     start = {table: rows[table] for table in ("metrics", "evaluations")}
     found = difference(side(start, "demo@0"), side(rows))
     assert found.first == "demo@0"

@@ -8,15 +8,14 @@ from flows.reports.trace import MovedToken, OtherStep, UsedStep, trace_skill
 from infra.manifest import ExpectationResult, GateResult
 from infra.store import open_campaign
 from opid_core.errors import ConfigError
-from tests.flows.committed import FIRST, SECOND, START_ROWS, commit_rows, rows_of_iteration_1
-from tests.infra.stored import CONFIG
+from tests.factories import CONFIG, FIRST, SECOND, START_ROWS, commit_rows, named_rows
 
 
 def committed(tmp_path, rows=None, name="demo", **options):
     """A campaign with one iteration of `rows`."""
     store = open_campaign(tmp_path / "runs", name, {**CONFIG, "campaign": name})
     start = commit_rows(store, tmp_path, None, START_ROWS, tokenizer=options.pop("tokenizer", True))
-    commit_rows(store, tmp_path, start, rows or rows_of_iteration_1(), **options)
+    commit_rows(store, tmp_path, start, rows or named_rows(), **options)
     return store
 
 
@@ -32,7 +31,7 @@ def printed(opid):
 
 def moving_rows():
     """The step skill makes `take` (id 3) likelier by 0.25 and `mug` (id 4) less likely by 0.5."""
-    rows = rows_of_iteration_1()
+    rows = named_rows()
     rows["scores"][0]["skill_log_probs"] = [-0.25, -1.0]
     rows["scores"][0]["skill_advantages"] = [0.0625, -0.125]
     rows["metrics"].append({"iteration": 1, "name": "update/loss", "value": 0.5})
@@ -133,7 +132,7 @@ def test_gates_that_name_the_skill_or_its_trajectory(tmp_path):
 
 
 def test_text_of_a_skill_cannot_steer_the_terminal(printed, tmp_path):
-    rows = rows_of_iteration_1()
+    rows = named_rows()
     rows["skills"][0]["text"] = "[bold]x[/] \x1b[2J end"
     assert "  [bold]x[/] \\x1b[2J end\n" in printed(committed(tmp_path, rows), f"{FIRST}/episode")
 

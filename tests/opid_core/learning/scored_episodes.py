@@ -18,8 +18,8 @@ from opid_core.learning.rescoring import rescore_samples
 from opid_core.rollout.prompting import encode
 from opid_core.samples import Ragged, Samples
 from opid_core.schema import from_rows
+from tests.factories import VOCABULARY, make_tokenizer
 from tests.opid_core.learning.methods.batches import method
-from tests.tiny_policy import VOCABULARY, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 EPISODE_SKILL, STEP_SKILL = "take mug 1", "go to desk 2 ."

@@ -8,7 +8,7 @@ from opid_core.errors import ConfigError, DataError
 from opid_core.learning.scoring import ResponseScorer, response_mask, score
 from opid_core.policies import check_policy_folder, make_tiny_policy, prepare_policy
 from opid_core.samples import Ragged, micro_batches
-from tests.tiny_policy import VOCABULARY, make_tiny_policy_folder, random_tokens
+from tests.factories import VOCABULARY, make_tiny_policy_folder, random_tokens
 
 
 def tiny_model(seed: int = 0, **changes):

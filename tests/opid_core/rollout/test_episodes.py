@@ -18,7 +18,7 @@ from opid_core.errors import DataError, EnvironmentFault
 from opid_core.rollout.episodes import Episode, EpisodeRequest, EpisodeSettings, TextCompletion, run_episodes
 from opid_core.rollout.tables import evaluations_table, steps_table, trajectories_table
 from opid_core.seeds import derive
-from tests.tiny_policy import VOCABULARY, make_tokenizer
+from tests.factories import VOCABULARY, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 SETTINGS = EpisodeSettings(

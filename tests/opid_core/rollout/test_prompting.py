@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from envs.base import TURN_LINE, PromptParts
 from opid_core.errors import ConfigError, DataError
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
-from tests.tiny_policy import make_tokenizer
+from tests.factories import make_tokenizer
 
 PARTS = PromptParts(
     role="you are in a room",

@@ -7,12 +7,37 @@ from typing import Any
 import pyarrow as pa
 
 from infra.manifest import GateResult
+from opid_core.config import GatesConfig
 from opid_core.schema import from_rows
 from tasks.gates import run as gates
-from tests.tasks.gates.valid_tables import LIMITS, Rows
+from tests.factories import Rows
 
 LEAK = "The answer is: old PARIS!"
 """A skill that tells a text that `LIMITS` forbids."""
+
+SETTINGS = GatesConfig(
+    max_duplicate_skills=0.4,
+    max_near_duplicate_skills=0.4,
+    max_copied_words=6,
+    max_leaking_skills=0.5,
+    min_coverage_trajectories=2,
+)
+HISTORY = [{"rollout/success_micro": value} for value in (0.5, 0.4, 0.5, 0.6, 0.5)]
+"""Mean 0.5, standard deviation sqrt(0.02 / 4) = 0.0707."""
+LIMITS: dict[str, dict[str, Any]] = {
+    "steps": {"iteration": 2, "policy_version": 2, "max_prompt_tokens": 2, "max_response_tokens": 3},
+    "trajectories": {"iteration": 2, "group_size": 2},
+    "skills": {
+        "max_failure_rate": 0.5,
+        "analyzed": ["a", "b"],
+        "settings": SETTINGS,
+        "forbidden": {"t": ["Old Paris"]},
+    },
+    "routes": {},
+    "scores": {},
+    "metrics": {"iteration": 2, "required_metrics": ["rollout/return"], "history": HISTORY},
+    "evaluations": {"policy_version": 3, "panel_size": 2},
+}
 
 
 def tables(rows: Rows) -> dict[str, pa.Table]:

@@ -6,12 +6,12 @@ import pytest
 
 from opid_core.config import GatesConfig
 from opid_core.errors import FailureBudgetExceeded, GateError
-from tests.tasks.gates.gated import LEAK, checked, warnings
-from tests.tasks.gates.valid_tables import HISTORY, LIMITS, valid
+from tests.factories import valid_rows
+from tests.tasks.gates.gated import HISTORY, LEAK, LIMITS, checked, warnings
 
 
 def test_failure_rate_counts_trajectories_not_skills_and_names_each_with_its_reason():
-    rows = valid()  # one of two analyses failed, one of three rows
+    rows = valid_rows()  # one of two analyses failed, one of three rows
     assert checked("skills", rows, {"max_failure_rate": 0.5}).passed
     with pytest.raises(
         FailureBudgetExceeded, match=r'\(1 of 2 rows\)\n  {"trajectory_id": "b", "failure": "no reply"}'
@@ -25,8 +25,8 @@ def test_the_share_itself_is_allowed(allowed, failed_of_ten):
     for i in range(10):
         kind, text, error = ("failed", "", "x") if i < failed_of_ten else ("episode", f"skill {i}", None)
         own = {"skill_id": f"{i}", "trajectory_id": f"{i}", "kind": kind, "text": text, "error": error}
-        rows["skills"].append({**valid()["skills"][0], **own})
-        rows["trajectories"].append({**valid()["trajectories"][0], "trajectory_id": f"{i}"})
+        rows["skills"].append({**valid_rows()["skills"][0], **own})
+        rows["trajectories"].append({**valid_rows()["trajectories"][0], "trajectory_id": f"{i}"})
     settings = GatesConfig(min_coverage=0.0)
     assert checked("skills", rows, {"max_failure_rate": allowed, "settings": settings}).passed
     with pytest.raises(FailureBudgetExceeded):
@@ -36,18 +36,18 @@ def test_the_share_itself_is_allowed(allowed, failed_of_ten):
 def test_coverage_is_judged_by_task_type_and_outcome_where_there_are_enough():
     settings = GatesConfig(min_coverage=1.0, min_coverage_trajectories=1)
     with pytest.raises(FailureBudgetExceeded) as caught:
-        checked("skills", valid(), {"settings": settings})
+        checked("skills", valid_rows(), {"settings": settings})
     assert str(caught.value) == (
         "table skills: expect_column_values_to_be_between on column coverage failed (1 of 2 rows)\n"
         '  {"task_type": "pick", "outcome": "failure", "analyzed": 1, "coverage": 0.0}'
     )
     enough = settings.model_copy(update={"min_coverage_trajectories": 2})
-    assert checked("skills", valid(), {"settings": enough}).passed
+    assert checked("skills", valid_rows(), {"settings": enough}).passed
 
 
 def test_an_exceeded_budget_degrades_where_that_is_asked_for_and_nothing_else_does():
     limits = {"max_failure_rate": 0.1, "settings": GatesConfig(min_coverage_trajectories=1), "degrade": True}
-    result = checked("skills", valid(), limits)
+    result = checked("skills", valid_rows(), limits)
     assert result.passed
     assert result.degraded == (
         "more than 10.0% of the analyses failed (1 of 2 rows)",
@@ -57,8 +57,8 @@ def test_an_exceeded_budget_degrades_where_that_is_asked_for_and_nothing_else_do
         ("failure", "fail"),
         ("coverage", "fail"),
     ]
-    assert checked("skills", valid(), {**LIMITS["skills"], "degrade": True}).degraded == ()
-    rows = valid()
+    assert checked("skills", valid_rows(), {**LIMITS["skills"], "degrade": True}).degraded == ()
+    rows = valid_rows()
     rows["skills"][0]["attempts"] = -1
     with pytest.raises(GateError) as caught:
         checked("skills", rows, limits)
@@ -66,7 +66,7 @@ def test_an_exceeded_budget_degrades_where_that_is_asked_for_and_nothing_else_do
 
 
 def test_any_leak_is_a_warning_that_names_it_and_too_many_fail():
-    rows = valid()
+    rows = valid_rows()
     rows["skills"][0]["text"] = LEAK
     allowed = {"forbidden": {"t": ["Old Paris"]}, "settings": GatesConfig(max_leaking_skills=0.5)}
     assert [w.failing_rows for w in checked("skills", rows, allowed).warnings] == [
@@ -76,7 +76,7 @@ def test_any_leak_is_a_warning_that_names_it_and_too_many_fail():
 
 
 def test_drift_names_the_expected_range_and_needs_a_history():
-    rows = valid()
+    rows = valid_rows()
     rows["metrics"][2]["value"] = 0.8  # 0.5 +- 4 * 0.0707 = 0.217 to 0.783
     (warning,) = checked("metrics", rows).warnings
     (row,) = warning.failing_rows

@@ -21,8 +21,8 @@ from opid_core.schema import TABLES, from_rows
 from tasks import gates as suites
 from tasks.gates import run as gates
 from tasks.gates.columns import plain
-from tests.tasks.gates.gated import LEAK, checked, tables, warnings
-from tests.tasks.gates.valid_tables import HISTORY, LIMITS, Rows, valid
+from tests.factories import Rows, valid_rows
+from tests.tasks.gates.gated import HISTORY, LEAK, LIMITS, checked, tables, warnings
 
 
 def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
@@ -36,7 +36,7 @@ def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> lis
 
 @pytest.mark.parametrize("name", TABLES)
 def test_valid_tables_pass_and_the_result_is_plain_data(name):
-    built = tables(valid())
+    built = tables(valid_rows())
     result = gates.check(name, built[name], built, **LIMITS[name])
     assert result.table == name
     assert result.passed
@@ -179,14 +179,14 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("name", "break_table", "expectation", "column"), BROKEN, ids=[f"{b[0]}-{b[3]}-{i}" for i, b in enumerate(BROKEN)]
 )
 def test_a_broken_table_fails_exactly_its_expectation(name, break_table, expectation, column):
-    rows = valid()
+    rows = valid_rows()
     break_table(rows[name])
     assert failures(name, rows) == [(expectation, column)]
 
 
 NEARLY = "Find the mug first, look at every shelf in turn, then go to a desk with it. Now!"
 WARNED: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
-    ("skills", put(1, text=valid()["skills"][0]["text"]), IN_SET, "duplicate_of"),
+    ("skills", put(1, text=valid_rows()["skills"][0]["text"]), IN_SET, "duplicate_of"),
     ("skills", put(1, text=NEARLY), IN_SET, "near_duplicate_of"),
     ("skills", put(0, text="Task: put a MUG on a desk."), BETWEEN, "copied_words"),
     ("skills", put(0, text=LEAK), IN_SET, "leaked"),
@@ -198,7 +198,7 @@ WARNED: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
 
 @pytest.mark.parametrize(("name", "break_table", "expectation", "column"), WARNED, ids=[w[3] for w in WARNED])
 def test_what_is_doubtful_is_recorded_exactly_once_and_commits(name, break_table, expectation, column):
-    rows = valid()
+    rows = valid_rows()
     break_table(rows[name])
     assert warnings(name, rows) == [(expectation, column)]
 
@@ -279,13 +279,13 @@ SPECIAL: list[tuple[str, Callable[[Rows], Any], dict[str, Any], list[tuple[str, 
 
 @pytest.mark.parametrize(("name", "break_rows", "limits", "expected"), SPECIAL)
 def test_faults_under_other_limits_or_that_touch_more_than_one_expectation(name, break_rows, limits, expected):
-    rows = valid()
+    rows = valid_rows()
     break_rows(rows)
     assert failures(name, rows, limits) == expected
 
 
 def test_every_expectation_of_every_suite_has_a_test_that_breaks_it():
-    built = tables(valid())
+    built = tables(valid_rows())
     known = set()
     for name, expected_limits in LIMITS.items():
         others: list[dict[str, Any]] = [limits for other, _, limits, _ in SPECIAL if other == name]
@@ -308,7 +308,7 @@ def _columns(arguments: dict[str, Any]) -> str:
 
 
 def test_steps_of_broken_episodes_may_be_there_untrained():
-    rows = valid()
+    rows = valid_rows()
     rows["trajectories"][0] |= {"outcome": "broken", "error": "the world broke"}
     for row in rows["scores"][:2]:
         row["trained"] = False
@@ -316,7 +316,7 @@ def test_steps_of_broken_episodes_may_be_there_untrained():
 
 
 def test_the_error_names_table_expectation_column_and_the_first_ten_rows():
-    rows = valid()
+    rows = valid_rows()
     rows["metrics"] = [{"iteration": 2, "name": f"m{i:02d}", "value": math.inf} for i in range(12)]
     built = tables(rows)
     with pytest.raises(GateError) as caught:
@@ -329,7 +329,7 @@ def test_the_error_names_table_expectation_column_and_the_first_ten_rows():
 
 
 def test_missing_columns_tables_and_relations_are_named():
-    built = tables(valid())
+    built = tables(valid_rows())
     with pytest.raises(GateError, match="table routes: wrong columns: reason: expected string, got no such column"):
         gates.check("routes", built["routes"].drop_columns(["reason"]), built)
     with pytest.raises(DataError, match="gate of table scores: needs the related tables routes"):

@@ -13,7 +13,7 @@ from opid_core.config import ExpectationConfig, GatesConfig, build_config
 from opid_core.errors import ConfigError, GateError
 from opid_core.schema import TABLES, from_rows
 from tasks.gates import run as gates
-from tests.tasks.gates.valid_tables import valid
+from tests.factories import valid_rows
 
 PAGE = (Path(__file__).parents[3] / "docs" / "gates.md").read_text(encoding="utf-8")
 
@@ -43,7 +43,7 @@ def test_the_documented_example(modules):
     (modules / "my_gates.py").write_text(block("python"), encoding="utf-8")
     settings = build_config({"campaign": "c", **yaml.safe_load(block("yaml"))}).gates
     gates.check_own(settings)
-    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     result = gates.check("skills", tables["skills"], tables, settings=settings)
     assert result.warnings == ()
     assert [e.column for e in result.expectations if e.column in ("analyzer", "steps_of_plan")] == [
@@ -51,7 +51,7 @@ def test_the_documented_example(modules):
         "steps_of_plan",
     ]
 
-    rows = valid()
+    rows = valid_rows()
     rows["skills"][0]["text"] = "Find it, take it, clean it, put it down."
     rows["steps"][2]["response_ids"] = [3] * 2000
     rows["steps"][2]["rollout_log_probs"] = [-0.5] * 2000
@@ -71,7 +71,7 @@ def test_the_documented_example(modules):
 def test_of_its_own_severity_fail_stops():
     between = {"column": "reward", "min_value": 1}
     own = {"table": "steps", "expectation": "ExpectColumnValuesToBeBetween", "arguments": between}
-    tables = {name: from_rows(name, rows) for name, rows in valid().items()}
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     with pytest.raises(GateError, match=r"on column reward failed \(3 of 3 rows\)"):
         gates.check("steps", tables["steps"], tables, settings=settings_of(own))
     assert gates.check("routes", tables["routes"], tables, settings=settings_of(own)).passed
