@@ -57,7 +57,11 @@ def chat_server() -> Iterator[ChatServer]:
 
         def do_POST(self) -> None:
             nonlocal at_once
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            if len(content) < int(self.headers["Content-Length"]):  # who asked gave up before the end
+                self.close_connection = True
+                return
+            request = json.loads(content)
             with lock:
                 at_once += 1
                 state.most_at_once = max(state.most_at_once, at_once)
