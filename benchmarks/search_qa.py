@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.search_qa.answers import normalize_answer
 from envs.search_qa.data import Question, read_corpus, read_questions
 from envs.search_qa.engines import Corpus, Engine
 from envs.search_qa.generator import GeneratorOptions, make_world
 from envs.search_qa.retrieval import RetrievalOptions, generated_corpus, local_engine, stored_corpus
+from envs.search_qa.text import normalize_answer
 
 TOP_K = 3
 COLUMNS = ("corpus", "engine", "passages", "index s", "open s", "query ms mean", "p95", "recall@3", "RSS MiB")

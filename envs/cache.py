@@ -6,6 +6,7 @@ build the same folder at once the first to finish wins, and both use its result.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -45,6 +46,20 @@ def build_once(environment: str, name: str, key: Mapping[str, object], build: Ca
                 raise ConfigError(f"OPID_CACHE: cannot write to {root}: {error}") from None
     _check(folder)
     return folder
+
+
+def cached_folder(environment: str, name: str, build: Callable[[Path], None]) -> Path:
+    """`build_once` of the folder `name`, anew for every version of the environment's source: what older code built is
+    never read, whatever the change was."""
+    return build_once(environment, name, {"name": name, "code": _code_version(environment)}, build)
+
+
+@functools.cache
+def _code_version(environment: str) -> str:
+    digest = hashlib.sha256()
+    for path in (Path(__file__), *sorted((Path(__file__).parent / environment).glob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _build(folder: Path, key: str, build: Callable[[Path], None]) -> None:

@@ -4,17 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from envs.alfworld import generator as generated
-from envs.alfworld.demonstrator import Demonstrator
+from envs.alfworld.expert import AlfworldExpert
 from envs.alfworld.games import TASK_LINE, TASK_TYPES, Game, TaskType
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
-from envs.alfworld.text import FIXED_PHRASES, parse_action, prompt_parts, response_text
 from envs.alfworld.world import BANNER, NOTHING_HAPPENS, World
 from envs.base import ActionWords, StepResult, Task, register
 from envs.manifest import pick, pick_splits
+from envs.wording import (
+    NUMBERED_PHRASES,
+    TAGGED_PHRASES,
+    TAGGED_TURN,
+    numbered_prompt_parts,
+    parse_tagged_action,
+    tagged_response,
+)
+
+_ROLE = "You are an agent in a household, the text world ALFWorld."
+FIXED_PHRASES = (
+    _ROLE,
+    TAGGED_TURN,
+    "Your task is to:",
+    *NUMBERED_PHRASES,
+    *TAGGED_PHRASES,
+    "You are in the middle of a room. Looking quickly around you, you see",
+    "You arrive at",
+    ", you see",
+    "is open. In it",
+    "is closed.",
+    "Nothing happens.",
+)
+"""Wording that never changes, of the prompt's parts below, of the responses and of the world."""
+
+parse_action = parse_tagged_action
+response_text = tagged_response
+prompt_parts = partial(numbered_prompt_parts, _ROLE, TAGGED_TURN)
+
 
 __all__ = ["AlfworldEnvironment", "AlfworldOptions", "Game", "World", "parse_action", "prompt_parts"]
 
@@ -119,9 +148,9 @@ class AlfworldEnvironment:
         types = re.findall(r"\((?:objectType|receptacleType) \S+ (\w+)Type\)", goal)
         return list(dict.fromkeys(name.lower() for name in types))
 
-    def expert(self, observation: str) -> Demonstrator:
+    def expert(self, observation: str) -> AlfworldExpert:
         """An expert for the episode that `reset` just started with `observation`."""
-        return Demonstrator(self.task_text, observation)
+        return AlfworldExpert(self.task_text, observation)
 
     def _update(self) -> None:
         self.admissible_actions = [command for command in self.world.admissible_commands if command != "help"]

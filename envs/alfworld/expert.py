@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envs.alfworld.rooms import OBJECTS, OPENABLE
+from envs.base import Decision
 from opid_core.errors import DataError
 
 _TOOL_KINDS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
@@ -39,14 +40,6 @@ _PUT = re.compile(r"You move the ([a-z]+ \d+) to the ([a-z]+ \d+)\.")
 _TREAT = re.compile(r"You (clean|heat|cool) the ([a-z]+ \d+) using")
 _TURN_ON = re.compile(r"You turn on the ([a-z]+ \d+)\.")
 _CARRYING = re.compile(r"You are carrying: an? ([a-z]+ \d+)\.")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """An admissible action and, in a short phrase, what it is for."""
-
-    action: str
-    intent: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ def kind_of(name: str) -> str:
     return name.rsplit(" ", 1)[0]
 
 
-class Expert:
+class TextExpert:
     """Plays one episode; its public fields are its beliefs, for a demonstration's think text to quote."""
 
     def __init__(self, task_text: str, first_observation: str) -> None:
@@ -332,3 +325,21 @@ class Expert:
 
     def _is_closed(self, receptacle: str) -> bool:
         return kind_of(receptacle) in _OPENABLE_KINDS and receptacle not in self.opened
+
+
+class AlfworldExpert:
+    """A `TextExpert` that says what it holds and sees before it says what it wants: a policy that copies these facts
+    from its prompt first picks actions that are there."""
+
+    def __init__(self, task_text: str, first_observation: str) -> None:
+        self.expert = TextExpert(task_text, first_observation)
+
+    def observe(self, action: str, observation: str) -> None:
+        self.expert.observe(action, observation)
+
+    def decide(self, admissible_actions: Sequence[str]) -> Decision:
+        expert = self.expert
+        decision = expert.decide(admissible_actions)
+        needed = expert.request.lamp if expert.request.lamp and expert.held else expert.request.target
+        seen = next((name for name in expert.visible if kind_of(name) == needed), f"no {needed}")
+        return Decision(decision.action, f"hold {expert.held or 'nothing'}. see {seen}. {decision.thought}")

@@ -8,10 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from envs.base import ActionWords, StepResult, Task, register
-from envs.search_qa.answers import exact_match, normalize_answer
 from envs.search_qa.data import Question, existing_file
 from envs.search_qa.engines import Passage
-from envs.search_qa.expert import Expert
 from envs.search_qa.generator import GeneratorOptions
 from envs.search_qa.retrieval import RetrievalOptions, SearchClient, open_engine
 from envs.search_qa.tasks import generated_splits, generated_tasks, stored_splits, stored_tasks
@@ -21,12 +19,15 @@ from envs.search_qa.text import (
     NOTHING_DONE,
     TASK_LINE,
     answer_of,
+    exact_match,
     information,
+    normalize_answer,
     parse_action,
     prompt_parts,
     query_of,
     response_text,
 )
+from envs.search_qa.world import SearchQaExpert
 
 __all__ = [
     "Question",
@@ -143,10 +144,10 @@ class SearchQaEnvironment:
         answers = {answer: normalize_answer(answer) for answer in question.golden_answers}
         return [a for a, words in answers.items() if words not in ("", "yes", "no") and f" {words} " not in asked]
 
-    def expert(self, observation: str) -> Expert:
+    def expert(self, observation: str) -> SearchQaExpert:
         """An expert for the episode that `reset` just started. Raises ConfigError for questions that were not
         generated."""
-        return Expert(self._question.question)
+        return SearchQaExpert(self._question.question)
 
 
 def _shown(passages: Sequence[Passage]) -> StepResult:

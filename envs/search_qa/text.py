@@ -1,8 +1,10 @@
-"""What the policy of search-based QA reads and writes: the parts of a prompt, and the action in a response."""
+"""What the policy of search-based QA reads and writes: the parts of a prompt, the action in a response, and whether an
+answer is right."""
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Sequence
 
 from envs.base import TURN_LINE, Decision, PromptParts
@@ -97,3 +99,19 @@ def prompt_parts(
 ) -> PromptParts:
     """See `envs.wording.numbered_prompt_parts`. There are no admissible actions to list: they are not used."""
     return numbered_prompt_parts(_ROLE, _TURN, task_text, history, observation, (), history_length)
+
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without ASCII punctuation, then without articles, with single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(answer: str, golden_answers: str | Sequence[str]) -> bool:
+    """Whether `answer` equals one of `golden_answers` (or the only one) after normalisation."""
+    accepted = [golden_answers] if isinstance(golden_answers, str) else golden_answers
+    normalized = normalize_answer(answer)
+    return any(normalize_answer(golden) == normalized for golden in accepted)

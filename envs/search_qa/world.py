@@ -1,4 +1,5 @@
-"""A fictional world: what its things are called, how they hang together, and how that is told and asked."""
+"""A fictional world: what its things are called, how they hang together, how that is told and asked, and an expert
+that answers."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from envs.base import Decision
+from opid_core.errors import ConfigError
 
 KINDS = "PWPLPWPEPWPLPWPEPWPL"
 """One letter an entity, over and over: Person, Work, pLace, Event."""
@@ -238,3 +242,40 @@ def told_value(relation: Relation, name: str, text: str) -> str | None:
 def _fit(form: str, text: str) -> str | None:
     match = re.fullmatch(re.escape(form.format(x="\0")).replace("\0", "(.+)"), text)
     return match[1] if match else None
+
+
+_DOCUMENT = re.compile(r'^Doc \d+: "([^"\n]+)"\n(.*)$', re.MULTILINE)
+
+
+class SearchQaExpert:
+    """Searches the entity that the question names, then the one that its passage leads to, and answers.
+
+    Raises ConfigError for a question that the generator did not word.
+    """
+
+    def __init__(self, question: str) -> None:
+        understood = understand(question)
+        if understood is None:
+            raise ConfigError(
+                f"policy: there is no expert for questions such as {question!r}; name a base policy folder"
+            )
+        self.entity, self.path = understood
+        self.searched = ""
+        self.passages: dict[str, str] = {}
+
+    def observe(self, action: str, observation: str) -> None:
+        self.searched = action
+        self.passages.update(_DOCUMENT.findall(observation))
+
+    def decide(self, admissible_actions: Sequence[str]) -> Decision:
+        """The next action: each step's thought is the fact just read, or what is missing."""
+        entity, known = self.entity, ""
+        for relation in self.path:
+            value = told_value(relation, entity, self.passages.get(entity, ""))
+            if value is None:
+                # The same query finds the same passages: asked again, it says what about the entity is wanted.
+                query = f"{entity} {relation.name}" if f">{entity}<" in self.searched else entity
+                return Decision(f"<search>{query}</search>", f"{known}need {relation.name} of {entity}.")
+            known = f"{relation.name} of {entity} is {value}. "
+            entity = value
+        return Decision(f"<answer>{entity}</answer>", known.strip())

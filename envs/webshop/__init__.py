@@ -8,15 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from envs.base import StepResult, Task, register
 from envs.manifest import pick, pick_splits
-from envs.webshop.expert import Demonstrator
+from envs.webshop.expert import WebshopExpert
 from envs.webshop.generator import GeneratorOptions, generated_folder
 from envs.webshop.goals import SPLITS, Goal, GoalKind, split_tasks
-from envs.webshop.nouns import require_extra
-from envs.webshop.reward import OptionMatching, Score
+from envs.webshop.reward import OptionMatching, Score, require_extra
 from envs.webshop.search import SearchEngine
-from envs.webshop.shop import Shop, open_shop
 from envs.webshop.text import FIXED_PHRASES, SEARCH_ACTION, TASK_LINE, parse_action, prompt_parts, response_text
-from envs.webshop.world import World
+from envs.webshop.world import Shop, World, open_shop
 
 __all__ = ["Goal", "Score", "Shop", "WebshopEnvironment", "WebshopOptions", "World", "parse_action", "prompt_parts"]
 
@@ -101,9 +99,9 @@ class WebshopEnvironment:
     def score(self) -> Score | None:
         return self.world.score
 
-    def expert(self, observation: str) -> Demonstrator:
+    def expert(self, observation: str) -> WebshopExpert:
         """An expert for the episode that `reset` just started with `observation`."""
-        return Demonstrator(self.world.goal, observation)
+        return WebshopExpert(self.world.goal, observation)
 
     def _update(self) -> None:
         search = [SEARCH_ACTION] if self.world.has_search_bar else []

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.cache import Records, load_array, write_records
-from envs.webshop.cache import cached_folder
+from envs.cache import Records, cached_folder, load_array, write_records
 from opid_core.errors import ConfigError, DataError
 
 DEFAULT_PRICE = 100.0
@@ -132,7 +131,7 @@ class Catalog:
 
     def __init__(self, files: DataFiles) -> None:
         self.key = files.content_hash()
-        self.folder = cached_folder(f"catalog-{self.key}", lambda folder: _build(files, folder))
+        self.folder = cached_folder("webshop", f"catalog-{self.key}", lambda folder: _build(files, folder))
         self._records = Records(self.folder, "products")
         self.asins, self.categories, self.price_ranges, self.synthetic_goals, self.human_goals = (
             load_array(self.folder, name) for name in _COLUMNS

@@ -14,8 +14,8 @@ _RESULTS = re.compile(r"\[SEP\] Page (\d+) \(Total results: (\d+)\)")
 _BACK = "click[back to search]"
 
 
-class Demonstrator:
-    """An `Expert` that knows the goal and sees what the player sees.
+class WebshopExpert:
+    """Plays one episode: it knows the goal and sees what the player sees.
 
     It searches for the instruction without its options and price limit; where no page of the results has the goal's
     product, for the product's name; after that it takes the first product that the last page has.

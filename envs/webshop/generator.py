@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from envs.webshop.cache import cached_folder
+from envs.cache import cached_folder
 
 
 class GeneratorOptions(BaseModel):
@@ -173,7 +173,7 @@ def write_catalog(options: GeneratorOptions, folder: Path) -> None:
 def generated_folder(options: GeneratorOptions) -> str:
     """The cached folder of the made catalog."""
     name = f"generated-{options.seed}-{options.products}"
-    return str(cached_folder(name, lambda folder: write_catalog(options, folder)))
+    return str(cached_folder("webshop", name, lambda folder: write_catalog(options, folder)))
 
 
 def _products(options: GeneratorOptions) -> Iterator[tuple[str, str, str, str]]:

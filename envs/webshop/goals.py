@@ -11,14 +11,14 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from envs.base import Task
-from envs.cache import load_array
-from envs.webshop.cache import cached_folder
+from envs.cache import cached_folder, load_array
 from envs.webshop.catalog import Catalog, Product
 from opid_core.errors import ConfigError
 
@@ -52,7 +52,7 @@ class Goals:
 
     def __init__(self, catalog: Catalog, kind: GoalKind, seed: int) -> None:
         self._catalog, self._kind = catalog, kind
-        folder = cached_folder(f"goals-{kind}-{seed}-{catalog.key}", lambda folder: _build(catalog, kind, seed, folder))
+        folder = cached_folder("webshop", f"goals-{kind}-{seed}-{catalog.key}", partial(_build, catalog, kind, seed))
         names = ("prices", "products", "variants", "limits")
         self.prices, self._products, self._variants, self._limits = (load_array(folder, name) for name in names)
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.alfworld import generator
-from envs.alfworld.expert import Decision, Expert, Request, parse_task
+from envs.alfworld.expert import Request, TextExpert, parse_task
 from envs.alfworld.games import TASK_TYPES, Game
 from envs.alfworld.generator import GeneratorOptions
 from envs.alfworld.world import World
+from envs.base import Decision
 from opid_core.errors import DataError
 
 WORDINGS = {
@@ -35,7 +36,7 @@ def play(game: Game, limit: int, noise: float = 0.0, seed: int = 0) -> int | Non
     """Steps to win, or None. A share `noise` of the actions is not the expert's: random ones, a few of which fail."""
     rng = random.Random(seed)
     world = World(game)
-    expert = Expert(game.task_desc, world.reset())
+    expert = TextExpert(game.task_desc, world.reset())
     for step in range(1, limit + 1):
         action = expert.decide(world.admissible_commands).action
         assert action in world.admissible_commands
@@ -84,7 +85,7 @@ WALK = ["go to countertop 1", "go to fridge 1", "go to garbagecan 1", "go to sin
 
 def test_a_whole_episode_decision_by_decision():
     """Fridge first? It is closed and costs two steps: the open countertop promises more per step."""
-    expert = Expert("put a clean apple in fridge", FIRST)
+    expert = TextExpert("put a clean apple in fridge", FIRST)
     assert expert.receptacles == ["countertop 1", "fridge 1", "garbagecan 1", "sinkbasin 1"]
     assert expert.unsearched == ["countertop 1", "garbagecan 1", "fridge 1", "sinkbasin 1"]
     assert expert.decide(WALK) == Decision("go to countertop 1", "find apple")
@@ -118,7 +119,7 @@ def test_a_whole_episode_decision_by_decision():
 
 
 def test_puts_a_wrong_object_down_first():
-    expert = Expert("put a clean apple in fridge", FIRST)
+    expert = TextExpert("put a clean apple in fridge", FIRST)
     expert.observe(
         "go to countertop 1", "You arrive at countertop 1. On the countertop 1, you see a apple 2, and a mug 1."
     )
@@ -129,7 +130,7 @@ def test_puts_a_wrong_object_down_first():
 
 def test_looks_into_a_doorless_cabinet_that_shares_the_place_with_another():
     first = "You are in the middle of a room. Looking quickly around you, you see a cabinet 2, and a cabinet 1."
-    expert = Expert("put some bowl on countertop", first)
+    expert = TextExpert("put some bowl on countertop", first)
     assert expert.decide(["go to cabinet 1", "go to cabinet 2"]) == Decision("go to cabinet 2", "find bowl")
     expert.observe("go to cabinet 2", "You arrive at cabinet 2. On the cabinet 2, you see nothing.")
     both = ["examine cabinet 1", "examine cabinet 2", "inventory", "look"]
@@ -137,14 +138,14 @@ def test_looks_into_a_doorless_cabinet_that_shares_the_place_with_another():
 
 
 def test_nothing_happens_changes_no_belief():
-    expert = Expert("put a clean apple in fridge", FIRST)
+    expert = TextExpert("put a clean apple in fridge", FIRST)
     before = dict(vars(expert))
     expert.observe("take apple 1 from fridge 1", "Nothing happens.")
     assert vars(expert) == before
 
 
 def test_heating_undoes_cooling():
-    expert = Expert("put a cool apple in fridge", FIRST)
+    expert = TextExpert("put a cool apple in fridge", FIRST)
     expert.observe("cool apple 1 with fridge 1", "You cool the apple 1 using the fridge 1.")
     assert expert.treated["cool"] == {"apple 1"}
     expert.observe("heat apple 1 with microwave 1", "You heat the apple 1 using the microwave 1.")
@@ -158,7 +159,7 @@ def test_beliefs_stay_true_through_any_walk(index, actions):
     options = GeneratorOptions(size="small")
     game = generator.game(generator.tasks("train", options, TASK_TYPES)[index], options)
     world = World(game)
-    expert = Expert(game.task_desc, world.reset())
+    expert = TextExpert(game.task_desc, world.reset())
     for number in actions:
         action = world.admissible_commands[number % len(world.admissible_commands)]
         expert.observe(action, world.step(action))

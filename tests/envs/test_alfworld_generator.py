@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.alfworld import generator
-from envs.alfworld.expert import Expert
+from envs.alfworld.expert import TextExpert
 from envs.alfworld.games import TASK_TYPES
 from envs.alfworld.generator import GeneratorOptions
 from envs.alfworld.rooms import OBJECTS, RECEPTACLES
@@ -170,7 +170,7 @@ def test_textworld_plays_a_generated_game(task_type):
     original, world = original_world(), World(game)
     observation = original.reset(game)
     assert world.reset() == observation
-    expert = Expert(game.task_desc, observation)
+    expert = TextExpert(game.task_desc, observation)
     for _ in range(30):
         action = expert.decide(original.admissible_commands).action
         observation = original.step(action)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.cache import Records, build_once, write_records
-from envs.webshop.cache import cached_folder
+from envs.cache import Records, build_once, cached_folder, write_records
 from opid_core.errors import ConfigError, DataError
 
 
@@ -121,6 +120,6 @@ def test_records_are_read_back(tmp_path):
 
 
 def test_webshop_folders_lie_in_their_own_part(cache):
-    folder = cached_folder("goals-3", lambda folder: (folder / "part").mkdir())
+    folder = cached_folder("webshop", "goals-3", lambda folder: (folder / "part").mkdir())
     assert folder.parent == cache.parent / "webshop"
     assert folder.name.startswith("goals-3-")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 import envs
-from envs.alfworld import parse_action
-from envs.alfworld.demonstrator import Demonstrator
-from envs.alfworld.expert import kind_of
-from envs.alfworld.text import response_text
+from envs.alfworld import parse_action, response_text
+from envs.alfworld.expert import AlfworldExpert, kind_of
 from envs.base import Decision, Environment, HasExpert
 
 TASK = "Your task is to: put a clean mug in cabinet."
@@ -59,14 +57,14 @@ EPISODE = (
 
 
 def test_the_thought_names_what_is_held_and_seen():
-    demonstrator = Demonstrator(TASK, ROOM)
+    demonstrator = AlfworldExpert(TASK, ROOM)
     for offered, expected, answer in EPISODE:
         assert demonstrator.decide(offered) == expected
         demonstrator.observe(expected.action, answer)
 
 
 def test_with_the_object_in_hand_a_lamp_task_looks_for_the_lamp():
-    demonstrator = Demonstrator("Your task is to: look at mug under the desklamp.", ROOM)
+    demonstrator = AlfworldExpert("Your task is to: look at mug under the desklamp.", ROOM)
     demonstrator.observe("go to countertop 1", EPISODE[0][2])
     demonstrator.observe("take mug 2 from countertop 1", EPISODE[1][2])
     assert demonstrator.decide(GOES).thought.startswith("hold mug 2. see no desklamp. ")

@@ -8,7 +8,7 @@ import pytest
 
 from envs.base import HasExpert, StepResult, Task, make
 from envs.search_qa import Question, SearchQaEnvironment
-from envs.search_qa.expert import Expert
+from envs.search_qa.world import SearchQaExpert
 from opid_core.errors import ConfigError
 
 SMALL = {"generator": {"passages": 200, "train": 80, "valid_unseen": 20}}
@@ -117,7 +117,7 @@ def test_the_expert_answers_every_generated_question(split):
 
 
 def test_the_expert_says_what_it_reads():
-    expert = Expert("What did the founder of Belora work as?")
+    expert = SearchQaExpert("What did the founder of Belora work as?")
     decision = expert.decide(())
     assert (decision.action, decision.thought) == ("<search>Belora</search>", "need founder of Belora.")
     expert.observe(decision.action, '<information>\nDoc 1: "Belora"\nBelora was founded by Tavi Muken.\n</information>')

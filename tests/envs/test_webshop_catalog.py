@@ -13,7 +13,7 @@ import pytest
 
 from envs.webshop.catalog import Catalog, HumanGoal, Product, Review, find_files, read_products
 from envs.webshop.generator import GeneratorOptions, write_catalog
-from envs.webshop.shop import open_shop
+from envs.webshop.world import open_shop
 from opid_core.errors import ConfigError, DataError
 
 

@@ -10,10 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.webshop import bm25
-from envs.webshop.analysis import _ASCII_TOKEN, _TOKEN, terms
 from envs.webshop.catalog import Catalog, find_files
-from envs.webshop.search import open_index
+from envs.webshop.search import (
+    _ASCII_TOKEN,
+    _TOKEN,
+    LuceneIndex,
+    best,
+    build_index,
+    coded_length,
+    length_code,
+    open_index,
+    terms,
+)
 from opid_core.errors import ConfigError
 from tests.envs.test_webshop_catalog import raw_product, small_data
 
@@ -93,21 +101,21 @@ def test_the_pattern_for_plain_text_is_the_general_one(text):
 )
 def test_field_lengths_are_lossy_above_40(length, stored):
     """24 exact values, then 24 + a number of 4 bits and a shift: 1000 = 24 + 976, 976 = 15 << 6 + 16, 24 + 960."""
-    assert bm25.coded_length(bm25.length_code(length)) == stored
+    assert coded_length(length_code(length)) == stored
 
 
 @given(st.integers(0, 2**31 - 1))
 def test_a_stored_length_is_the_smallest_of_its_code(length):
-    code = bm25.length_code(length)
+    code = length_code(length)
     assert 0 <= code <= 255
-    assert bm25.coded_length(code) <= length
-    assert bm25.length_code(bm25.coded_length(code)) == code
+    assert coded_length(code) <= length
+    assert length_code(coded_length(code)) == code
 
 
-def built(folder, texts, tie_order=None) -> bm25.LuceneIndex:
+def built(folder, texts, tie_order=None) -> LuceneIndex:
     folder.mkdir()
-    bm25.build(texts, np.arange(len(texts)) if tie_order is None else np.array(tie_order), folder)
-    return bm25.LuceneIndex(folder)
+    build_index(texts, np.arange(len(texts)) if tie_order is None else np.array(tie_order), folder)
+    return LuceneIndex(folder)
 
 
 def test_scores_by_hand(tmp_path):
@@ -144,7 +152,7 @@ def test_equal_scores_are_ordered_by_asin(tmp_path):
 def test_best_is_the_sorted_list_cut(scores, count):
     values = np.array(scores, np.float32)
     expected = sorted((i for i in range(len(scores)) if values[i] > 0), key=lambda i: (-values[i], i))[:count]
-    assert bm25.best(values, np.arange(len(scores)), count) == expected
+    assert best(values, np.arange(len(scores)), count) == expected
 
 
 @pytest.mark.parametrize("engine", ["bm25", "tantivy"])

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from envs.webshop import World, pages
 from envs.webshop.catalog import Catalog, find_files
 from envs.webshop.goals import Goals
-from envs.webshop.nouns import Nouns
+from envs.webshop.reward import Nouns
 from envs.webshop.search import open_index
-from envs.webshop.shop import Shop
+from envs.webshop.world import Shop
 from tests.envs.test_webshop_catalog import MUG, raw_product, small_data
 
 INSTRUCTION = "Find me hand made mugs with color: red, and size: 16 oz"
