@@ -9,10 +9,11 @@ from typing import Any
 
 from prefect import Task, flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, State
+from prefect.states import Cancelled
 
 from infra import stages
 from infra.lease import held

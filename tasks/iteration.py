@@ -120,7 +120,8 @@ class Iteration:
 
     def __init__(self, run: CampaignRun, number: int, attempt: int, degrade: bool = False) -> None:
         self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, [*run.chain]
-        self.number, self.attempt = number, attempt
+        self.number: Number = number
+        self.attempt = attempt
         self.degrade = degrade
         """Whether an exceeded failure budget is recorded instead of failing the gate."""
         self.since_s = run.since_s
