@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envs import alfworld, webshop
-from envs.base import Decision
+from envs.base import TURN_LINE, Decision
 from envs.wording import numbered_prompt_parts, parse_tagged_action, tagged_response
+
+TASK = "Your task is to: put a mug in desk."
 
 
 @pytest.mark.parametrize("environment", [alfworld.AlfworldEnvironment, webshop.WebshopEnvironment])
@@ -77,3 +79,37 @@ def test_history_length_zero_shows_no_history():
     parts = numbered_prompt_parts("role", "turn", "task", [("seen", "look")], "now", ["look"], 0)
     assert (parts.history_header, parts.history) == ("", ())
     assert parts.current == "You are now at step 2. Current observation: now"
+
+
+def test_first_prompt_has_no_history():
+    parts = alfworld.prompt_parts(TASK, [], "You see a desk 1.", ["go to desk 1", "look"], 5)
+    assert (parts.history_header, parts.history) == ("", ())
+    assert parts.task == TASK
+    assert parts.current == "You are now at step 1. Current observation: You see a desk 1."
+    assert parts.actions == "Admissible actions:\ngo to desk 1\nlook"
+    assert parts.turn.startswith(TURN_LINE)
+    assert "<think> </think>" in parts.turn
+    assert "<action> </action>" in parts.turn
+
+
+def test_prompt_shows_the_last_steps_oldest_first():
+    history = [("seen one", "go to desk 1"), ("seen two", "look"), ("seen three", "inventory")]
+    parts = alfworld.prompt_parts(TASK, history, "now", ["look"], 2)
+    assert parts.history_header == "Steps taken so far: 3. Your latest observations and actions:"
+    assert parts.history == (
+        "Step 2, observation: seen two\nStep 2, action: look",
+        "Step 3, observation: seen three\nStep 3, action: inventory",
+    )
+    assert parts.current == "You are now at step 4. Current observation: now"
+
+
+def test_webshops_prompt_leaves_the_instruction_out_of_the_pages():
+    page = "Instruction: [SEP] Find me mugs [SEP] "
+    history = [(f"{page}Search", "search[mugs]"), (f"{page}Back to Search", "click[b1]"), ("bare", "jump")]
+    parts = webshop.prompt_parts("Your task is to: Find me mugs", history, f"{page}Buy Now", ["click[buy now]"], 2)
+    assert parts.history_header == "Steps taken so far: 3. Your latest observations and actions:"
+    assert parts.history == (
+        "Step 2, observation: Back to Search\nStep 2, action: click[b1]",
+        "Step 3, observation: bare\nStep 3, action: jump",
+    )
+    assert parts.current == "You are now at step 4. Current observation: Buy Now"
