@@ -66,7 +66,7 @@ def test_successes_are_left_out_once_so_many_iterations_are_completed():
     both, failed_only = [True, True, True, False], [False, True, True, False]
     assert analysed(5, None) == both
     assert [analysed(iteration, 2) for iteration in (1, 2, 3, 4)] == [both, both, failed_only, failed_only]
-    assert analysed(0, 0) == failed_only
+    assert analysed(1, 0) == failed_only
 
 
 def test_analyze_runs_the_configured_backend_on_whole_groups():
