@@ -88,6 +88,13 @@ class Analysis:
         return sum(known) if known else None
 
 
+_SHARED = (
+    *("analyzer", "model", "prompt_hash", "attempts", "tokens", "prompt_tokens", "completion_tokens", "cost"),
+    *("seconds", "cut", "error", "raw_reply"),
+)
+"""Columns of `skills` that all rows of an analysis share."""
+
+
 def parse_reply(text: str) -> Reply:
     """The first JSON object in `text` with an `episode_skill`: a text with a letter in it.
 
@@ -130,50 +137,28 @@ def clean_skill(text: str, max_chars: int = MAX_SKILL_CHARS) -> str:
     return cleaned if _has_words(cleaned) else ""
 
 
-def skill_rows(analyses: Iterable[Analysis], outcomes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows of `schema.SKILLS`: the episode skill and the step skills of each analysis in order of steps, or one row of
-    kind `failed`. `outcomes`: by trajectory id. Raises DataError for an analysis of an unknown trajectory."""
+def skills_table(analyses: Iterable[Analysis], trajectories: pa.Table) -> pa.Table:
+    """The `skills` table of an iteration: the episode skill and the step skills of each analysis in order of steps, or
+    one row of kind `failed`. Outcomes are from its `trajectories` table. Raises DataError for an analysis of an unknown
+    trajectory."""
+    outcomes = dict(zip(*(trajectories[name].to_pylist() for name in ("trajectory_id", "outcome")), strict=True))
     rows: list[dict[str, Any]] = []
     for analysis in analyses:
-        if analysis.trajectory_id not in outcomes:
-            raise DataError(f"analysis of trajectory {analysis.trajectory_id!r}, which is not in the iteration")
-        skills: list[tuple[str, str, int | None, str]]
-        if analysis.failed:
-            skills = [("failed", "failed", None, "")]
-        else:
+        trajectory_id = analysis.trajectory_id
+        if trajectory_id not in outcomes:
+            raise DataError(f"analysis of trajectory {trajectory_id!r}, which is not in the iteration")
+        skills: list[tuple[str, str, int | None, str]] = [("failed", "failed", None, "")]
+        if not analysis.failed:
             steps = sorted(analysis.step_skills.items())
             skills = [("episode", "episode", None, analysis.episode_skill)]
             skills += [(f"step{step}", "step", step, text) for step, text in steps]
+        shared = {"trajectory_id": trajectory_id, "outcome": outcomes[trajectory_id]}
+        shared |= {name: getattr(analysis, name) for name in _SHARED}
         rows += [
-            {
-                "skill_id": f"{analysis.trajectory_id}/{name}",
-                "trajectory_id": analysis.trajectory_id,
-                "kind": kind,
-                "step": step,
-                "text": text,
-                "outcome": outcomes[analysis.trajectory_id],
-                "analyzer": analysis.analyzer,
-                "model": analysis.model,
-                "prompt_hash": analysis.prompt_hash,
-                "attempts": analysis.attempts,
-                "tokens": analysis.tokens,
-                "prompt_tokens": analysis.prompt_tokens,
-                "completion_tokens": analysis.completion_tokens,
-                "cost": analysis.cost,
-                "seconds": analysis.seconds,
-                "cut": analysis.cut,
-                "error": analysis.error,
-                "raw_reply": analysis.raw_reply,
-            }
+            {"skill_id": f"{trajectory_id}/{name}", "kind": kind, "step": step, "text": text, **shared}
             for name, kind, step, text in skills
         ]
-    return rows
-
-
-def skills_table(analyses: Iterable[Analysis], trajectories: pa.Table) -> pa.Table:
-    """The `skills` table of an iteration from its analyses and its `trajectories` table."""
-    ids, outcomes = (trajectories.column(name).to_pylist() for name in ("trajectory_id", "outcome"))
-    return schema.from_rows("skills", skill_rows(analyses, dict(zip(ids, outcomes, strict=True))))
+    return schema.from_rows("skills", rows)
 
 
 # --- reading loose JSON ------------------------------------------------------------------------------------------

@@ -8,17 +8,17 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from envs.base import TURN_LINE, PromptParts
 from infra.store import open_campaign, read_table, write_table
-from opid_core import schema
 from opid_core.config import AnalyzerConfig, LlmConfig
 from opid_core.endpoint import well_formed
 from opid_core.errors import AnalyzerReplyError
 from opid_core.rollout.prompting import encode, inject, render
 from opid_core.skills.analyzers import llm
-from opid_core.skills.replies import MAX_SKILL_CHARS, Analysis, clean_skill, parse_reply, skill_rows
+from opid_core.skills.replies import MAX_SKILL_CHARS, Analysis, clean_skill, parse_reply, skills_table
 from tests.chat_server import Answer, chat_server
 from tests.hostile import KINDS, hostile_strings
 from tests.opid_core.skills.episodes import episode, together
@@ -66,11 +66,12 @@ def test_skills_are_short_single_lines_without_what_cannot_be_seen():
 
 
 def test_the_table_reads_back_exactly(tmp_path):
-    rows = skill_rows(analyses(), {a.trajectory_id: "failure" for a in analyses()})
-    assert len(rows) > 2 * COUNT
+    ids = [analysis.trajectory_id for analysis in analyses()]
+    table = skills_table(analyses(), pa.table({"trajectory_id": ids, "outcome": ["failure"] * len(ids)}))
+    assert table.num_rows > 2 * COUNT
     store = open_campaign(tmp_path, "hostile", {})
-    record = write_table(store, "skills", 0, "attempt", schema.from_rows("skills", rows))
-    assert read_table(store, record).to_pylist() == rows
+    record = write_table(store, "skills", 0, "attempt", table)
+    assert read_table(store, record).equals(table)
 
 
 def test_no_skill_brings_a_special_token_into_the_prompt():

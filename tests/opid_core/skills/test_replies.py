@@ -15,7 +15,6 @@ from opid_core.skills.replies import (
     clean_skill,
     parse_reply,
     select_step_skills,
-    skill_rows,
     skills_table,
 )
 
@@ -180,7 +179,10 @@ def test_skill_rows_follow_the_schema():
         Analysis("x", "sum", "plan", {4: "act", 1: "look"}, "llm", model="m", attempts=2, **tokens),
         Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
     ]
-    rows = skill_rows(analyses, {"x": "success", "y": "failure"})
+    trajectories = pa.table({"trajectory_id": ["x", "y"], "outcome": ["success", "failure"]})
+    table = skills_table(analyses, trajectories)
+    assert table.schema.equals(schema.SKILLS)
+    rows = table.to_pylist()
     assert [(r["skill_id"], r["kind"], r["step"], r["text"], r["outcome"]) for r in rows] == [
         ("x/episode", "episode", None, "plan", "success"),
         ("x/step1", "step", 1, "look", "success"),
@@ -191,7 +193,5 @@ def test_skill_rows_follow_the_schema():
     assert (rows[0]["prompt_tokens"], rows[0]["completion_tokens"], rows[0]["cost"]) == (7, 2, None)
     assert (rows[3]["error"], rows[3]["raw_reply"], rows[3]["cost"], rows[3]["cut"]) == ("no object", "hm", 0.5, "{}")
     assert rows[3]["tokens"] is None
-    table = pa.table({"trajectory_id": ["x", "y"], "outcome": ["success", "failure"]})
-    assert skills_table(analyses, table).equals(schema.from_rows("skills", rows))
     with pytest.raises(DataError, match="trajectory 'x'"):
-        skill_rows(analyses, {"y": "failure"})
+        skills_table(analyses, trajectories.slice(1))
