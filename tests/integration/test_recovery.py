@@ -71,7 +71,7 @@ def test_ctrl_c_leaves_cancelled_runs_with_their_reason_and_their_logs(tmp_path)
     with sqlite3.connect(root / ".prefect" / "home" / "prefect.db") as database:
         runs = dict(database.execute("SELECT name, state_name FROM flow_run"))
         logs = [message for (message,) in database.execute("SELECT message FROM log")]
-    assert runs == {"tiny": "Cancelled", "iteration-start": "Cancelled"}
-    assert "evaluate of iteration start begins" in logs
-    assert any(message.startswith("evaluate of iteration start failed: KeyboardInterrupt") for message in logs)
-    assert "start: committed" not in printed
+    assert runs == {"tiny": "Cancelled", "iteration-0": "Cancelled"}
+    assert "evaluate of iteration 0 begins" in logs
+    assert any(message.startswith("evaluate of iteration 0 failed: KeyboardInterrupt") for message in logs)
+    assert "0: committed" not in printed
