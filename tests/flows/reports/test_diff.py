@@ -40,7 +40,7 @@ def test_two_campaigns(root):
         ("episode", 0, 1),
         ("none", 0, 1),
     ]
-    # Iteration 0 has no evaluation of its own: the newest before it is compared, and says which policy it met.
+    # Iteration 1 has no evaluation of its own: the newest before it is compared, and says which policy it met.
     assert [(pair.temperature, pair.first_version, pair.second_version) for pair in found.evaluations] == [
         (0.5, 0, 0),
         (1.0, 0, 0),
@@ -50,8 +50,8 @@ def test_two_campaigns(root):
 def test_what_is_printed(root, opid):
     text = opid("audit", "demo@0", "demo@1", "--root", root)
     assert text.startswith("demo@0 and demo@1\nConfig: the same.\n")
-    assert "│ success   │ 0 (0.0%)   │ 1 (50.0%) │" in text
-    assert "│ episode │ 0 (0.0%)   │ 1 (33.3%) │" in text
+    assert "│ success   │ 0 (0.0%) │ 1 (50.0%) │" in text
+    assert "│ episode │ 0 (0.0%) │ 1 (33.3%) │" in text
     assert "only demo@1: step, success: Take the mug first.\n" in text
     assert "only demo@1: failed, success: no reply\n" in text
     assert "│ 95% interval          │ 34.2% to 100.0% │ 34.2% to 100.0% │" in text  # Wilson's interval of 2 of 2
