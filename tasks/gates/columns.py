@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from opid_core.samples import Ragged
 from opid_core.schema import LOG_PROB_COLUMNS
 
 
@@ -39,16 +39,19 @@ def _list_columns(name: str, column: Any) -> dict[str, Any]:
     derived = {f"n_{name}": pc.call_function("list_value_length", [column]).to_numpy(zero_copy_only=False)}
     if name not in LOG_PROB_COLUMNS:
         return derived
-    values = pc.call_function("list_flatten", [column]).to_numpy(zero_copy_only=False)
-    parents = pc.call_function("list_parent_indices", [column]).to_numpy()
-    starts = np.flatnonzero(np.diff(parents, prepend=-1))
-    maxima = np.full(len(column), np.nan)
-    if len(starts):
-        maxima[parents[starts]] = np.maximum.reduceat(values, starts)
-    counts = functools.partial(np.bincount, parents, minlength=len(column))
+    ragged = Ragged.from_arrow(column)
+    filled = np.flatnonzero(ragged.lengths)  # the rows with tokens
+    starts = ragged.offsets[:-1][filled]
+
+    def of_rows(ufunc: np.ufunc, values: np.ndarray, empty: float) -> np.ndarray:
+        found = np.full(len(column), empty)
+        if len(filled):
+            found[filled] = ufunc.reduceat(values, starts)
+        return found
+
     return {
         **derived,
-        f"n_not_finite_{name}": counts(weights=~np.isfinite(values)).astype(int),
-        f"n_nonzero_{name}": counts(weights=values != 0).astype(int),
-        f"max_{name}": maxima,
+        f"n_not_finite_{name}": of_rows(np.add, (~np.isfinite(ragged.values)).astype(np.int32), 0).astype(int),
+        f"n_nonzero_{name}": of_rows(np.add, (ragged.values != 0).astype(np.int32), 0).astype(int),
+        f"max_{name}": of_rows(np.maximum, ragged.values, np.nan),
     }

@@ -184,11 +184,17 @@ def _result(frame: Frame, expectation: Expectation, validation: Any) -> Expectat
         column=", ".join(columns),
         passed=bool(validation.success),
         severity=expectation.severity,
-        failing_rows=tuple(
-            {column: value[:SHOWN_CHARS] if isinstance(value, str) else value for column, value in row.items()}
-            for row in json.loads(frame.rows.iloc[positions][shown].to_json(orient="records"))
-        ),
+        failing_rows=_shown(frame, positions, shown) if positions else (),
         observed=json.loads(json.dumps(observed, default=str), parse_constant=str),
+    )
+
+
+def _shown(frame: Frame, positions: Sequence[int], columns: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """The rows at `positions` as JSON has them, long texts cut."""
+    rows = json.loads(frame.rows.iloc[positions][[*columns]].to_json(orient="records"))
+    return tuple(
+        {column: value[:SHOWN_CHARS] if isinstance(value, str) else value for column, value in row.items()}
+        for row in rows
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from opid_core.schema import OUTCOMES, SKILL_KINDS
 from opid_core.skills.replies import MAX_SKILL_CHARS
@@ -88,9 +89,10 @@ def _texts(rows: pd.DataFrame, related: Mapping[str, pa.Table], limits: Limits) 
 def _shown(steps: pa.Table) -> dict[str, str]:
     """What the policy was shown in each trajectory, searchable: its first prompt and all observations."""
     texts: dict[str, list[str]] = {}
-    for row in steps.select(["trajectory_id", "step", "observation", "prompt_text"]).to_pylist():
-        shown = [row["observation"], row["prompt_text"]] if row["step"] == 0 else [row["observation"]]
-        texts.setdefault(row["trajectory_id"], []).extend(text or "" for text in shown)
+    first = steps.filter(pc.equal(steps["step"], 0))  # pyright: ignore[reportAttributeAccessIssue]
+    for shown, column in ((first, "prompt_text"), (steps, "observation")):
+        for trajectory, text in zip(shown["trajectory_id"].to_pylist(), shown[column].to_pylist(), strict=True):
+            texts.setdefault(trajectory, []).append(text or "")
     return {trajectory: skill_texts.searchable(shown) for trajectory, shown in texts.items()}
 
 
