@@ -11,7 +11,6 @@ import typer
 
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
-from opid_core.config import load_config
 from opid_core.errors import ConfigError
 
 
@@ -41,6 +40,8 @@ def evaluate(
     Example: [bold]opid evaluate configs/quickstart.yaml --set evaluation.tasks=300 --out evaluated.json[/], or
     [bold]opid evaluate configs/quickstart.yaml --endpoint http://127.0.0.1:8000/v1 --model NAME[/]
     """
+    from opid_core.config import load_config
+
     config = load_config(config_path, overrides)
     if endpoint is not None and policy is not None:
         raise ConfigError("--endpoint and --policy: give one of them")

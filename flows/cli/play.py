@@ -15,7 +15,6 @@ from envs.base import Decision, Environment, HasExpert, make, result_of
 from flows.cli.common import EnvironmentName, Options, app, console
 from flows.cli.tasks import find_task, opening
 from flows.reports.formatting import plain
-from opid_core.config import parse_overrides
 from opid_core.errors import OpidError
 
 _TAGS = {"search_qa": ("search", "answer")}
@@ -47,6 +46,8 @@ def play(
 
     Example: [bold]opid play alfworld --set generator.size=small --task train/000003[/]
     """
+    from opid_core.config import parse_overrides
+
     play_episode(environment_name, parse_overrides(overrides), split, task_id, console)
 
 

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from flows import settings
 from flows.cli.common import CampaignName, Endpoint, Root, app, console
-from opid_core.config import CampaignConfig, StorageConfig, build_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER, config_hash
 
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from infra.manifest import Manifest
     from infra.store import CampaignStore
+    from opid_core.config import CampaignConfig
 
 STAGES = {
     "steps": "rollout",
@@ -70,6 +70,7 @@ def reproduce(
     from flows.reports.formatting import say
     from infra.scratch import scratch_folder
     from infra.store import location, read_config, read_table
+    from opid_core.config import StorageConfig, build_config
 
     store, chain = read_chain(root, campaign, endpoint_url)
     index = index_of(store, chain, str(iteration))

@@ -11,9 +11,9 @@ import typer
 from envs.base import result_of
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
-from opid_core.config import CampaignConfig, load_config
 
 if TYPE_CHECKING:
+    from opid_core.config import CampaignConfig
     from opid_core.rollout.episodes import Episode
 
 
@@ -31,6 +31,8 @@ def rollout(
 
     Example: [bold]opid rollout configs/quickstart.yaml --episodes 2 --policy configs/policies/alfworld_tiny[/]
     """
+    from opid_core.config import load_config
+
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     from rich.markdown import Markdown

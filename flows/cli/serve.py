@@ -29,7 +29,6 @@ import yaml
 from flows import settings
 from flows.cli.common import app, console
 from infra import automations, processes, work_pool
-from opid_core.config import load_config
 from opid_core.errors import ConfigError, InfrastructureError
 
 if TYPE_CHECKING:
@@ -125,6 +124,8 @@ def serve_until_interrupted(
 
 def _declared(configs: Sequence[Path], cron: str | None, declaration: Path) -> dict:
     """`declaration`, a file for `prefect deploy`, with a deployment more for each config, like its first one."""
+    from opid_core.config import load_config
+
     if cron is not None:
         from prefect.client.schemas.schedules import CronSchedule
         from pydantic import ValidationError

@@ -13,7 +13,6 @@ from rich.table import Column, Table
 from envs.base import Environment, HasSplits, Task, make, result_of
 from flows.cli.common import EnvironmentName, Options, app, console
 from flows.reports.formatting import plain
-from opid_core.config import parse_overrides
 from opid_core.errors import ConfigError
 
 
@@ -33,6 +32,8 @@ def tasks(
 
     Example: [bold]opid tasks alfworld --split train --set generator.size=small --show train/000003[/]
     """
+    from opid_core.config import parse_overrides
+
     if split is None and task_id is not None:
         raise ConfigError(f"--show {task_id}: name the split of the task with --split")
     environment = make(environment_name, parse_overrides(overrides))

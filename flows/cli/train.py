@@ -8,7 +8,6 @@ import typer
 
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
-from opid_core.config import load_config
 
 
 @app.command()
@@ -21,6 +20,8 @@ def train(
 
     Example: [bold]opid train configs/quickstart.yaml --set iterations=5 --set campaign=short[/]
     """
+    from opid_core.config import load_config
+
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     if dry_run:

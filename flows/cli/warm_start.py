@@ -9,7 +9,6 @@ import typer
 
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
-from opid_core.config import load_config
 from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ def warm_start(
 
     Example: [bold]opid warm-start configs/quickstart.yaml --out my_policy[/]
     """
+    from opid_core.config import load_config
+
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     write_warm_start(config, out, device, console)
