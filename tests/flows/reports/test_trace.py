@@ -41,7 +41,7 @@ def moving_rows():
 def test_a_step_skill_is_followed_from_trajectory_to_update(printed, tmp_path):
     store = committed(tmp_path, moving_rows())
     found = trace_skill(store.root, None, None, f"{FIRST}/step0")
-    assert (found.campaign, found.iteration, found.kind, found.step) == ("demo", 0, "step", 0)
+    assert (found.campaign, found.iteration, found.kind, found.step) == ("demo", 1, "step", 0)
     assert found.text == "Take the mug first."
     assert (found.trajectory["outcome"], found.trajectory["return"], found.trajectory["steps"]) == ("success", 10.0, 2)
     assert found.trajectory["task_text"] == "put a mug on a desk"
