@@ -73,6 +73,6 @@ def test_ctrl_c_leaves_cancelled_runs_with_their_reason_and_their_logs(tmp_path)
         runs = database.execute(query + "ON run.state_id = state.id").fetchall()
         logs = [message for (message,) in database.execute("SELECT message FROM log")]
     reason = "Interrupted (Ctrl-C). The same command continues where it was."
-    assert sorted(runs) == [("iteration-start", "Cancelled", reason), ("tiny", "Cancelled", reason)]
-    assert "initial_policy of iteration start begins" in logs
-    assert "start: committed" not in printed
+    assert sorted(runs) == [("iteration-0", "Cancelled", reason), ("tiny", "Cancelled", reason)]
+    assert "initial_policy of iteration 0 begins" in logs
+    assert "0: committed" not in printed

@@ -84,8 +84,8 @@ def test_a_damaged_file_leaves_nothing(store, exported, tmp_path, damaged):
 
 
 def test_what_is_not_there(store, exported, tmp_path):
-    with pytest.raises(ConfigError, match="has no iteration '1'; committed: start, 0 to 0"):
-        exported(tmp_path / "out", "--iteration", "1")
+    with pytest.raises(ConfigError, match="has no iteration '2'; committed: 0"):
+        exported(tmp_path / "out", "--iteration", "2")
     with pytest.raises(ConfigError, match="no campaign 'nobody'"):
         exported(tmp_path / "out", campaign="nobody")
     assert not (tmp_path / "out").exists()

@@ -40,7 +40,7 @@ def test_two_campaigns(root):
         ("episode", 0, 1),
         ("none", 0, 1),
     ]
-    # Iteration 0 has no evaluation of its own: the newest before it is compared, and says which policy it met.
+    # Iteration 1 has no evaluation of its own: the newest before it is compared, and says which policy it met.
     assert [(pair.temperature, pair.first_version, pair.second_version) for pair in found.evaluations] == [
         (0.5, 0, 0),
         (1.0, 0, 0),
