@@ -120,7 +120,7 @@ class Iteration:
 
     def __init__(self, run: CampaignRun, number: int, attempt: int, degrade: bool = False) -> None:
         self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, [*run.chain]
-        self.number: Number = number
+        self.number: int = number
         self.attempt = attempt
         self.degrade = degrade
         """Whether an exceeded failure budget is recorded instead of failing the gate."""
