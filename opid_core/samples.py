@@ -167,6 +167,8 @@ class Samples:
 
     def select(self, which: np.ndarray) -> Samples:
         """The samples where `which` [samples] is true, or those at the indices `which`, in that order."""
+        if which.dtype == bool and which.all():
+            return self  # the common case, in which nothing need be copied
         chosen = pa.array(which)
         return Samples(self.table.filter(chosen) if which.dtype == bool else self.table.take(chosen))
 

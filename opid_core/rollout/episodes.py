@@ -11,6 +11,7 @@ come in the same order in every run. An asynchronous world's turn enters when it
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
@@ -113,9 +114,9 @@ class Turn:
     observation: str
     admissible_actions: tuple[str, ...]
     prompt: EncodedPrompt
-    response_ids: list[int]
+    response_ids: Sequence[int]
     response_text: str
-    log_probs: list[float]
+    log_probs: Sequence[float]
     tokens: int
     action: str
     is_valid: bool
@@ -260,10 +261,11 @@ def _act(
     turn = Turn(
         observation=state.observation,
         admissible_actions=tuple(environment.admissible_actions),
-        prompt=state.prompt,
-        response_ids=ids,
+        # Arrays: millions of tokens are kept until the table is made, and a list takes up to nine times the space.
+        prompt=replace(state.prompt, ids=array("i", state.prompt.ids)),
+        response_ids=array("i", ids),
         response_text=text,
-        log_probs=log_probs,
+        log_probs=array("f", log_probs),
         tokens=tokens,
         action=action,
         is_valid=is_valid,

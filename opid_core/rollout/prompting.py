@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +27,7 @@ class EncodedPrompt:
     the number of oldest history entries cut for length."""
 
     text: str
-    ids: list[int]
+    ids: Sequence[int]
     history_dropped: int
 
 

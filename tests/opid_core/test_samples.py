@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opid_core.errors import DataError
@@ -31,6 +31,7 @@ def small() -> Samples:
     )
 
 
+@settings(deadline=None)
 @given(ROWS)
 def test_ragged_rows_survive_arrow(rows):
     ragged = Ragged.from_rows(rows, np.int32)
@@ -38,6 +39,7 @@ def test_ragged_rows_survive_arrow(rows):
     assert ragged.to_arrow().to_pylist() == rows
 
 
+@settings(deadline=None)
 @given(ROWS, st.data())
 def test_taking_rows_is_taking_from_the_list(rows, data):
     places = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8)) if rows else []
@@ -85,6 +87,7 @@ def test_tables_of_other_rows_are_refused():
         small().beside(pa.table({"trajectory_id": ["b", "a", "b"], "step": pa.array([0, 0, 1], pa.int32())}))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 100))
 def test_micro_batches_hold_every_row_once_within_the_budget(lengths, budget):
     batches = micro_batches(lengths, budget)
