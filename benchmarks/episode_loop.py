@@ -142,7 +142,9 @@ class Searching:
         return response_text, True
 
     @staticmethod
-    def prompt_parts(task_text: str, history: Any, observation: str, actions: Any, length: int) -> PromptParts:
+    def prompt_parts(
+        task_text: str, history: Any, observation: str, admissible_actions: Any, history_length: int
+    ) -> PromptParts:
         return PromptParts("", task_text, "", (), observation, "", "")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import linear
 
-from opid_core.learning.losses import policy_loss
+from opid_core.learning.losses import LossInput, clipped_loss
 from opid_core.samples import Ragged, Samples
 
 NAIVE_BATCH = 8
@@ -48,7 +48,8 @@ def padded_batches(samples: Samples, size: int) -> list[PaddedBatch]:
         part = samples.select(np.arange(start, min(start + size, len(samples))))
         prompts, responses = pad(part.prompt_ids, left=True), pad(part.response_ids)
         old, advantages = (pad(part.tokens(name))[0] for name in ("old_log_probs", "skill_advantages"))
-        batches.append(PaddedBatch(*(t.long() for t in prompts), *(t.long() for t in responses), old, advantages))
+        (prompt_ids, prompt_mask), (response_ids, response_mask) = prompts, responses
+        batches.append(PaddedBatch(prompt_ids.long(), prompt_mask, response_ids.long(), response_mask, old, advantages))
     return batches
 
 
@@ -77,17 +78,15 @@ def naive_update(model: Any, optimizer: torch.optim.Optimizer, batches: list[Pad
     optimizer.zero_grad()
     for batch in batches:
         log_probs = naive_log_probs(model, batch, entropy=True)
-        loss, _ = policy_loss(
-            log_probs,
-            batch.old_log_probs,
-            batch.advantages,
-            batch.response_mask,
-            clip_low=CLIP,
-            clip_high=CLIP,
-            dual_clip=None,
+        inputs = LossInput(
+            log_probs=log_probs,
+            old_log_probs=batch.old_log_probs,
+            advantages=batch.advantages,
+            response_mask=batch.response_mask.bool(),
             aggregation="token-mean",
             normalizer=tokens,
         )
+        loss, _ = clipped_loss(inputs, clip_low=CLIP, clip_high=CLIP, dual_clip=None)
         loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

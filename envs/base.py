@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
@@ -128,7 +128,11 @@ def in_background(work: Coroutine[Any, Any, _Answer]) -> Future[_Answer]:
     return asyncio.run_coroutine_threadsafe(work, _event_loop())
 
 
-def result_of(answer: _Answer | Coroutine[Any, Any, _Answer]) -> _Answer:
+@overload
+def result_of(answer: Coroutine[Any, Any, _Answer]) -> _Answer: ...
+@overload
+def result_of(answer: _Answer | Coroutine[Any, Any, _Answer]) -> _Answer: ...
+def result_of(answer: Any) -> Any:
     """What `reset` or `step` returned, waited for where it is a coroutine. Not to be called in a coroutine."""
     if not isinstance(answer, Coroutine):
         return answer

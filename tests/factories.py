@@ -81,7 +81,7 @@ _DEFAULTS: dict[str, Row] = {
 
 def row(table: str, **values: Any) -> Row:
     """A row of a table: `values` for what a test is about, the rest plausible and as long as it must be."""
-    made = dict.fromkeys(TABLES[table].names) | _DEFAULTS[table] | values
+    made: Row = dict.fromkeys(TABLES[table].names) | _DEFAULTS[table] | values
     assert list(made) == TABLES[table].names, f"{table} has no column {set(values) - set(TABLES[table].names)}"
     if table == "steps":
         made |= {"rollout_log_probs": [-0.5] * len(made["response_ids"])} | values

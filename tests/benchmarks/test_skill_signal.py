@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from benchmarks.skill_signal import SignalQuality, expert_agrees, signal_quality
-from envs.base import make
+from envs.base import make, result_of
 from opid_core.warm_start import require_expert
 from tests.opid_core.skills.episodes import episode
 
@@ -27,12 +27,12 @@ def test_no_steps_of_one_kind_leave_nothing_to_compare():
 def test_the_expert_agrees_with_itself_and_not_with_looking_around():
     environment = make("alfworld", {"generator": {"size": "small", "train": 3}})
     task = environment.tasks("train")[1]
-    seen = [environment.reset(task)]
+    seen = [result_of(environment.reset(task))]
     expert, actions, offered = require_expert(environment).expert(seen[0]), [], []
     for _ in range(4):
         offered.append(list(environment.admissible_actions))
         actions.append(expert.decide(offered[-1]).action)
-        seen.append(environment.step(actions[-1]).observation)
+        seen.append(result_of(environment.step(actions[-1])).observation)
         expert.observe(actions[-1], seen[-1])
     observations = dict(enumerate(seen))
     played = episode("x", actions, observations=observations, offered=offered)

@@ -8,7 +8,7 @@ import pytest
 
 from envs.alfworld import AlfworldEnvironment, AlfworldOptions
 from envs.alfworld.games import TASK_TYPES, Game, read_folder, read_pack
-from envs.base import StepResult, make
+from envs.base import StepResult, make, result_of
 from opid_core.errors import ConfigError, DataError
 from tests.envs.test_alfworld_world import small_game
 
@@ -35,7 +35,7 @@ def test_pack_and_environment(tmp_path, name):
     environment = make("alfworld", {"data": str(tmp_path), "manifest": str(manifest)})
     tasks = environment.tasks("train")
     assert [task.task_id for task in tasks] == ["small/two", "small/cool"]
-    assert environment.reset(tasks[1]) == (
+    assert result_of(environment.reset(tasks[1])) == (
         "You are in the middle of a room. Looking quickly around you, you see "
         "a desk 2, a desk 1, a fridge 1, a microwave 1, and a sinkbasin 1."
     )
@@ -43,9 +43,9 @@ def test_pack_and_environment(tmp_path, name):
     assert "help" not in environment.admissible_actions
     assert "look" in environment.admissible_actions
     for command in ("go to desk 1", "take apple 2 from desk 1", "go to fridge 1", "open fridge 1", "cool it"):
-        assert environment.step(command).reward == 0.0
+        assert result_of(environment.step(command)).reward == 0.0
     environment.step("cool apple 2 with fridge 1")
-    assert environment.step("move apple 2 to fridge 1") == StepResult(
+    assert result_of(environment.step("move apple 2 to fridge 1")) == StepResult(
         "You move the apple 2 to the fridge 1.", reward=1.0, done=True, won=True
     )
 
@@ -226,7 +226,7 @@ def test_generated_games_are_the_default():
     tasks = environment.tasks("train")
     assert len(tasks) == 12
     assert {task.task_type for task in tasks} == set(TASK_TYPES)
-    assert environment.reset(tasks[0]) == environment.reset(tasks[0])
+    assert result_of(environment.reset(tasks[0])) == result_of(environment.reset(tasks[0]))
     assert environment.task_text.startswith("Your task is to: ")
     with pytest.raises(ConfigError, match="unknown split"):
         environment.tasks("test")

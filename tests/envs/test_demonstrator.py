@@ -7,7 +7,7 @@ import pytest
 import envs
 from envs.alfworld import parse_action, response_text
 from envs.alfworld.expert import AlfworldExpert, kind_of
-from envs.base import Decision, Environment, HasExpert
+from envs.base import Decision, Environment, HasExpert, result_of
 
 TASK = "Your task is to: put a clean mug in cabinet."
 ROOM = (
@@ -90,12 +90,12 @@ def test_in_generated_games_the_thought_is_true_and_the_game_is_won():
     environment, tasks = small(12)
     assert isinstance(environment, HasExpert)
     for task in tasks:
-        observation = environment.reset(task)
+        observation = result_of(environment.reset(task))
         expert, won = environment.expert(observation), False
         for _ in range(40):
             decision = expert.decide(environment.admissible_actions)
             held, seen = decision.thought.split(". ")[:2]
-            carried = environment.step("inventory").observation
+            carried = result_of(environment.step("inventory")).observation
             if held == "hold nothing":
                 assert carried == "You are not carrying anything."
             else:
@@ -110,7 +110,7 @@ def test_in_generated_games_the_thought_is_true_and_the_game_is_won():
                 assert kind_of(name) in environment.task_text
             assert parse_action(environment.response_text(decision)) == (decision.action, True)
             assert decision.action in environment.admissible_actions
-            result = environment.step(decision.action)
+            result = result_of(environment.step(decision.action))
             expert.observe(decision.action, result.observation)
             if result.won:
                 won = True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.base import HasExpert, StepResult, Task, make
+from envs.base import HasExpert, StepResult, Task, make, result_of
 from envs.search_qa import Question, SearchQaEnvironment
 from envs.search_qa.world import SearchQaExpert
 from opid_core.errors import ConfigError
@@ -34,16 +34,16 @@ def environment(tmp_path) -> SearchQaEnvironment:
 def test_an_episode_that_searches_and_answers(environment):
     (task,) = environment.tasks("train")
     assert (task.task_id, task.task_type) == ("nq/1", "nq")
-    assert environment.reset(task) == "Nothing searched yet."
+    assert result_of(environment.reset(task)) == "Nothing searched yet."
     assert environment.task_text == "Your question is: Who founded Belora?"
     assert list(environment.admissible_actions) == []
-    assert environment.step("<search>baker</search>") == StepResult(
+    assert result_of(environment.step("<search>baker</search>")) == StepResult(
         '<information>\nDoc 1: "Tavi"\na baker\n</information>', reward=0.0, done=False, won=False
     )
-    assert environment.step("<search>Belora Tavi</search>").observation == (
+    assert result_of(environment.step("<search>Belora Tavi</search>")).observation == (
         '<information>\nDoc 1: "Belora"\nfounded by Tavi\nDoc 2: "Tavi"\na baker\n</information>'
     )
-    assert environment.step("<answer>the tavi</answer>") == StepResult("", reward=1.0, done=True, won=True)
+    assert result_of(environment.step("<answer>the tavi</answer>")) == StepResult("", reward=1.0, done=True, won=True)
 
 
 @pytest.mark.parametrize(
@@ -51,24 +51,24 @@ def test_an_episode_that_searches_and_answers(environment):
 )
 def test_an_answer_ends_the_episode(environment, answer, won):
     environment.reset(environment.tasks("train")[0])
-    result = environment.step(f"<answer>{answer}</answer>")
+    result = result_of(environment.step(f"<answer>{answer}</answer>"))
     assert result == StepResult("", reward=1.0 if won else 0.0, done=True, won=won)
 
 
 def test_the_fourth_turn_ends_the_episode(environment):
     environment.reset(environment.tasks("train")[0])
     actions = ["<search>Belora</search>", "", "<search></search>"]
-    observations = [environment.step(action).observation for action in actions]
+    observations = [result_of(environment.step(action)).observation for action in actions]
     assert observations == [
         '<information>\nDoc 1: "Belora"\nfounded by Tavi\n</information>',
         "Nothing happens.",
         NO_PASSAGES,
     ]
-    assert environment.step("<search>Belora</search>") == StepResult("", reward=0.0, done=True, won=False)
-    environment.reset(environment.tasks("train")[0])  # the count starts anew
+    assert result_of(environment.step("<search>Belora</search>")) == StepResult("", reward=0.0, done=True, won=False)
+    result_of(environment.reset(environment.tasks("train")[0]))  # the count starts anew
     for _ in range(3):
-        assert not environment.step("").done
-    assert environment.step("<answer>Tavi</answer>").won
+        assert not result_of(environment.step("")).done
+    assert result_of(environment.step("<answer>Tavi</answer>")).won
 
 
 def test_an_answer_inside_a_search_block_ends_the_episode(environment):
@@ -76,7 +76,7 @@ def test_an_answer_inside_a_search_block_ends_the_episode(environment):
     environment.reset(environment.tasks("train")[0])
     action, is_valid = environment.parse_action("<search>x <answer>Tavi</answer></search>")
     assert not is_valid
-    assert environment.step(action).won
+    assert result_of(environment.step(action)).won
 
 
 def test_golden_answers_are_forbidden_but_for_what_the_question_says(environment):
@@ -92,9 +92,9 @@ def test_group_members_start_and_go_on_alike():
     first, second = make("search_qa", SMALL), make("search_qa", SMALL)
     for task in first.tasks("train")[:5]:
         query = f"<search>{task.payload.question}</search>"
-        assert first.reset(task) == second.reset(task)
-        assert first.step(query) == second.step(query)
-        assert first.step(query).observation == second.step(query).observation != NO_PASSAGES
+        assert result_of(first.reset(task)) == result_of(second.reset(task))
+        assert result_of(first.step(query)) == result_of(second.step(query))
+        assert result_of(first.step(query)).observation == result_of(second.step(query)).observation != NO_PASSAGES
 
 
 @pytest.mark.parametrize("split", ["train", "valid_unseen"])
@@ -102,13 +102,13 @@ def test_the_expert_answers_every_generated_question(split):
     environment = make("search_qa", SMALL)
     assert isinstance(environment, HasExpert)
     for task in environment.tasks(split):
-        expert = environment.expert(environment.reset(task))
+        expert = environment.expert(result_of(environment.reset(task)))
         steps, result = 0, None
         while result is None or not result.done:
             decision = expert.decide(environment.admissible_actions)
             action, is_valid = environment.parse_action(environment.response_text(decision))
             assert is_valid
-            result = environment.step(action)
+            result = result_of(environment.step(action))
             expert.observe(action, result.observation)
             steps += 1
         assert result.won
@@ -133,7 +133,7 @@ def test_the_expert_says_what_it_reads():
 
 
 def test_there_is_no_expert_for_questions_of_a_file(environment):
-    observation = environment.reset(environment.tasks("train")[0])
+    observation = result_of(environment.reset(environment.tasks("train")[0]))
     assert environment.expert(observation).path[0].name == "founder"  # worded as the generator words it
     environment.reset(Task("x", "nq", Question("1", "Why?", ("x",), "nq")))
     with pytest.raises(ConfigError, match=r"there is no expert for questions such as 'Why\?'"):
@@ -151,9 +151,11 @@ def test_the_real_questions_and_passages(monkeypatch):
     assert {task.task_type for task in tasks["valid_unseen"]} == {"nq", "triviaqa", "popqa", "bamboogle"}
     every = {task.payload.question: task for part in tasks.values() for task in part}
     environment.reset(every["When did the last king from Britain's House of Hanover die?"])
-    observation = environment.step("<search>House of Hanover last king of Britain William IV died</search>").observation
+    observation = result_of(
+        environment.step("<search>House of Hanover last king of Britain William IV died</search>")
+    ).observation
     assert "20 June 1837" in observation
-    assert environment.step("<answer>20 June 1837.</answer>").won
+    assert result_of(environment.step("<answer>20 June 1837.</answer>")).won
 
 
 def test_a_warm_start_imitates_the_expert(tmp_path):

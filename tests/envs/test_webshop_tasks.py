@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import envs
-from envs.base import HasExpert, StepResult
+from envs.base import HasExpert, StepResult, result_of
 from envs.webshop import WebshopEnvironment
 from envs.webshop.catalog import Catalog, find_files
 from envs.webshop.goals import NO_LIMIT, Goals, draw_limit
@@ -135,22 +135,22 @@ def test_a_manifest_picks_tasks_in_its_order(data, tmp_path):
 def test_an_episode(data):
     environment = envs.make("webshop", {"data": data, "validation": 1})
     task = next(t for t in environment.tasks("train") if t.task_id == "B000000MUG/4")
-    first = environment.reset(task)
+    first = result_of(environment.reset(task))
     assert environment.task_text == "Your task is to: Find me hand made mugs with color: red, and size: 16 oz"
     assert environment.admissible_actions == ["search[<your query>]", "click[search]"]
-    assert environment.step("jump") == StepResult(first, reward=0.0, done=False, won=False)
+    assert result_of(environment.step("jump")) == StepResult(first, reward=0.0, done=False, won=False)
     for action in ("search[mugs]", "click[b000000mug]", "click[red]"):
-        assert environment.step(action).reward == 0.0
+        assert result_of(environment.step(action)).reward == 0.0
     assert "click[16 oz]" in environment.admissible_actions
     assert isinstance(environment, WebshopEnvironment)
-    half = environment.step("click[buy now]")
+    half = result_of(environment.step("click[buy now]"))
     assert (half.reward, half.done, half.won) == (0.0, True, False)
     assert environment.score is not None
     assert environment.score.value == 3 / 4
-    assert environment.reset(task) == first  # the next member of the group begins where the first did
+    assert result_of(environment.reset(task)) == first  # the next member of the group begins where the first did
     for action in ("search[mugs]", "click[b000000mug]", "click[red]", "click[16 oz]"):
         environment.step(action)
-    won = environment.step("click[buy now]")
+    won = result_of(environment.step("click[buy now]"))
     assert (won.reward, won.done, won.won) == (1.0, True, True)
 
 
@@ -188,13 +188,13 @@ def test_the_expert_wins_what_it_is_shown(kind):
     environment = generated(goals=kind, validation=2)
     assert isinstance(environment, HasExpert)
     for task in environment.tasks("train")[:30]:
-        observation = environment.reset(task)
+        observation = result_of(environment.reset(task))
         expert, won = environment.expert(observation), False
         for _ in range(15):
             decision = expert.decide(environment.admissible_actions)
             assert environment.parse_action(environment.response_text(decision)) == (decision.action, True)
             assert decision.action in environment.admissible_actions or decision.action.startswith("search[")
-            result = environment.step(decision.action)
+            result = result_of(environment.step(decision.action))
             expert.observe(decision.action, result.observation)
             if result.done:
                 won = result.won
@@ -209,10 +209,10 @@ def test_the_expert_mends_detours():
     product = environment.shop.product(goal.product)
     wrong = next(v for v in product.options[next(iter(goal.options))] if v not in goal.options.values())  # pyright: ignore
     detours = {1: "click[back to search]", 4: f"click[{wrong}]", 6: "click[features]", 7: "jump", 9: f"click[{wrong}]"}
-    expert = environment.expert(environment.reset(task))
+    expert = environment.expert(result_of(environment.reset(task)))
     for step in range(30):
         action = detours.get(step) or expert.decide(environment.admissible_actions).action
-        result = environment.step(action)
+        result = result_of(environment.step(action))
         expert.observe(action, result.observation)
         if result.done:
             break
@@ -225,11 +225,11 @@ def test_a_search_that_misses_is_tried_with_the_products_name(tmp_path):
     data = str(small_data(tmp_path / "data", [*products, {**MUG, "name": "Mug", "full_description": "mug" * 9}]))
     environment = envs.make("webshop", {"data": data, "validation": 1})
     assert isinstance(environment, WebshopEnvironment)
-    expert = environment.expert(environment.reset(environment.tasks("train")[0]))
+    expert = environment.expert(result_of(environment.reset(environment.tasks("train")[0])))
     actions = []
     for _ in range(40):
         actions.append(expert.decide(environment.admissible_actions).action)
-        result = environment.step(actions[-1])
+        result = result_of(environment.step(actions[-1]))
         expert.observe(actions[-1], result.observation)
         if result.done:
             break

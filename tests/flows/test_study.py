@@ -15,6 +15,7 @@ from infra.manifest import new_manifest
 from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
 from opid_core import schema
 from opid_core.errors import ConfigError
+from opid_core.learning.methods import Opid
 
 BASE = """
 campaign: {label}
@@ -55,6 +56,8 @@ def test_opid_without_a_twin_gets_one(tmp_path):
     study = load_study("mine", [config_file(tmp_path, "skills", "{name: opid, lambda_step: 0.1}")], 1)
     assert list(study.methods) == ["skills", "skills-lambda0"]
     twin, method = study.methods["skills-lambda0"].method, study.methods["skills"].method
+    assert isinstance(twin, Opid)
+    assert isinstance(method, Opid)
     assert (twin.lambda_episode, twin.lambda_step) == (0.0, 0.0)
     assert twin.model_copy(update={"lambda_episode": method.lambda_episode, "lambda_step": 0.1}) == method
     assert study.baseline == "skills-lambda0"
@@ -73,6 +76,7 @@ def test_a_twin_has_the_step_advantage_of_its_method(tmp_path):
     study = load_study("mine", [skills, plain], 1)
     assert list(study.methods) == ["skills", "plain", "skills-lambda0"]
     twin = study.methods["skills-lambda0"].method
+    assert isinstance(twin, Opid)
     assert (twin.lambda_episode, twin.lambda_step, twin.step_weight, twin.gamma) == (0.0, 0.0, 1.0, 0.9)
     assert [study.twin(label) for label in study.methods] == ["skills-lambda0", None, None]
     assert study.baseline == "plain"

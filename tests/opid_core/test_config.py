@@ -21,6 +21,7 @@ def test_a_minimal_file_gets_the_released_numbers(tmp_path):
     assert config.campaign == "first"
     assert config.environment.success_reward == 10.0
     assert config.environment.invalid_action_penalty == 0.1
+    assert isinstance(config.method, Opid)
     assert (config.method.baseline, config.method.normalize) == ("step", "mean_std")
     # The environment's options are stored as its own model has them, defaults included.
     assert config.environment.options["generator"]["train"] == 3553
@@ -30,6 +31,7 @@ def test_the_paper_preset_and_a_value_that_wins_over_it(tmp_path):
     config = load_config(write(tmp_path, "campaign: c\npreset: paper\nenvironment: {invalid_action_penalty: 0.5}\n"))
     assert config.environment.success_reward == 1.0
     assert config.environment.invalid_action_penalty == 0.5
+    assert isinstance(config.method, Opid)
     assert config.method.baseline == "trajectory"
 
 
@@ -240,6 +242,7 @@ def test_every_shipped_config_loads_with_both_presets(path, preset):
         10.0 if preset == "released" else 1.0,
         penalty,
     )
+    assert isinstance(config.method, Opid)
     assert config.method.baseline == ("step" if preset == "released" else "trajectory")
 
 
@@ -265,7 +268,8 @@ def test_the_configs_of_the_papers_models_hold_its_numbers(
     assert (learner.mini_batch_samples, learner.learning_rate, learner.epochs) == (mini_batch, 1e-6, 1)
     assert (learner.clip_low, learner.clip_high, learner.dual_clip) == (0.2, 0.2, 3.0)
     assert (learner.kl_coefficient, learner.aggregation) == (kl_coefficient, "token-mean")
-    assert (method.name, method.lambda_episode, method.lambda_step) == ("opid", 0.001, 0.001)
+    assert isinstance(method, Opid)
+    assert (method.lambda_episode, method.lambda_step) == (0.001, 0.001)
     assert (config.iterations, config.evaluation.temperatures) == (150, (0.4,))
     assert config.analyzer.max_step_skills == step_skills
 

@@ -12,6 +12,7 @@ import torch
 
 import envs
 from envs.alfworld import parse_action
+from envs.base import result_of
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.policies import make_tiny_policy
@@ -58,7 +59,7 @@ def test_without_detours_the_labels_are_what_was_played_and_win():
     for task, episode in zip(tasks, episodes, strict=False):
         environment.reset(task)
         assert [environment.task_text] == list({one.parts.task for one in episode})
-        results = [environment.step(action) for action, _ in actions_and_offers(episode)]
+        results = [result_of(environment.step(action)) for action, _ in actions_and_offers(episode)]
         assert results[-1].won
         assert not any(result.won for result in results[:-1])
 

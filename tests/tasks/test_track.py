@@ -17,7 +17,7 @@ from tasks.progress import artifact_key
 from tasks.track import markdown, track, track_metrics
 from tests.audited import Shape, make_campaign
 
-tracked = flow(track_metrics, validate_parameters=False)
+tracked = flow(validate_parameters=False)(track_metrics)
 CONFIG = {"campaign": "audited", "tracking": {"tensorboard": False, "wandb_project": "mine"}}
 
 
@@ -44,7 +44,7 @@ def test_a_task_publishes_the_artifact_under_a_key_that_prefect_takes(tmp_path, 
         track(store.campaign, 1)
         track(store.campaign, 0)  # has none
     published = Artifact.get(artifact_key("audit", store.campaign))
-    assert published is not None
+    assert isinstance(published, Artifact)
     assert published.key == "audit-my-campaign-2"
     assert published.data == markdown(store, chain[1], metrics_of(store, chain[1]))  # pyright: ignore[reportAttributeAccessIssue]
 

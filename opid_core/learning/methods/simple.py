@@ -100,6 +100,7 @@ class Opsd(DistillingMethod):
 
     def loss(self, inputs: LossInput) -> tuple[Tensor, dict[str, Tensor]]:
         assert inputs.skill_log_probs is not None
+        assert inputs.skill_mask is not None
         difference = (inputs.skill_log_probs.detach() - inputs.log_probs).where(inputs.skill_mask, 0.0)
         gate = (self.gate_beta * difference.detach()).sigmoid()
         return self.distil(inputs, gate * difference)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from envs.base import make
+from envs.base import make, result_of
 from flows.cli.play import play_episode
 from opid_core.errors import ConfigError
 
@@ -72,7 +72,7 @@ def test_who_follows_the_hints_wins(name, options, split):
 def test_an_action_is_typed_or_chosen_by_its_number():
     environment = make("alfworld", ALFWORLD)
     task = environment.tasks("train")[3]
-    first = environment.reset(task)
+    first = result_of(environment.reset(task))
     offered = list(environment.admissible_actions)
     printed = played(
         "alfworld", ALFWORLD, "train", typing("2", f" {offered[0].upper()} ", "fly", "quit"), "train/000003"
@@ -80,8 +80,8 @@ def test_an_action_is_typed_or_chosen_by_its_number():
     assert printed.startswith(
         f"train/000003 ({task.task_type})\n\n{environment.task_text}\n\n{first}\n\n  1 {offered[0]} "
     )
-    second = environment.step(offered[1]).observation
-    third = environment.step(offered[0]).observation
+    second = result_of(environment.step(offered[1])).observation
+    third = result_of(environment.step(offered[0])).observation
     assert f"\nStep 1: {offered[1]}\n\n{second}\n" in printed
     assert f"\nStep 2: {offered[0]}\n\n{third}\n" in printed
     assert "\nStep 3: fly\n\nNothing happens.\n" in printed

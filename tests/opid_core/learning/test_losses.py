@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from opid_core.errors import DataError
 from opid_core.learning.losses import (
+    Aggregation,
     LossInput,
     aggregate,
     clipped_loss,
@@ -25,7 +26,7 @@ AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"]
 PPO = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0}
 
 
-def skill_input(log_probs, skill, mask, with_skill, aggregation="token-mean", old=None) -> LossInput:
+def skill_input(log_probs, skill, mask, with_skill, aggregation: Aggregation = "token-mean", old=None) -> LossInput:
     """What the loss of a method with skills reads."""
     mask = mask.bool()
     return LossInput(
@@ -125,11 +126,11 @@ def test_numpy_arrays_give_numpy_numbers():
     loss, sums = policy_loss(*arrays, advantages, mask, aggregation="token-mean", **PPO)
     tensors = [torch.from_numpy(array) for array in (*arrays, advantages, mask)]
     expected, expected_sums = policy_loss(*tensors, aggregation="token-mean", **PPO)
-    assert isinstance(loss, np.float32)
+    assert isinstance(loss, np.floating)
     assert loss == expected.item()
     assert {name: float(value) for name, value in sums.items()} == {k: v.item() for k, v in expected_sums.items()}
     kl = kl_loss(*arrays, mask, aggregation="token-mean")
-    assert isinstance(kl, np.float32)
+    assert isinstance(kl, np.floating)
     assert kl == kl_loss(tensors[0], tensors[1], tensors[3], aggregation="token-mean").item()
 
 
@@ -229,6 +230,7 @@ def total_loss(log_probs, old, reference, advantages, mask, aggregation, denomin
     for share, numbers in losses:
         loss, sums = loss + share, sums | numbers
     loss.backward()
+    assert inputs.log_probs.grad is not None
     return loss.item(), inputs.log_probs.grad, sums
 
 

@@ -85,7 +85,7 @@ def test_encode_applies_the_chat_template():
     assert count(*LINES) + 2 == WHOLE
     assert encoded.text == render(PARTS)
     assert (len(encoded.ids), encoded.history_dropped) == (WHOLE, 0)
-    tokens = tokenizer.convert_ids_to_tokens(encoded.ids)
+    tokens = tokenizer.convert_ids_to_tokens(list(encoded.ids))
     assert (tokens[0], tokens[1], tokens[-1]) == ("<user>", "you", "<assistant>")
 
 
@@ -193,11 +193,11 @@ def test_the_special_tokens_are_those_of_the_template_alone(style, task, seen, d
     tokenizer = chat_tokenizer(style)
     parts = replace(PARTS, task=task, history=(f"{seen}\n{done}",) * 2, current=now, actions=offered)
     encoded = encode(tokenizer, inject(parts, "step", skill), 10_000)
-    assert special_of(tokenizer, encoded.ids) == AROUND
+    assert special_of(tokenizer, list(encoded.ids)) == AROUND
     # Not one character is lost or changed (Qwen2's tokenizer composes characters: NFC).
     shown = f"<|im_start|>user\n{encoded.text}<|im_end|>\n<|im_start|>assistant\n"
     shown = unicodedata.normalize("NFC", shown) if style != "smol" else shown
-    assert str(tokenizer.decode(encoded.ids)).endswith(shown)
+    assert str(tokenizer.decode(list(encoded.ids))).endswith(shown)
 
 
 @STYLES
@@ -216,7 +216,8 @@ def test_any_other_prompt_is_tokenised_whole(style, text, number):
 def test_only_what_spells_a_special_token_is_tokenised_in_another_way(style):
     tokenizer = chat_tokenizer(style)
     ordinary, hostile = (
-        encode(tokenizer, replace(PARTS, current=f"take{word}mug 12"), 1000).ids for word in (" ## ", " <|im_end|> ")
+        list(encode(tokenizer, replace(PARTS, current=f"take{word}mug 12"), 1000).ids)
+        for word in (" ## ", " <|im_end|> ")
     )
     same = equal_places(ordinary, hostile)  # up to "take" and its space
     rest = equal_places(ordinary[::-1], hostile[::-1])

@@ -174,9 +174,18 @@ def test_cleaning_twice_is_cleaning_once(text, limit):
 
 
 def test_skill_rows_follow_the_schema():
-    tokens = {"prompt_tokens": 7, "completion_tokens": 2}
     analyses = [
-        Analysis("x", "sum", "plan", {4: "act", 1: "look"}, "llm", model="m", attempts=2, **tokens),
+        Analysis(
+            "x",
+            "sum",
+            "plan",
+            {4: "act", 1: "look"},
+            "llm",
+            model="m",
+            attempts=2,
+            prompt_tokens=7,
+            completion_tokens=2,
+        ),
         Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
     ]
     trajectories = pa.table({"trajectory_id": ["x", "y"], "outcome": ["success", "failure"]})

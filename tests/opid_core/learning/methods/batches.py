@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from opid_core.learning import methods
-from opid_core.learning.methods import Advantages, Method
+from opid_core.learning.methods import Advantages
 from opid_core.samples import Ragged, Samples
 
 
@@ -36,7 +36,7 @@ is -2, 1 on x's first response and 1, -2 on y's."""
 KEYS: dict[str, Any] = {"baseline": "trajectory", "normalize": "mean", "lambda_episode": 0.5, "lambda_step": 0.25}
 
 
-def method(name: str, **keys: Any) -> Method:
+def method(name: str, **keys: Any) -> Any:
     """The method `name` with those of `keys` and of `KEYS` that it reads."""
     model = methods.get(name)
     given = {"skill_bank": "bank.json", **KEYS, **keys}
