@@ -78,9 +78,9 @@ def test_an_outage_fails_the_gate_and_leaves_no_trace_and_a_few_failures_are_row
     }
     (gate,) = [e for e in undisturbed.chain[1].gates["skills"].expectations if e.column == "failure"]
     assert (gate.passed, gate.observed) == (True, f"{len(failed)} of 20 rows")
-    assert stages.failures(undisturbed.store, 0) == []
+    assert stages.failures(undisturbed.store, 1) == []
 
-    (failure,) = stages.failures(retried.store, 0)
+    (failure,) = stages.failures(retried.store, 1)
     assert failure["reason"].startswith("FailureBudgetExceeded: table skills: ")
     assert "on column failure failed (20 of 20 rows)" in failure["reason"]
     assert "HTTP 500: the analyzer is away" in failure["reason"]
