@@ -213,7 +213,9 @@ class Samples:
         return self.table[name].to_pylist()
 
     def tokens(self, name: str) -> Ragged:
-        """A column of lists of numbers; empty where the sample has none."""
+        """A column of lists of numbers; empty where the sample has none, or where there is no such column."""
+        if name not in self.table.column_names:
+            return Ragged(np.zeros(0, np.float32), np.zeros(len(self) + 1, np.int64))
         return Ragged.from_arrow(self.table[name])
 
     def has(self, name: str) -> Bool[np.ndarray, " samples"]:

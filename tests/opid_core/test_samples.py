@@ -65,6 +65,7 @@ def test_columns_selection_and_the_order_of_steps():
     assert samples.won.tolist() == [True, False, True]
     assert samples.has("skill_log_probs").tolist() == [False, True, True]
     assert samples.has("reference_log_probs").tolist() == [False, False, False]
+    assert samples.tokens("reference_log_probs").lengths.tolist() == [0, 0, 0]
     assert {name: rows.tolist() for name, rows in samples.by_trajectory().items()} == {"b": [2, 0], "a": [1]}
     assert samples.select(np.array([False, True, True])).trajectory_ids == ["a", "b"]
     assert samples.select(np.array([2, 0])).prompt_ids.values.tolist() == [4, 5, 6, 1]
