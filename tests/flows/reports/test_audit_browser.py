@@ -63,7 +63,7 @@ def campaign(tmp_path_factory) -> tuple[CampaignStore, list, Path]:
 
 def test_the_campaign_page_leads_to_an_iteration(campaign, open_page):
     page = open_page(campaign[2] / CAMPAIGN_PAGE)
-    assert page.locator(".alarm").inner_text() == "Iteration 0 is degraded: skills: 2 of 6 analyses failed"
+    assert page.locator(".alarm").inner_text() == "Iteration 1 is degraded: skills: 2 of 6 analyses failed"
     assert page.locator("svg.chart circle").count() == 2 + 3 + 3  # training rollouts, and two panels at each policy
     assert page.locator("#added tbody tr").count() == 8
     assert "too short" in page.locator("tr.warn").inner_text()
