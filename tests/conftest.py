@@ -46,7 +46,11 @@ def prefect_server(tmp_path_factory) -> Iterator[None]:
     from flows.prefect_api import prefect_api
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "environ", {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")})
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            patch.delenv(name)
+        before = {*os.environ}
         settings.apply(tmp_path_factory.mktemp("prefect"))
         with prefect_api():
             yield
+        for name in {*os.environ} - before:  # what `apply` has set
+            del os.environ[name]
