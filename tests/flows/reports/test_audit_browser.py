@@ -70,7 +70,7 @@ def test_the_campaign_page_leads_to_an_iteration(campaign, open_page):
     page.click(f"a[href='{page_of(LAST)}']")
     page.wait_for_url(f"**/{page_of(LAST)}*")  # the page that is left is ready too
     page.wait_for_selector("body[data-ready=yes]", state="attached")
-    assert page.locator("h1").inner_text() == "Iteration 1"
+    assert page.locator("h1").inner_text() == "Iteration 2"
 
 
 def test_the_filters_leave_what_they_say(campaign, open_page):
