@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from flows.cli.common import console
 from flows.cli.main import app
 
 
 @pytest.fixture
 def opid(monkeypatch, capsys) -> Callable[..., str]:
     """`opid(ARGUMENT, ...)` runs the command and gives what it prints; OPID's errors are raised."""
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(console, "width", 300)  # rich reads COLUMNS when the console is made
 
     def run(*arguments: object) -> str:
         capsys.readouterr()

@@ -80,8 +80,8 @@ def test_an_iteration_whose_optimizer_state_was_pruned_is_refused(campaign, tmp_
     store = find_campaign(tmp_path / "runs", "tiny")
     prune_states(store, campaign.chain, keep=1)
     with pytest.raises(ConfigError, match=r"iteration 2 of tiny cannot be run again: .*storage\.optimizer_states"):
-        reproduce("tiny", 1, str(tmp_path / "runs"))
-    write_export(store, campaign.chain[0], tmp_path / "out")  # weights are still whole
+        reproduce("tiny", 2, str(tmp_path / "runs"))
+    write_export(store, campaign.chain[1], tmp_path / "out")  # weights are still whole
     check_policy_folder(tmp_path / "out" / "policy")
 
 
