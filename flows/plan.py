@@ -16,6 +16,7 @@ from rich.table import Table
 from envs.base import result_of
 from flows import memory
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
+from opid_core import proxies
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.policies import check_policy_folder
@@ -101,12 +102,13 @@ def _check_prefect_api() -> None:
         return
     import httpx
 
+    proxies.check(url)
     try:
         httpx.get(f"{url.rstrip('/')}/health", timeout=5.0).raise_for_status()
     except httpx.HTTPError as error:
         raise ConfigError(
-            f"PREFECT_API_URL={url}: no healthy Prefect server there ({error}); start it, or unset the variable: "
-            "the command then starts a server of its own"
+            f"PREFECT_API_URL={url}: no healthy Prefect server there{proxies.through(url)} ({error}); start it, or "
+            "unset the variable: the command then starts a server of its own"
         ) from None
 
 

@@ -6,6 +6,8 @@ import os
 import warnings
 from pathlib import Path
 
+from opid_core import proxies
+
 
 def apply(root: str | Path) -> None:
     """Quiet, offline, self-contained libraries; whatever the user has set stays.
@@ -33,6 +35,7 @@ def apply(root: str | Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    proxies.spare_this_machine()
     # Prefect makes its home while it is imported, but not the home's parent, and warns: a check must leave no trace.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
 

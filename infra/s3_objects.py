@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from infra.local_objects import PIECE_BYTES, ObjectInfo
+from opid_core import proxies
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
 
 CONNECT_TIMEOUT_S = 10
@@ -274,6 +275,7 @@ def _fault(address: S3Address, action: str, error: Exception) -> OpidError:
         exceptions.UnauthorizedSSOTokenError,
     )
     server, reason = address.endpoint_url or "AWS", code or kind
+    server += proxies.through(address.endpoint_url or "https://s3.amazonaws.com")
     if code in _REFUSED or isinstance(error, credentials):
         return _refused(address, action, reason)
     if code == "NoSuchBucket":

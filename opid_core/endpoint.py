@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 
+from opid_core import proxies
 from opid_core.config import LlmConfig
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
 
@@ -67,6 +68,7 @@ class Endpoint:
 
         self._config, self._on_note = config, on_note
         self._key = api_key(config)
+        proxies.check(config.base_url)
         self._sdk = AsyncOpenAI(
             base_url=config.base_url,
             api_key=self._key or "none",
@@ -113,7 +115,7 @@ class Endpoint:
             except APIConnectionError as fault:
                 retries, cause = _retries(fault.request), fault.__cause__
                 usage.requests += retries + 1
-                reason = f"no connection: {type(cause).__name__} {cause}"
+                reason = f"no connection{proxies.through(self._config.base_url)}: {type(cause).__name__} {cause}"
                 if isinstance(cause, httpx2.TimeoutException):
                     reason = f"no answer within {self._config.timeout_s:g} s"
                 raise Unanswered(f"{self._shown(reason)} ({retries} retries)") from None

@@ -16,6 +16,7 @@ from envs.base import result_of
 from envs.search_qa.data import existing_file, file_digest, read_corpus
 from envs.search_qa.engines import Bm25Engine, Corpus, DenseEngine, Engine, Passage
 from envs.search_qa.generator import GeneratorOptions, make_world
+from opid_core import proxies
 from opid_core.errors import ConfigError, DataError, InfrastructureError
 
 FIRST_PAUSE_S = 0.5
@@ -80,6 +81,7 @@ class SearchClient:
         single_query: bool = False,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        proxies.check(url)
         self._url = url
         self._shown = re.sub(r"//[^/@]*@", "//***@", url)
         self._max_retries = max_retries
@@ -116,7 +118,7 @@ class SearchClient:
         try:
             response = await self._client.post(self._url, json=request)
         except httpx.RequestError as error:
-            raise _NoAnswer(f"{type(error).__name__}: {error}") from None
+            raise _NoAnswer(f"{type(error).__name__}{proxies.through(self._url)}: {error}") from None
         status = f"status {response.status_code}: {response.text[:200]}"
         if response.status_code == 429 or response.status_code >= 500:
             raise _NoAnswer(status)

@@ -27,11 +27,13 @@ from flows.cli import (  # noqa: F401 - each adds its command
     warm_start,
 )
 from flows.cli.common import app
+from opid_core import proxies
 from opid_core.errors import OpidError
 
 
 def main() -> None:
     """Entry point: OPID's own errors become one message and exit code 2."""
+    proxies.spare_this_machine()
     try:
         app()
     except OpidError as error:

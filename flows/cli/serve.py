@@ -29,6 +29,7 @@ import yaml
 from flows import settings
 from flows.cli.common import app, console
 from infra import automations, processes, work_pool
+from opid_core import proxies
 from opid_core.errors import ConfigError, InfrastructureError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def serve_until_interrupted(
     folder.mkdir(exist_ok=True)
     local = f"http://{HOST}:{port}/api"
     url = os.environ.get("PREFECT_API_URL", local).rstrip("/")
+    proxies.check(url)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder / "lock"))
         server = None

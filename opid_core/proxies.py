@@ -1,0 +1,72 @@
+"""Proxy variables of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY; lower case too): requests to this
+machine never go through a proxy, and elsewhere the one that a request goes through is named in its error."""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from urllib.parse import urlsplit
+
+from opid_core.errors import ConfigError
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_UNUSABLE = "*"
+"""Beside other hosts in NO_PROXY it lets httpx alone ignore the proxies: it would refuse to make any client because of
+one that it cannot use, those for this machine too. Elsewhere `check` asks before such a request."""
+
+
+def spare_this_machine() -> None:
+    """Let this process and its children ask this machine without a proxy, whatever the environment says."""
+    proxies = urllib.request.getproxies()
+    hosts = [host.strip() for host in proxies.get("no", "").split(",") if host.strip()]
+    if not {"http", "https", "all"} & {*proxies} or hosts == ["*"]:
+        return
+    hosts += [host for host in _LOOPBACK if host not in hosts]
+    if any(_problem(proxies[scheme]) for scheme in ("http", "https", "all") if scheme in proxies):
+        hosts += [_UNUSABLE] * (_UNUSABLE not in hosts)
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(hosts)
+
+
+def check(url: str) -> None:
+    """Raise ConfigError where the environment names a proxy for `url` that httpx cannot use."""
+    found = _proxy(url)
+    problem = _problem(found[1]) if found else None
+    if found and problem:
+        raise ConfigError(
+            f"{_shown(url)} would be asked through the proxy {_shown(found[1])} of {found[0]}, which cannot be used: "
+            f"{problem}; set another proxy, or put the host into NO_PROXY"
+        )
+
+
+def through(url: str) -> str:
+    """ " through the proxy ..." as an error about `url` says it, "" where there is no proxy for it."""
+    found = _proxy(url)
+    return f" through the proxy {_shown(found[1])} of {found[0]}" if found else ""
+
+
+def _proxy(url: str) -> tuple[str, str] | None:
+    """The proxy for `url`, and the variable that names it."""
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    host = parts.hostname or ""
+    if host in _LOOPBACK or urllib.request.proxy_bypass(host):
+        return None
+    return next(
+        ((f"{scheme.upper()}_PROXY", proxies[scheme]) for scheme in (parts.scheme, "all") if scheme in proxies), None
+    )
+
+
+def _problem(proxy: str) -> str | None:
+    """Why httpx cannot use `proxy`."""
+    import httpx
+
+    try:
+        httpx.Client(proxy=proxy if "://" in proxy else f"http://{proxy}").close()
+    except (httpx.InvalidURL, ImportError, ValueError) as error:
+        return str(error).partition(". ")[0].replace(proxy, _shown(proxy))
+    return None
+
+
+def _shown(proxy: str) -> str:
+    """`proxy` without its password."""
+    address, at, host = proxy.rpartition("@")
+    return f"{address.partition('://')[0]}://***@{host}" if at else proxy
