@@ -264,11 +264,12 @@ def _wait_until_healthy(client: SyncPrefectClient, server: Service | None) -> No
 
 def _deploy(declared: dict, url: str, pool: str, folder: Path) -> None:
     path, log = folder / "prefect.yaml", folder / "deploy.log"
+    env = {"PREFECT_API_URL": url, "OPID_WORK_POOL": pool, "OPID_DIRECTORY": str(Path.cwd())}
     path.write_text(yaml.safe_dump(declared, sort_keys=False), encoding="utf-8")
     with open(log, "wb") as output:
         deployed = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)],
-            env={**os.environ, "PREFECT_API_URL": url, "OPID_WORK_POOL": pool, "OPID_DIRECTORY": str(Path.cwd())},
+            env={**os.environ, **processes.SAFE_PATH, **env},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 
 from infra import processes
@@ -10,6 +11,20 @@ def test_a_child_leads_a_process_group_of_its_own_prints_into_its_log_and_sees_i
     process = processes.start([sys.executable, "-c", script], tmp_path / "log", {"GREETING": "good day"})
     assert process.wait(30) == 0
     assert processes.last_lines(tmp_path / "log") == "True good day"
+
+
+def test_what_lies_in_the_working_directory_is_imported_only_where_pythonpath_names_it(tmp_path, monkeypatch):
+    for name in ("random.py", "infra/__init__.py", "tasks/__init__.py", "mine/method.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("print('mine')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([path for path in sys.path if path] + ["mine"]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program.py").write_text("raise SystemExit('the working directory is no place for programs')")
+    log = tmp_path / "log"
+    for arguments in (["-m", "program"], ["-c", "import random, infra, tasks, method"]):
+        process = processes.start([sys.executable, *arguments], log)
+        process.wait(30)
+    assert processes.last_lines(log).splitlines() == [f"{sys.executable}: No module named program", "mine"]
 
 
 def test_a_command_that_does_not_exist_says_so_in_the_log(tmp_path):
