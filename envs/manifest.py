@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from envs.base import Task
 from opid_core.errors import ConfigError, DataError
+from opid_core.local_paths import local_path
 
 
 def pick(tasks: Sequence[Task], manifest: str, split: str) -> list[Task]:
@@ -52,7 +52,7 @@ def manifest_splits(manifest: str) -> dict[str, list[tuple[str, str]]]:
     it for one split or for two.
     """
     try:
-        text = Path(manifest).read_text(encoding="utf-8")
+        text = local_path(manifest, "environment.options.manifest").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"environment.options.manifest: {manifest} cannot be read: {error}") from None
     if text.lstrip().startswith("{"):

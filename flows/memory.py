@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from opid_core.config import CampaignConfig
 from opid_core.policies import PolicyShape, count_parameters
@@ -142,7 +141,7 @@ def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int =
 
 def policy_shape(config: CampaignConfig) -> PolicyShape:
     """The shape of the config's policy, or of the one that a warm start would make."""
-    return count_parameters(Path(config.policy) if config.policy else None, config.warm_start)
+    return count_parameters(config.policy_folder, config.warm_start)
 
 
 def _master(config: CampaignConfig) -> int:

@@ -37,7 +37,7 @@ def check(config: CampaignConfig) -> None:
 
 def check_all_but_space(config: CampaignConfig) -> None:
     """`check`, for a config that is run as several campaigns: ask `check_space` about those."""
-    check_policy_and_engine(Path(config.policy) if config.policy else None)
+    check_policy_and_engine(config.policy_folder)
     environment = environment_maker(config)()
     if config.policy is None:
         require_expert(environment)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import io
 import os
+import pwd
+import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -35,9 +40,27 @@ def apply(root: str | Path) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    proxies.spare_this_machine()
+    fit_machine()
     # Prefect makes its home while it is imported, but not the home's parent, and warns: a check must leave no trace.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+
+
+def fit_machine() -> None:
+    """Make up for what some machines lack: output that takes any text (where it is not UTF-8, `\\u2026` stands for what
+    it lacks), a user with a name and a home folder, this machine asked without a proxy."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:  # as in a container run with `--user 1234`; libraries ask for both while they are imported
+        os.environ.setdefault("USER", str(os.getuid()))
+        if "HOME" not in os.environ:
+            from infra.scratch import make_scratch_folder
+
+            os.environ["HOME"] = str(make_scratch_folder())
+            atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
+    proxies.spare_this_machine()
 
 
 def make_prefect_home() -> None:

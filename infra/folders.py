@@ -108,7 +108,7 @@ def _check(address: Address, record: FileRecord, verify: bool) -> None:
 
 def _cached(store: CampaignStore, uri: str) -> Path:
     place = hashlib.sha256(f"{store.endpoint_url}\n{store.root}\n{store.campaign}".encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("OPID_CACHE") or Path.home() / ".cache" / "opid").absolute()
+    cache = Path(os.environ.get("OPID_CACHE") or "~/.cache/opid").expanduser().absolute()
     return cache / f"{store.campaign}-{place}" / uri
 
 

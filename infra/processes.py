@@ -21,8 +21,8 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""For `python -m`: the working directory is no place for imports (PYTHONPATH is), whatever lies there: a `random.py`, or
-a folder named `tasks`."""
+"""For `python -m`: the working directory is no place for imports (PYTHONPATH is), whatever lies there: a `random.py`,
+or a folder named `tasks`."""
 
 # The kernel's signal comes when the *thread* that started the child ends: this one lives as long as the process.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="starts-children")

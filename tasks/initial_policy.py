@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect.assets import materialize
 
 from infra.scratch import scratch_folder
@@ -23,9 +21,9 @@ def initial_policy(campaign: str, iteration: int, attempt: int) -> None:
         if it.is_reused:
             return
         config, uri = it.config, f"policies/000000/{new_attempt()}"
-        if config.policy is not None:
-            check_policy_folder(config.policy)
-            it.keep_policy(put_folder(it.store, Path(config.policy), uri, without=STATE_FOLDER))
+        if config.policy_folder is not None:
+            check_policy_folder(config.policy_folder)
+            it.keep_policy(put_folder(it.store, config.policy_folder, uri, without=STATE_FOLDER))
             return
         with scratch_folder() as folder:
             warm_start(config, environment_maker(config), folder, on_progress=lambda *p: report(iteration, *p))

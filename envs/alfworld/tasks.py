@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from envs.alfworld.pddl import parse
 from envs.alfworld.planner import solve
 from envs.base import Task
 from opid_core.errors import ConfigError, DataError
+from opid_core.local_paths import local_path
 
 _logger = logging.getLogger(__name__)
 
@@ -24,10 +24,7 @@ _PACK_ENDINGS = (".jsonl", ".jsonl.xz")
 
 def stored_splits(data: str) -> dict[str, Path]:
     """Split -> its pack or folder. Raises ConfigError for a folder that is missing or holds no games."""
-    expanded = os.path.expandvars(os.path.expanduser(data))
-    if "$" in expanded:
-        raise ConfigError(f"environment.options.data: {data}: the environment variable is not set")
-    folder = Path(expanded)
+    folder = local_path(data, "environment.options.data")
     if not folder.is_dir():
         raise ConfigError(f"environment.options.data: {folder} is no folder (use 'generated' for generated games)")
     packs: dict[str, Path] = {}

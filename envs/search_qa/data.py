@@ -6,13 +6,13 @@ import gzip
 import hashlib
 import json
 import lzma
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from opid_core.errors import ConfigError, DataError
+from opid_core.local_paths import local_path
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Question:
 
 def existing_file(path: str, field: str) -> Path:
     """The file at `path` (`~` and environment variables expanded). Raises ConfigError that names the config field."""
-    file = Path(os.path.expandvars(os.path.expanduser(path)))
+    file = local_path(path, field)
     if not file.is_file():
         raise ConfigError(f"{field}: {file} is no file")
     return file

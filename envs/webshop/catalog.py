@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from envs.cache import Records, cached_folder, load_array, write_records
 from opid_core.errors import ConfigError, DataError
+from opid_core.local_paths import local_path
 
 DEFAULT_PRICE = 100.0
 """A product without a price costs this, in dollars."""
@@ -103,9 +103,7 @@ def find_files(data: str) -> DataFiles:
     Raises ConfigError for a folder that is missing, lacks a file, or holds several sets.
     """
     where = "environment.options.data"
-    expanded = Path(os.path.expandvars(os.path.expanduser(data)))
-    if "$" in str(expanded):
-        raise ConfigError(f"{where}: {data}: the environment variable is not set")
+    expanded = local_path(data, where)
     if expanded.is_file():
         folder, found = expanded.parent, [expanded]
     elif expanded.is_dir():

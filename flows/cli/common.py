@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from opid_core.local_paths import local_path
+
 app = typer.Typer(
     name="opid",
     no_args_is_help=True,
@@ -21,6 +23,12 @@ app = typer.Typer(
 )
 console = Console()
 
+
+def _expanded(root: str) -> str:
+    """`root` with `~` and environment variables put in: a shell leaves them alone in `--root=~/runs`."""
+    return root if "://" in root else str(local_path(root, "--root"))
+
+
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="Campaign config (YAML); see docs/configuration.md.")
 ]
@@ -28,7 +36,7 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config value; repeat for more.")
 ]
 CampaignName = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign.")]
-Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.")]
+Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.", callback=_expanded)]
 Endpoint = Annotated[
     str | None, typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.")
 ]

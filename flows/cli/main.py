@@ -7,6 +7,7 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
+from flows import settings
 from flows.cli import (  # noqa: F401 - each adds its command
     audit,
     compare,
@@ -27,13 +28,12 @@ from flows.cli import (  # noqa: F401 - each adds its command
     warm_start,
 )
 from flows.cli.common import app
-from opid_core import proxies
 from opid_core.errors import OpidError
 
 
 def main() -> None:
     """Entry point: OPID's own errors become one message and exit code 2."""
-    proxies.spare_this_machine()
+    settings.fit_machine()
     try:
         app()
     except OpidError as error:

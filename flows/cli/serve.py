@@ -31,6 +31,7 @@ from flows.cli.common import app, console
 from infra import automations, processes, work_pool
 from opid_core import proxies
 from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.local_paths import local_path
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -60,7 +61,7 @@ def serve(
     Example: [bold]opid serve configs/quickstart.yaml[/], then in another terminal
     [bold]prefect deployment run train/quickstart[/]
     """
-    settings.apply(root)
+    settings.apply(local_path(root, "--root"))
     serve_until_interrupted(configs or [], cron, port, pool)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
@@ -19,6 +20,7 @@ from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConf
 from opid_core.config.skills import AnalyzerConfig
 from opid_core.learning import methods
 from opid_core.learning.methods import Method, Opid
+from opid_core.local_paths import local_path
 from opid_core.sections import Section
 
 
@@ -28,7 +30,7 @@ class CampaignConfig(Section):
     campaign: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Name of the campaign: its folder in the store."""
     root: str = "runs"
-    """Root of the store: a folder (also as `file://`), or `s3://bucket/prefix`."""
+    """Root of the store: a folder (also as `file://`, with `~` or `$NAME`), or `s3://bucket/prefix`."""
     seed: int = Field(default=0, ge=0)
     """All randomness derives from it."""
     iterations: int = Field(default=150, ge=0)
@@ -36,7 +38,8 @@ class CampaignConfig(Section):
     preset: Literal["released", "paper"] = "released"
     """Numbers where the paper's text and its code differ: reward, penalty and baseline rule."""
     policy: str | None = None
-    """Base policy: an HF folder (untied embeddings, tokenizer with it); null makes one by warm start."""
+    """Base policy: an HF folder (untied embeddings, tokenizer with it; `~` and `$NAME` may be in it); null makes one by
+    warm start."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of engine and learner."""
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -53,6 +56,11 @@ class CampaignConfig(Section):
     gates: GatesConfig = GatesConfig()
 
     @property
+    def policy_folder(self) -> Path | None:
+        """The folder that `policy` names."""
+        return None if self.policy is None else local_path(self.policy, "policy")
+
+    @property
     def bank_at_test(self) -> str | None:
         """File of the static skills that stand in the prompts of evaluations."""
         return self.evaluation.skill_bank or self.method.bank_at_test
@@ -64,7 +72,7 @@ class CampaignConfig(Section):
             raise ValueError("no credentials in the address; they come from the standard AWS chain")
         if not root or ("://" in root and not re.match(r"(file:///|s3://[^/:]+)", root)):
             raise ValueError("must be a folder, file:///FOLDER or s3://BUCKET/PREFIX")
-        return root
+        return root if "://" in root else str(local_path(root, "root"))
 
     @model_validator(mode="before")
     @classmethod

@@ -14,6 +14,7 @@ from opid_core.config.campaign import CampaignConfig
 from opid_core.config.presets import merge
 from opid_core.errors import ConfigError
 from opid_core.learning import methods
+from opid_core.local_paths import local_path
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
@@ -49,7 +50,8 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected the path of a config file, got {base!r}")
-    return _on_top(read_config_file(path.parent / base, (*extending, path.resolve())), data)
+    below = path.parent / local_path(base, f"{path}: extends")
+    return _on_top(read_config_file(below, (*extending, path.resolve())), data)
 
 
 def _on_top(below: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,6 +150,17 @@ def test_errors_name_the_file_the_field_and_what_is_allowed(tmp_path, text, mess
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_folders_are_written_as_in_a_shell(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = build_config({"campaign": "c", "root": "~/runs", "policy": "$HOME/models/tiny"})
+    assert config.root == "/home/someone/runs"
+    assert config.policy_folder == Path("/home/someone/models/tiny")
+    assert config.policy == "$HOME/models/tiny"  # another machine may continue the campaign
+    for root in ("$NO_SUCH_VARIABLE/runs", "~no-such-user/runs"):
+        with pytest.raises(ConfigError, match=r"root: .* (not set|no such user)"):
+            build_config({"campaign": "c", "root": root})
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 65])
 def test_campaign_names_are_folder_names(name):
     with pytest.raises(ConfigError, match=r"config: campaign: String should match pattern"):
