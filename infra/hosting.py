@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -165,7 +166,7 @@ class HostedGroup:
             for connection in ready:
                 rank = self._connections.index(connection)  # pyright: ignore[reportArgumentType]
                 try:
-                    kind, value = self._connections[rank].recv()
+                    kind, value = receive(self._connections[rank])
                 except (EOFError, OSError):
                     self._died(rank)
                 if kind == "result":
@@ -192,13 +193,28 @@ class HostedGroup:
         )
 
 
+def send(connection: Connection, message: Any) -> None:
+    """Send `message` so that `receive` makes it again; columns of samples and arrays are never copied on the way."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    connection.send_bytes(pickle.dumps((head, len(buffers))))
+    for buffer in buffers:
+        connection.send_bytes(buffer.raw())
+
+
+def receive(connection: Connection) -> Any:
+    """What the other side sent. Raises EOFError when it is gone."""
+    head, buffers = pickle.loads(connection.recv_bytes())
+    return pickle.loads(head, buffers=[connection.recv_bytes() for _ in range(buffers)])
+
+
 def _exit(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
 def _send(connection: Connection, message: Any) -> None:
     with suppress(BrokenPipeError, ConnectionResetError):  # what ended it is found when its answer is awaited
-        connection.send(message)
+        send(connection, message)
 
 
 def _raise(name: str, rank: int, kind: str, text: str) -> NoReturn:
@@ -224,12 +240,12 @@ def _serve(folder: Path) -> None:
     hosted: Any = None
     while True:
         try:
-            method, arguments, given, with_progress = connection.recv()
+            method, arguments, given, with_progress = receive(connection)
         except EOFError:
             # Without the interpreter's tidying up: libraries' exit hooks wait for ranks that are gone.
             os._exit(0)
         named = (
-            {**given, "on_progress": lambda *values: connection.send(("progress", values))} if with_progress else given
+            {**given, "on_progress": lambda *values: send(connection, ("progress", values))} if with_progress else given
         )
         try:
             if method == "__init__":
@@ -241,7 +257,7 @@ def _serve(folder: Path) -> None:
                 answer = ("result", getattr(hosted, method)(*arguments, **named))
         except Exception as error:  # the boundary: whatever it is, it is raised again in the parent
             answer = ("error", _described(error))
-        connection.send(answer)
+        send(connection, answer)
 
 
 def _described(error: Exception) -> tuple[str, str]:

@@ -5,7 +5,7 @@ Texts stay in Arrow, numbers are numpy views on Arrow's buffers; nothing is a Py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,7 +52,7 @@ class Ragged:
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray | pa.ListArray) -> Ragged:
         """A view on an Arrow list column; a null row is an empty one."""
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        array = one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
         if array.null_count:
             array = pc.fill_null(array, pa.scalar([], array.type))  # pyright: ignore[reportAttributeAccessIssue]
         offsets = array.offsets.to_numpy().astype(np.int64)
@@ -89,6 +89,11 @@ class Ragged:
         filled = np.zeros((len(self), width), self.values.dtype)
         filled[np.arange(width) < self.lengths[:, None]] = self.values
         return filled
+
+
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array; Arrow's own `combine_chunks` copies even where there is one chunk already."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def stacked(parts: Iterable[Ragged]) -> Ragged:
@@ -182,21 +187,10 @@ class Samples:
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def __reduce__(self) -> tuple[Callable[[bytes], Samples], tuple[bytes]]:
-        """Pickled, as on the way to the learner's processes, the samples are one Arrow buffer."""
-        return Samples.from_buffer, (self.to_buffer(),)
-
-    def to_buffer(self) -> bytes:
-        """The samples as an Arrow stream."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.table.schema) as writer:
-            writer.write_table(self.table)
-        return sink.getvalue().to_pybytes()
-
-    @classmethod
-    def from_buffer(cls, data: bytes) -> Samples:
-        """What `to_buffer` made, as views on `data`."""
-        return cls(pa.ipc.open_stream(pa.py_buffer(data)).read_all())
+    def __reduce__(self) -> tuple[type[Samples], tuple[pa.Table]]:
+        """Pickled, as on the way to the learner's processes, the samples are Arrow's buffers (protocol 5 leaves them
+        where they are) without the views that were made of them."""
+        return Samples, (self.table,)
 
     def learned(self) -> Samples:
         """The samples that are trained on, with the columns that the learner reads."""
@@ -206,7 +200,7 @@ class Samples:
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers or flags, [samples]."""
-        return self.table[name].combine_chunks().to_numpy(zero_copy_only=False)
+        return one_chunk(self.table[name]).to_numpy(zero_copy_only=False)
 
     def texts(self, name: str) -> list[Any]:
         """A column of texts (or of lists of texts, None where there is none) as Python's."""

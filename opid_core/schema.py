@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 VERSION = 4
 """Raised with any change of any table."""
@@ -190,7 +195,21 @@ def content_hash(table: pa.Table) -> str:
     if "name" in table.column_names and "value" in table.column_names:  # metrics: drop wall-clock rows
         names = table.column("name").to_pylist()
         table = table.filter(pa.array([not n.endswith("_s") for n in names], pa.bool_()))
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    digest = hashlib.sha256()
+    with pa.ipc.new_stream(_Into(digest.update), table.schema) as writer:
         writer.write_table(table)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+    return digest.hexdigest()
+
+
+class _Into(io.RawIOBase):
+    """A file that hands on what is written, so that a table's stream is never held as a whole."""
+
+    def __init__(self, take: Callable[[Buffer], None]) -> None:
+        self._take = take
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        self._take(data)
+        return memoryview(data).nbytes

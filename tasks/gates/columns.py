@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from opid_core.samples import Ragged
+from opid_core.samples import Ragged, one_chunk
 from opid_core.schema import LOG_PROB_COLUMNS
 
 
@@ -20,7 +20,7 @@ def plain(table: pa.Table) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     missing = np.full(table.num_rows, "", dtype=object)
     for field in table.schema:
-        column = table.column(field.name).combine_chunks()
+        column = one_chunk(table.column(field.name))
         if not field.nullable:
             missing[column.is_null().to_numpy(zero_copy_only=False)] = field.name
         if pa.types.is_list(field.type):

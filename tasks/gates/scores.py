@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from opid_core.samples import one_chunk
 from opid_core.schema import ROUTE_NAMES
 from tasks.gates.columns import plain
 from tasks.gates.expectations import Expectation, equal, has_text, in_range, in_set, is_finite, log_probs, warn
@@ -82,7 +83,7 @@ def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
 def _max_skill_delta(table: pa.Table) -> np.ndarray:
     """Largest |skill log-prob - old log-prob| of each row in nats, [rows]; nan where there is none to tell."""
     largest = np.full(table.num_rows, np.nan)
-    old, skill = (table.column(name).combine_chunks() for name in ("old_log_probs", "skill_log_probs"))
+    old, skill = (one_chunk(table.column(name)) for name in ("old_log_probs", "skill_log_probs"))
     old_lengths, skill_lengths = (
         pc.call_function("list_value_length", [column]).fill_null(0).to_numpy(zero_copy_only=False)
         for column in (old, skill)

@@ -74,10 +74,13 @@ def test_columns_selection_and_the_order_of_steps():
     assert samples.with_columns(step=np.array([5, 6, 7])).numbers("step").tolist() == [5, 6, 7]
 
 
-def test_pickled_they_are_one_buffer():
-    samples = small()
-    again = pickle.loads(pickle.dumps(samples))
+def test_pickled_their_columns_stay_where_they_are():
+    samples, buffers = small(), []
+    begin = samples.prompt_ids.values.ctypes.data
+    data = pickle.dumps(samples, protocol=5, buffer_callback=buffers.append)
+    again = pickle.loads(data, buffers=buffers)
     assert again.table.equals(samples.table)
+    assert again.prompt_ids.values.ctypes.data == begin
 
 
 def test_tables_of_other_rows_are_refused():
