@@ -45,7 +45,7 @@ recovery: {lease_ttl_s: 3}
 
 @cache
 def _prefect_database() -> bytes:
-    """A Prefect database without content: to make one takes a server twice as long as all else that it does to start."""
+    """An empty Prefect database: to make one takes a server twice as long as all else that it does to start."""
     with TemporaryDirectory() as home:
         subprocess.run(
             [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"],
