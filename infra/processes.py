@@ -20,9 +20,9 @@ import psutil
 
 _PR_SET_PDEATHSIG = 1
 
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+PYTHON = {"PYTHONSAFEPATH": "1", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
 """For `python -m`: the working directory is no place for imports (PYTHONPATH is), whatever lies there: a `random.py`,
-or a folder named `tasks`."""
+or a folder named `tasks`. Text is UTF-8, whatever the locale: logs, and files that libraries open as they like."""
 
 # The kernel's signal comes when the *thread* that started the child ends: this one lives as long as the process.
 _starter = ThreadPoolExecutor(1, thread_name_prefix="starts-children")
@@ -33,7 +33,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Run `arguments` in a new process group that dies with this process; stdout and stderr are appended to `log`.
 
-    `env` and `SAFE_PATH` are added to this process's environment; `inherited` file descriptors stay open in the child.
+    `env` and `PYTHON` are added to this process's environment; `inherited` file descriptors stay open in the child.
     """
     # A module that execs the command: code between fork and exec would be unsafe beside threads.
     launcher = [sys.executable, "-m", "infra.processes", str(os.getpid()), *arguments]
@@ -41,7 +41,7 @@ def start(
         return _starter.submit(
             subprocess.Popen,
             launcher,
-            env={**os.environ, **SAFE_PATH, **(env or {})},
+            env={**os.environ, **PYTHON, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -270,7 +270,7 @@ def _deploy(declared: dict, url: str, pool: str, folder: Path) -> None:
     with open(log, "wb") as output:
         deployed = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)],
-            env={**os.environ, **processes.SAFE_PATH, **env},
+            env={**os.environ, **processes.PYTHON, **env},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

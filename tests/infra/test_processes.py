@@ -6,11 +6,12 @@ import sys
 from infra import processes
 
 
-def test_a_child_leads_a_process_group_of_its_own_prints_into_its_log_and_sees_its_variables(tmp_path):
+def test_a_child_leads_a_process_group_of_its_own_prints_into_its_log_and_sees_its_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     script = "import os; print(os.getpgrp() == os.getpid(), os.environ['GREETING'])"
-    process = processes.start([sys.executable, "-c", script], tmp_path / "log", {"GREETING": "good day"})
+    process = processes.start([sys.executable, "-c", script], tmp_path / "log", {"GREETING": "grüß Gott"})
     assert process.wait(30) == 0
-    assert processes.last_lines(tmp_path / "log") == "True good day"
+    assert processes.last_lines(tmp_path / "log") == "True grüß Gott"
 
 
 def test_what_lies_in_the_working_directory_is_imported_only_where_pythonpath_names_it(tmp_path, monkeypatch):
