@@ -99,7 +99,7 @@ def allowed(field: FieldInfo) -> str:
         if hasattr(constraint, name)
     ]
     patterns = [f"matching `{c.pattern}`" for c in field.metadata if getattr(c, "pattern", None)]
-    lengths = [f"(at least {c.min_length})" for c in field.metadata if hasattr(c, "min_length")]
+    lengths = [f"(at least {c.min_length})" for c in field.metadata if getattr(c, "min_length", 0)]
     choices = [c for c in get_args(field.annotation) if c is not type(None)] if _is_union(field.annotation) else []
     words = " ".join([_in_words(choices[0] if choices else field.annotation), *patterns, ", ".join(bounds + lengths)])
     return words.strip() + (", or `null`" if choices else "")

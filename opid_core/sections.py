@@ -11,9 +11,12 @@ from opid_core.errors import ConfigError
 
 
 class Section(BaseModel):
-    """Base of all config models: unknown keys are errors, values never change after loading."""
+    """Base of all config models, those of an environment's options too: unknown keys are errors, values never change
+    after loading, numbers are finite, and a text is not empty where its field does not say so (`min_length=0`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, str_min_length=1
+    )
 
 
 def imported(reference: str, key: str) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from envs.alfworld import generator as generated
 from envs.alfworld.expert import AlfworldExpert
@@ -23,6 +23,7 @@ from envs.wording import (
     parse_tagged_action,
     tagged_response,
 )
+from opid_core.sections import Section
 
 _ROLE = "You are an agent in a household, the text world ALFWorld."
 FIXED_PHRASES = (
@@ -48,10 +49,8 @@ prompt_parts = partial(numbered_prompt_parts, _ROLE, TAGGED_TURN)
 __all__ = ["AlfworldEnvironment", "AlfworldOptions", "Game", "World", "parse_action", "prompt_parts"]
 
 
-class AlfworldOptions(BaseModel):
+class AlfworldOptions(Section):
     """Which games, in which order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str = "generated"
     """`generated`, or a folder: of packs (`train.jsonl.xz` ...) or as alfworld-download makes it (`$ALFWORLD_DATA`)."""

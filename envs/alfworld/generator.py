@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from envs.alfworld import problem
 from envs.alfworld.games import TASK_TYPES, Game
@@ -22,6 +22,7 @@ from envs.alfworld.planner import solve
 from envs.alfworld.rooms import FIXTURES, LAMP, LAMP_PLACES, OBJECT_COUNTS, OBJECTS, RECEPTACLES
 from envs.base import Task
 from opid_core.errors import ConfigError
+from opid_core.sections import Section
 
 SPLITS = ("train", "valid_seen", "valid_unseen")
 
@@ -42,10 +43,8 @@ _WORDINGS = {
 _HELD_OUT_SHARE = 0.2
 
 
-class GeneratorOptions(BaseModel):
+class GeneratorOptions(Section):
     """The made games. The same options make the same games on every machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seed: int = Field(default=0, ge=0)
     """Seed of all games."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from envs.base import ActionWords, StepResult, Task, register
 from envs.search_qa.data import Question, existing_file
@@ -28,6 +28,7 @@ from envs.search_qa.text import (
     response_text,
 )
 from envs.search_qa.world import SearchQaExpert
+from opid_core.sections import Section
 
 __all__ = [
     "Question",
@@ -40,10 +41,8 @@ __all__ = [
 ]
 
 
-class SearchQaOptions(BaseModel):
+class SearchQaOptions(Section):
     """Which questions, which passages, and how they are searched."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     corpus: str = "generated"
     """`generated`, or a file of passages: JSON lines `{"id", "contents"}`, plain, `.gz` or `.xz`. A server has its own

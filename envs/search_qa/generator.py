@@ -13,11 +13,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from envs.search_qa.data import Question
 from envs.search_qa.world import KINDS, OF_KIND, Entity, Relation, ask, coin_names, describe, relate
 from opid_core.errors import ConfigError, DataError
+from opid_core.sections import Section
 
 SPLITS = ("train", "valid_unseen")
 HOPS = ("one_hop", "two_hop")
@@ -25,10 +26,8 @@ HOPS = ("one_hop", "two_hop")
 _HELD_OUT_SHARE = 0.2
 
 
-class GeneratorOptions(BaseModel):
+class GeneratorOptions(Section):
     """The made world. The same options make the same bytes on every machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seed: int = Field(default=0, ge=0)
     """Seed of the world and its questions."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from envs.base import result_of
@@ -18,15 +18,14 @@ from envs.search_qa.engines import Bm25Engine, Corpus, DenseEngine, Engine, Pass
 from envs.search_qa.generator import GeneratorOptions, make_world
 from opid_core import proxies
 from opid_core.errors import ConfigError, DataError, InfrastructureError
+from opid_core.sections import Section
 
 FIRST_PAUSE_S = 0.5
 """Pause before the first retry; each next one is twice as long."""
 
 
-class RetrievalOptions(BaseModel):
+class RetrievalOptions(Section):
     """How passages are found."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     engine: Literal["bm25s", "dense", "server"] = "bm25s"
     """`bm25s`: words, in process; `dense`: sentence vectors, in process (extra `dense`); `server`: by address."""
@@ -42,9 +41,9 @@ class RetrievalOptions(BaseModel):
     """Send `{"query": ...}` instead of `{"queries": [...]}` (engine `server`)."""
     encoder: str | None = None
     """Folder of a sentence-transformers model; null: the packaged all-MiniLM-L6-v2 (engine `dense`)."""
-    query_prefix: str = ""
+    query_prefix: str = Field(default="", min_length=0)
     """Put before a query when it is encoded; E5 models want `query: ` (engine `dense`)."""
-    passage_prefix: str = ""
+    passage_prefix: str = Field(default="", min_length=0)
     """Put before a passage when it is encoded; E5 models want `passage: ` (engine `dense`)."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from envs.base import StepResult, Task, register
 from envs.manifest import pick, pick_splits
@@ -15,14 +15,13 @@ from envs.webshop.reward import OptionMatching, Score, require_extra
 from envs.webshop.search import SearchEngine
 from envs.webshop.text import FIXED_PHRASES, SEARCH_ACTION, TASK_LINE, parse_action, prompt_parts, response_text
 from envs.webshop.world import Shop, World, open_shop
+from opid_core.sections import Section
 
 __all__ = ["Goal", "Score", "Shop", "WebshopEnvironment", "WebshopOptions", "World", "parse_action", "prompt_parts"]
 
 
-class WebshopOptions(BaseModel):
+class WebshopOptions(Section):
     """Which shop, which goals, in which order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     data: str = "generated"
     """`generated`, or a folder with the original's files (`items_shuffle_1000.json`, `items_ins_v2_1000.json` ...), or

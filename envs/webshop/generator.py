@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from envs.cache import cached_folder
+from opid_core.sections import Section
 
 
-class GeneratorOptions(BaseModel):
+class GeneratorOptions(Section):
     """The made catalog. The same options make the same files on every machine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     seed: int = Field(default=0, ge=0)
     """Seed of all products."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from opid_core.sections import Section
 
@@ -68,7 +68,7 @@ class EvaluationConfig(Section):
     """Panel size: the first tasks of the split."""
     every: int = Field(default=10, ge=0)
     """Evaluate after every so many iterations; 0 evaluates only before the first and after the last."""
-    temperatures: tuple[float, ...] = (0.4,)
+    temperatures: tuple[float, ...] = Field(default=(0.4,), min_length=1)
     """Sampling temperatures, each a full pass over the panel."""
     repetitions: int = Field(default=1, ge=1)
     """Passes over the panel at each temperature, with other draws each. Intervals take tasks, not episodes, as what
@@ -77,3 +77,10 @@ class EvaluationConfig(Section):
     """Panel size before the first and after the last iteration; null: `tasks`."""
     skill_bank: str | None = None
     """JSON file of static skills by task type, which stand in the prompt of every evaluated episode."""
+
+    @field_validator("temperatures")
+    @classmethod
+    def _usable(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
+        if min(temperatures) < 0 or len({*temperatures}) < len(temperatures):
+            raise ValueError("must be numbers of 0 or more, each once; `repetitions` is for more passes at the same")
+        return temperatures

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from envs.base import describe_validation_error, validate_options
 from opid_core.config.campaign import CampaignConfig
+from opid_core.config.episodes import EnvironmentConfig
 from opid_core.config.presets import merge
+from opid_core.config.strict_yaml import parse_yaml
 from opid_core.errors import ConfigError
 from opid_core.learning import methods
 from opid_core.local_paths import local_path
@@ -40,7 +42,7 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot read the config: not UTF-8 text ({error.reason})") from None
     try:
-        data = yaml.safe_load(text)
+        data = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -55,9 +57,13 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
 
 
 def _on_top(below: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` over what is `below` it. Where it names another method, keys of the one below that this one does not read
-    fall away; its own are checked with the rest."""
-    merged, section = merge(below, data), data.get("method")
+    """`data` over what is `below` it. Where it names another environment, the options below fall away; where it names
+    another method, those keys below that this one does not read. Its own are checked with the rest."""
+    merged, world, section = merge(below, data), data.get("environment"), data.get("method")
+    before = below.get("environment")
+    name = before.get("name", EnvironmentConfig().name) if isinstance(before, Mapping) else None
+    if isinstance(world, Mapping) and name not in (None, world.get("name", name)):
+        merged["environment"] = {**merged["environment"], "options": world.get("options", {})}
     if isinstance(section, Mapping) and "name" in section:
         try:
             read = methods.get(section["name"]).model_fields
@@ -93,7 +99,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not separator or not key.strip():
         raise ConfigError(f"--set {text!r}: expected key=value, as in --set learner.learning_rate=1e-5")
     try:
-        leaf = yaml.safe_load(value)
+        leaf = parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from None
     *parents, last = key.strip().split(".")

@@ -61,6 +61,14 @@ def test_keys_of_another_method_below_fall_away(tmp_path):
         load_config(path, ["method.name=sdar", "method.lambda_step=0.2"])
 
 
+def test_options_of_another_environment_below_fall_away(tmp_path):
+    path = write(tmp_path, "campaign: c\nenvironment: {max_steps: 7, options: {generator: {size: small, train: 40}}}\n")
+    questions = load_config(path, ["environment.name=search_qa", "environment.options.generator.train=50"]).environment
+    assert (questions.max_steps, questions.options["generator"]["train"]) == (7, 50)
+    assert questions.options["generator"]["passages"] == 2000
+    assert load_config(path, ["environment.name=alfworld"]).environment.options["generator"]["train"] == 40
+
+
 def test_overrides_are_yaml_and_the_last_one_wins(tmp_path):
     path = write(tmp_path, "campaign: c\nseed: 1\nlearner: {epochs: 2, weight_decay: 0.5}\n")
     config = load_config(
@@ -161,9 +169,57 @@ def test_folders_are_written_as_in_a_shell(monkeypatch):
             build_config({"campaign": "c", "root": root})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: {epochs: 2}\nseed: 1\nlearner: {ranks: 2}\n", r"learner: stands twice, first on line 2.*line 4"),
+        ("rollout: {group_size: 4, group_size: 8}\n", r"group_size: stands twice, first on line 2"),
+        ("seed: 010\n", r"010: .* base 8"),
+        ("recovery: {stage_timeout_s: 1:30}\n", r"1:30: .* base 60"),
+    ],
+)
+def test_yaml_that_says_something_else_than_it_shows(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=f"(?s)not valid YAML: {message}"):
+        load_config(write(tmp_path, f"campaign: c\n{text}"))
+
+
+def test_yaml_of_today(tmp_path):
+    """A merge may be overridden, quotes make a text, and `on` is a word."""
+    text = "campaign: '010'\nrollout: &r {group_size: 4}\nanalyzer: {llm: {structured_output: on}}\n"
+    config = load_config(
+        write(tmp_path, text), ["learner={<<: {epochs: 2, ranks: 2}, ranks: 1}", "tracking.tensorboard=no"]
+    )
+    assert (config.campaign, config.analyzer.llm.structured_output) == ("010", "on")
+    assert (config.learner.epochs, config.learner.ranks, config.tracking.tensorboard) == (2, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"learner": {"learning_rate": float("inf")}}, "learner.learning_rate"),
+        ({"recovery": {"lease_ttl_s": float("inf")}}, "recovery.lease_ttl_s"),
+        ({"method": {"lambda_step": float("inf")}}, "method.lambda_step"),
+        ({"evaluation": {"temperatures": [float("nan")]}}, "evaluation.temperatures.0"),
+        ({"evaluation": {"temperatures": []}}, "evaluation.temperatures"),
+        ({"evaluation": {"temperatures": [0.4, 1, 0.4]}}, "evaluation.temperatures"),
+        ({"evaluation": {"temperatures": [-0.1]}}, "evaluation.temperatures"),
+        ({"policy": ""}, "policy"),
+        ({"evaluation": {"skill_bank": ""}}, "evaluation.skill_bank"),
+        ({"environment": {"options": {"manifest": ""}}}, "environment.options.manifest"),
+        (
+            {"environment": {"name": "search_qa", "options": {"retrieval": {"timeout_s": float("inf")}}}},
+            "environment.options.retrieval.timeout_s",
+        ),
+    ],
+)
+def test_numbers_are_finite_and_texts_are_not_empty(values, field):
+    with pytest.raises(ConfigError, match=rf"^config: {field}: "):
+        build_config({"campaign": "c", **values})
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 65])
 def test_campaign_names_are_folder_names(name):
-    with pytest.raises(ConfigError, match=r"config: campaign: String should match pattern"):
+    with pytest.raises(ConfigError, match=r"config: campaign: String should (match pattern|have at least 1)"):
         build_config({"campaign": name})
 
 

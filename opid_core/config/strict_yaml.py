@@ -1,0 +1,46 @@
+"""YAML as people read it: what stands twice and what means another number than it shows is refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+
+_OCTAL = re.compile(r"[-+]?0[0-9_]+")
+_SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader (YAML 1.1) without that version's surprises: `on`, `off`, `yes` and `no` are texts."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: dict[str, Any] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
+                first = seen[key.value].start_mark.line + 1
+                raise ConstructorError(None, None, f"{key.value}: stands twice, first on line {first}", key.start_mark)
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.style is None:
+            for pattern, base in ((_OCTAL, 8), (_SEXAGESIMAL, 60)):
+                if pattern.fullmatch(node.value):
+                    problem = (
+                        f"{node.value}: YAML reads this as a number of base {base}; write it in base 10, or quote it"
+                    )
+                    raise ConstructorError(None, None, problem, node.start_mark)
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain data of a YAML text. Raises yaml.YAMLError that tells the line."""
+    return yaml.load(text, _Loader)
