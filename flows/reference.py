@@ -35,6 +35,9 @@ by `make docs`.
   valid name.
 * A dotted key below is a nested key of the file: `learner.learning_rate` stands in the section `learner`.
 * `--set KEY=VALUE` of the commands overrides the file: `--set learner.learning_rate=1e-5 --set campaign=second`.
+  Another `environment.name` drops the options below it, another `method.name` the keys that it does not read.
+* A key stands once. Numbers are finite, and of base 10: YAML would take `010` for 8 and `1:30` for 90, so both are
+  refused. `~` and `$NAME` may stand in folders and files.
 * `opid train CONFIG --dry-run` prints every value that a run would have.
 * A campaign is continued with the config that it was created with. Only {", ".join(f"`{key}`" for key in MAY_DIFFER)}
   may differ; any other change is refused with the difference, and needs another campaign name.
