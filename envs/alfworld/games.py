@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,23 +87,25 @@ def _game(entry: object, where: str) -> Game:
     return Game(*values)
 
 
-def folder_splits(path: str | Path) -> dict[str, Path]:
-    """Split -> its folder, of a folder that alfworld-download made (or of the `json_2.1.1` folder inside it)."""
+def folder_splits(path: str | Path) -> dict[Path, dict[str, Path]]:
+    """For each data set in a folder that alfworld-download made (itself, or `json_2.1.1` in it): split -> folder."""
     path = Path(path)
     roots = [path, *sorted(p for p in path.glob("json_*") if p.is_dir())]
-    for root in reversed(roots):
-        splits = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and any(p.glob("*/*/game.tw-pddl"))}
-        if splits:
-            return splits
-    return {}
+    splits = {
+        root: {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and any(p.glob("*/*/game.tw-pddl"))}
+        for root in roots
+    }
+    return {root: found for root, found in splits.items() if found}
 
 
-def read_folder(path: str | Path, malformed: list[str] | None = None) -> Iterator[Game]:
+def read_folder(
+    path: str | Path, malformed: list[str] | None = None, left_out: Counter[str] | None = None
+) -> Iterator[Game]:
     """The games of one split folder (`<task>/<trial>/{game.tw-pddl,traj_data.json}`), sorted by id (`task/trial`).
 
-    As in ALFWorld, games with movable receptacles or slicing and games not known to be solvable are left out. The
-    task text is that of the game's own grammar. Raises DataError that names file and field, or appends that to the
-    list of `malformed` games.
+    As in ALFWorld, games with movable receptacles or slicing and games not known to be solvable are left out, and
+    counted in `left_out` by the reason. The task text is that of the game's own grammar. Raises DataError that names
+    file and field, or appends that to the list of `malformed` games.
     """
     for file in sorted(Path(path).glob("*/*/game.tw-pddl")):
         try:
@@ -112,18 +115,23 @@ def read_folder(path: str | Path, malformed: list[str] | None = None) -> Iterato
                 raise
             malformed.append(str(error))
             continue
-        if game:
+        if isinstance(game, Game):
             yield game
+        elif left_out is not None:
+            left_out[game] += 1
 
 
-def _game_of_file(file: Path) -> Game | None:
+def _game_of_file(file: Path) -> Game | str:
+    """The game, or why it is left out."""
     trial = file.parent
     game_id = f"{trial.parent.name}/{trial.name}"
-    if "movable" in game_id or "Sliced" in game_id or not (trial / "traj_data.json").is_file():
-        return None
+    if "movable" in game_id or "Sliced" in game_id:
+        return "with movable receptacles or slicing"
+    if not (trial / "traj_data.json").is_file():
+        return "without traj_data.json"
     data = _json_object(file)
     if data.get("solvable") is not True:
-        return None
+        return "not known to be solvable"
     entry = {
         "path": game_id,
         "task_type": _json_object(trial / "traj_data.json").get("task_type"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,22 @@ def stored_splits(data: str) -> dict[str, Path]:
         raise ConfigError(f"environment.options.data: {folder} is no folder (use 'generated' for generated games)")
     packs: dict[str, Path] = {}
     for ending in _PACK_ENDINGS:
-        packs.update({file.name.removesuffix(ending): file for file in sorted(folder.glob(f"*{ending}"))})
-    splits = packs or folder_splits(folder)
-    if not splits:
+        for file in sorted(folder.glob(f"[!.]*{ending}")):
+            other = packs.setdefault(file.name.removesuffix(ending), file)
+            if other != file:
+                raise ConfigError(f"environment.options.data: {other} and {file} are one split; keep one of them")
+    found = {**({folder / "*.jsonl*": packs} if packs else {}), **folder_splits(folder)}
+    if len(found) > 1:
+        raise ConfigError(
+            f"environment.options.data: {folder} holds several data sets: {', '.join(map(str, found))}; name the folder "
+            "of one, or remove the others"
+        )
+    if not found:
         raise ConfigError(
             f"environment.options.data: {folder} holds neither packs (train.jsonl.xz ...) nor what alfworld-download"
             f" makes (json_2.1.1/train/<task>/<trial>/game.tw-pddl)"
         )
+    (splits,) = found.values()
     return splits
 
 
@@ -50,10 +60,15 @@ def stored_tasks(
     splits = stored_splits(data)
     if split not in splits:
         raise ConfigError(f"split: unknown split {split!r}; {data} has: {', '.join(sorted(splits))}")
-    stored = _read(splits[split], skip_malformed, check_solvable)
+    stored, left_out = _read(splits[split], skip_malformed, check_solvable)
     wanted = [Task(one.game_id, one.task_type, one) for one in stored if one.task_type in task_types]
     if not wanted:
-        raise ConfigError(f"environment.options.task_types: {splits[split]} has no game of {', '.join(task_types)}")
+        other = Counter(f"of {one.task_type}" for one in stored)
+        counts = ", ".join(f"{count} {reason}" for reason, count in [*other.items(), *left_out.items()])
+        raise ConfigError(
+            f"environment.options.task_types: {splits[split]} has no game of {', '.join(task_types)}; left out are "
+            f"{counts or 'none: it is empty'}"
+        )
     return wanted
 
 
@@ -68,12 +83,13 @@ class _Stored:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, skip_malformed: bool, check_solvable: bool) -> tuple[_Stored, ...]:
-    read = read_folder if path.is_dir() else read_pack
+def _read(path: Path, skip_malformed: bool, check_solvable: bool) -> tuple[tuple[_Stored, ...], Counter[str]]:
+    """The games of a split, and how many are left out for which reason."""
     malformed: list[str] | None = [] if skip_malformed else None
+    left_out: Counter[str] = Counter()
     check = solve if check_solvable else parse if skip_malformed else None
     try:
-        games = read(path, malformed)
+        games = read_folder(path, malformed, left_out) if path.is_dir() else read_pack(path, malformed)
         stored = tuple(
             _Stored(game.game_id, game.task_type, game.task_desc, zlib.compress(game.pddl_problem.encode(), level=1))
             for game in (_checked(games, check, path, malformed) if check else games)
@@ -82,7 +98,8 @@ def _read(path: Path, skip_malformed: bool, check_solvable: bool) -> tuple[_Stor
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if malformed:
         _logger.warning("%s: skipped %d malformed games:\n%s", path, len(malformed), "\n".join(malformed))
-    return stored
+        left_out[f"malformed (the first: {malformed[0]})"] = len(malformed)
+    return stored, left_out
 
 
 def _checked(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.search_qa.text import normalize_answer
 from opid_core.errors import ConfigError, DataError
 from opid_core.local_paths import local_path
 
@@ -67,10 +68,16 @@ def read_questions(file: Path) -> list[Question]:
         answers = entry.get("golden_answers")
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise DataError(f"{where}, field golden_answers: expected a list of non-empty texts, got {answers!r}")
+        telling = [answer for answer in answers if normalize_answer(answer)]  # any other would equal an empty answer
+        if not telling:
+            raise DataError(
+                f"{where}, field golden_answers: of {answers!r} nothing is left without punctuation and articles, "
+                "so an empty answer would be right; leave the question out"
+            )
         question = Question(
             question_id=_id(entry, where),
             question=" ".join(_text(entry, "question", where).split()),
-            golden_answers=tuple(_characters(answer, "golden_answers", where) for answer in answers),
+            golden_answers=tuple(_characters(answer, "golden_answers", where) for answer in telling),
             data_source=_text(entry, "data_source", where),
             split=_text(entry, "split", where) if "split" in entry else "",
         )

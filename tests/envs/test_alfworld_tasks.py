@@ -122,8 +122,36 @@ def test_alfworld_download_folder(tmp_path, monkeypatch):
     assert [task.task_id for task in environment.tasks("valid_seen")] == ["cool-Apple/T1", "cool-Apple/T2"]
     with pytest.raises(ConfigError, match=r"unknown split 'train'; \$ALFWORLD_DATA has: valid_seen"):
         environment.tasks("train")
-    with pytest.raises(ConfigError, match="no game of look_at_obj_in_light"):
+    with pytest.raises(
+        ConfigError, match=r"no game of look_at.* left out are 2 of pick_cool.*, 1 not known to be solv"
+    ):
         make("alfworld", {"data": "$ALFWORLD_DATA", "task_types": ["look_at_obj_in_light"]}).tasks("valid_seen")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train.jsonl", "train.jsonl.xz"], r"train\.jsonl and .*train\.jsonl\.xz are one split"),
+        (["train.jsonl", "json_2.1.1/train/a/b/game.tw-pddl"], r"several data sets: .*\*\.jsonl\*, .*json_2\.1\.1"),
+        (
+            ["json_2.1.0/train/a/b/game.tw-pddl", "json_2.1.1/train/a/b/game.tw-pddl"],
+            r"several data sets: .*2\.1\.0, .*",
+        ),
+    ],
+)
+def test_data_that_stands_twice_is_refused(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=message):
+        make("alfworld", {"data": str(tmp_path)}).tasks("train")
+
+
+def test_games_that_are_all_left_out_are_counted(tmp_path):
+    (tmp_path / "train.jsonl").write_text("no game\n[]\n")
+    (tmp_path / "._train.jsonl").write_bytes(b"\x00\xff")  # as macOS leaves it beside a copied file
+    with pytest.raises(ConfigError, match=r"left out are 2 malformed \(the first: .*train\.jsonl, line 1"):
+        make("alfworld", {"data": str(tmp_path), "skip_malformed": True}).tasks("train")
 
 
 def test_malformed_games_of_a_pack_are_skipped_when_asked(tmp_path, caplog):

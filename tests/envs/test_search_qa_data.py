@@ -72,6 +72,10 @@ def test_bad_passages_are_named(tmp_path, line, message):
         ),
         (question_line(2, golden_answers="x"), "line 2, field golden_answers"),
         (question_line(2, golden_answers=[3]), "line 2, field golden_answers"),
+        (
+            question_line(2, golden_answers=["The", "?!"]),
+            "line 2, field golden_answers: of ['The', '?!'] nothing is left",
+        ),
         (question_line(2, data_source=None), "line 2, field data_source: expected a non-empty text, got None"),
         (question_line(2, split="train"), "line 2, field split: some lines have it, some do not"),
         (question_line(1), "line 2, field id: question nq/q1 is already on line 1"),
@@ -85,6 +89,11 @@ def test_bad_questions_are_named(tmp_path, line, message):
         read_questions(file)
     assert str(file) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_of_golden_answers_those_that_say_something_are_kept(tmp_path):
+    write_lines(tmp_path / "q.jsonl", question_line(0, golden_answers=["The The", "a band", "?"]))
+    assert read_questions(tmp_path / "q.jsonl")[0].golden_answers == ("a band",)
 
 
 def test_two_questions_that_make_the_same_task_id_are_refused(tmp_path):
