@@ -33,12 +33,12 @@ def stored_splits(data: str) -> dict[str, Path]:
         for file in sorted(folder.glob(f"[!.]*{ending}")):
             other = packs.setdefault(file.name.removesuffix(ending), file)
             if other != file:
-                raise ConfigError(f"environment.options.data: {other} and {file} are one split; keep one of them")
+                raise ConfigError(f"environment.options.data: {other} and {file} are one split: remove one")
     found = {**({folder / "*.jsonl*": packs} if packs else {}), **folder_splits(folder)}
     if len(found) > 1:
         raise ConfigError(
-            f"environment.options.data: {folder} holds several data sets: {', '.join(map(str, found))}; name the folder "
-            "of one, or remove the others"
+            f"environment.options.data: {folder} holds several data sets: {', '.join(map(str, found))}; name the "
+            "folder of one, or remove the others"
         )
     if not found:
         raise ConfigError(
