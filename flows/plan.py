@@ -139,6 +139,14 @@ def analyzer_cost(config: CampaignConfig) -> str:
     return "\n".join(lines)
 
 
+def warn(config: CampaignConfig, console: Console) -> None:
+    """Print what may be meant, and should be known."""
+    split = config.evaluation.split
+    if split == config.environment.train_split:
+        text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def show(config: CampaignConfig, console: Console) -> None:
     """Print the plan: the whole config, the stages, episodes, and the estimates."""
     rollout, evaluation, shape = config.rollout, config.evaluation, memory.policy_shape(config)
@@ -163,4 +171,5 @@ def show(config: CampaignConfig, console: Console) -> None:
         f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
     )
     console.print(table)
+    warn(config, console)
     console.print("Dry run: nothing was written.")

@@ -38,6 +38,7 @@ def check_and_open(config: CampaignConfig, console: Console) -> None:
         open_campaign(config.root, config.campaign, config.model_dump(mode="json"), config.storage.endpoint_url)
 
     when_reachable(config.recovery, check, console)
+    plan.warn(config, console)
 
 
 def when_reachable(recovery: RecoveryConfig, check: Callable[[], None], console: Console) -> None:

@@ -12,9 +12,10 @@ runs differ much, such intervals are still rather too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +40,12 @@ class SuccessRate:
     high: float
     per_type: dict[str, float]
     episodes_per_type: dict[str, int]
+
+
+def panel_name(config: Mapping[str, Any]) -> str:
+    """What to call the evaluation's panel, by the config as plain data: tasks that are trained on are not held out."""
+    train, evaluated = (config.get("environment", {}).get("train_split"), config.get("evaluation", {}).get("split"))
+    return "panel of training tasks" if train and train == evaluated else "held-out panel"
 
 
 def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:

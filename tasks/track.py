@@ -14,9 +14,10 @@ from prefect import task
 from infra import store as campaign_store
 from infra.local_objects import faults
 from infra.manifest import Manifest
-from infra.store import CampaignStore, local_folder, read_table
+from infra.store import CampaignStore, local_folder, read_config, read_table
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.evaluation import panel_name
 from tasks.commit import manifest_path
 from tasks.iteration import TASK, campaign_run, logged
 from tasks.progress import artifact_key
@@ -79,8 +80,9 @@ def track_metrics(config: CampaignConfig, store: CampaignStore, manifest: Manife
 
 def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, float]) -> str:
     """What the artifact of a commit says."""
+    panel = panel_name(read_config(store))
     evaluated = {
-        name: f"{name.split('/')[1]}, held-out panel won"
+        name: f"{name.split('/')[1]}, {panel} won"
         for name in sorted(metrics)
         if name.startswith("evaluation/") and name.endswith("/success_micro")
     }

@@ -15,9 +15,9 @@ from rich.table import Table
 from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
 from flows.reports.formatting import interval, markdown_table, plain, with_interval
 from infra.manifest import Manifest
-from infra.store import CampaignStore, local_folder, location, manifests
+from infra.store import CampaignStore, local_folder, location, manifests, read_config
 from opid_core.config import CampaignConfig
-from opid_core.evaluation import by_temperature, same_tasks, table_success
+from opid_core.evaluation import by_temperature, panel_name, same_tasks, table_success
 from tasks.version import code_version
 
 if TYPE_CHECKING:
@@ -31,19 +31,21 @@ def write_report(store: CampaignStore) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     evaluated = evaluations(store, chain)
     (folder / "summary.md").write_text(summary(store, chain, evaluated), encoding="utf-8")
-    save_plot(folder / "success.png", [(store.campaign, lambda axes: draw_campaign(axes, chain, evaluated))])
+    panel = panel_name(read_config(store))
+    save_plot(folder / "success.png", [(store.campaign, lambda axes: draw_campaign(axes, chain, evaluated, panel))])
     return folder
 
 
 def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> str:
     """The table of evaluations and the commands to look further."""
+    panel = panel_name(read_config(store))
     lines = [
         f"# Campaign {store.campaign}",
         "",
         f"Preset: {chain[-1].preset or 'unknown'}. Share of the advantage over valid tokens, the mean over iterations: "
         f"{_advantage_shares(mean_metrics(store, chain))}.",
         "",
-        f"{len(chain) - 1} iterations committed. Success on the held-out panel (95% Wilson interval):",
+        f"{len(chain) - 1} iterations committed. Success on the {panel} (95% Wilson interval):",
         "",
         *markdown_table(
             ["policy after", "temperature", "games", "success (micro)", "95% interval", "macro", "admissible actions"],
@@ -120,8 +122,8 @@ def _newest(store: CampaignStore, chain: Sequence[Manifest], table: str) -> str:
     return location(store)
 
 
-def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> None:
-    """Success of the training rollouts by iteration, and of the held-out panel by update with its intervals."""
+def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Evaluated], panel: str) -> None:
+    """Success of the training rollouts by iteration, and of the `panel` by update with its intervals."""
     points = [
         (m.iteration - 1, m.metrics["rollout/success_micro"])
         for m in chain
@@ -140,7 +142,7 @@ def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Eva
             yerr=errors,
             marker="o",
             capsize=3,
-            label=f"held-out panel, temperature {temperature:g} (95%)",
+            label=f"{panel}, temperature {temperature:g} (95%)",
         )
     axes.set(xlabel="updates", ylabel="success", ylim=(0, 1))
     axes.yaxis.set_major_formatter("{x:.0%}")

@@ -14,7 +14,8 @@ from flows.reports.campaign import draw_campaign, save_plot
 from flows.reports.chains import Evaluated, evaluations, first_and_last, read_chain
 from flows.reports.formatting import markdown_table, with_interval
 from infra.manifest import Manifest
-from opid_core.evaluation import same_tasks
+from infra.store import read_config
+from opid_core.evaluation import panel_name, same_tasks
 
 HEADER = ("campaign", "temperature", "games", "before (95%)", "after (95%)", "updates")
 TEST = ("won more often after, before", "p")
@@ -27,11 +28,11 @@ def curves(
 ) -> None:
     """Success before and after for each campaign, tested task by task (exact sign test), and their curves."""
     rows: list[list[str]] = []
-    read: dict[str, tuple[list[Manifest], list[Evaluated]]] = {}
+    read: dict[str, tuple[list[Manifest], list[Evaluated], str]] = {}
     for name in campaigns:
         store, chain = read_chain(str(root), name)
         evaluated = evaluations(store, chain)
-        read[name] = (chain, evaluated)
+        read[name] = (chain, evaluated, panel_name(read_config(store)))
         for first, last in first_and_last(evaluated):
             before, after = (with_interval(e.success.micro, e.success.low, e.success.high) for e in (first, last))
             paired = same_tasks(first.episodes, last.episodes)

@@ -19,6 +19,7 @@ from flows.reports.formatting import percent
 from infra.manifest import Manifest
 from infra.store import CampaignStore, key_of, location, read_config
 from opid_core.errors import DataError
+from opid_core.evaluation import panel_name
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -64,16 +65,16 @@ def campaign_page(
     """The campaign's page as HTML; `pages` names the page of each iteration that has one."""
     if not chain:
         raise DataError(f"{location(store)}: nothing is committed yet: there is nothing to audit")
-    new = summary.new_counts(rows)
+    new, config = summary.new_counts(rows), read_config(store)
     return render(
         "campaign.html.j2",
         script=_read("page.js"),
         campaign=store.campaign,
         location=location(store),
-        config=read_config(store),
+        config=config,
         rows=list(zip(rows, new, strict=True)),
         pages=pages,
-        chart=summary.success_chart(rows, evaluations(store, chain)),
+        chart=summary.success_chart(rows, evaluations(store, chain), panel_name(config)),
         small=summary.small_charts(rows, new),
         cost=summary.total_cost([row.analyzer_cost for row in rows]),
         data=packed({"added": summary.added_last(store, chain, rows)}),

@@ -84,8 +84,8 @@ def added_last(store: CampaignStore, chain: Sequence[Manifest], rows: Sequence[C
     return new_skills(skills, set(rows[-2].texts) if len(rows) > 1 else set())
 
 
-def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated]) -> Chart:
-    """Success of the training rollouts by iteration, and of the held-out panel by update, with 95% intervals."""
+def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], panel: str) -> Chart:
+    """Success of the training rollouts by iteration, and of the `panel` by update, with 95% intervals."""
     training = [
         Point(
             row.manifest.iteration - 1,
@@ -111,7 +111,7 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated]) -> 
             if e.temperature == temperature and e.success.episodes
         ]
         colour = EVALUATION_COLOURS[number % len(EVALUATION_COLOURS)]
-        series.append(Series(f"held-out panel, temperature {temperature:g}", colour, points))
+        series.append(Series(f"{panel}, temperature {temperature:g}", colour, points))
     return Chart(series, 940, 300, 1.0)
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from envs.search_qa.data import Question
 from envs.search_qa.tasks import tasks_of
+from flows import plan
 from flows.reports.campaign import evaluation_record, show_evaluations, summary, write_report
 from flows.reports.chains import mean_metrics
 from infra.store import open_campaign
@@ -83,6 +84,17 @@ def test_the_report_of_a_campaign_says_it_by_data_set_too(tmp_path):
 """
         in text
     )
+
+
+def test_tasks_that_are_trained_on_are_not_called_held_out(tmp_path):
+    config = build_config({"campaign": "demo", "evaluation": {"split": "train"}})
+    output = io.StringIO()
+    plan.warn(config, Console(file=output, width=200))
+    assert "Warning: evaluation.split: 'train' is trained on too" in output.getvalue()
+    for given, panel in ((config.model_dump(mode="json"), "panel of training tasks"), (CONFIG, "held-out panel")):
+        store = open_campaign(tmp_path / panel, "demo", given)
+        commit_rows(store, tmp_path / panel, None, {"evaluations": played()}, tokenizer=False)
+        assert f"Success on the {panel} (95%" in (write_report(store) / "summary.md").read_text()
 
 
 def test_the_report_of_a_campaign_names_the_preset_and_the_advantages_shares(tmp_path):
