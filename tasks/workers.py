@@ -177,6 +177,9 @@ class Workers:
             return self._engine
         folder = folder_path(self._store, policy)
         if self._engine is None:
+            # The engine takes its share of a GPU's memory at once, and needs it free; a learner grows later. So a
+            # learner that is here already, as in a run that is resumed after its rollout, starts again beside it.
+            self._close_learner()
             self._engine = RemoteEngine(self._config, folder)
         else:
             self._engine_policy = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 CANARY_TOKENS = 16
 """Tokens that the canary samples for each of its prompts."""
+
+_TOO_LITTLE_MEMORY = re.compile("free memory on device|out of memory|error in memory profiling", re.IGNORECASE)
+"""In the texts of vLLM and torch where others on the same GPU have, or gave back, memory while the engine started."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,8 @@ class VllmEngine:
                     **device_args,
                 )
             )
-        except ValueError as error:
-            raise ConfigError(f"engine: vLLM refuses {policy_dir} with this configuration: {error}") from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise start_fault(policy_dir, error) from error
 
     def submit(
         self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
@@ -258,6 +262,18 @@ def canary_gap(
             "must be untied"
         )
     return gap
+
+
+def start_fault(policy_dir: Path, error: Exception) -> Exception:
+    """What it means that vLLM does not start: memory that another process holds may be free at the next try, sizes that
+    it refuses stay as they are; anything else stays what it is."""
+    if _TOO_LITTLE_MEMORY.search(str(error)):
+        return InfrastructureError(
+            f"engine: too little free memory for its share, engine.gpu_memory_fraction, of the GPU: {error}"
+        )
+    if isinstance(error, ValueError):
+        return ConfigError(f"engine: vLLM refuses {policy_dir} with this configuration: {error}")
+    return error
 
 
 def prepare_process(threads: int) -> bool:
