@@ -13,20 +13,22 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from envs.base import result_of
+from envs.base import Environment, PromptParts, result_of
 from flows import memory
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core import proxies
 from opid_core.config import CampaignConfig
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 from opid_core.policies import check_policy_folder
+from opid_core.rollout.prompting import encode, inject
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from opid_core.warm_start import require_expert
-from tasks.episodes import check_skill_banks, environment_maker
+from tasks.episodes import check_skill_banks, environment_maker, evaluation_settings, training_settings
 from tasks.evaluate import panel
 from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
 from tasks.track import require_wandb
+from tasks.workers import load_tokenizer
 
 
 def check(config: CampaignConfig) -> None:
@@ -39,19 +41,56 @@ def check_all_but_space(config: CampaignConfig) -> None:
     """`check`, for a config that is run as several campaigns: ask `check_space` about those."""
     check_policy_and_engine(config.policy_folder)
     environment = environment_maker(config)()
+    check_skill_banks(config)
     if config.policy is None:
         require_expert(environment)
-    for task in (sample_tasks(config, 0)[0], panel(config, largest_panel(config))[0]):
-        result_of(environment.reset(task))
+    prompts = _first_prompts(config, environment)
+    if config.policy_folder is not None:
+        _check_limits(config, config.policy_folder, prompts)
     if config.analyzer.asks_model:
         from opid_core.endpoint import check_endpoint
 
         check_endpoint(config.analyzer.llm)
-    check_skill_banks(config)
     if config.tracking.wandb_project is not None:
         require_wandb()
     check_own(config.gates)
     _check_prefect_api()
+
+
+def _first_prompts(config: CampaignConfig, environment: Environment) -> list[PromptParts]:
+    """How an episode that is trained on begins, and one that is evaluated."""
+    prompts = []
+    for task, settings in (
+        (sample_tasks(config, 0)[0], training_settings(config)),
+        (panel(config, largest_panel(config))[0], evaluation_settings(config, 1.0)),
+    ):
+        observation = result_of(environment.reset(task))
+        shown = environment.task_text, [], observation, environment.admissible_actions, settings.history_length
+        parts = environment.prompt_parts(*shown)
+        prompts.append(inject(parts, "episode", settings.skill_of(task)) if settings.skill_of else parts)
+    return prompts
+
+
+def _check_limits(config: CampaignConfig, folder: Path, prompts: Sequence[PromptParts]) -> None:
+    """Raise ConfigError where `rollout` allows more tokens than the model reads, or fewer than `prompts` take."""
+    from transformers import AutoConfig
+
+    model = AutoConfig.from_pretrained(folder).get_text_config()
+    rope = getattr(model, "rope_parameters", None) or {}
+    limit = None if rope.get("rope_type", "default") != "default" else getattr(model, "max_position_embeddings", None)
+    rollout = config.rollout
+    if limit is not None and rollout.max_prompt_tokens + rollout.max_response_tokens > limit:
+        raise ConfigError(
+            f"rollout: max_prompt_tokens {rollout.max_prompt_tokens} and max_response_tokens "
+            f"{rollout.max_response_tokens} are more than the {limit} tokens that the model reads "
+            f"(max_position_embeddings of {folder}/config.json); set lower ones"
+        )
+    tokenizer = load_tokenizer(folder)
+    for parts in prompts:
+        try:
+            encode(tokenizer, parts, rollout.max_prompt_tokens)
+        except DataError as error:
+            raise ConfigError(f"rollout.max_prompt_tokens: {error}; set a higher one") from None
 
 
 def check_space(configs: Sequence[CampaignConfig]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from tests.chat_server import Answer, chat_server
-from tests.factories import make_chain
+from tests.factories import make_chain, make_tiny_policy_folder
 from tests.flows.cli.test_cli import SMALL
 
 LLM = {"model": "teacher", "max_tokens": 500, "max_prompt_chars": 8000, "base_url": "http://127.0.0.1:9/v1"}
@@ -62,6 +63,25 @@ def test_a_refused_key_is_found_before_any_work(tmp_path):
         with pytest.raises(ConfigError, match="refused the key of OPENAI_API_KEY"):
             check(config)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_prompt_tokens": 2000, "max_response_tokens": 49}, r"max_prompt_tokens 2000 .* 49 .* the 2048 tokens"),
+        (
+            {"max_prompt_tokens": 30},
+            r"rollout.max_prompt_tokens: .* tokens without any history, max_prompt_tokens is 30",
+        ),
+        ({"max_prompt_tokens": 2000, "max_response_tokens": 48}, None),
+    ],
+)
+def test_limits_that_the_model_or_a_prompt_cannot_meet(tmp_path, limits, message):
+    policy = make_tiny_policy_folder(tmp_path / "policy", max_positions=2048)
+    rollout = {**SMALL["rollout"], **limits}
+    config = build_config({**SMALL, "root": str(tmp_path / "runs"), "policy": str(policy), "rollout": rollout})
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check(config)
 
 
 def disk_with(free_mib: dict[Path, float]):
