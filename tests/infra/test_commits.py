@@ -148,7 +148,7 @@ def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
     make_chain(store, tmp_path, 1)
     edit(store, "_commits/000000.json", '  "format": 3,', written)
     with pytest.raises(
-        DataError, match=rf"000000.json: a manifest of format {named}, this version of OPID reads format 3"
+        DataError, match=rf"000000.json: a manifest of format {named}; this version of OPID reads format 3 alone"
     ):
         manifests(store)
 
