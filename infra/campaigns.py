@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from infra.local_objects import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import ABSENT, MAY_DIFFER, config_differences
+
+NUMBERED = r"[0-9]{6,}\.json"
+"""Form of the names of leases, and of the notes of policies."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ def open_campaign(
             f"root: the server of {address} ignores `If-None-Match: *` and overwrites what exists: two runs could "
             "commit the same iteration; use a server with conditional writes"
         )
+    if not _is_campaign(store.address()):
+        raise ConfigError(
+            f"campaign: {store.address()} holds no campaign, but a config.json: choose another name or root"
+        )
     differing = [
         f"  {key}: stored {_show(stored)}, given {_show(new)}"
         for key, (stored, new) in config_differences(read_config(store), given, MAY_DIFFER).items()
@@ -106,7 +114,7 @@ def open_campaign(
 def find_campaign(root: str | Path, campaign: str, endpoint_url: str | None = None) -> CampaignStore:
     """The store of a campaign that exists. Raises ConfigError that lists those that do; touches nothing."""
     store = _store(root, campaign, endpoint_url)
-    if objects.size_of(store.address("config.json")) is None:
+    if not _is_campaign(store.address()):
         found = list_campaigns(root, endpoint_url)
         known = f"campaigns there: {', '.join(found)}" if found else "there is no campaign there"
         raise ConfigError(f"campaign: no campaign {campaign!r} in {store.root}; {known}")
@@ -117,8 +125,18 @@ def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[st
     """Names of the campaigns under `root`, sorted; touches nothing."""
     folder = objects.address_of(root, endpoint_url)
     names = objects.list_folders(folder)
-    sizes = objects.in_parallel(lambda name: objects.size_of(folder / name / "config.json"), names)
-    return [name for name, size in zip(names, sizes, strict=True) if size is not None]
+    are_campaigns = objects.in_parallel(lambda name: _is_campaign(folder / name), names)
+    return [name for name, is_campaign in zip(names, are_campaigns, strict=True) if is_campaign]
+
+
+def _is_campaign(folder: Address) -> bool:
+    """Whether a campaign lies there, be it damaged: a model's folder has a config.json too."""
+    data = objects.read(folder / "config.json")
+    try:
+        config = json.loads(data or b"")
+    except ValueError:
+        return data is not None
+    return not isinstance(config, dict) or "campaign" in config
 
 
 def read_config(store: CampaignStore) -> dict[str, Any]:
@@ -148,9 +166,14 @@ def put_object(store: CampaignStore, path: str, data: bytes) -> None:
     objects.put(store.address(path), data)
 
 
-def list_objects(store: CampaignStore, prefix: str = "") -> list[ObjectInfo]:
-    """The objects in the campaign or its folder `prefix`, sorted; their paths are relative to the campaign."""
-    found = objects.list_objects(store.address(prefix))
+def list_objects(store: CampaignStore, prefix: str = "", form: str = ".+") -> list[ObjectInfo]:
+    """The objects in the campaign or its folder `prefix`, sorted; their paths are relative to the campaign.
+
+    Only those whose path below `prefix` is of the regular expression `form`, and none of whose names begins with a dot:
+    what else lies there (`.nfs0001`, `.DS_Store`, somebody's copy) is none of ours.
+    """
+    everything = objects.list_objects(store.address(prefix))
+    found = (info for info in everything if re.fullmatch(form, info.path) and not re.search(r"(^|/)\.", info.path))
     return [ObjectInfo(f"{prefix}/{info.path}".lstrip("/"), info.size, info.modified) for info in found]
 
 

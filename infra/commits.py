@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 
 from infra import objects
-from infra.campaigns import CampaignStore, list_objects, location, read_object
+from infra.campaigns import NUMBERED, CampaignStore, list_objects, location, read_object
 from infra.manifest import FileRecord, Manifest, from_bytes, parse, to_bytes
 from infra.objects import Address
 from infra.tables import check_object, key_of
@@ -77,7 +77,7 @@ def standing(store: CampaignStore, chain: Sequence[Manifest]) -> list[FileRecord
 def pruned(store: CampaignStore) -> set[str]:
     """Paths of the files that `retention.prune_states` deleted. Raises DataError for a note that cannot be read."""
     found: set[str] = set()
-    for note in list_objects(store, PRUNED):
+    for note in list_objects(store, PRUNED, NUMBERED):
         try:
             found.update(json.loads(read_object(store, note.path) or b"")["files"])
         except (ValueError, KeyError, TypeError) as error:

@@ -31,15 +31,19 @@ _given: collections.deque[Path] = collections.deque(maxlen=CACHED_FOLDERS)
 
 
 def put_folder(store: CampaignStore, local: str | Path, uri: str, *, without: str | None = None) -> FolderRecord:
-    """Copy all files of the folder `local`, but for those in its folder `without`, to `uri` (such as
-    `policies/000004/<attempt>`); each is read once.
+    """Copy all files of the folder `local`, but for those in its folder `without` and those with a name that begins
+    with a dot (`.git`, `.DS_Store`), to `uri` (such as `policies/000004/<attempt>`); each is read once.
 
     On S3 the folder is in the cache afterwards. Raises DataError when the folder holds no file, or when an object
     exists with other bytes.
     """
     source = Path(local)
     paths = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    names = sorted(path.as_posix() for path in paths if len(path.parts) == 1 or path.parts[0] != without)
+    names = sorted(
+        path.as_posix()
+        for path in paths
+        if (len(path.parts) == 1 or path.parts[0] != without) and not any(part.startswith(".") for part in path.parts)
+    )
     if not names:
         raise DataError(f"{source}: no files to store")
     if isinstance(store.address(), Path):

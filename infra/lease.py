@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
+from infra.campaigns import NUMBERED
 from infra.store import CampaignStore, create_object, list_objects, location, put_object, read_object
 from opid_core.errors import ConfigError, DataError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 
@@ -126,7 +127,7 @@ def held(
 def status(store: CampaignStore) -> tuple[Holder, float] | None:
     """The newest holder, and the seconds since it wrote its object as far as the clocks agree; None when there never
     was one. Changes nothing."""
-    listed = list_objects(store, "_lease")
+    listed = list_objects(store, "_lease", NUMBERED)
     holder = _read(store, _epoch_of(listed[-1].path)) if listed else None
     return None if holder is None else (holder, max(0.0, time.time() - listed[-1].modified))
 
@@ -155,7 +156,7 @@ def _describe(holder: Holder) -> str:
 
 
 def _newest_epoch(store: CampaignStore) -> int:
-    return max((_epoch_of(info.path) for info in list_objects(store, "_lease")), default=0)
+    return max((_epoch_of(info.path) for info in list_objects(store, "_lease", NUMBERED)), default=0)
 
 
 def _epoch_of(path: str) -> int:

@@ -180,8 +180,8 @@ def parse(data: bytes, source: str) -> Manifest:
         written = _Written.model_validate_json(data).format
         if written != FORMAT:
             raise DataError(
-                f"{source}: a manifest of format {written}; this version of OPID reads format {FORMAT} alone, so it can "
-                "neither continue nor show this campaign: use the version that wrote it (`code_version` in the "
+                f"{source}: a manifest of format {written}; this version of OPID reads format {FORMAT} alone, so it "
+                "can neither continue nor show this campaign: use the version that wrote it (`code_version` in the "
                 "manifest), or begin another campaign (`--set campaign=NAME`)"
             )
         manifest = Manifest.model_validate_json(data)

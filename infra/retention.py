@@ -49,7 +49,7 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
         found += local_objects.list_objects(folder, temporary=True)
     chain = manifests(store)
     named = {record.path for manifest in chain for record in files_of(manifest)} - pruned(store)
-    for record in list_objects(store, f"_stages/{key_of(len(chain))}"):
+    for record in list_objects(store, f"_stages/{key_of(len(chain))}", r"[0-9]+/[a-z_]+\.json"):
         named.update(_paths_in(_stage_record(store, record.path)))
     newest = time.time() - older_than_s
     left = (info for info in found if info.path not in named and info.modified < newest)

@@ -60,7 +60,10 @@ def test_a_folder_is_copied_listed_and_verified(store, tmp_path, cache):
 def test_a_folder_of_it_may_be_left_out(store, tmp_path, cache):
     local = make_folder(tmp_path, "local")
     (local / "optimizer.json").write_bytes(b"{}")
+    (local / ".DS_Store").write_bytes(b"of another program")
     (local / "deep" / "optimizer").mkdir(parents=True)
+    (local / ".git").mkdir()
+    (local / ".git" / "pack").write_bytes(b"the same weights again")
     (local / "deep" / "optimizer" / "x").write_bytes(b"")
     record = put_folder(store, local, "policies/000001/attempt", without="optimizer")
     kept = ["deep/optimizer/x", "model.safetensors", "optimizer.json"]

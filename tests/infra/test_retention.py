@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from infra import retention
+from infra import retention, stages
+from infra.lease import held, status
 from infra.objects import delete
 from infra.store import (
     check_objects,
@@ -97,6 +99,25 @@ def test_a_damaged_note_is_named(store, tmp_path):
     put_object(store, "_pruned/000000.json", b"{")
     with pytest.raises(DataError, match=r"_pruned/000000\.json"):
         verify(store)
+
+
+def test_files_of_others_among_the_objects_are_passed_over(store, tmp_path):
+    chain = make_chain(store, tmp_path, 2)
+    prune_states(store, chain, keep=1)
+    note = read_object(store, "_pruned/000000.json") or b""
+    with held(store, 3):
+        pass
+    foreign = [".nfs000000000001", ".DS_Store", "000009.json~", "000001 (copy).json", ".Trash/000007.json"]
+    for folder in ("_lease", "_pruned", "_stages/000002", "_stages/000002/000", "_commits", "policies/000001"):
+        for name in foreign:
+            put_object(store, f"{folder}/{name}", b"no JSON")
+    assert pruned(store) == set(json.loads(note)["files"])
+    with held(store, 3):
+        assert (status(store) or pytest.fail("no lease"))[0].process_id == os.getpid()
+    assert stages.current_attempt(store, 2) == 0
+    assert orphan_paths(store) == [f"policies/000001/{name}" for name in sorted(foreign) if name[0] != "."]
+    assert manifests(store) == chain
+    verify(store)
 
 
 def test_what_no_manifest_names_is_found_and_deleted(store, tmp_path):

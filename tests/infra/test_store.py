@@ -105,6 +105,9 @@ def test_looking_for_an_unknown_campaign_lists_the_known_ones_and_touches_nothin
     open_campaign(root.address, "two", CONFIG, url)
     one = open_campaign(root.address, "one", CONFIG, url)
     put_object(CampaignStore(root.address, "none", url), "other", b"")
+    put_object(CampaignStore(root.address, "model", url), "config.json", b'{"model_type": "qwen2"}')
+    with pytest.raises(ConfigError, match=r"model holds no campaign, but a config\.json"):
+        open_campaign(root.address, "model", CONFIG, url)
     with pytest.raises(ConfigError, match=rf"no campaign 'x' in {root.address}; campaigns there: one, two"):
         find_campaign(root.address, "x", url)
     assert find_campaign(root.address, "one", url) == one
