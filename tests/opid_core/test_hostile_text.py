@@ -69,7 +69,7 @@ def test_the_table_reads_back_exactly(tmp_path):
     ids = [analysis.trajectory_id for analysis in analyses()]
     table = skills_table(analyses(), pa.table({"trajectory_id": ids, "outcome": ["failure"] * len(ids)}))
     assert table.num_rows > 2 * COUNT
-    store = open_campaign(tmp_path, "hostile", {})
+    store = open_campaign(tmp_path, "hostile", {"campaign": "hostile"})
     record = write_table(store, "skills", 0, "attempt", table)
     assert read_table(store, record).equals(table)
 
