@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -19,6 +21,9 @@ from flows import settings
 from infra import processes
 from infra.scratch import scratch_folder
 from opid_core.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    import uvicorn
 
 STARTUP_TIMEOUT_S = 600.0  # a server that fails ends, and that is seen at once; a crowded machine is slow
 
@@ -113,7 +118,23 @@ def _serve(descriptor: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    uvicorn.Server(uvicorn.Config(create_app(), log_level="error")).run(sockets=[socket.socket(fileno=descriptor)])
+    server = uvicorn.Server(uvicorn.Config(create_app(), log_level="error"))
+    _start_alone(server)
+    server.run(sockets=[socket.socket(fileno=descriptor)])
+
+
+def _start_alone(server: uvicorn.Server) -> None:
+    """Let `server` start while no other does: two campaigns that begin together in one root share a database, and each
+    of its migrations can be done once."""
+    lock = open(Path(os.environ["PREFECT_HOME"]) / "start.lock", "w", encoding="utf-8")  # noqa: SIM115 - until it is up
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    start = server.startup
+
+    async def startup(sockets: list[socket.socket] | None = None) -> None:
+        await start(sockets)
+        lock.close()
+
+    server.startup = startup
 
 
 if __name__ == "__main__":
