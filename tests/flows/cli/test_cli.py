@@ -200,6 +200,8 @@ def test_status_of_an_unknown_campaign_lists_the_known_ones(monkeypatch, capsys,
     root = tmp_path / "runs"
     error = refused(monkeypatch, capsys, tmp_path, "status", "small", "--root", root)
     assert error == f"campaign: no campaign 'small' in {root}; there is no campaign there"
+    monkeypatch.setenv("RUNS", str(root))
+    assert refused(monkeypatch, capsys, tmp_path, "status", "small", "--root=$RUNS") == error
     for name in ("b", "a"):
         open_campaign(root, name, {"campaign": name})
     error = refused(monkeypatch, capsys, tmp_path, "status", "small", "--root", root)
