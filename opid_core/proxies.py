@@ -22,19 +22,22 @@ def spare_this_machine() -> None:
     if not {"http", "https", "all"} & {*proxies} or hosts == ["*"]:
         return
     hosts += [host for host in _LOOPBACK if host not in hosts]
-    if any(_problem(proxies[scheme]) for scheme in ("http", "https", "all") if scheme in proxies):
-        hosts += [_UNUSABLE] * (_UNUSABLE not in hosts)
+    if {"http", "https", "all"} <= {*proxies} and _problem(proxies["all"]):
+        for name in ("ALL_PROXY", "all_proxy"):  # nothing would go through it
+            os.environ.pop(name, None)
+    if _unusable() and _UNUSABLE not in hosts:
+        hosts.append(_UNUSABLE)
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(hosts)
 
 
 def check(url: str) -> None:
-    """Raise ConfigError where the environment names a proxy for `url` that httpx cannot use."""
-    found = _proxy(url)
-    problem = _problem(found[1]) if found else None
-    if found and problem:
+    """Raise ConfigError where the environment names a proxy for `url`, and httpx cannot use that or another one."""
+    unusable = _unusable() if _proxy(url) else None
+    if unusable is not None:
+        name, proxy, problem = unusable
         raise ConfigError(
-            f"{_shown(url)} would be asked through the proxy {_shown(found[1])} of {found[0]}, which cannot be used: "
-            f"{problem}; set another proxy, or put the host into NO_PROXY"
+            f"{_shown(url)} would be asked through a proxy, and {_shown(proxy)} of {name} cannot be used: {problem}; "
+            "set another one, unset it, or put the host into NO_PROXY"
         )
 
 
@@ -53,6 +56,14 @@ def _proxy(url: str) -> tuple[str, str] | None:
     return next(
         ((f"{scheme.upper()}_PROXY", proxies[scheme]) for scheme in (parts.scheme, "all") if scheme in proxies), None
     )
+
+
+def _unusable() -> tuple[str, str, str] | None:
+    """A variable that names a proxy which httpx cannot use, that proxy, and why."""
+    for scheme, proxy in urllib.request.getproxies().items():
+        if scheme in ("http", "https", "all") and (problem := _problem(proxy)):
+            return f"{scheme.upper()}_PROXY", proxy, problem
+    return None
 
 
 def _problem(proxy: str) -> str | None:

@@ -57,6 +57,16 @@ def test_elsewhere_a_proxy_that_cannot_be_used_is_one_error_and_one_that_fails_i
         check_endpoint(elsewhere)
     assert "secret" not in str(refused.value)
 
+    os.environ |= {"HTTP_PROXY": NOBODY, "NO_PROXY": "", "no_proxy": ""}  # the endpoint's own may be sound
+    with pytest.raises(ConfigError, match="of ALL_PROXY cannot be used"):
+        check_endpoint(elsewhere)
+
+    os.environ |= {"HTTPS_PROXY": NOBODY}  # nothing goes through ALL_PROXY then
+    proxies.spare_this_machine()
+    with pytest.raises(InfrastructureError, match="of HTTP_PROXY"):
+        check_endpoint(elsewhere)
+    del os.environ["HTTP_PROXY"], os.environ["HTTPS_PROXY"]
+
     os.environ |= {"ALL_PROXY": NOBODY, "NO_PROXY": "", "no_proxy": ""}
     with pytest.raises(InfrastructureError, match=r"through the proxy http://\*\*\*@127.0.0.1:9 of ALL_PROXY"):
         check_endpoint(elsewhere)
