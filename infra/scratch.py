@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +18,24 @@ from infra.local_objects import faults
 
 def make_scratch_folder() -> Path:
     """A new empty folder, readable by this user alone; those of processes of this machine that are gone are removed
-    first. Others that share the temporary folder have places of their own there: their process ids say nothing here."""
+    first. Its name cannot be guessed, so nobody can have made it before; names like it that another user made, links
+    and files, and the folders of other machines (whose process ids say nothing here) are left alone."""
     machine = hashlib.sha256(_this_machine().encode()).hexdigest()[:8]
-    shared = Path(tempfile.gettempdir()) / f"opid-{os.getuid()}-{machine}"  # short: sockets lie in it
-    with faults(shared, "written"):
-        shared.mkdir(mode=0o700, exist_ok=True)
-        for left in shared.iterdir():
-            owner = left.name.split("-")[0]
-            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+    temporary, prefix = Path(tempfile.gettempdir()), f"opid-{machine}-"
+    with faults(temporary, "written"):
+        for left in temporary.glob(f"{prefix}*"):
+            owner = left.name.removeprefix(prefix).split("-")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)) and _is_our_folder(left):
                 shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=shared))
+        return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=temporary))
+
+
+def _is_our_folder(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:  # another process has just removed it
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _this_machine() -> str:

@@ -20,8 +20,7 @@ def test_what_a_dead_process_left_is_removed_and_what_lives_stays():
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     with scratch_folder() as mine:
-        assert mine.name.startswith(f"{os.getpid()}-")
-        left = mine.with_name(f"{ended.pid}-left")
+        left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
         left.mkdir()
         other = make_scratch_folder()
         assert sorted(mine.parent.iterdir()) == sorted([mine, other])
@@ -36,5 +35,22 @@ def test_the_scratch_of_another_machine_is_left_alone(monkeypatch):
         elsewhere.setattr(scratch, "_this_machine", lambda: "another machine")
         elsewhere.setattr(os, "getpid", lambda: ended.pid)
         theirs = make_scratch_folder()
-    assert make_scratch_folder().parent != theirs.parent
+    make_scratch_folder()
     assert theirs.is_dir()
+
+
+def test_it_is_ours_alone_and_new_and_what_another_put_there_is_neither_used_nor_followed(monkeypatch, tmp_path):
+    with monkeypatch.context() as before, subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        before.setattr(os, "getpid", lambda: ended.pid)
+        planted, link = make_scratch_folder(), make_scratch_folder()
+    link.rmdir()
+    (target := tmp_path / "target").mkdir()
+    link.symlink_to(target)
+    with monkeypatch.context() as other_user:
+        other_user.setattr(os, "getuid", lambda: planted.stat().st_uid + 1)
+        mine = make_scratch_folder()
+    assert (mine.lstat().st_mode, [*mine.iterdir()]) == (0o40700, [])
+    assert sorted(tmp_path.iterdir()) == sorted([planted, link, target, mine])
+    make_scratch_folder()
+    assert not planted.exists()
+    assert target.is_dir()
