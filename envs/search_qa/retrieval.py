@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from opid_core.sections import Section
 
 FIRST_PAUSE_S = 0.5
 """Pause before the first retry; each next one is twice as long."""
+TOKEN_VARIABLE = "OPID_SEARCH_TOKEN"
+"""The environment variable with the secret of a retrieval server of ours; its client sends it as a bearer token."""
 
 
 class RetrievalOptions(Section):
@@ -86,8 +89,10 @@ class SearchClient:
         self._max_retries = max_retries
         self._single_query = single_query
         self._sleep = sleep
+        token = os.environ.get(TOKEN_VARIABLE)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         # As many connections as there are episodes that search: none waits for another's.
-        self._client = httpx.AsyncClient(timeout=timeout_s, limits=httpx.Limits(max_connections=None))
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """At most `top_k` passages for each query, best first."""

@@ -2,11 +2,15 @@
 
 POST /retrieve {"queries": ["...", ...], "topk": 3, "return_scores": true}   (or {"query": "...", ...})
 GET  /health
+
+Beyond this machine it answers those alone who send the secret in OPID_SEARCH_TOKEN; on it, requests for this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import hmac
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, model_validator
 
 from envs.search_qa.engines import Engine
-from envs.search_qa.retrieval import RetrievalOptions, local_engine, stored_corpus
+from envs.search_qa.retrieval import TOKEN_VARIABLE, RetrievalOptions, local_engine, stored_corpus
 from opid_core.errors import OpidError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 class RetrieveRequest(BaseModel):
@@ -37,13 +44,24 @@ class RetrieveRequest(BaseModel):
         return self
 
 
-def create_app(engine: Engine, corpus: str) -> FastAPI:
-    """The server over `engine`; `corpus` is what /health says is searched."""
-    from fastapi import FastAPI
+def create_app(engine: Engine, corpus: str, token: str | None = None) -> FastAPI:
+    """The server over `engine`; `corpus` is what /health says is searched.
+
+    With `token` it answers whoever sends that; without it, requests that name this machine as their host: no page of
+    another site, whatever its name leads to.
+    """
+    from fastapi import Depends, FastAPI, Header, HTTPException
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    def check(authorization: str = Header("")) -> None:
+        if token and not hmac.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
+            raise HTTPException(401, f"set {TOKEN_VARIABLE} to what it is where this server runs")
 
     app = FastAPI(title="OPID retrieval server")
+    if not token:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
 
-    @app.post("/retrieve")
+    @app.post("/retrieve", dependencies=[Depends(check)])
     def retrieve(request: RetrieveRequest) -> dict[str, list[list[dict[str, Any]]]]:
         """The passages for each query, best first; with `return_scores` each as `{"document", "score"}`."""
         queries = request.queries if request.queries is not None else [str(request.query)]
@@ -81,6 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         query_prefix=given.query_prefix,
         passage_prefix=given.passage_prefix,
     )
+    token = None if given.host in LOOPBACK else os.environ.get(TOKEN_VARIABLE)
+    if not token and given.host not in LOOPBACK:
+        print(
+            f"error: --host {given.host}: others could ask this server; set {TOKEN_VARIABLE} to a secret here and where"
+            " the campaign runs, for example to $(openssl rand -hex 32)",
+            file=sys.stderr,
+        )
+        return 2
     try:
         engine = local_engine(given.engine, stored_corpus(given.corpus, "--corpus"), options)
         listener = socket.create_server((given.host, given.port))
@@ -91,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     host, port = listener.getsockname()[:2]
     print(f"http://{host}:{port}/retrieve", flush=True)
-    uvicorn.Server(uvicorn.Config(create_app(engine, given.corpus), log_level="warning")).run(sockets=[listener])
+    uvicorn.Server(uvicorn.Config(create_app(engine, given.corpus, token), log_level="warning")).run(sockets=[listener])
     return 0
 
 

@@ -33,19 +33,27 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("OPID_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def server() -> Iterator[str]:
-    """Address of our server, in a thread of this process."""
+@contextmanager
+def running(app: Any) -> Iterator[str]:
+    """Address of the app, in a thread of this process."""
     import uvicorn
 
-    app = create_app(Bm25Engine(Corpus("test", "test_server", lambda: PASSAGES)), "test")
     listener = socket.create_server(("127.0.0.1", 0))
-    running = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    running.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Address of our server."""
+    with running(create_app(Bm25Engine(Corpus("test", "test_server", lambda: PASSAGES)), "test")) as url:
+        yield url
 
 
 @contextmanager
@@ -122,6 +130,22 @@ def test_what_the_client_sends():
         {"queries": ["x"], "topk": 3, "return_scores": True},
         {"query": "x", "topk": 5, "return_scores": True},
     ]
+
+
+def test_beyond_this_machine_a_secret_is_needed_and_on_it_the_name_of_this_machine(server, monkeypatch, capsys):
+    monkeypatch.delenv("OPID_SEARCH_TOKEN", raising=False)
+    assert main(["--corpus", "any", "--host", "0.0.0.0"]) == 2
+    assert capsys.readouterr().err.startswith("error: --host 0.0.0.0: others could ask this server; set OPID_SEARCH")
+    assert httpx.post(f"{server}/retrieve", json={"query": "x"}, headers={"Host": "evil.example"}).status_code == 400
+
+    app = create_app(Bm25Engine(Corpus("test", "test_server", lambda: PASSAGES)), "test", "secret")
+    with running(app) as url:
+        for headers in ({}, {"Authorization": "Bearer guessed"}, {"Authorization": "secret"}):
+            assert httpx.post(f"{url}/retrieve", json={"query": "x"}, headers=headers).status_code == 401
+        with pytest.raises(DataError, match=r"refuses the request, status 401: .*set OPID_SEARCH_TOKEN"):
+            result_of(SearchClient(f"{url}/retrieve").search(["water"], 1))
+        monkeypatch.setenv("OPID_SEARCH_TOKEN", "secret")
+        assert result_of(SearchClient(f"{url}/retrieve").search(["water"], 1))[0][0].passage_id == "c"
 
 
 def test_replies_without_scores_are_understood():
@@ -247,7 +271,8 @@ def test_the_program_names_what_it_cannot_use(tmp_path, capsys):
     (tmp_path / "empty.jsonl").write_text('{"id": 1, "contents": "word"}')
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--corpus", str(tmp_path / "empty.jsonl"), "--port", str(taken.getsockname()[1])]) == 2
-    first, second, third = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr().err.splitlines()  # a library's log may be there too
+    first, second, third = (line for line in printed if line.startswith("error: "))
     assert "Address already in use" in third
     assert first == f"error: --corpus: {tmp_path / 'none'} is no file"
     assert second == f"error: {tmp_path / 'empty.jsonl'}: no passages"
