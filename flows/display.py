@@ -16,10 +16,10 @@ from tasks import progress
 def live_progress(config: CampaignConfig, console: Console) -> Iterator[None]:
     """Draw the campaign's and the current stage's progress while the block runs."""
     columns = (
-        TextColumn("[bold]{task.fields[label]:<16}"),
+        TextColumn("{task.fields[label]:<16}", style="bold", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
@@ -32,7 +32,7 @@ def live_progress(config: CampaignConfig, console: Console) -> Iterator[None]:
         def show(event: progress.Progress) -> None:
             nonlocal current
             if event.event != "progress":
-                console.print(event.note, highlight=False, markup=False)
+                console.print(event.note, highlight=False)
                 if event.iteration is not None and event.event in ("resumed", "committed"):
                     bars.update(campaign_bar, completed=event.iteration)
                 return

@@ -13,6 +13,7 @@ from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
+from flows.reports.formatting import Terminal
 from infra.store import find_campaign, open_campaign
 from opid_core.config import CampaignConfig, RecoveryConfig, load_config
 from opid_core.errors import InfrastructureError
@@ -25,7 +26,7 @@ def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a pla
     with cancelled_by_interrupt():
         loaded = load_config(config, overrides)
         settings.apply(loaded.root)
-        console = Console(width=120, force_terminal=False)
+        console = Terminal(width=120, force_terminal=False)
         check_and_open(loaded, console)
         train_campaign(loaded, console)
 
@@ -52,7 +53,7 @@ def when_reachable(recovery: RecoveryConfig, check: Callable[[], None], console:
         except InfrastructureError as error:
             if delay_s is None:
                 raise
-            console.print(f"{error}\nTrying again in {delay_s:.0f} s.", markup=False, highlight=False)
+            console.print(f"{error}\nTrying again in {delay_s:.0f} s.", highlight=False)
             time.sleep(delay_s)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from flows.reports.formatting import Terminal
 from opid_core.local_paths import local_path
 
 app = typer.Typer(
@@ -21,7 +21,8 @@ app = typer.Typer(
     help="Train language agents with on-policy skill distillation.\n\n"
     "Start with [bold]opid doctor[/], then [bold]opid train configs/quickstart.yaml[/].",
 )
-console = Console()
+console = Terminal()
+error_console = Terminal(stderr=True)
 
 
 def _expanded(root: str) -> str:

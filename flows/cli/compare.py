@@ -27,8 +27,7 @@ def compare(
 
     Example: [bold]opid compare configs/compare/*.yaml --seeds 3 --name signals[/]
     """
-    from rich.markdown import Markdown
-
+    from flows.reports.formatting import show_markdown
     from flows.study import check, load_study, run_study, show, study_folder
 
     study = load_study(name, configs, seeds, overrides)
@@ -51,5 +50,5 @@ def compare(
     from flows.reports.study import write_comparison
 
     folder = write_comparison(study)
-    console.print(Markdown((folder / "summary.md").read_text(encoding="utf-8")))
+    show_markdown(console, (folder / "summary.md").read_text(encoding="utf-8"))
     console.print(f"Report: {folder / 'index.html'}", soft_wrap=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from flows.cli.common import app, console
 
@@ -58,7 +59,7 @@ def doctor() -> None:
     checks = diagnose(Path.cwd())
     table = Table("", "check", "found")
     for check in checks:
-        table.add_row("[green]ok[/]" if check.ok else "[red]no[/]", check.name, check.detail)
+        table.add_row(Text("ok", "green") if check.ok else Text("no", "red"), check.name, check.detail)
     console.print(table)
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from flows import settings
 from flows.cli import (  # noqa: F401 - each adds its command
@@ -27,15 +27,18 @@ from flows.cli import (  # noqa: F401 - each adds its command
     verify,
     warm_start,
 )
-from flows.cli.common import app
+from flows.cli.common import app, error_console
 from opid_core.errors import OpidError
 
 
 def main() -> None:
-    """Entry point: OPID's own errors become one message and exit code 2."""
+    """Entry point: OPID's own errors become one message and exit code 2; a bug shows its trace."""
     settings.fit_machine()
     try:
         app()
     except OpidError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        error_console.print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
         sys.exit(2)
+    except Exception:  # its message may hold a text of others, as all that is printed
+        error_console.print(Text(traceback.format_exc()), soft_wrap=True)
+        sys.exit(1)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.columns import Columns
 from rich.console import Console
+from rich.text import Text
 
 from envs.base import Decision, Environment, HasExpert, make, result_of
 from flows.cli.common import EnvironmentName, Options, app, console
 from flows.cli.tasks import find_task, opening
-from flows.reports.formatting import plain
 from opid_core.errors import OpidError
 
 _TAGS = {"search_qa": ("search", "answer")}
@@ -69,16 +69,16 @@ def play_episode(
     task = find_task(environment.tasks(split), split, task_id)
     tags = _TAGS.get(environment_name, ())
     episode = _PlayedEpisode(environment, result_of(environment.reset(task)))
-    console.print(plain(opening(task, environment, episode.first_observation)))
+    console.print(Text(opening(task, environment, episode.first_observation)))
     outcome = "ended by you"
     while (action := _next_action(episode, tags, console, read_line)) is not None:
         offered = tuple(environment.admissible_actions)
         result = result_of(environment.step(action))
         episode.past.append((offered, action, result.observation))
         episode.total_reward += result.reward
-        console.print(plain(f"\nStep {len(episode.past)}: {action}"))
+        console.print(Text(f"\nStep {len(episode.past)}: {action}"))
         if result.observation:
-            console.print(plain(f"\n{result.observation}"))
+            console.print(Text(f"\n{result.observation}"))
         if result.won or result.done:
             outcome = "won" if result.won else "lost"
             break
@@ -97,11 +97,11 @@ def _next_action(
             if line == "quit":
                 return None
             if line == "hint":
-                console.print(plain(_hint(episode)))
+                console.print(Text(_hint(episode)))
                 continue
             if line.isdecimal() and offered:
                 if not 1 <= int(line) <= len(offered):
-                    console.print(plain(f"Choose a number from 1 to {len(offered)}."))
+                    console.print(Text(f"Choose a number from 1 to {len(offered)}."))
                     continue
                 line = _filled(offered[int(line) - 1], read_line)
         except EOFError:
@@ -110,16 +110,16 @@ def _next_action(
         if action is not None:
             return action
         if line:
-            console.print(plain(f"Not understood. {_how_to_act(episode.environment, tags)}"))
+            console.print(Text(f"Not understood. {_how_to_act(episode.environment, tags)}"))
 
 
 def _show_choices(environment: Environment, tags: Sequence[str], console: Console) -> None:
     offered = environment.admissible_actions
     console.print()
     if offered:
-        numbered = [plain(f"{number:>3} {action}") for number, action in enumerate(offered, start=1)]
+        numbered = [Text(f"{number:>3} {action}") for number, action in enumerate(offered, start=1)]
         console.print(Columns(numbered, column_first=True, padding=(0, 3)))
-    console.print(plain(_how_to_act(environment, tags)))
+    console.print(Text(_how_to_act(environment, tags)))
 
 
 def _how_to_act(environment: Environment, tags: Sequence[str]) -> str:
@@ -171,4 +171,4 @@ def _hint(episode: _PlayedEpisode) -> str:
 def _show_end(episode: _PlayedEpisode, outcome: str, console: Console) -> None:
     steps = [f"{number:>3} {action}" for number, (_, action, _) in enumerate(episode.past, start=1)]
     summary = f"Episode {outcome}. Reward: {episode.total_reward:g}, steps: {len(steps)}"
-    console.print(plain("\n".join(["", summary, *steps])))
+    console.print(Text("\n".join(["", summary, *steps])))

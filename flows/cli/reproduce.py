@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from flows import settings
 from flows.cli.common import CampaignName, Endpoint, Root, app, console
@@ -88,13 +89,15 @@ def reproduce(
         table = Table("stage", "made", "committed", "again", "", title=f"{campaign}, iteration {iteration}")
         for pair in pairs:
             hashes = [value[:12] if value else "none" for value in (pair.committed, pair.again)]
-            table.add_row(STAGES.get(pair.name, ""), pair.name, *hashes, "equal" if pair.equal else "[red]different[/]")
+            table.add_row(
+                STAGES.get(pair.name, ""), pair.name, *hashes, "equal" if pair.equal else Text("different", "red")
+            )
         console.print(table)
         different = [pair for pair in pairs if not pair.equal]
         for name in [pair.name for pair in different if pair.committed and pair.again and pair.name in again.tables]:
             one, other = read_table(store, committed.tables[name]), read_table(copy, again.tables[name])
             say(console, f"{name}: {first_difference(one, other)}")
-    console.print("[red]Not everything is equal.[/]" if different else "Everything is equal.")
+    console.print("Not everything is equal." if different else "Everything is equal.", style="red" if different else "")
     if different:
         raise typer.Exit(1)
 

@@ -35,11 +35,9 @@ def rollout(
 
     config = load_config(config_path, overrides)
     settings.apply(config.root)
-    from rich.markdown import Markdown
-
     from flows.evaluate import newest_policy
     from flows.plan import check_new_file
-    from flows.reports.formatting import say
+    from flows.reports.formatting import say, show_markdown
 
     if out is not None:
         check_new_file(out)
@@ -47,7 +45,7 @@ def rollout(
     summary = _summary(played, config.evaluation.temperatures[0])
     text = "\n\n".join([*(transcript(episode) for episode in played), f"**{summary}**"]) + "\n"
     if out is None:
-        console.print(Markdown(text))
+        show_markdown(console, text)
     else:
         out.write_text(text, encoding="utf-8")
         say(console, f"{summary}\nTranscripts: {out}")

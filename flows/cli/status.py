@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from flows.cli.common import CampaignName, Endpoint, Root, app, console
 
@@ -80,7 +81,7 @@ def _commits(chain: Sequence[Manifest]) -> Table:
         )
         took_s, overhead_s = numbers.get("seconds/iteration_s"), numbers.get("seconds/overhead_s")
         table.add_row(
-            f"{manifest.iteration} [yellow]degraded[/]" if manifest.degraded else str(manifest.iteration),
+            Text.assemble(str(manifest.iteration), (" degraded" if manifest.degraded else "", "yellow")),
             manifest.created_at[:19].replace("T", " "),
             percent(numbers.get("rollout/success_micro")),
             "" if (kl := numbers.get("update/kl_k3")) is None else f"{kl:.4f}",

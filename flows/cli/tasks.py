@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from envs.base import Environment, HasSplits, Task, make, result_of
 from flows.cli.common import EnvironmentName, Options, app, console
-from flows.reports.formatting import plain
 from opid_core.errors import ConfigError
 
 
@@ -43,9 +43,9 @@ def tasks(
         _show_split(environment.tasks(split), split, limit)
     else:
         task = find_task(environment.tasks(split), split, task_id)
-        console.print(plain(opening(task, environment, result_of(environment.reset(task)))))
+        console.print(Text(opening(task, environment, result_of(environment.reset(task)))))
         if environment.admissible_actions:
-            console.print(plain("\n".join(["", "Admissible actions:", *environment.admissible_actions])))
+            console.print(Text("\n".join(["", "Admissible actions:", *environment.admissible_actions])))
 
 
 def opening(task: Task, environment: Environment, observation: str) -> str:
@@ -72,13 +72,13 @@ def _show_splits(environment_name: str, environment: Environment) -> None:
 
 
 def _show_split(tasks: Sequence[Task], split: str, limit: int) -> None:
-    console.print(plain(f"{split}: {len(tasks)} tasks"))
+    console.print(Text(f"{split}: {len(tasks)} tasks"))
     types = Table("task type", "tasks")
     for task_type, count in sorted(Counter(task.task_type for task in tasks).items()):
-        types.add_row(plain(task_type), str(count))
+        types.add_row(Text(task_type), str(count))
     console.print(types)
     if limit:
         first = Table(Column("task", overflow="fold"), "task type")
         for task in islice(tasks, limit):
-            first.add_row(plain(task.task_id), plain(task.task_type))
+            first.add_row(Text(task.task_id), Text(task.task_type))
         console.print(first)

@@ -28,6 +28,6 @@ def trace(
 
     traced = trace_skill(root, endpoint_url, campaign, skill_id)
     if as_json:
-        console.print(json.dumps(asdict(traced), indent=2), markup=False, highlight=False, soft_wrap=True)
+        console.print(json.dumps(asdict(traced), indent=2), highlight=False, soft_wrap=True)
     else:
         say(console, "\n".join(describe(traced)))

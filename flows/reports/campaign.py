@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
-from flows.reports.formatting import interval, markdown_table, plain, with_interval
+from flows.reports.formatting import interval, markdown_table, show_markdown, with_interval
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_config
 from opid_core.config import CampaignConfig
@@ -167,7 +167,7 @@ def save_plot(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) 
 
 def print_report(folder: Path, console: Console) -> None:
     """Print the summary and where it lies."""
-    console.print(Markdown((folder / "summary.md").read_text(encoding="utf-8")))
+    show_markdown(console, (folder / "summary.md").read_text(encoding="utf-8"))
     console.print(f"Report: {folder / 'summary.md'}, plot: {folder / 'success.png'}", soft_wrap=True)
 
 
@@ -177,7 +177,7 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
         success = table_success(part)
         rows = Table("task type", "episodes", "success", title=f"temperature {temperature:g}")
         for name, share in success.per_type.items():
-            rows.add_row(plain(name), str(success.episodes_per_type[name]), f"{share:.1%}")
+            rows.add_row(Text(name), str(success.episodes_per_type[name]), f"{share:.1%}")
         episodes = str(success.episodes)
         rows.add_row("micro, 95% interval", episodes, with_interval(success.micro, success.low, success.high))
         rows.add_row("macro", episodes, f"{success.macro:.1%}")

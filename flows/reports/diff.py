@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.reports.chains import Tables, index_of, metrics_of, parse_commit, read_chain, read_tables
-from flows.reports.formatting import interval, plain, say
+from flows.reports.formatting import interval, say
 from infra.store import read_config
 from opid_core.evaluation import Paired, SuccessRate, by_temperature, same_tasks, table_success
 from opid_core.hashing import ABSENT, config_differences
@@ -255,7 +256,7 @@ def _show_table(
 ) -> None:
     table = Table(*left, f"{only}{between.first}", f"{only}{between.second}", *right, title=title)
     for row in rows:
-        table.add_row(*map(plain, row))
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.text import Text
 
 
-def plain(text: str, style: str = "") -> Text:
-    """A text that is data (of an environment, a policy, an analyzer) for the terminal: as it is, without markup, its
-    control characters (but newlines) as escapes, so that it cannot steer the terminal."""
-    return Text("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text), style=style)
+class Terminal(Console):
+    """The terminal, for all that is printed. Much of it is data (of a task, a policy, an analyzer, a file's name), and
+    cannot steer the terminal: no text is markup, and control characters are shown as escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Whatever is printed comes through here, as pieces of text; `control` ones are Rich's own."""
+        for piece in super().render(renderable, options):
+            yield piece if piece.control else Segment(_printable(piece.text), piece.style)
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a `plain` text; no line is broken, so that paths and commands can be copied."""
-    console.print(plain(text, style), soft_wrap=True)
+    """Print a text; no line is broken, so that paths and commands can be copied."""
+    console.print(Text(text, style), soft_wrap=True)
+
+
+def show_markdown(console: Console, text: str) -> None:
+    """Print Markdown; what a link leads to is shown."""
+    console.print(Markdown(text, hyperlinks=False))
 
 
 def percent(share: float | None, missing: str = "") -> str:

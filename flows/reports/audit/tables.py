@@ -133,8 +133,14 @@ def _finite(value: Any) -> Any:
 
 
 def _write_csv(table: pa.Table, path: Path) -> None:
+    """CSV in which no text is a formula: where a spreadsheet would take one for it, an apostrophe comes first."""
+    import pyarrow.compute as pc
     import pyarrow.csv
 
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            safe = pc.replace_substring_regex(table.column(index), r"^([=+\-@\t\r\n])", r"'\1")  # pyright: ignore
+            table = table.set_column(index, field, safe)
     pyarrow.csv.write_csv(table, path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from infra.store import manifests, open_campaign
@@ -38,6 +39,21 @@ def test_two_campaigns_are_compared(tmp_path, opid):
     ]:
         assert row in rows, row
     assert all_files(Path(root)) == before
+
+
+def test_no_text_in_csv_is_a_formula(tmp_path, opid):
+    store = open_campaign(str(tmp_path / "runs"), "one", {**CONFIG, "campaign": "one"})
+    rows = named_rows()
+    texts = ['=HYPERLINK("http://example.org")', "+1", "-1", "@x", "\t=1", "as = it is"]
+    for step, column, text in zip(
+        [0, 0, 0, 1, 1, 1], ["action", "observation", "response_text"] * 2, texts, strict=True
+    ):
+        rows["steps"][step][column] = text
+    commit_rows(store, tmp_path, commit_rows(store, tmp_path, None, START_ROWS), rows)
+    opid("audit", "one@1", "--root", store.root, "--format", "csv", "--out", tmp_path / "tables")
+    with open(tmp_path / "tables" / "steps.csv", encoding="utf-8", newline="") as file:
+        found = [row[column] for row in csv.DictReader(file) for column in ("action", "observation", "response_text")]
+    assert found[:6] == [*(f"'{text}" for text in texts[:5]), texts[5]]
 
 
 def test_a_campaign_on_s3_is_read_there_and_its_pages_lie_here(tmp_path, s3_server, opid, monkeypatch):

@@ -1,0 +1,80 @@
+"""Whatever a text of a task, a policy or a file's name holds, it does not steer the terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.columns import Columns
+from rich.table import Table
+from rich.text import Text
+
+import flows
+from envs import alfworld
+from flows.cli import main as cli
+from flows.display import live_progress
+from flows.reports.formatting import Terminal, say, show_markdown
+from opid_core.config import build_config
+from tasks import progress
+
+HOSTILE = "[bold]x[/] :smile: \x1b[2J\x1b]0;title\x07\x9b31m\u202e"
+
+
+def shown(text: str) -> str:
+    """The text in every way in which the commands print one; on a terminal without colours, to which Rich itself sends
+    no sequence but for progress."""
+    output = io.StringIO()
+    terminal = Terminal(file=output, width=400, force_terminal=True, color_system=None)
+    table = Table(text, title=text)
+    table.add_row(text)
+    table.add_row(Text(text, "bold"))
+    for renderable in (text, Text(text), table, Columns([text])):
+        terminal.print(renderable)
+    say(terminal, text, "red")
+    show_markdown(terminal, f"# {text}\n\n```\n{text}\n```\n\n[{text}](http://example.org) `{text}`")
+    return output.getvalue()
+
+
+@given(st.text())
+def test_no_text_holds_what_steers_a_terminal(text):
+    assert all(character.isprintable() or character == "\n" for character in shown(text))
+
+
+def test_a_text_is_shown_as_it_is_and_its_control_characters_as_escapes():
+    printed = shown(HOSTILE)
+    assert printed.count("[bold]x[/] :smile: \\x1b[2J\\x1b]0;title\\x9b31m\\u202e") >= 6
+    assert "http://example.org" in printed
+
+
+def test_progress_shows_names_as_they_are():
+    output = io.StringIO()
+    config = build_config({"campaign": "x", "environment": {"name": "alfworld"}}).model_copy(
+        update={"campaign": "[red]mine[/]"}
+    )
+    with live_progress(config, Terminal(file=output, width=200, force_terminal=True, color_system=None)):
+        progress.report(1, "rollout", 1, 2, "[b]note[/]\x9b31m")
+    assert "[red]mine[/]" in output.getvalue()
+    assert "[b]note[/]\\x9" in output.getvalue()
+    assert "\x9b" not in output.getvalue()
+
+
+def test_a_bug_shows_its_trace_and_ends_with_1(monkeypatch, capsys):
+    def fail() -> None:
+        raise RuntimeError(f"about {HOSTILE}")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "RuntimeError: about [bold]x[/] :smile: \\x1b[2J" in printed
+    assert "\x1b" not in printed
+
+
+def test_nothing_is_printed_past_the_terminal():
+    files = [*Path(flows.__file__).parent.rglob("*.py"), *Path(alfworld.__file__).parents[1].rglob("*.py")]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in files}
+    assert [name for name, text in texts.items() if " Console(" in text.replace("class Terminal(Console)", "")] == []
