@@ -275,7 +275,7 @@ def _fault(address: S3Address, action: str, error: Exception) -> OpidError:
         exceptions.UnauthorizedSSOTokenError,
     )
     server, reason = address.endpoint_url or "AWS", code or kind
-    server += proxies.through(address.endpoint_url or "https://s3.amazonaws.com")
+    server += proxies.through(address.endpoint_url or "https://s3.amazonaws.com", heeds_all=False)
     if code in _REFUSED or isinstance(error, credentials):
         return _refused(address, action, reason)
     if code == "NoSuchBucket":

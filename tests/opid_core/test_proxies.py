@@ -71,6 +71,7 @@ def test_elsewhere_a_proxy_that_cannot_be_used_is_one_error_and_one_that_fails_i
     with pytest.raises(InfrastructureError, match=r"through the proxy http://\*\*\*@127.0.0.1:9 of ALL_PROXY"):
         check_endpoint(elsewhere)
     bucket = S3Address("bucket", "key", "http://s3.example.org")
+    assert proxies.through(str(bucket.endpoint_url), heeds_all=False) == ""
     os.environ["HTTP_PROXY"] = NOBODY
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(InfrastructureError, match=r"through the proxy .* of HTTP_PROXY"):
