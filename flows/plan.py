@@ -183,7 +183,7 @@ def warn(config: CampaignConfig, console: Console) -> None:
     split = config.evaluation.split
     if split == config.environment.train_split:
         text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def show(config: CampaignConfig, console: Console) -> None:
