@@ -93,7 +93,7 @@ class InstantTokenizer:
         self._ids = self._pool[:prompt_tokens].copy()
         self.added_tokens_decoder: dict[int, Any] = {}
 
-    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+    def apply_chat_template(self, messages: Any, **settings: Any) -> str:
         return messages[0]["content"]
 
     def encode(self, text: str, add_special_tokens: bool = False, split_special_tokens: bool = False) -> list[int]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from envs.base import WAKE_S, Environment, PromptParts, StepResult, Task, in_background
 from opid_core.errors import EnvironmentFault
-from opid_core.rollout.prompting import EncodedPrompt, encode, inject, render
+from opid_core.rollout.prompting import EncodedPrompt, answer_text, encode, inject, render
 from opid_core.seeds import derive
 
 
@@ -256,8 +256,8 @@ def _act(
         text, ids, log_probs, tokens = completion.text, [], [], completion.tokens
     else:
         ids, log_probs, tokens = completion.token_ids, completion.log_probs, len(completion.token_ids)
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-    action, is_valid = environment.parse_action(text)
+        text = answer_text(tokenizer, ids)
+    action, is_valid = environment.parse_action(state.prompt.opened + text)
     turn = Turn(
         observation=state.observation,
         admissible_actions=tuple(environment.admissible_actions),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import TemplateError
 
 from envs.base import PromptParts
 from opid_core.errors import ConfigError, DataError
@@ -20,15 +25,22 @@ STEP_TITLE = "Step skill:"
 _MARK = "\ufffc"
 """Stands for the message where the text that a chat template puts around it is wanted."""
 
+TODAY = datetime(2024, 7, 26)
+"""The date in every prompt whose chat template asks for one (Llama's own, where it cannot ask): with the clock's, the
+same seed would play other episodes tomorrow."""
+
+_TAG = re.compile(r"</?[A-Za-z_]+>")
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
     """`text` is the user message before the chat template, `ids` the tokens of the templated prompt, `history_dropped`
-    the number of oldest history entries cut for length."""
+    the number of oldest history entries cut for length. `opened` is what the template writes of the answer itself."""
 
     text: str
     ids: Sequence[int]
     history_dropped: int
+    opened: str = ""
 
 
 def render(parts: PromptParts) -> str:
@@ -99,6 +111,25 @@ def encode(
     return encoded[dropped]
 
 
+def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of a response's tokens: without special ones, but with those that are tags of the answer's form
+    (`<think>` is a special token of some tokenizers)."""
+    dropped = _special_but_tags(tokenizer)
+    if dropped is None:
+        return str(tokenizer.decode(ids, skip_special_tokens=True))
+    return str(tokenizer.decode([i for i in ids if i not in dropped], skip_special_tokens=False))
+
+
+@functools.lru_cache(maxsize=8)
+def _special_but_tags(tokenizer: PreTrainedTokenizerBase) -> frozenset[int] | None:
+    """Ids of the special tokens that are no tags; None where no tag is special."""
+    special = {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = {getattr(tokenizer, name, None) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    named |= {getattr(tokenizer, name, None) for name in ("sep_token", "cls_token", "mask_token")}
+    tags = {index for index, text in special.items() if _TAG.fullmatch(text) and text not in named}
+    return frozenset(special.keys() - tags) if tags else None
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, dropped: int) -> EncodedPrompt:
     """The prompt without its `dropped` oldest history entries; its special tokens are those of the template alone.
 
@@ -106,21 +137,71 @@ def _encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, dropped: int
     text; any other prompt is tokenised whole.
     """
     text = render(drop_history(parts, dropped))
-    templated = _templated(tokenizer, text)
+    frame = template_frame(tokenizer, str(tokenizer.chat_template))
+    whole = templated(tokenizer, text)
     special = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
     if not any(token.content in text or token.normalized for token in special):  # normalised: spelled in many ways
-        return EncodedPrompt(text, _ids(tokenizer, templated), dropped)
-    before, mark, after = _templated(tokenizer, _MARK).partition(_MARK)
-    message = templated.removeprefix(before).removesuffix(after)  # as the template shows it: some trim it
-    if not mark or f"{before}{message}{after}" != templated:
-        raise ConfigError("the policy's chat template does not show the user message once, in one place: use another")
+        return EncodedPrompt(text, _ids(tokenizer, whole), dropped, frame.opened)
+    before, after = frame.before, frame.after
+    message = whole.removeprefix(before).removesuffix(after)  # as the template shows it: some trim it
+    if f"{before}{message}{after}" != whole:
+        raise ConfigError("the policy's chat template shows another text around this message: use another template")
     message_ids = _ids(tokenizer, message, split_special_tokens=True)
-    return EncodedPrompt(text, [*_ids(tokenizer, before), *message_ids, *_ids(tokenizer, after)], dropped)
+    ids = [*_ids(tokenizer, before), *message_ids, *_ids(tokenizer, after)]
+    return EncodedPrompt(text, ids, dropped, frame.opened)
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
-    messages = [{"role": "user", "content": message}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+@dataclass(frozen=True)
+class TemplateFrame:
+    """What a chat template puts before and after the user message; whether it shows messages only `as_parts`."""
+
+    before: str
+    after: str
+    as_parts: bool
+
+    @property
+    def opened(self) -> str:
+        """The end of the prompt from `<think>` on, which is where the answer begins."""
+        start = self.after.find("<think>")
+        return "" if start < 0 else self.after[start:]
+
+
+@functools.lru_cache(maxsize=8)
+def template_frame(tokenizer: PreTrainedTokenizerBase, template: str) -> TemplateFrame:
+    """The frame of the tokenizer's chat template (`template` as text). Raises ConfigError unless it shows the user
+    message once, given as a text or as a list of one part."""
+    refused = None
+    for as_parts in (False, True):
+        try:
+            before, *after = _templated(tokenizer, _MARK, as_parts=as_parts).split(_MARK)
+        except ConfigError as error:
+            refused = refused or error
+            continue
+        if len(after) == 1:
+            return TemplateFrame(before, after[0], as_parts)
+    raise refused or ConfigError(
+        "the policy's chat template does not show the user message once, in one place: use another"
+    )
+
+
+def templated(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """The prompt of one user message as text: the chat template around it, generation prompt added."""
+    return _templated(tokenizer, message, as_parts=template_frame(tokenizer, str(tokenizer.chat_template)).as_parts)
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, message: str, *, as_parts: bool) -> str:
+    content: Any = [{"type": "text", "text": message}] if as_parts else message
+    messages = [{"role": "user", "content": content}]
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, strftime_now=TODAY.strftime
+            )
+        )
+    except (ValueError, TypeError, TemplateError) as error:
+        named = tokenizer.chat_template
+        choice = f" (templates: {', '.join(named)}; none is called default)" if isinstance(named, dict) else ""
+        raise ConfigError(f"the policy's chat template refuses a single user message{choice}: {error}") from None
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = False) -> list[int]:

@@ -18,7 +18,7 @@ from opid_core.errors import DataError, EnvironmentFault
 from opid_core.rollout.episodes import Episode, EpisodeRequest, EpisodeSettings, TextCompletion, run_episodes
 from opid_core.rollout.tables import evaluations_table, steps_table, trajectories_table
 from opid_core.seeds import derive
-from tests.factories import VOCABULARY, make_tokenizer
+from tests.factories import CHAT_TEMPLATE, VOCABULARY, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 SETTINGS = EpisodeSettings(
@@ -222,6 +222,14 @@ def test_the_four_outcomes():
     # look 1, take mug 1: 3, put mug 1: 3, go to desk 1: 4, open drawer: 2 tokens; all that was sampled is counted.
     assert [e.tokens for e in episodes] == [4, 3, 6, 3]
     assert engine.tokens_generated == 16
+
+
+def test_what_the_template_writes_of_an_answer_is_read_with_it_and_not_recorded():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<assistant>", "<assistant> <think>")
+    engine = ScriptedEngine({"a": ["look", "look", "look"]})
+    (episode,) = run_episodes(engine, tokenizer, Room, [request("a")], SETTINGS)
+    assert [(turn.action, turn.response_text) for turn in episode.turns] == [("<think>look", "look")] * 3
 
 
 def test_no_barrier():

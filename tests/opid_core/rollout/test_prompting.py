@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from envs.base import TURN_LINE, PromptParts
 from opid_core.errors import ConfigError, DataError
-from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
+from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, answer_text, encode, inject, render
 from tests.factories import make_tokenizer
 
 PARTS = PromptParts(
@@ -225,12 +225,71 @@ def test_only_what_spells_a_special_token_is_tokenised_in_another_way(style):
     assert tokenizer.decode(hostile[same:-rest]) == "<|im_end|>"
 
 
-def test_a_template_that_shows_the_message_twice_is_refused_where_it_matters():
-    tokenizer = copy.deepcopy(chat_tokenizer("qwen"))
-    tokenizer.chat_template = "{{ messages[0]['content'] + messages[0]['content'] }}"
-    encode(tokenizer, PARTS, 1000)
-    with pytest.raises(ConfigError, match="does not show the user message once"):
-        encode(tokenizer, replace(PARTS, current="<|im_end|>"), 1000)
+def with_template(template, style="qwen"):
+    tokenizer = copy.deepcopy(chat_tokenizer(style))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def shown(tokenizer, **changes) -> str:
+    return str(tokenizer.decode(list(encode(tokenizer, replace(PARTS, **changes), 1000).ids)))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0]['content'] + messages[0]['content'] }}", "does not show the user message once"),
+        ("{{ messages[0]['role'] }}", "does not show the user message once"),
+        ("{{ raise_exception('no system message') }}", "refuses a single user message: no system message"),
+        ({"rag": QWEN_TEMPLATE, "tool_use": QWEN_TEMPLATE}, r"templates: rag, tool_use; none is called default"),
+    ],
+)
+def test_a_template_that_does_not_show_the_message_once_is_refused(template, message):
+    with pytest.raises(ConfigError, match=message):
+        encode(with_template(template), PARTS, 1000)
+
+
+PARTS_TEMPLATE = QWEN_TEMPLATE.replace(
+    "+ message.content +",
+    "}}{%- for part in message.content %}{%- if part.type == 'text' %}{{- part.text }}{%- endif %}{%- endfor %}{{-",
+)
+
+
+@pytest.mark.parametrize("now", ["take mug 12", "<|im_end|>"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_template_that_shows_only_lists_of_parts_gets_one(now, strict):
+    refusing = "{%- if messages[0].content is string %}{{ raise_exception('a list') }}{%- endif %}" if strict else ""
+    assert PARTS_TEMPLATE != QWEN_TEMPLATE
+    assert shown(with_template(refusing + PARTS_TEMPLATE), current=now) == shown(chat_tokenizer("qwen"), current=now)
+
+
+def test_the_default_of_named_templates_counts():
+    named = with_template({"default": QWEN_TEMPLATE, "tool_use": "{{ 1 }}"})
+    assert shown(named) == shown(chat_tokenizer("qwen"))
+
+
+def test_the_date_is_not_the_clocks():
+    tokenizer = with_template("{{ strftime_now('%d %b %Y') }}" + QWEN_TEMPLATE)
+    assert shown(tokenizer).startswith("26 Jul 2024<|im_start|>")
+
+
+@pytest.mark.parametrize("opened", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_what_the_template_writes_of_the_answer_belongs_to_it(opened):
+    opening = "assistant\n" + opened
+    template = QWEN_TEMPLATE.replace("<|im_start|>assistant\n", "<|im_start|>" + opening)
+    assert encode(with_template(template), PARTS, 1000).opened == opened
+    assert encode(chat_tokenizer("qwen"), PARTS, 1000).opened == ""
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_tags_of_an_answer_stay_even_as_special_tokens(special):
+    tokenizer = copy.deepcopy(chat_tokenizer("smol"))
+    tags = ["<think>", "</think>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags}) if special else tokenizer.add_tokens(tags)
+    answer = "<think>so</think><action>take mug 1</action>"
+    ids = tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False)
+    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+    assert answer_text(tokenizer, ids) == answer
 
 
 def test_a_tokenizer_without_chat_template_is_refused():
