@@ -16,10 +16,11 @@ from infra.store import folder_path, weights_only
 from opid_core.config import CampaignConfig, LlmConfig
 from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
+from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.endpoint import Answered, EndpointEngine
 from opid_core.seeds import derive
 from tasks.evaluate import panel, play_panel
-from tasks.workers import RemoteEngine, load_tokenizer
+from tasks.workers import RemoteEngine
 
 
 def newest_policy(config: CampaignConfig) -> Path:

@@ -15,11 +15,13 @@ from rich.table import Table
 
 from envs.base import Environment, PromptParts, result_of
 from flows import memory
+from flows.reports.formatting import say
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core import proxies
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError
-from opid_core.policies import check_policy_folder
+from opid_core.policies import load_tokenizer
+from opid_core.policy_check import check_policy_folder, load_config
 from opid_core.rollout.prompting import encode, inject
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from opid_core.warm_start import require_expert
@@ -28,7 +30,6 @@ from tasks.evaluate import panel
 from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
 from tasks.track import require_wandb
-from tasks.workers import load_tokenizer
 
 
 def check(config: CampaignConfig) -> None:
@@ -47,6 +48,7 @@ def check_all_but_space(config: CampaignConfig) -> None:
     prompts = _first_prompts(config, environment)
     if config.policy_folder is not None:
         _check_limits(config, config.policy_folder, prompts)
+        first_prompt(config, config.policy_folder)
     if config.analyzer.asks_model:
         from opid_core.endpoint import check_endpoint
 
@@ -73,9 +75,7 @@ def _first_prompts(config: CampaignConfig, environment: Environment) -> list[Pro
 
 def _check_limits(config: CampaignConfig, folder: Path, prompts: Sequence[PromptParts]) -> None:
     """Raise ConfigError where `rollout` allows more tokens than the model reads, or fewer than `prompts` take."""
-    from transformers import AutoConfig
-
-    model = AutoConfig.from_pretrained(folder).get_text_config()
+    model = load_config(folder).get_text_config()
     rope = getattr(model, "rope_parameters", None) or {}
     limit = None if rope.get("rope_type", "default") != "default" else getattr(model, "max_position_embeddings", None)
     rollout = config.rollout
@@ -125,6 +125,20 @@ def check_policy_and_engine(folder: Path | None, trained: bool = True) -> None:
         check_policy_folder(folder, trained)
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]'")
+
+
+def first_prompt(config: CampaignConfig, folder: Path | None) -> str:
+    """The first prompt of the held-out panel as the policy in `folder` gets it ("": a warm start will make it).
+
+    Raises ConfigError or DataError where it, or an answer to it, would not come through.
+    """
+    if folder is None:
+        return ""
+    from opid_core.rollout.engines.vllm import end_tokens
+    from opid_core.rollout.prompt_check import check_prompt
+
+    end_tokens(folder)
+    return check_prompt(load_tokenizer(folder), environment_maker(config)(), panel(config, 1)[0], config)
 
 
 def check_new_file(out: Path) -> None:
@@ -210,5 +224,8 @@ def show(config: CampaignConfig, console: Console) -> None:
         f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
     )
     console.print(table)
+    if prompt := first_prompt(config, config.policy_folder):
+        console.print("The first prompt, as the policy gets it:")
+        say(console, prompt)
     warn(config, console)
     console.print("Dry run: nothing was written.")

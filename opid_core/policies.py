@@ -1,10 +1,9 @@
-"""Policies as HF folders: making a tiny one and its tokenizer, and checking one before any work is done with it."""
+"""Policies as HF folders: making a tiny one and its tokenizer, reading, untying and writing them."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
+from opid_core.policy_check import check_entries, check_trainable, check_weights, load_config, require_fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,18 +32,9 @@ _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 LARGEST_NUMBER = 30
 """Numbers up to here (with the space before them) are one token each: entities are numbered."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-"""What travels with the weights from policy to policy, unchanged."""
+BESIDE_WEIGHTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Endings of the files that travel with the weights from policy to policy, byte for byte: all but config.json and an
+index of weights."""
 
 
 def make_tiny_policy(
@@ -100,41 +91,34 @@ def train_tokenizer(texts: Iterable[str], phrases: Sequence[str], vocab_size: in
     tokenizer.save_pretrained(folder)
 
 
-def check_policy_folder(folder: str | Path, trained: bool = True) -> None:
-    """Raise ConfigError that names what is wrong with a base policy folder; read its small files only.
+def load_model(folder: str | Path, dtype: Any, **settings: Any) -> Any:
+    """The causal language model in an HF folder, and what else transformers' `from_pretrained` returns with `settings`.
 
-    A policy that is only played (not `trained`) may share its output layer with its embeddings.
+    `dtype` of torch. Custom code in the folder is never run, nor is anybody asked.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ConfigError(f"policy: {folder} is not a folder; give a local HF model folder, or null for a warm start")
-    config = _read_json(folder / "config.json")
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ConfigError(f"policy: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
-    if not tokenizer_config.get("chat_template") and not (folder / "chat_template.jinja").is_file():
-        raise ConfigError(
-            f"policy: the tokenizer in {folder} has no chat template (`chat_template` in tokenizer_config.json, or "
-            "chat_template.jinja): prompts are single user messages rendered through it"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(f"policy: {folder} has no safetensors weights (*.safetensors)")
-    if trained and config.get("tie_word_embeddings", _tied_by_default(config)):
-        raise ConfigError(
-            f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "
-            "engine that gets new weights would keep the old output layer without a word. Make an untied copy first: "
-            f"opid prepare {folder} --out {folder}-untied"
-        )
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **settings)
+
+
+def load_tokenizer(folder: str | Path, **settings: Any) -> Any:
+    """The tokenizer of an HF folder; custom code in it is never run, nor is anybody asked. Raises ConfigError."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
+    except Exception as error:  # whatever its many classes raise
+        raise ConfigError(f"policy: the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
 def prepare_policy(source: str | Path, target: str | Path) -> None:
     """Write to `target` the HF folder of a model from an HF folder or a GGUF file (dequantised to float32), with an
     output layer that is a parameter of its own. Both compute the same function.
 
-    Raises ConfigError where `source` is neither, or `target` exists.
+    Raises ConfigError where `source` is neither, cannot be trained, or lacks weights, and where `target` exists.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source, target = Path(source), Path(target)
     if target.exists():
@@ -144,59 +128,47 @@ def prepare_policy(source: str | Path, target: str | Path) -> None:
         raise ConfigError(f"{source} is neither an HF model folder (config.json is missing) nor a GGUF file")
     if is_gguf and importlib.util.find_spec("gguf") is None:
         raise ConfigError(f"{source}: reading a GGUF file needs a package: pip install gguf")
+    folder, settings = (source.parent, {"gguf_file": source.name}) if is_gguf else (source, {})
+    if not is_gguf:
+        check_entries(source)
+        check_trainable(stored_config := load_config(source), source)
+        if any(source.glob("*.safetensors*")):
+            check_weights(source, stored_config)
+    loaded, report = load_model(folder, torch.float32 if is_gguf else "auto", output_loading_info=True, **settings)
+    unknown = [] if is_gguf else report["unexpected_keys"]  # a GGUF file may hold tables of the architecture's own
+    require_fit(source, loaded.config, report["missing_keys"], unknown, map(str, report["mismatched_keys"]))
     unfinished = target.with_name(target.name + ".unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
-    if is_gguf:
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(unfinished)
-    else:
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     config: Any = copy.deepcopy(loaded.config)
     config.tie_word_embeddings = False
     if is_gguf:
+        load_tokenizer(folder, **settings).save_pretrained(unfinished)
         del config.quantization_config  # it says how the file was stored
     model = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
     model.load_state_dict(loaded.state_dict())  # the tied output layer is in it under a name of its own
-    save_policy(model, unfinished, tokenizer_from=unfinished if is_gguf else source)
+    save_policy(model, unfinished, files_from=unfinished if is_gguf else source)
     unfinished.rename(target)
 
 
 def save_policy(
-    model: PreTrainedModel, folder: str | Path, *, tokenizer_from: str | Path, state_dict: dict[str, Any] | None = None
+    model: PreTrainedModel, folder: str | Path, *, files_from: str | Path, state_dict: dict[str, Any] | None = None
 ) -> None:
-    """Write an HF folder: safetensors, config.json, and the tokenizer's files copied from another HF folder.
+    """Write an HF folder: safetensors, config.json, and what lies beside the weights copied from another HF folder.
 
     `state_dict`: the full weights, where the model itself holds only a share of them.
     """
-    folder, origin = Path(folder), Path(tokenizer_from)
+    folder, origin = Path(folder), Path(files_from)
     folder.mkdir(parents=True, exist_ok=True)
+    # Else it would write a generation_config.json of its own making, or refuse to write the model's.
+    model.can_generate = lambda: False  # pyright: ignore[reportAttributeAccessIssue]
     model.save_pretrained(folder, state_dict=state_dict)
-    for name in TOKENIZER_FILES:
-        if (origin / name).is_file() and origin.resolve() != folder.resolve():
-            shutil.copyfile(origin / name, folder / name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"policy: {path} is missing; give a complete HF model folder") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"policy: {path} cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"policy: {path} must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
-def _tied_by_default(config: dict[str, Any]) -> bool:
-    """Whether the architecture ties its embeddings where config.json does not say."""
-    from transformers import CONFIG_MAPPING
-
-    model_type = str(config.get("model_type"))
-    if model_type not in CONFIG_MAPPING:
-        raise ConfigError(f"policy: config.json names an unknown model_type {model_type!r}")
-    return bool(CONFIG_MAPPING[model_type]().tie_word_embeddings)
+    if origin.resolve() == folder.resolve():
+        return
+    for path in sorted(origin.iterdir()):
+        is_ours = path.name == "config.json" or path.name.endswith(".index.json")
+        if path.is_file() and path.suffix in BESIDE_WEIGHTS and not is_ours:
+            shutil.copyfile(path, folder / path.name)
 
 
 @dataclass(frozen=True)
@@ -214,7 +186,7 @@ class PolicyShape:
 def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> PolicyShape:
     """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if folder is None:
         with torch.device("meta"):
@@ -228,13 +200,20 @@ def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Policy
             )
     else:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    config = model.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            model = AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
+    return shape_of(model)
+
+
+def shape_of(model: PreTrainedModel) -> PolicyShape:
+    """The shape of a model, with or without values in its weights. Architectures name their sizes differently."""
+    config: Any = model.config
+    heads = getattr(config, "num_attention_heads", 0)  # none where there is no attention
+    key_value_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
+    head_size = config.to_dict().get("head_dim") or (config.hidden_size // heads if heads else 0)
     return PolicyShape(
         parameters=model.num_parameters(),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
-        key_value_size=head_size * config.num_key_value_heads,
+        key_value_size=head_size * key_value_heads,
     )

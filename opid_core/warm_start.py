@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from envs.base import Decision, Environment, HasExpert, PromptParts, Task, action_words_of, result_of
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
-from opid_core.policies import TINY_VOCABULARY, make_tiny_policy, train_tokenizer
+from opid_core.policies import TINY_VOCABULARY, load_tokenizer, make_tiny_policy, train_tokenizer
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
 from opid_core.seeds import derive
 from opid_core.skills.analyzers.hindsight import step_skill, workflow_skill
@@ -55,7 +55,6 @@ def warm_start(
     environment has no expert. `on_progress(stage, done, total, note)`.
     """
     import torch
-    from transformers import AutoTokenizer
 
     torch.set_num_threads(config.threads)
     settings, seed = config.warm_start, derive(config.seed, "warm start")
@@ -71,7 +70,7 @@ def warm_start(
     )
     texts = [render(one.parts) + "\n" + one.response for one in shown]
     train_tokenizer(texts[:20000], [*environment.fixed_phrases, EPISODE_TITLE, STEP_TITLE], TINY_VOCABULARY, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     rollout = config.rollout
     demonstrations = []
     for one in shown:

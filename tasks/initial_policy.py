@@ -6,7 +6,7 @@ from prefect.assets import materialize
 
 from infra.scratch import scratch_folder
 from infra.store import STATE_FOLDER, new_attempt, put_folder
-from opid_core.policies import check_policy_folder
+from opid_core.policy_check import check_policy_folder
 from opid_core.warm_start import warm_start
 from tasks.episodes import environment_maker
 from tasks.iteration import TASK, asset, stage

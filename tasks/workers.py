@@ -13,6 +13,7 @@ from infra.hosting import HostedGroup
 from infra.manifest import FolderRecord
 from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
+from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.vllm import Completion
 from opid_core.samples import Ragged, Samples
 
@@ -237,10 +238,3 @@ class Workers:
         if self._learner is not None:
             self._learner.kill()
         self._learner = self._learner_policy = None
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of an HF folder."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)

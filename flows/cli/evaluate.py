@@ -64,6 +64,7 @@ def evaluate(
     else:
         folder = policy or newest_policy(config)
         plan.check_policy_and_engine(folder, trained=False)
+        plan.first_prompt(config, folder)
         evaluated, more = str(folder), {}
         say(console, f"Evaluating {evaluated}")
         table = evaluate_folder(config, folder, console)

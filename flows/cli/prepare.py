@@ -21,7 +21,8 @@ def prepare(
     Example: [bold]opid prepare models/Qwen2.5-3B-Instruct --out models/Qwen2.5-3B-Instruct-untied[/]
     """
     settings.apply("runs")
-    from opid_core.policies import check_policy_folder, prepare_policy
+    from opid_core.policies import prepare_policy
+    from opid_core.policy_check import check_policy_folder
 
     prepare_policy(model, out)
     check_policy_folder(out)

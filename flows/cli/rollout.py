@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from envs.base import result_of
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
 
@@ -58,18 +57,19 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     Raises ConfigError before anything runs for an unusable policy folder and too few tasks.
     """
     from flows.display import live_progress
-    from flows.plan import check_policy_and_engine
+    from flows.plan import check_policy_and_engine, first_prompt
+    from opid_core.policies import load_tokenizer
     from opid_core.rollout.episodes import run_episodes
     from tasks.episodes import environment_maker, evaluation_settings
     from tasks.evaluate import panel_requests
     from tasks.progress import report
-    from tasks.workers import RemoteEngine, load_tokenizer
+    from tasks.workers import RemoteEngine
 
     make_environment = environment_maker(config)
     temperature = config.evaluation.temperatures[0]
     requests = panel_requests(config, count, temperature)
     check_policy_and_engine(policy_folder, trained=False)
-    result_of(make_environment().reset(requests[0].task))
+    first_prompt(config, policy_folder)
     ended: list[Episode] = []
 
     def progress(episode: Episode) -> None:

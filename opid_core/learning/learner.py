@@ -33,7 +33,7 @@ from opid_core.learning.losses import (
     reference_loss,
 )
 from opid_core.learning.scoring import ResponseScorer, frozen_policy, response_mask, score
-from opid_core.policies import save_policy
+from opid_core.policies import load_model, save_policy
 from opid_core.samples import Ragged, Samples, micro_batches
 
 if TYPE_CHECKING:
@@ -69,14 +69,10 @@ class Learner:
 
     def _load(self, threads: int, seed: int, state: str | Path | None) -> None:
         deepspeed = prepare_process(threads)
-        from transformers import AutoModelForCausalLM
-
         config, policy_dir = self.config, self._policy_dir
         torch.manual_seed(seed)
         try:
-            self._policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                policy_dir, dtype=getattr(torch, config.dtype)
-            )
+            self._policy: PreTrainedModel = load_model(policy_dir, getattr(torch, config.dtype))
         except (OSError, ValueError) as error:
             raise ConfigError(f"policy: {policy_dir} cannot be loaded: {error}") from error
         self._shapes = {name: list(parameter.shape) for name, parameter in self._policy.named_parameters()}
@@ -195,12 +191,12 @@ class Learner:
             checkpoint.save(self._engine, Path(folder), self.config, self._shapes)
 
     def export(self, folder: str | Path) -> None:
-        """Write an HF folder: safetensors, config.json, and the tokenizer's files of the base policy."""
+        """Write an HF folder: safetensors, config.json, and what lies beside the weights of the base policy."""
         first = torch.distributed.get_rank() == 0
         with _memory_errors(self.config.micro_batch_tokens):
             weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
             if first:
-                save_policy(self._policy, folder, tokenizer_from=self._policy_dir, state_dict=weights)
+                save_policy(self._policy, folder, files_from=self._policy_dir, state_dict=weights)
 
     def close(self) -> None:
         """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from flows import memory
-from flows.plan import analyzer_cost, check, check_space
+from flows.plan import analyzer_cost, check, check_space, show
 from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
@@ -20,6 +21,7 @@ from tests.chat_server import Answer, chat_server
 from tests.factories import make_chain, make_tiny_policy_folder
 from tests.flows.cli.test_cli import SMALL
 
+SHIPPED = Path(__file__).parents[2] / "configs" / "policies" / "alfworld_tiny"
 LLM = {"model": "teacher", "max_tokens": 500, "max_prompt_chars": 8000, "base_url": "http://127.0.0.1:9/v1"}
 
 
@@ -68,20 +70,34 @@ def test_a_refused_key_is_found_before_any_work(tmp_path):
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max_prompt_tokens": 2000, "max_response_tokens": 49}, r"max_prompt_tokens 2000 .* 49 .* the 2048 tokens"),
+        ({"max_prompt_tokens": 464, "max_response_tokens": 49}, r"max_prompt_tokens 464 .* 49 .* the 512 tokens"),
         (
             {"max_prompt_tokens": 30},
             r"rollout.max_prompt_tokens: .* tokens without any history, max_prompt_tokens is 30",
         ),
-        ({"max_prompt_tokens": 2000, "max_response_tokens": 48}, None),
+        ({"max_prompt_tokens": 464, "max_response_tokens": 48}, None),
     ],
 )
 def test_limits_that_the_model_or_a_prompt_cannot_meet(tmp_path, limits, message):
-    policy = make_tiny_policy_folder(tmp_path / "policy", max_positions=2048)
     rollout = {**SMALL["rollout"], **limits}
-    config = build_config({**SMALL, "root": str(tmp_path / "runs"), "policy": str(policy), "rollout": rollout})
+    config = build_config({**SMALL, "root": str(tmp_path / "runs"), "policy": str(SHIPPED), "rollout": rollout})
     with pytest.raises(ConfigError, match=message) if message else nullcontext():
         check(config)
+
+
+def test_the_plan_shows_the_first_prompt_as_the_policy_gets_it():
+    console = Console(record=True, width=200)
+    show(build_config({**SMALL, "policy": str(SHIPPED)}), console)
+    shown = console.export_text()
+    assert "as the policy gets it:\n<|user|>You are" in shown
+    assert shown.count("Admissible actions:") == 1
+    assert "<|end|><|assistant|>\n" in shown
+
+
+def test_an_answer_that_the_tokenizer_does_not_keep_is_found_before_any_work(tmp_path):
+    policy = make_tiny_policy_folder(tmp_path / "policy", max_positions=512)  # it has no word for a tag
+    with pytest.raises(ConfigError, match="does not keep an answer in the asked form"):
+        check(build_config({**SMALL, "root": str(tmp_path / "runs"), "policy": str(policy)}))
 
 
 def disk_with(free_mib: dict[Path, float]):

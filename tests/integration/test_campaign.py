@@ -11,7 +11,7 @@ import pytest
 
 from infra.store import local_folder, location, read_table, verify
 from opid_core.config import LearnerConfig
-from opid_core.policies import check_policy_folder
+from opid_core.policy_check import check_policy_folder
 from opid_core.samples import Samples
 
 pytestmark = pytest.mark.integration

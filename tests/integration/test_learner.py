@@ -187,7 +187,7 @@ def test_a_state_of_another_model_is_refused(make_learner, policy_folder, tmp_pa
 
     make_learner().save(tmp_path / "saved")
     smaller = make_tiny_policy(vocab_size=len(VOCABULARY), hidden_size=64, layers=1, heads=2, max_positions=256, seed=0)
-    save_policy(smaller, tmp_path / "smaller", tokenizer_from=policy_folder)
+    save_policy(smaller, tmp_path / "smaller", files_from=policy_folder)
     with pytest.raises(DataError, match=r"saved: its learner state is of another model \(model\.layers\.1\."):
         Learner(tmp_path / "smaller", CONFIG, threads=1, seed=0, state=tmp_path / "saved")
 
@@ -247,7 +247,7 @@ def test_samples_that_do_not_fit_are_refused_by_number_and_field(make_learner, s
 def test_the_export_is_a_complete_policy_folder_of_the_updated_weights(make_learner, samples, stage, tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from opid_core.policies import check_policy_folder
+    from opid_core.policy_check import check_policy_folder
 
     learner = make_learner(zero_stage=stage)
     learner.update(samples, seed=0)

@@ -17,7 +17,7 @@ from infra.manifest import Manifest, new_manifest, to_bytes
 from infra.store import find_campaign, new_attempt, prune_states, put_object, read_config, read_table, write_table
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
-from opid_core.policies import check_policy_folder
+from opid_core.policy_check import check_policy_folder
 from opid_core.schema import from_rows
 from tests.factories import all_files
 from tests.integration.campaigns import LIMIT_S, REPOSITORY

@@ -19,6 +19,8 @@ import numpy as np
 
 from opid_core.config import EngineConfig
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
+from opid_core.policies import load_tokenizer
+from opid_core.policy_check import load_config, weight_files
 from opid_core.samples import Ragged
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class VllmEngine:
         self.tokens_generated = 0
         self._max_model_len = max_model_len
         self._running: dict[str, tuple[list[int], list[float]]] = {}
-        self._stop_token_ids = _end_tokens(policy_dir)
+        self._stop_token_ids = end_tokens(policy_dir)
         self._weight_names = _weight_names(policy_dir)
         device_args: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_fraction}
@@ -86,6 +88,9 @@ class VllmEngine:
                     model=str(policy_dir),
                     skip_tokenizer_init=True,
                     dtype=config.dtype,
+                    # Found by itself, files of Mistral's own format beside these would be taken instead.
+                    config_format="hf",
+                    load_format="hf",
                     max_model_len=max_model_len,
                     max_num_seqs=config.max_concurrent,
                     logprobs_mode="raw_logprobs",
@@ -297,14 +302,16 @@ def prepare_process(threads: int) -> bool:
     return False
 
 
-def _end_tokens(policy_dir: Path) -> list[int]:
-    """Ids that end a response: the tokenizer's and the generation config's end-of-sequence tokens."""
-    from transformers import AutoTokenizer, GenerationConfig
+def end_tokens(policy_dir: Path) -> list[int]:
+    """Ids that end a response: the tokenizer's end-of-sequence token, and those of the generation config, or of
+    config.json where there is none."""
+    from transformers import GenerationConfig
 
-    ids = {AutoTokenizer.from_pretrained(policy_dir).eos_token_id}
     if (Path(policy_dir) / "generation_config.json").is_file():
         declared = GenerationConfig.from_pretrained(policy_dir).eos_token_id
-        ids.update(declared if isinstance(declared, list) else [declared])
+    else:
+        declared = getattr(load_config(policy_dir), "eos_token_id", None)
+    ids = {load_tokenizer(policy_dir).eos_token_id, *(declared if isinstance(declared, list) else [declared])}
     ids.discard(None)
     if not ids:
         raise ConfigError(
@@ -318,7 +325,7 @@ def _weight_names(policy_dir: Path) -> list[str]:
     from safetensors import safe_open
 
     names: list[str] = []
-    for path in sorted(Path(policy_dir).glob("*.safetensors")):
+    for path in weight_files(policy_dir):
         with safe_open(path, framework="pt") as weights:
             names.extend(weights.keys())
     return names
@@ -328,7 +335,7 @@ def _stored_weights(policy_dir: Path) -> Iterator[tuple[str, Tensor]]:
     """All weights of the folder's safetensors files, one at a time."""
     from safetensors import safe_open
 
-    for path in sorted(Path(policy_dir).glob("*.safetensors")):
+    for path in weight_files(policy_dir):
         with safe_open(path, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - no mapping: it has no __iter__
                 yield name, weights.get_tensor(name)

@@ -11,7 +11,6 @@ from flows.cli.rollout import transcript
 from opid_core.errors import ConfigError
 from opid_core.rollout.episodes import Episode, EpisodeRequest, Turn
 from opid_core.rollout.prompting import EncodedPrompt
-from tests.factories import make_tiny_policy_folder
 
 
 @pytest.fixture
@@ -76,14 +75,14 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, config, opid):
 
 @pytest.mark.integration
 def test_a_policy_plays_the_first_tasks_of_the_panel_and_nothing_is_stored(tmp_path, config, opid):
-    policy = make_tiny_policy_folder(tmp_path / "policy", max_positions=412)
+    policy = Path(__file__).parents[3] / "configs" / "policies" / "alfworld_tiny"
     out = tmp_path / "transcripts.md"
     printed = opid("rollout", config, "--policy", policy, "--out", out)
     text = out.read_text(encoding="utf-8")
     tasks = re.findall("^## `(.*?)`", text, re.MULTILINE)
     assert tasks == ["valid_unseen/000000", "valid_unseen/000001"]
     assert text.count("### Step ") == 6
-    # The policy's words hold no tags: no response is valid, and no episode can be won.
+    # 12 tokens are too few for an answer: no response is valid, and no episode can be won.
     summary = "0 of 2 episodes won at temperature 0.7; 0 of 6 responses valid; 3.0 steps an episode"
     assert text.endswith(f"**{summary}**\n")
     assert printed.endswith(f"{summary}\nTranscripts: {out}\n")

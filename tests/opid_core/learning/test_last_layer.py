@@ -15,7 +15,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from opid_core.learning.last_layer import last_layer_only_at
+from opid_core.learning.last_layer import logits_at
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -49,11 +49,9 @@ def read(model: PreTrainedModel, *, whole: bool) -> tuple[torch.Tensor, dict[str
     """The logits at the read positions, and the gradients of a loss of them."""
     model.zero_grad()
     if whole:
-        hidden = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+        logits = model(input_ids=IDS, use_cache=False).logits[ROWS, COLUMNS]
     else:
-        with last_layer_only_at(model, ROWS, COLUMNS):
-            hidden = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
-    logits = model.get_submodule("lm_head")(hidden[ROWS, COLUMNS])
+        logits = logits_at(model, IDS, ROWS, COLUMNS)
     logits.log_softmax(-1)[:, 3].sum().backward()
     return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -91,5 +89,4 @@ def test_the_last_layer_computes_the_read_positions_alone_and_the_others_everyth
 
 def test_without_reads_nothing_of_it_is_computed():
     model = model_of("llama")
-    with last_layer_only_at(model, ROWS[:0], COLUMNS[:0]):
-        assert model.base_model(input_ids=IDS, use_cache=False).last_hidden_state.shape == (2, 12, 32)
+    assert logits_at(model, IDS, ROWS[:0], COLUMNS[:0]).shape == (0, 40)

@@ -1,0 +1,72 @@
+"""Which causal architectures of the installed transformers are scored as their own forward pass computes.
+
+    python -m benchmarks.architectures [NAME ...]
+
+Makes a tiny random model of each (all of them where none is named), compares, and prints a Markdown table and the names
+that `opid_core/policy_check.py` may list. Wrappers of several models and decoders of encoders are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from opid_core.policies import shape_of
+from tests.architectures import gap, tiny_config, tiny_model
+
+TOLERANCE = 1e-4
+LARGEST = 30_000_000
+"""Parameters of what still counts as tiny."""
+
+
+def verdict(model_type: str) -> tuple[str, str]:
+    """(`equal`, `differs`, `left out` or `not tried`, and how much or why)."""
+    try:
+        config = tiny_config(model_type)
+    except Exception as error:
+        return "not tried", f"no tiny config: {_first_line(error)}"
+    if config.is_encoder_decoder:
+        return "left out", "the decoder of an encoder"
+    if config.get_text_config() is not config:
+        return "left out", "wraps several models"
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
+        if empty.num_parameters() > LARGEST:
+            return "not tried", f"{empty.num_parameters() / 1e6:.0f}M parameters"
+        shape_of(empty)
+        nats = gap(tiny_model(config))
+    except Exception as error:
+        return "not tried", _first_line(error)
+    return ("equal" if nats < TOLERANCE else "differs"), f"{nats:.1e}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().replace("|", "/").splitlines()[0][:90]
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    equal = []
+    print("| model_type | scored | nats at most, or why |\n|---|---|---|")
+    for model_type in sys.argv[1:] or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if model_type not in CONFIG_MAPPING:
+            continue
+        found, note = verdict(model_type)
+        print(f"| {model_type} | {found} | {note} |", flush=True)
+        if found == "equal":
+            equal.append(model_type)
+    print(
+        f"\ntransformers {transformers.__version__}, torch {torch.__version__}; {len(equal)} equal:\n{' '.join(equal)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

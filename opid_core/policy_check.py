@@ -1,0 +1,213 @@
+"""A policy folder as people have it, checked before any work: its files, and its weights against its architecture.
+
+Only small files and the headers of the weights are read; the architecture is built without memory for its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opid_core.architectures import check_architecture
+from opid_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "a data-parallel wrapper",
+    "base_model.model.": "PEFT",
+}
+"""What puts these prefixes before the names of weights."""
+
+
+def check_policy_folder(folder: str | Path, trained: bool = True) -> None:
+    """Raise ConfigError that names what is wrong with a base policy folder.
+
+    A policy that is only played (not `trained`) may share its output layer with its embeddings, be quantised, and be of
+    any architecture that the engine takes.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"policy: {folder} is not a folder; give a local HF model folder, or null for a warm start")
+    check_entries(folder)
+    _read_json(folder / "config.json")
+    if (folder / "generation_config.json").is_file():
+        _read_json(folder / "generation_config.json")
+    tokenizer_config = _read_json(folder / "tokenizer_config.json")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ConfigError(f"policy: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
+    if not tokenizer_config.get("chat_template") and not (folder / "chat_template.jinja").is_file():
+        raise ConfigError(
+            f"policy: the tokenizer in {folder} has no chat template (`chat_template` in tokenizer_config.json, or "
+            "chat_template.jinja): prompts are single user messages rendered through it"
+        )
+    config = load_config(folder)
+    if trained:
+        check_trainable(config, folder)
+    check_weights(folder, config)
+    if trained and config.tie_word_embeddings:
+        raise ConfigError(
+            f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "
+            "engine that gets new weights would keep the old output layer without a word. Make an untied copy first: "
+            f"opid prepare {folder} --out {folder}-untied"
+        )
+
+
+def check_entries(folder: Path) -> None:
+    """Raise ConfigError for what a download left unfinished in `folder`: links to nothing, pointers of git-lfs; and for
+    an adapter."""
+    for path in sorted(folder.iterdir()):
+        if not path.exists():
+            raise ConfigError(
+                f"policy: {path} is a link to {path.readlink()}, which is gone (a pruned cache?); download the model "
+                "again, as files (hf download --local-dir)"
+            )
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(40).startswith(b"version https://git-lfs.github.com/"):
+                    raise ConfigError(f"policy: {path} is a pointer of git-lfs, not the file; run: git lfs pull")
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"policy: {folder} holds a PEFT adapter (adapter_config.json); merge it into its model "
+            "(merge_and_unload) and save that"
+        )
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The architecture that config.json names. Raises ConfigError for an unknown one; its custom code is never run."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the architecture's own checks raise
+        raise ConfigError(
+            f"policy: {folder / 'config.json'} is of no architecture that transformers knows without custom code, or "
+            f"has wrong values: {error}"
+        ) from None
+
+
+def check_trainable(config: PreTrainedConfig, folder: Path) -> None:
+    """Raise ConfigError unless the learner can train models of `config`, tied or not."""
+    if getattr(config, "quantization_config", None):
+        raise ConfigError(
+            f"policy: {folder} is quantised (config.json: quantization_config): its weights cannot be trained; use the "
+            "model as it was before"
+        )
+    check_architecture(config, folder)
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that hold the weights of a policy folder: those that its index names, or model.safetensors.
+
+    Raises ConfigError where one is missing or where it is not clear which ones count.
+    """
+    folder = Path(folder)
+    found = {path.name for path in folder.glob("*.safetensors")}
+    if not found and not (folder / INDEX).exists():
+        raise ConfigError(f"policy: {folder} has no safetensors weights ({WEIGHTS}, or shards with {INDEX})")
+    named = {WEIGHTS}
+    if (folder / INDEX).exists():
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ConfigError(f"policy: {folder / INDEX}: weight_map must name the file of each weight")
+        named = {str(name) for name in weight_map.values()}
+    if missing := sorted(named - found):
+        raise ConfigError(f"policy: {folder}: {_some(missing)} missing, {len(named)} files hold the weights")
+    # transformers would read it alone, vLLM what the index names; without an index vLLM reads all files
+    if others := sorted((found - named) & {WEIGHTS} if (folder / INDEX).exists() else found - named):
+        raise ConfigError(f"policy: {folder}: {_some(others)} beside {_some(sorted(named))}; keep one set of weights")
+    return [folder / name for name in sorted(named)]
+
+
+def check_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Raise ConfigError unless the headers of the weights give every weight of `config`'s architecture, in its shape,
+    and no other. Quantised weights are only looked for."""
+    files = weight_files(folder)
+    stored: dict[str, Tensor] = {}
+    for path in files:
+        stored |= _header(path)
+    if getattr(config, "quantization_config", None):
+        return
+    require_fit(folder, config, *_compare(config, stored), stored)
+
+
+def require_fit(
+    folder: Path,
+    config: PreTrainedConfig,
+    missing: Iterable[str],
+    unknown: Iterable[str],
+    misshapen: Iterable[str],
+    stored: Iterable[str] = (),
+) -> None:
+    """Raise ConfigError that names the weights which are `missing`, `unknown` to the architecture or `misshapen`."""
+    faults = {"missing": set(missing), "unknown to it": set(unknown), "of another shape": set(misshapen)}
+    told = [f"{what}: {_some(sorted(names))}" for what, names in faults.items() if names]
+    if not told:
+        return
+    wrappers = [f"{prefix!r} ({by})" for prefix, by in WRAPPERS.items() if any(n.startswith(prefix) for n in stored)]
+    hint = f". Names begin with {wrappers[0]}: save the model without its wrapper" if wrappers else ""
+    raise ConfigError(
+        f"policy: the weights in {folder} are not those of config.json's {config.model_type}: {'; '.join(told)}{hint}"
+    )
+
+
+def _header(path: Path) -> dict[str, Tensor]:
+    """The weights of a safetensors file by name, without their values (on PyTorch's meta device)."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"policy: {path} is cut or damaged ({error}); copy it again") from None
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[str], set[str], set[str]]:
+    """Weights that are missing, unknown to the architecture, or of another shape: transformers' own loading, with its
+    renamings and its rules of what may be missing, on weights without values."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    settings = LoadStateDictConfig(
+        device_map={"": "meta"},
+        dtype=torch.float32,
+        weight_mapping=get_model_conversion_mapping(model),
+        ignore_mismatched_sizes=True,
+    )
+    info, _ = convert_and_load_state_dict_in_model(model, stored, settings)
+    model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(info)
+    misshapen = {f"{name} {list(found)}, not {list(meant)}" for name, found, meant in info.mismatched_keys}
+    return info.missing_keys - {name for name, *_ in info.mismatched_keys}, info.unexpected_keys, misshapen
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"policy: {path} is missing; give a complete HF model folder") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"policy: {path} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"policy: {path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _some(names: list[str]) -> str:
+    """The first three of `names`, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
