@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from infra import local_s3, s3_objects
 
 S3_BUCKET = "opid"
+# Children import what the tests hand them, and take nothing from the working directory.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]).strip(
+    ":"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
