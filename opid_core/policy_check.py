@@ -185,7 +185,7 @@ def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[s
     settings = LoadStateDictConfig(
         device_map={"": "meta"},
         dtype=torch.float32,
-        weight_mapping=get_model_conversion_mapping(model),
+        weight_mapping=get_model_conversion_mapping(model),  # pyright: ignore[reportArgumentType]
         ignore_mismatched_sizes=True,
     )
     info, _ = convert_and_load_state_dict_in_model(model, stored, settings)

@@ -111,7 +111,7 @@ def encode(
     return encoded[dropped]
 
 
-def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def answer_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     """The text of a response's tokens: without special ones, but with those that are tags of the answer's form
     (`<think>` is a special token of some tokenizers)."""
     dropped = _special_but_tags(tokenizer)
