@@ -208,6 +208,23 @@ class HasForbiddenTexts(Protocol):
         ...
 
 
+@runtime_checkable
+class HasStateKey(Protocol):
+    """An environment that says which of its states are the same, because what the player sees need not show it (what
+    was chosen, what was read): hindsight joins what siblings did in one state. Without it, what was seen and on offer
+    stands for the state."""
+
+    def state_key(self) -> str:
+        """A short text, equal in two states of a task where all that matters for winning is. Recorded with each step,
+        never shown to the policy."""
+        ...
+
+
+def state_key_of(environment: Environment) -> str | None:
+    """The key of the state that the environment is in; None where it says none."""
+    return environment.state_key() if isinstance(environment, HasStateKey) else None
+
+
 @dataclass(frozen=True)
 class Decision:
     """What an expert does next, and the reasoning that leads there in a few words."""

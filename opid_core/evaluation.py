@@ -11,6 +11,7 @@ runs differ much, such intervals are still rather too narrow.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,20 +185,30 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
 
 def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) -> dict[str, float]:
     """How many trajectories have skills, how many analyses failed, how long skills are, and what the steps were routed
-    to."""
+    to; of step skills also how many name what the step did (`own`) or something else (`other`)."""
     kinds = skills.column("kind").to_pylist()
     route_names = routes.column("route").to_pylist()
     count = max(1, trajectories.num_rows)
     chars = [len(t) for t, kind in zip(skills.column("text").to_pylist(), kinds, strict=True) if kind != "failed"]
     shares = {name: route_names.count(name) / max(1, len(route_names)) for name in ("step", "episode", "none")}
+    kind_of = skill_kinds(skills)
+    routed = [kind_of.get(skill_id) for skill_id in routes.column("skill_id").to_pylist()]
     return {
         "skills/coverage": kinds.count("episode") / count,
         "skills/failed": kinds.count("failed") / count,
         "skills/step_skills": kinds.count("step") / count,
         "skills/chars": sum(chars) / len(chars) if chars else math.nan,
         **{f"routes/{name}": share for name, share in shares.items()},
+        **{f"routes/step_{kind}": routed.count(kind) / max(1, len(routed)) for kind in ("own", "other")},
         "routes/added": (routes.num_rows - routes.column("added_skill_id").null_count) / max(1, routes.num_rows),
     }
+
+
+def skill_kinds(skills: pa.Table) -> dict[str, str]:
+    """`own` or `other` by the id of each step skill whose reason says so: whether it names what the step itself did."""
+    columns = (skills.column(name).to_pylist() for name in ("skill_id", "reason"))
+    kinds = {skill_id: json.loads(reason).get("kind") for skill_id, reason in zip(*columns, strict=True) if reason}
+    return {skill_id: kind for skill_id, kind in kinds.items() if kind}
 
 
 def _mean(values: np.ndarray) -> float:

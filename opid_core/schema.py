@@ -16,7 +16,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-VERSION = 4
+VERSION = 5
 """Raised with any change of any table."""
 
 _VOLATILE = {b"volatile": b"1"}
@@ -39,6 +39,7 @@ STEPS = _table(
     ("task_type", _text),
     ("task_text", _text),
     ("observation", _text),
+    ("state", _text),
     ("admissible_actions", pa.list_(_text)),
     ("prompt_text", _text),
     ("prompt_ids", pa.list_(_i32)),
@@ -53,9 +54,11 @@ STEPS = _table(
     ("truncated", _flag),
     ("policy_version", _i32),
     ("seed", _i64),
+    nullable=("state",),
 )
 """One decision a row. `prompt_text` is the user message before the chat template; `observation` is what the policy saw
-before acting; `reward` is the environment's own for the action; `history_dropped` counts entries cut for length."""
+before acting, `state` the environment's own key of the state that it was in (`envs.base.HasStateKey`); `reward` is the
+environment's own for the action; `history_dropped` counts entries cut for length."""
 
 TRAJECTORIES = _table(
     ("campaign", _text),
@@ -81,6 +84,7 @@ SKILLS = _table(
     ("kind", _text),
     ("step", _i32),
     ("text", _text),
+    ("reason", _text),
     ("outcome", _text),
     ("analyzer", _text),
     ("model", _text),
@@ -95,11 +99,14 @@ SKILLS = _table(
     ("error", _text),
     ("raw_reply", _text),
     nullable=(
-        *("step", "model", "prompt_hash", "tokens", "prompt_tokens", "completion_tokens", "cost", "cut", "error"),
-        "raw_reply",
+        *("step", "reason", "model", "prompt_hash", "tokens", "prompt_tokens", "completion_tokens", "cost", "cut"),
+        *("error", "raw_reply"),
     ),
 )
-"""One skill a row, one row of kind `failed` (empty text, `error` set) a failed analysis. From `model` to `raw_reply`
+"""One skill a row, one row of kind `failed` (empty text, `error` set) a failed analysis. reason: JSON of why a step
+has its skill, where the analyzer says so; hindsight gives `kind` (`own`: the skill names what the step did; `other`),
+`left` and `left_after` (steps to success before and after the step, null: nobody won from there) and `siblings` (how
+many other trajectories were in the step's state). From `model` to `raw_reply`
 it tells of the model's call, which all skills of a trajectory share. attempts: requests sent; tokens: of prompts and
 completions; cost: at the configured prices, null without them; cut: JSON of what the model was not shown. A skill with
 an `error` was made by hindsight (`analyzer`) because the model's analysis failed for that reason."""

@@ -139,6 +139,10 @@ class AlfworldEnvironment:
         won = self.world.won
         return StepResult(observation, reward=1.0 if won else 0.0, done=won, won=won)
 
+    def state_key(self) -> str:
+        """See `World.state_key`: closed drawers and what was cleaned elsewhere cannot be seen from everywhere."""
+        return self.world.state_key()
+
     def forbidden_texts(self, task: Task) -> Sequence[str]:
         """The objects and places of the game's goal in lower case, as the game names them, if they are forbidden."""
         if not self.options.forbid_goal_words:

@@ -83,6 +83,14 @@ class Problem:
     ways: Callable[[], Iterator[Way]]
     """All ways to make the goal true, in a fixed order. Raises DataError for a goal that forbids changing facts."""
 
+    @functools.cached_property
+    def goal_things(self) -> frozenset[str]:
+        """All that some way to make the goal true is about; everything where that cannot be told."""
+        try:
+            return frozenset(thing for way in self.ways() for fact in way for thing in fact[1:])
+        except DataError:
+            return frozenset(self.names)
+
     def initial_facts(self) -> dict[str, set[Fact]]:
         """A fresh copy of the facts that actions change."""
         return {predicate: set(self.facts[predicate]) for predicate in DYNAMIC}

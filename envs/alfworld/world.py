@@ -8,6 +8,7 @@ middle of a room lists all receptacles, later ones nothing; a lamp that was swit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from envs.alfworld.games import TASK_LINE, Game
@@ -55,6 +56,8 @@ _CONDITIONS = (
 )
 """What `examine` says of an object: the first line all of whose predicates hold."""
 
+_CONDITIONS_OF_THINGS = ("inreceptacle", "isclean", "ishot", "iscool", "issliced", "istoggled")
+
 _Action = tuple[Callable[..., str], tuple[str, ...]]
 
 
@@ -86,6 +89,14 @@ class World:
         feedback = method(*arguments)
         self._observe_state()
         return feedback
+
+    def state_key(self) -> str:
+        """Equal in two states of a game from which the same commands win it: where the player is, what is held, which
+        receptacles are open, and what has become of the things that the goal is about."""
+        things = self.problem.goal_things
+        kept = [sorted(self.facts[predicate]) for predicate in ("atlocation", "holds", "opened")]
+        kept += [sorted(f for f in self.facts[p] if f[0] in things) for p in _CONDITIONS_OF_THINGS]
+        return hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
 
     def _observe_state(self) -> None:
         self._actions = self._admissible_actions()

@@ -108,6 +108,7 @@ class SearchQaEnvironment:
         self._engine = open_engine(options.retrieval, options.corpus, options.generator)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
         self._question: Question = task.payload
         self._turn = 0
+        self._top_passage = ""
         self.task_text = f"{TASK_LINE}{self._question.question}"
         return FIRST_OBSERVATION
 
@@ -128,13 +129,22 @@ class SearchQaEnvironment:
         if query is None:
             return StepResult(NOTHING_DONE, reward=0.0, done=False, won=False)
         if not query:
-            return _shown([])
+            return self._shown([])
         if isinstance(self._engine, SearchClient):
             return self._ask(self._engine, query)
-        return _shown(self._engine.search([query], self.options.retrieval.top_k)[0])
+        return self._shown(self._engine.search([query], self.options.retrieval.top_k)[0])
 
     async def _ask(self, client: SearchClient, query: str) -> StepResult:
-        return _shown((await client.search([query], self.options.retrieval.top_k))[0])
+        return self._shown((await client.search([query], self.options.retrieval.top_k))[0])
+
+    def _shown(self, passages: Sequence[Passage]) -> StepResult:
+        if passages:
+            self._top_passage = passages[0].passage_id
+        return StepResult(information([passage.contents for passage in passages]), reward=0.0, done=False, won=False)
+
+    def state_key(self) -> str:
+        """The best passage of the latest search that found any: the others vary with the wording of the query."""
+        return self._top_passage
 
     def forbidden_texts(self, task: Task) -> Sequence[str]:
         """The golden answers, without those that the question itself holds and those that are just yes or no."""
@@ -147,10 +157,6 @@ class SearchQaEnvironment:
         """An expert for the episode that `reset` just started. Raises ConfigError for questions that were not
         generated."""
         return SearchQaExpert(self._question.question)
-
-
-def _shown(passages: Sequence[Passage]) -> StepResult:
-    return StepResult(information([passage.contents for passage in passages]), reward=0.0, done=False, won=False)
 
 
 register("search_qa", SearchQaOptions, SearchQaEnvironment)

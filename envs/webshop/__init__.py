@@ -94,6 +94,10 @@ class WebshopEnvironment:
         won = self.score is not None and self.score.value == 1.0
         return StepResult(observation, reward=1.0 if won else 0.0, done=self.score is not None, won=won)
 
+    def state_key(self) -> str:
+        """The page, and what was chosen, which no page shows."""
+        return self.world.state_key()
+
     @property
     def score(self) -> Score | None:
         return self.world.score

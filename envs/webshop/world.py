@@ -86,6 +86,16 @@ class World:
                 self._click(argument, self.clickables[argument])
         return self.observation
 
+    def state_key(self) -> str:
+        """The page with the products on it, or with the product and the options chosen of it."""
+        if self.page in ("search", "done"):
+            return self.page
+        if self.page == "results":
+            found = sorted(str(link.product) for link in self.clickables.values() if link.product is not None)
+            return f"results {'first' if self.page_number == 1 else 'later'}: {' '.join(found)}"
+        chosen = "; ".join(f"{name}={value}" for name, value in sorted(self.options.items()))
+        return f"{self.page} {self.product}: {chosen}"
+
     def _click(self, text: str, clickable: Clickable) -> None:
         """The text decides first, as in the original: an option called `description` opens the sub-page."""
         if text == "buy now":

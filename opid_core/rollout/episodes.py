@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from envs.base import WAKE_S, Environment, PromptParts, StepResult, Task, in_background
+from envs.base import WAKE_S, Environment, PromptParts, StepResult, Task, in_background, state_key_of
 from opid_core.errors import EnvironmentFault
 from opid_core.rollout.prompting import EncodedPrompt, answer_text, encode, inject, render
 from opid_core.seeds import derive
@@ -122,6 +122,8 @@ class Turn:
     is_valid: bool
     reward: float
     seed: int
+    state: str | None = None
+    """The environment's key of the state that the turn began in."""
 
 
 @dataclass
@@ -271,6 +273,7 @@ def _act(
         is_valid=is_valid,
         reward=0.0,
         seed=state.seed,
+        state=state_key_of(environment),
     )
     episode.turns.append(turn)  # before the world acts: its tokens were sampled, even if the world breaks now
     return environment.step(action)

@@ -41,6 +41,7 @@ def steps_table(episodes: Sequence[Episode], campaign: str, iteration: int, poli
         "task_type": of_episode(lambda episode: episode.request.task.task_type),
         "task_text": of_episode(lambda episode: episode.task_text),
         "observation": [turn.observation for turn in turns],
+        "state": pa.array([turn.state for turn in turns], pa.string()),
         "admissible_actions": [turn.admissible_actions for turn in turns],
         "prompt_text": [turn.prompt.text for turn in turns],
         "prompt_ids": tokens(lambda turn: turn.prompt.ids, np.int32),

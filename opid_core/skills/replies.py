@@ -76,6 +76,8 @@ class Analysis:
     raw_reply: str | None = None
     replayed: bool = field(default=False, compare=False)
     """Whether the call was made and paid for earlier."""
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """By step JSON of why it has its skill, where the analyzer says so."""
 
     @property
     def failed(self) -> bool:
@@ -156,6 +158,7 @@ def skills_table(analyses: Iterable[Analysis], trajectories: pa.Table) -> pa.Tab
         shared |= {name: getattr(analysis, name) for name in _SHARED}
         rows += [
             {"skill_id": f"{trajectory_id}/{name}", "kind": kind, "step": step, "text": text, **shared}
+            | {"reason": None if step is None else analysis.reasons.get(step)}
             for name, kind, step, text in skills
         ]
     return schema.from_rows("skills", rows)

@@ -118,6 +118,31 @@ def test_transcript_of_a_won_game():
     assert world.step("go to desk 1").endswith("a apple 2, and a knife 1.")
 
 
+def test_the_state_is_all_that_matters_for_winning_and_nothing_else():
+    def state(*commands: str) -> str:
+        world = World(small_game())
+        world.reset()
+        play(world, [*commands])
+        return world.state_key()
+
+    desk = "go to desk 1"
+    looked = ("look", "inventory", "go to desk 2", "examine desk 2", "examine apple 2")
+    assert state(desk) == state(*looked, desk)
+    moved = ("take mug 1 from desk 2", "move mug 1 to desk 1")  # the goal is about apples
+    assert state(desk, *moved) == state(desk) != state(desk, moved[0])
+    cooled = (
+        "take apple 2 from desk 1",
+        "go to fridge 1",
+        "cool apple 2 with fridge 1",
+        desk,
+        "move apple 2 to desk 1",
+    )
+    assert state(desk, *cooled) != state(desk)  # which cannot be seen
+    opened = ("go to fridge 1", "open fridge 1", desk)
+    assert state(*opened) != state(desk)
+    assert state(*opened[:2], "close fridge 1", desk) == state(desk)
+
+
 def test_admissible_commands_at_a_shared_location():
     world = World(small_game())
     world.reset()

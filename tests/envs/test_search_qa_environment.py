@@ -71,6 +71,18 @@ def test_the_fourth_turn_ends_the_episode(environment):
     assert result_of(environment.step("<answer>Tavi</answer>")).won
 
 
+def test_the_state_is_the_best_passage_found_last(environment):
+    environment.reset(environment.tasks("train")[0])
+    states = [environment.state_key()]
+    for action in ("<search>Belora Tavi</search>", "<search>Belora</search>", "<search>nothing such</search>"):
+        result_of(environment.step(action))
+        states.append(environment.state_key())
+    assert states[0] == ""
+    assert states[1] == states[2] == states[3] != ""
+    environment.reset(environment.tasks("train")[0])
+    assert environment.state_key() == ""
+
+
 def test_an_answer_inside_a_search_block_ends_the_episode(environment):
     # Malformed (both tags), yet executed: an answer is in it, so it is judged.
     environment.reset(environment.tasks("train")[0])

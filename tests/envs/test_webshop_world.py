@@ -105,6 +105,23 @@ def test_choices_are_forgotten_when_results_are_shown(shop):
         assert world.score.value == 2 / 4  # attribute and price of attribute, two options and price
 
 
+def test_the_state_is_the_page_and_what_was_chosen(shop):
+    def state(*actions: str) -> str:
+        world = session(shop)
+        for action in actions:
+            world.step(action)
+        return world.state_key()
+
+    item = ("search[mugs]", "click[b000000mug]")
+    assert state() == state(*item, "click[back to search]") == "search"
+    assert state("search[mugs]") == state("search[stone mug]") != state("search[lamp]")
+    assert state(*item, "click[red]", "click[16 oz]") == state(
+        *item, "click[16 oz]", "click[12 oz]", "click[red]", "click[16 oz]"
+    )
+    assert len({state(*item, *more) for more in ((), ("click[red]",), ("click[red]", "click[description]"))}) == 3
+    assert state(*item, "click[features]") == state(*item, "click[reviews]")  # both only lead back
+
+
 def test_a_search_works_on_any_page_as_in_the_original(shop):
     world = session(shop)
     for action in ("search[mugs]", "click[b000000mug]"):

@@ -68,10 +68,13 @@ def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
 
 
 def test_skills_are_counted_and_measured():
-    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
+    rows = valid_rows()
+    rows["skills"][1]["reason"] = '{"kind": "other"}'  # the skill of one of three steps
+    tables = {name: from_rows(name, made) for name, made in rows.items()}
     metrics = skill_metrics(tables["trajectories"], tables["skills"], tables["routes"])
     assert (metrics["skills/coverage"], metrics["skills/failed"], metrics["skills/step_skills"]) == (0.5, 0.5, 0.5)
     assert metrics["skills/chars"] == (75 + 16) / 2
+    assert (metrics["routes/step_own"], metrics["routes/step_other"]) == (0.0, 1 / 3)
     none = skill_metrics(tables["trajectories"], tables["skills"].slice(2), tables["routes"])
     assert math.isnan(none["skills/chars"])
 

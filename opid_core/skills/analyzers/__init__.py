@@ -125,6 +125,7 @@ def _instead(failed: Analysis, by_rules: Analysis) -> Analysis:
         summary=by_rules.summary,
         episode_skill=by_rules.episode_skill,
         step_skills=by_rules.step_skills,
+        reasons=by_rules.reasons,
         analyzer=by_rules.analyzer,
         error=f"{failed.error}; hindsight: {by_rules.error}" if by_rules.failed else failed.error,
     )

@@ -15,6 +15,7 @@ def episode(
     outcome: str = "success",
     observations: Mapping[int, str] | None = None,
     *,
+    states: Sequence[str] | None = None,
     invalid: Collection[int] = (),
     critical: Collection[int] = (),
     offered: Sequence[Sequence[str]] | None = None,
@@ -24,8 +25,8 @@ def episode(
     group_id: str = "g",
     iteration: int = 1,
 ) -> Samples:
-    """The samples of one trajectory. Observations are a function of the actions so far, unless given by step;
-    `invalid` and `critical` are steps; a broken trajectory is not analysed."""
+    """The samples of one trajectory. Observations are a function of the actions so far, unless given by step; `states`
+    are the environment's keys; `invalid` and `critical` are steps; a broken trajectory is not analysed."""
     given = observations or {}
     steps = range(len(actions))
     columns = {
@@ -35,6 +36,7 @@ def episode(
         "step": pa.array(steps, pa.int32()),
         "task_text": pa.array([task_text for _ in steps], pa.string()),
         "observation": pa.array([given.get(n, "after: " + " / ".join(actions[:n])) for n in steps], pa.string()),
+        "state": pa.array(states or [None for _ in steps], pa.string()),
         "admissible_actions": pa.array(offered or [[] for _ in steps], pa.list_(pa.string())),
         "response_text": pa.array(responses or [f"<action>{action}</action>" for action in actions], pa.string()),
         "action": pa.array(actions, pa.string()),

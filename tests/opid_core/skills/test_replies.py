@@ -185,6 +185,7 @@ def test_skill_rows_follow_the_schema():
             attempts=2,
             prompt_tokens=7,
             completion_tokens=2,
+            reasons={4: '{"kind": "own"}'},
         ),
         Analysis("y", "", "", {}, "llm", error="no object", raw_reply="hm", cost=0.5, cut="{}"),
     ]
@@ -198,6 +199,7 @@ def test_skill_rows_follow_the_schema():
         ("x/step4", "step", 4, "act", "success"),
         ("y/failed", "failed", None, "", "failure"),
     ]
+    assert [r["reason"] for r in rows] == [None, None, '{"kind": "own"}', None]
     assert (rows[0]["model"], rows[0]["attempts"], rows[0]["tokens"]) == ("m", 2, 9)
     assert (rows[0]["prompt_tokens"], rows[0]["completion_tokens"], rows[0]["cost"]) == (7, 2, None)
     assert (rows[3]["error"], rows[3]["raw_reply"], rows[3]["cost"], rows[3]["cut"]) == ("no object", "hm", 0.5, "{}")

@@ -1,0 +1,139 @@
+"""Trajectories as skills may tell of them: actions in words, answers left out, and which actions the world carried out.
+
+All that is known of an environment here are its `ActionWords`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Sequence
+
+from envs.base import ActionWords, is_offered
+from opid_core.samples import Samples
+
+READ = (
+    *("group_id", "trajectory_id", "task_text", "outcome", "step", "observation", "state", "admissible_actions"),
+    *("action", "is_valid"),
+)
+"""Columns that are read: taking a trajectory's rows copies no others, of which those of tokens are long."""
+
+
+def told_groups(samples: Samples, words: ActionWords, *columns: str) -> list[list[Samples]]:
+    """The trajectories of each group as a skill may tell of them, with the `columns` of `samples` beside those of
+    `READ`.
+
+    `action` is without what answers say, without queries that name the answer of a success, and empty where the
+    response held no action (`malformed`). `acted` says whether the world carried the action out, `has_effect` whether
+    the response was well-formed too.
+    """
+    read = Samples(samples.table.select([*READ, *columns]))
+    groups: dict[str, list[Samples]] = {}
+    for rows in read.by_trajectory().values():
+        trajectory = read.select(rows)
+        groups.setdefault(trajectory.group_ids[0], []).append(trajectory)
+    told = []
+    for group in groups.values():
+        answers = _right_answers(group, words)
+        told.append([_as_told(trajectory, answers, words) for trajectory in group])
+    return told
+
+
+def worded(action: str, words: ActionWords) -> str:
+    """The action in words: `<search>Tavi</search>` -> "search: Tavi"; an answer goes unsaid: `<answer>Tavi</answer>` ->
+    "answer". An action without tags stays as it is."""
+    tagged = _tagged(action, words)
+    if not tagged:
+        return action
+    if words.answer_tag and f"<{words.answer_tag}>" in action:
+        return words.answer_tag
+    tag, argument = tagged
+    return f"{tag}: {argument}" if argument else tag
+
+
+def generalise(action: str, words: ActionWords) -> str:
+    """The action without its entity numbers and its obvious instruments: "take apple 1 from desk 2" -> "take apple"."""
+    if "[" in action or _tagged(action, words):  # with an argument, whose numbers mean something
+        return worded(action, words)
+    kept = re.sub(r"(?<=[a-z]) \d{1,3}(?= |$)", "", action)  # longer numbers are years and prices, not entities
+    return kept.split(words.cut_before.get(verb_of(action), "\0"))[0]
+
+
+def is_deed(action: str, words: ActionWords) -> bool:
+    """Whether the action does something: is no move and no look."""
+    return verb_of(action) not in (*words.passive_verbs, *words.moving_verbs)
+
+
+def is_named(action: str, words: ActionWords) -> bool:
+    """Whether the told action says what to do: is not empty, and no query that had to be left out."""
+    tagged = _tagged(action, words)
+    return bool(action.strip()) and (tagged is None or bool(tagged[1]) or tagged[0] == words.answer_tag)
+
+
+def sub_steps(trajectory: Samples, words: ActionWords) -> list[str]:
+    """Generalised actions that had an effect, without moves and looks."""
+    return [generalise(action, words) for action in with_effect(trajectory) if is_deed(action, words)]
+
+
+def with_effect(trajectory: Samples) -> list[str]:
+    """The told actions that had an effect."""
+    return [*itertools.compress(trajectory.texts("action"), trajectory.texts("has_effect"))]
+
+
+def verb_of(action: str) -> str:
+    return action.split(" ", 1)[0]
+
+
+def _right_answers(group: Sequence[Samples], words: ActionWords) -> set[str]:
+    """The words of the answers that won, those that the task itself names aside."""
+    if words.answer_tag is None:
+        return set()
+    block = re.compile(f"<{words.answer_tag}>(.*?)</{words.answer_tag}>", re.DOTALL)
+    answers = {
+        (_compared(answer), _compared(trajectory.texts("task_text")[0]))
+        for trajectory in group
+        if trajectory.won[0]
+        for action in trajectory.texts("action")
+        for answer in block.findall(action)
+    }
+    return {answer for answer, task in answers if answer not in task}
+
+
+def _as_told(trajectory: Samples, right_answers: Collection[str], words: ActionWords) -> Samples:
+    offered, is_valid = trajectory.texts("admissible_actions"), trajectory.texts("is_valid")
+    after = [*trajectory.texts("observation")[1:], ""]
+    actions, malformed, acted = [], [], []
+    for step, action in enumerate(trajectory.texts("action")):
+        told = action if action in offered[step] else _without_answer(action, right_answers, words)
+        is_on_offer = is_offered(told, offered[step])
+        malformed.append(not is_valid[step] and not is_on_offer)
+        actions.append("" if malformed[-1] else told)
+        refused = bool(offered[step]) and not is_on_offer
+        acted.append(not refused and after[step].strip() not in words.failed_observations)
+    has_effect = [valid and done for valid, done in zip(is_valid, acted, strict=True)]
+    return trajectory.with_columns(action=actions, malformed=malformed, acted=acted, has_effect=has_effect)
+
+
+def _without_answer(action: str, right_answers: Collection[str], words: ActionWords) -> str:
+    tagged = _tagged(action, words)
+    if not tagged:
+        return action
+    tag, argument = tagged
+    if words.answer_tag and f"<{words.answer_tag}>" in action:
+        return f"<{words.answer_tag}></{words.answer_tag}>"
+    names_answer = any(answer in _compared(argument) for answer in right_answers)
+    return f"<{tag}></{tag}>" if names_answer else action
+
+
+def _compared(text: str) -> str:
+    """The words of a text between spaces, as answers are compared: lower case, no punctuation, no articles."""
+    words = re.sub(r"[^\w\s]", "", text.lower()).split()
+    return " ".join(["", *(word for word in words if word not in ("a", "an", "the")), ""])
+
+
+def _tagged(action: str, words: ActionWords) -> tuple[str, str] | None:
+    """The tag around the whole action, and the text in it."""
+    if not words.tags:
+        return None
+    block = re.fullmatch(rf"<({'|'.join(words.tags)})>(.*)</\1>", action, re.DOTALL)
+    return (block[1], block[2]) if block else None
