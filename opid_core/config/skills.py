@@ -30,6 +30,9 @@ class LlmConfig(Section):
     """Ask for JSON of a schema: `auto` does, until the endpoint refuses that; `off` leaves it to the prompt."""
     max_prompt_chars: int = Field(default=48_000, ge=4_000)
     """Longer episodes are cut by the rule in docs/analyzer.md; a token is about four characters."""
+    show_group: bool = False
+    """Show the model, with each step, what the other trajectories of the group did in the same state and how far from
+    success it led them: hindsight's map. The paper's analyzer sees one trajectory alone."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Time limit of one try of a request."""
     max_retries: int = Field(default=4, ge=0)

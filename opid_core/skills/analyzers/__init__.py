@@ -17,7 +17,7 @@ from opid_core.errors import DataError
 from opid_core.learning.advantages import discounted_returns, invalid_action_penalty
 from opid_core.samples import Samples
 from opid_core.sections import imported
-from opid_core.skills.analyzers import hindsight
+from opid_core.skills.analyzers import group_map, hindsight
 from opid_core.skills.replies import Analysis, clean_skill, select_step_skills
 from opid_core.skills.routing import critical_steps
 
@@ -58,6 +58,8 @@ def analyze(
         discounted_return=returns,
         critical=select_critical(samples, returns, config),
     )
+    if config.asks_model and config.llm.show_group:
+        samples = samples.with_columns(group_map=group_map.shown(samples, words))
     if ":" in config.backend:
         return _by_users_function(samples, config)
     if config.backend == "hindsight":

@@ -16,7 +16,7 @@ from typing import Literal
 
 from envs.base import ActionWords, is_offered
 from opid_core.samples import Samples
-from opid_core.skills.analyzers.told import generalise, is_deed, is_named, sub_steps, worded
+from opid_core.skills.analyzers.told import generalise, is_deed, is_named, sub_steps, told_groups, worded
 
 _WON, _LOST = "won", "lost"
 
@@ -56,6 +56,27 @@ def map_group(group: Sequence[Samples], words: ActionWords) -> dict[str, list[Ma
     """
     group_map = _GroupMap(group, words)
     return {trajectory.trajectory_ids[0]: group_map.steps(n) for n, trajectory in enumerate(group)}
+
+
+def shown(samples: Samples, words: ActionWords) -> list[str]:
+    """The map as JSON for each of `samples`, which hold whole groups: steps `left` to success before and after the
+    step, and what was done in its state by anyone, as a skill may tell of it. Null: nobody won from there."""
+    told: dict[tuple[str, int], str] = {}
+    for group in told_groups(samples, words):
+        mapped = map_group(group, words)
+        done: dict[int, Counter[tuple[str, int | None]]] = defaultdict(Counter)
+        for trajectory in group:
+            for one, action in zip(mapped[trajectory.trajectory_ids[0]], trajectory.texts("action"), strict=True):
+                done[one.state][worded(action, words), one.left_after] += one.is_known
+        for name, steps in mapped.items():
+            for step, one in enumerate(steps):
+                tried = [
+                    {"action": action, "left_after": after, "times": times}
+                    for (action, after), times in done[one.state].items()
+                    if times
+                ]
+                told[name, step] = json.dumps({"left": one.left, "left_after": one.left_after, "done_there": tried})
+    return [told[key] for key in zip(samples.trajectory_ids, samples.texts("step"), strict=True)]
 
 
 class _GroupMap:

@@ -15,7 +15,7 @@ from opid_core.config import AnalyzerConfig
 from opid_core.endpoint import ChatCompletion, Endpoint, NoCompletion, Usage, api_key
 from opid_core.errors import AnalyzerReplyError, DataError
 from opid_core.samples import Samples
-from opid_core.skills.analyzers.messages import TOLD, Prompt, ask_again, build_prompt, reply_schema
+from opid_core.skills.analyzers.messages import MAP, TOLD, Prompt, ask_again, build_prompt, reply_schema
 from opid_core.skills.replies import Analysis, Reply, clean_skill, parse_reply, select_step_skills
 
 
@@ -36,14 +36,16 @@ def analyze(
     on_note: Callable[[str], None] | None = None,
 ) -> list[Analysis]:
     """One analysis a trajectory that is `analyzed`, in the order of `samples`, which have the columns `analyzed`,
-    `critical` (such steps of a long trajectory are cut last) and `discounted_return`.
+    `critical` (such steps of a long trajectory are cut last), `discounted_return` and, where the model is shown the
+    group, `group_map`.
 
     A call without a usable skill is an Analysis with `error`, whether the endpoint failed for good, refused the
     request, or its model twice gave no usable reply. Usable replies are kept in `cache` and taken from there, and equal
     trajectories are asked about once. `on_progress` gets (done, total), `on_note` what people should know. Raises
     ConfigError for a missing or refused key or an unknown model, and what `cache` raises.
     """
-    told = Samples(samples.table.select(list(TOLD))).select(samples.numbers("analyzed"))
+    columns = [name for name in (*TOLD, MAP) if name in samples.table.column_names]
+    told = Samples(samples.table.select(columns)).select(samples.numbers("analyzed"))
     trajectories = {name: told.select(rows) for name, rows in told.by_trajectory().items()}
     api_key(config.llm)
     return asyncio.run(_analyze_all(trajectories, config, cache, on_progress, on_note)) if trajectories else []

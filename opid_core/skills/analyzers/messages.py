@@ -25,6 +25,10 @@ after a failure the rule that avoids it (the core mistake and its warning signs)
 - step_skills: at most {max_step_skills} critical steps. STEP is the number of the step in the data (from 0); the text \
 is one short imperative sentence that the agent can act on at that step, from what it sees there."""
 
+_MAP = """
+- group (of a step): what this and other episodes of the same task did in the same state, and how many steps they were \
+from success before it and after each action by the shortest way that any showed (null: nobody won from there)."""
+
 _CUT = "\nThe episode was too long and has been cut: {what}. Write no step skill for a step that is not in the data."
 
 _AGAIN = """\
@@ -42,6 +46,9 @@ TOLD = (
     "critical",
 )
 """Columns of the samples that a message is made of."""
+
+MAP = "group_map"
+"""A further one, where the model is shown the group (`group_map.shown`)."""
 
 FIRST_STEPS, LAST_STEPS = 2, 3
 """These steps, and the critical ones, are cut last: they show the task's beginning and how it ended."""
@@ -75,11 +82,13 @@ class Prompt:
 
 def build_prompt(trajectory: Samples, max_step_skills: int, *, max_chars: int) -> Prompt:
     """Ask for the skills of one trajectory (its samples in the order of their steps, with the columns
-    `discounted_return` and `critical`), with at most `max_chars` characters of data; critical steps are cut last.
+    `discounted_return` and `critical`, and `group_map` where the group is shown), with at most `max_chars` characters
+    of data; critical steps are cut last.
 
     Raises AnalyzerReplyError where the trajectory does not fit however it is cut.
     """
     columns = ["step", "observation", "response_text", "discounted_return", "critical"]
+    columns += [MAP] if (with_map := MAP in trajectory.table.column_names) else []
     rows = trajectory.table.select(columns).to_pylist()
     task_text, outcome = (trajectory.texts(name)[0] for name in ("task_text", "outcome"))
     whole = None
@@ -93,6 +102,8 @@ def build_prompt(trajectory: Samples, max_step_skills: int, *, max_chars: int) -
             f"the episode has {whole} characters and does not fit analyzer.llm.max_prompt_chars ({max_chars}) when cut"
         )
     instructions = INSTRUCTIONS.format(max_step_skills=max_step_skills)
+    if with_map:
+        instructions += _MAP
     if cut:
         instructions += _CUT.format(what=json.dumps(cut))
     messages = [{"role": "system", "content": instructions}, {"role": "user", "content": f"<data>\n{data}\n</data>"}]
@@ -160,6 +171,7 @@ def _entry(row: dict[str, Any], observation: int | None, response: int | None) -
         "observation": _shortened(row["observation"], observation),
         "response": _shortened(row["response_text"], response),
         "return": round(row["discounted_return"], 4),
+        **({"group": json.loads(row[MAP])} if MAP in row else {}),
     }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -84,6 +85,22 @@ def test_llm_backend_needs_its_key(monkeypatch):
     remote = LlmConfig(base_url="https://llm.example.org/v1", api_key_env="NO_SUCH_KEY")
     with pytest.raises(ConfigError, match="NO_SUCH_KEY is not set"):
         analyses(config=AnalyzerConfig(backend="llm", llm=remote))
+
+
+def test_the_model_is_shown_the_group_where_the_config_says_so(monkeypatch):
+    monkeypatch.setenv("TEST_LLM_KEY", KEY)
+    asked = {}
+    for shows in (False, True):
+        with chat_server() as server:
+            server.answer = lambda body: Answer(content='{"episode_skill": "from the model"}')
+            llm = LlmConfig(base_url=server.url, model="teacher", api_key_env="TEST_LLM_KEY", show_group=shows)
+            analyses(config=AnalyzerConfig(backend="llm", llm=llm))
+            asked[shows] = sorted(body["messages"][1]["content"] for body in server.requests)
+    assert not any('"group"' in text for text in asked[False])
+    lost = next(json.loads(text[7:-8]) for text in asked[True] if '"outcome": "failure"' in text)
+    taken = {"action": "take mug 1 from desk 1", "left_after": 0, "times": 1}
+    stray = {"action": "", "left_after": None, "times": 1}  # its response held no action
+    assert lost["steps"][1]["group"] == {"left": 1, "left_after": None, "done_there": [taken, stray]}
 
 
 def test_hindsight_stands_in_for_a_failed_model(monkeypatch):
