@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from envs.alfworld.games import Game
 from envs.alfworld.planner import solve
 from envs.alfworld.tasks import game_of
-from envs.base import ActionWords, Environment, Task, action_words_of, make, state_key_of
+from envs.base import ActionWords, Environment, Task, action_words_of, make, result_of, state_key_of
 from opid_core.config import AnalyzerConfig
 from opid_core.samples import Samples
 from opid_core.skills.analyzers import hindsight
@@ -138,13 +138,13 @@ def test_without_keys_places_are_told_apart_by_what_was_done():
 
 def play(environment: Environment, task: Task, name: str, choices: Sequence[int | str], has_key: bool) -> Samples:
     """An episode of `choices`: actions, or which of those on offer (one more is refused)."""
-    seen, offered, actions, states, outcome = [environment.reset(task)], [], [], [], "truncated"
+    seen, offered, actions, states, outcome = [result_of(environment.reset(task))], [], [], [], "truncated"
     for choice in choices:
         offered.append([*environment.admissible_actions])
         states.append(state_key_of(environment))
         options = [*offered[-1], "dance"]
         actions.append(choice if isinstance(choice, str) else options[choice % len(options)])
-        result = environment.step(actions[-1])
+        result = result_of(environment.step(actions[-1]))
         seen.append(result.observation)
         if result.won:
             outcome = "success"
@@ -238,5 +238,5 @@ def test_in_a_household_the_shortest_way_of_the_map_wins_and_is_no_shorter_than_
         for _ in range(one.left):
             assert not won
             action, state = ways[state]
-            won = environment.step(action).won  # pyright: ignore[reportAttributeAccessIssue]
+            won = result_of(environment.step(action)).won
         assert won
