@@ -41,7 +41,7 @@ from opid_core.learning.learner import Learner
 from opid_core.learning.scoring import score
 from opid_core.policies import make_tiny_policy
 from opid_core.samples import Ragged, Samples
-from opid_core.skills.routing import critical_steps
+from opid_core.skills.selector import critical_steps
 from tests.factories import make_tokenizer
 
 

@@ -153,8 +153,13 @@ def is_offered(action: str, admissible_actions: Sequence[str]) -> bool:
     return action in admissible_actions or any(
         re.fullmatch(".+".join(map(re.escape, _BLANK.split(offered))), action, re.DOTALL)
         for offered in admissible_actions
-        if _BLANK.search(offered)
+        if has_blank(offered)
     )
+
+
+def has_blank(action: str) -> bool:
+    """Whether an action on offer stands for all that fill its blank."""
+    return _BLANK.search(action) is not None
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     )
     from opid_core.learning.losses import kl_loss, policy_loss
     from opid_core.skills.replies import parse_reply
-    from opid_core.skills.routing import critical_steps
+    from opid_core.skills.selector import critical_steps
 
 __all__ = [
     "critical_steps",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "critical_steps": "opid_core.skills.routing",
+    "critical_steps": "opid_core.skills.selector",
     "discounted_returns": "opid_core.learning.advantages",
     "kl_loss": "opid_core.learning.losses",
     "outcome_advantages": "opid_core.learning.advantages",

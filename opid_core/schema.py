@@ -16,7 +16,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-VERSION = 5
+VERSION = 6
 """Raised with any change of any table."""
 
 _VOLATILE = {b"volatile": b"1"}
@@ -119,10 +119,12 @@ ROUTES = _table(
     ("skill_id", _text),
     ("added_skill_id", _text),
     ("reason", _text),
-    nullable=("skill_id", "added_skill_id"),
+    ("placebo", _text),
+    nullable=("skill_id", "added_skill_id", "placebo"),
 )
 """One row a step sample. route: step | episode | none; skill_id: the row of `skills` that is injected; added_skill_id:
-under `method.routing: additive` the episode skill that a step of route `step` is scored under too."""
+under `method.routing: additive` the episode skill that a step of route `step` is scored under too; placebo: the text of
+the skill's placebo, under which the step is scored too (`method.placebo_episode`, `method.placebo_step`)."""
 ROUTE_NAMES = ("step", "episode", "none")
 
 SCORES = _table(
@@ -131,6 +133,7 @@ SCORES = _table(
     ("old_log_probs", pa.list_(_f32)),
     ("skill_log_probs", pa.list_(_f32)),
     ("added_log_probs", pa.list_(_f32)),
+    ("placebo_log_probs", pa.list_(_f32)),
     ("reference_log_probs", pa.list_(_f32)),
     ("skill_prompt_ids", pa.list_(_i32)),
     ("history_dropped", _i32),
@@ -138,9 +141,13 @@ SCORES = _table(
     ("step_advantage", _f32),
     ("skill_advantages", pa.list_(_f32)),
     ("trained", _flag),
-    nullable=("skill_log_probs", "added_log_probs", "reference_log_probs", "skill_prompt_ids"),
+    nullable=(
+        *("skill_log_probs", "added_log_probs", "placebo_log_probs", "reference_log_probs"),
+        "skill_prompt_ids",
+    ),
 )
 """One row a step sample. `skill_log_probs` is null where nothing is routed, `added_log_probs` where no other skill is,
+`placebo_log_probs` where the skill has no placebo,
 `reference_log_probs` where the KL term is off; `step_advantage` and `skill_advantages` already carry their weights;
 `trained` is false for groups in which an environment broke, or whose outcomes tie where the method filters those."""
 
@@ -184,6 +191,7 @@ LOG_PROB_COLUMNS = (
     "old_log_probs",
     "skill_log_probs",
     "added_log_probs",
+    "placebo_log_probs",
     "reference_log_probs",
     "skill_advantages",
 )

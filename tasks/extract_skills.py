@@ -48,7 +48,7 @@ def extract_skills(campaign: str, iteration: int, attempt: int) -> None:
             return
         config, samples = it.config, it.samples
         analyses, wanted = [], set()
-        if config.method.uses_skills:
+        if config.method.wants_skills(samples.completed_iterations):
             wanted = {*samples.select(is_analyzed(samples, config.analyzer)).trajectory_ids}
             with it.timed("seconds/extract_skills_s"):
                 analyses = analyze(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from prefect.assets import materialize
 
+from envs.base import action_words_of
 from opid_core.evaluation import skill_metrics
 from opid_core.seeds import derive
 from opid_core.skills.routing import route_table
+from tasks.episodes import environment_maker
 from tasks.iteration import TASK, asset, stage
 
 
@@ -17,6 +19,7 @@ def route(campaign: str, iteration: int, attempt: int) -> None:
         if it.is_reused:
             return
         trajectories, skills = it.table("trajectories"), it.table("skills")
-        routes = route_table(it.samples, skills, it.config.method, derive(it.seed, "route"))
+        words = action_words_of(environment_maker(it.config)())
+        routes = route_table(it.samples, skills, it.config.method, derive(it.seed, "route"), words)
         it.metrics |= skill_metrics(trajectories, skills, routes)
         it.write("routes", routes)

@@ -25,7 +25,7 @@ def update(campaign: str, iteration: int, attempt: int) -> None:
     with stage("update", campaign, iteration, attempt) as it:
         if it.is_reused:
             return
-        samples = it.samples.learned()
+        samples = it.config.method.taught(it.samples).learned()
         it.metrics["learner/micro_batch_tokens"] = it.workers.micro_batch_tokens
         with it.workers.updating(it.policy) as learner:
             with it.timed("seconds/update_s"):

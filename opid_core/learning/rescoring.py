@@ -5,7 +5,7 @@ One policy, the old one, scores with and without the skill; a rollout engine's l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,17 +50,23 @@ def rescore_samples(
     Source: ALGORITHM, sections 5, 6 and 8.
     """
     texts = dict(zip(skills["skill_id"].to_pylist(), skills["text"].to_pylist(), strict=True))
-    routed, added = (
-        skill_prompts(samples, texts, prompt_parts, tokenizer, config, added=added) for added in (False, True)
+    kinds = samples.texts("route")
+    routed, added, placebo = (
+        skill_prompts(samples, of_each, kind_of_each, prompt_parts, tokenizer, config)
+        for of_each, kind_of_each in (
+            ([texts.get(name) for name in samples.texts("skill_id")], kinds),
+            ([texts.get(name) for name in samples.texts("added_skill_id")], ["episode"] * len(samples)),
+            (samples.texts("placebo"), kinds),
+        )
     )
     responses = samples.response_ids
     # All in one call: micro-batches of equal lengths, whatever the prompt holds.
     scored = score(
-        stacked([samples.prompt_ids, routed.ids, added.ids]),
-        stacked([responses, responses.take(routed.rows), responses.take(added.rows)]),
+        stacked([samples.prompt_ids, *(prompts.ids for prompts in (routed, added, placebo))]),
+        stacked([responses, *(responses.take(prompts.rows) for prompts in (routed, added, placebo))]),
     )
-    ends = np.cumsum([len(samples), len(routed.rows), len(added.rows)])
-    old, under_routed, under_added = (
+    ends = np.cumsum([len(samples), len(routed.rows), len(added.rows), len(placebo.rows)])
+    old, under_routed, under_added, under_placebo = (
         scored.take(np.arange(begin, end)) for begin, end in zip([0, *ends[:-1]], ends, strict=True)
     )
     reference = score_reference(samples.prompt_ids, responses) if score_reference is not None else None
@@ -69,6 +75,7 @@ def rescore_samples(
         old_log_probs=old,
         skill_log_probs=_spread(under_routed, routed.rows, len(samples)),
         added_log_probs=_spread(under_added, added.rows, len(samples)),
+        placebo_log_probs=_spread(under_placebo, placebo.rows, len(samples)),
         score=outcome_scores(
             samples.won,
             samples.numbers("is_valid"),
@@ -83,10 +90,10 @@ def rescore_samples(
     if config.method.filters_ties:
         trained = intact & ~tied_samples(samples.won, samples.group_ids, samples.trajectory_ids)
     learned = samples.select(trained)
-    advantages = config.method.advantages(learned)
+    advantages = config.method.advantages(config.method.against(learned))
     columns = {
         **{name: samples.table[name] for name in ("trajectory_id", "step")},
-        **{name: samples.table[name] for name in ("old_log_probs", "skill_log_probs", "added_log_probs")},
+        **{f"{name}_log_probs": samples.table[f"{name}_log_probs"] for name in ("old", "skill", "added", "placebo")},
         "reference_log_probs": _spread(Ragged.from_rows([], np.float32), np.zeros(0, np.int64), len(samples))
         if reference is None
         else reference.to_arrow(),
@@ -108,26 +115,23 @@ def rescore_samples(
     }
     shares = advantages.shares(learned.response_ids.lengths)
     metrics = {f"advantage_share/{name}": share for name, share in shares.items()} | groups
-    return pa.table(columns, schema=schema.SCORES), metrics | _metrics(samples, routed, added)
+    return pa.table(columns, schema=schema.SCORES), metrics | _metrics(samples, routed, added, placebo)
 
 
 def skill_prompts(
     samples: Samples,
-    texts: Mapping[str, str],
+    texts: Sequence[str | None],
+    kinds: Sequence[str],
     prompt_parts: Callable[..., PromptParts],
     tokenizer: Any,
     config: CampaignConfig,
-    *,
-    added: bool = False,
 ) -> SkillPrompts:
-    """The prompts of the samples that have a routed skill, with it in them (with their `added` episode skill instead);
-    `texts` are the skills by id.
+    """The prompts of the samples that have a text in `texts`, with it in them as a skill of the kind in `kinds` (both
+    [samples]).
 
     Prompts are rebuilt from the samples of their trajectory, so that history can be dropped for length and nothing
     else.
     """
-    skill_ids = samples.texts("added_skill_id" if added else "skill_id")
-    kinds = ["episode"] * len(samples) if added else samples.texts("route")
     task_texts, observations, actions, offered = (
         samples.texts(name) for name in ("task_text", "observation", "action", "admissible_actions")
     )
@@ -135,7 +139,7 @@ def skill_prompts(
     for steps in samples.by_trajectory().values():
         history = [(observations[row], actions[row]) for row in steps]
         for step, row in enumerate(steps):
-            if skill_ids[row] is None:
+            if (text := texts[row]) is None:
                 continue
             parts = prompt_parts(
                 task_texts[row],
@@ -144,7 +148,7 @@ def skill_prompts(
                 offered[row],
                 config.environment.history_length,
             )
-            with_skill = inject(parts, kinds[row], texts[skill_ids[row]])
+            with_skill = inject(parts, kinds[row], text)
             prompt = encode(tokenizer, with_skill, config.rollout.max_prompt_tokens, may_exceed=True)
             rows.append(int(row))
             ids.append(np.asarray(prompt.ids, np.int32))
@@ -174,7 +178,7 @@ def _filled(values: np.ndarray, which: np.ndarray, new: np.ndarray) -> np.ndarra
     return values
 
 
-def _metrics(samples: Samples, routed: SkillPrompts, added: SkillPrompts) -> dict[str, float]:
+def _metrics(samples: Samples, routed: SkillPrompts, *others: SkillPrompts) -> dict[str, float]:
     old = samples.tokens("old_log_probs")
     gaps = np.abs(samples.tokens("rollout_log_probs").values - old.values)
     delta = samples.tokens("skill_log_probs").values - old.take(routed.rows).values
@@ -185,9 +189,9 @@ def _metrics(samples: Samples, routed: SkillPrompts, added: SkillPrompts) -> dic
         "rescore/skill_delta_mean": float(delta.mean()) if delta.size else 0.0,
         "rescore/skill_delta_std": float(delta.std()) if delta.size else 0.0,
         "rescore/prompts_cut": sum(
-            int((prompts.history_dropped > dropped_before[prompts.rows]).sum()) for prompts in (routed, added)
+            int((prompts.history_dropped > dropped_before[prompts.rows]).sum()) for prompts in (routed, *others)
         ),
         "tokens/rescore": sum(
-            len(samples.tokens(name).values) for name in ("old_log_probs", "skill_log_probs", "added_log_probs")
+            len(samples.tokens(f"{name}_log_probs").values) for name in ("old", "skill", "added", "placebo")
         ),
     }

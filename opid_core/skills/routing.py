@@ -1,4 +1,4 @@
-"""Which steps are critical, and which skill a step is scored under (ALGORITHM, sections 3 and 4)."""
+"""Which skill a step is scored under (ALGORITHM, section 4)."""
 
 from __future__ import annotations
 
@@ -6,66 +6,17 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from envs.base import ActionWords
 from opid_core import schema
-from opid_core.learning.advantages import (
-    EPSILON,
-    Ids,
-    as_floats,
-    check_lengths,
-    codes,
-    group_statistics,
-    like_source,
-    pair_codes,
-)
 from opid_core.learning.methods import Method, SkillMethod
 from opid_core.samples import Samples
 from opid_core.seeds import derive
+from opid_core.skills.placebos import placebos
 
 SkillRows = dict[int | None, dict[str, Any]]
 """A trajectory's rows of the table `skills` by step; None: the episode's."""
-
-
-def critical_steps(
-    returns: Any,
-    states: Ids,
-    group_ids: Ids,
-    trajectory_ids: Ids,
-    *,
-    min_group_size: int = 2,
-    var_quantile: float = 0.75,
-    top_k: int = 1,
-    below_mean_only: bool = True,
-) -> Any:
-    """The statistics selector: a boolean [samples] array (a tensor for tensors), true at critical steps.
-
-    `returns` [samples] are discounted step returns; `states` the raw observations. Steps of a trajectory count in
-    order of appearance; of equal scores the later step wins. Raises DataError for unequal lengths.
-    Source: ALGORITHM, section 3.
-    """
-    values, groups = as_floats(returns), codes(group_ids)
-    state_groups = pair_codes(groups, codes(states))
-    trajectories = pair_codes(groups, codes(trajectory_ids))
-    check_lengths(returns=values, states=state_groups, trajectory_ids=trajectories)
-    critical = np.zeros(len(values), dtype=bool)
-    statistics = group_statistics(values, state_groups)
-    large = statistics.count >= min_group_size
-    if large.any():
-        threshold = np.quantile(statistics.variance[large], var_quantile)
-        eligible = large & (statistics.variance >= threshold) & (statistics.variance > 0)
-        below = statistics.mean[state_groups] - values
-        deviation = np.maximum(below, 0.0) if below_mean_only else np.abs(below)
-        scores = statistics.variance[state_groups] * (deviation + EPSILON)
-        candidate = eligible[state_groups] & ((deviation > 0) | (not below_mean_only))
-        chosen = np.flatnonzero(candidate)
-        # best first inside each trajectory, of equal scores the later step (its index here stands for its number)
-        chosen = chosen[np.lexsort((-chosen, -scores[chosen], trajectories[chosen]))]
-        owners = trajectories[chosen]
-        rank = np.arange(len(chosen)) - np.searchsorted(owners, owners)
-        critical[chosen[rank < top_k]] = True
-    return like_source(critical, returns)
 
 
 def route(
@@ -92,11 +43,11 @@ def route(
     return "none", "episode skills are off" if has_episode else "step skills are off"
 
 
-def route_table(samples: Samples, skills: pa.Table, method: Method, seed: int) -> pa.Table:
-    """The `routes` table: one row a sample, in their order, with the skill row that is injected.
+def route_table(samples: Samples, skills: pa.Table, method: Method, seed: int, words: ActionWords) -> pa.Table:
+    """The `routes` table: one row a sample, in their order, with the skill row that is injected, and its placebo.
 
-    A method that uses no skills routes nothing. `seed` draws the steps of `method.routing: random`.
-    Source: ALGORITHM, section 4.
+    A method that uses no skills routes nothing. `seed` draws the steps of `method.routing: random` and the placebos;
+    `words` are the environment's. Source: ALGORITHM, section 4.
     """
     by_trajectory: dict[str, SkillRows] = {}
     for skill in skills.to_pylist():
@@ -105,7 +56,9 @@ def route_table(samples: Samples, skills: pa.Table, method: Method, seed: int) -
     routing = method.routing if isinstance(method, SkillMethod) else None
     if routing == "random":
         by_trajectory = _at_random_steps(by_trajectory, samples, seed)
-    lambda_episode, lambda_step = method.uses_kinds if isinstance(method, SkillMethod) else (False, False)
+    lambda_episode, lambda_step = False, False
+    if isinstance(method, SkillMethod):
+        lambda_episode, lambda_step = method.uses_kinds(samples.completed_iterations)
     columns: dict[str, list[Any]] = {name: [] for name in ("route", "skill_id", "added_skill_id", "reason")}
     for trajectory_id, step in zip(samples.trajectory_ids, samples.texts("step"), strict=True):
         taught = by_trajectory.get(trajectory_id, {})
@@ -125,7 +78,8 @@ def route_table(samples: Samples, skills: pa.Table, method: Method, seed: int) -
         columns["added_skill_id"].append(taught[None]["skill_id"] if both else None)
         columns["reason"].append(f"{reason}, and the episode's" if both else reason)
     keys = {name: samples.table[name] for name in ("trajectory_id", "step")}
-    return pa.table({**keys, **columns}, schema=schema.ROUTES)
+    placebo = placebos(samples, skills, columns["skill_id"], method, seed, words)
+    return pa.table({**keys, **columns, "placebo": placebo}, schema=schema.ROUTES)
 
 
 def _at_random_steps(by_trajectory: Mapping[str, SkillRows], samples: Samples, seed: int) -> dict[str, SkillRows]:

@@ -34,28 +34,36 @@ def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
             )
         ],
     )
+    rows = rows.assign(placebo_fits=rows["placebo"].isna() | ((rows["route"] != "none") & _has_text(rows["placebo"])))
     suite = (
         in_set("route", ROUTE_NAMES),
         in_set("skill_fits_route", [True]),
         in_set("added_skill_fits", [True]),
+        in_set("placebo_fits", [True]),
         has_text("reason"),
     )
     return [frame_of("routes", rows, *suite), coverage(rows, step_keys(related["steps"]))]
 
 
+def _has_text(column: pd.Series) -> pd.Series:
+    return column.fillna("").str.strip() != ""
+
+
 def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
     rows = plain(table).assign(max_skill_delta=_max_skill_delta(table))
     steps = plain(related["steps"].select([*STEP_KEY, "response_ids"]))[[*STEP_KEY, "n_response_ids"]]
-    routes = related["routes"].select([*STEP_KEY, "route", "added_skill_id"]).to_pandas()
+    routes = related["routes"].select([*STEP_KEY, "route", "added_skill_id", "placebo"]).to_pandas()
     trajectories = related["trajectories"].select(["trajectory_id", "outcome"]).to_pandas()
     for other in (steps, routes, trajectories):
         key = [column for column in STEP_KEY if column in other]
         rows = rows.merge(pd.DataFrame(other).drop_duplicates(key), how="left", on=key)
     routed, scored = rows["route"].isin(["step", "episode"]), rows["n_skill_log_probs"].notna()
     added, added_scored = rows["added_skill_id"].notna(), rows["n_added_log_probs"].notna()
+    placebo, placebo_scored = rows["placebo"].notna(), rows["n_placebo_log_probs"].notna()
     rows = rows.assign(
         scored_as_routed=np.where(rows["trained"], scored == routed, ~scored | routed),
         added_scored_as_routed=np.where(rows["trained"], added_scored == added, ~added_scored | added),
+        placebo_scored_as_routed=np.where(rows["trained"], placebo_scored == placebo, ~placebo_scored | placebo),
         signal_without_skill=~scored & (rows["n_nonzero_skill_advantages"].fillna(0) > 0),
         broken_but_trained=(rows["outcome"] == "broken") & rows["trained"],
         has_reference=rows["n_reference_log_probs"].notna(),
@@ -64,6 +72,7 @@ def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
         *log_probs("old_log_probs", "n_response_ids"),
         *log_probs("skill_log_probs", "n_response_ids"),
         *log_probs("added_log_probs", "n_response_ids"),
+        *log_probs("placebo_log_probs", "n_response_ids"),
         *log_probs("reference_log_probs", "n_response_ids"),
         equal("n_skill_advantages", "n_response_ids"),
         in_set("n_not_finite_skill_advantages", [0]),
@@ -72,6 +81,7 @@ def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
         warn(in_range("max_skill_delta", high=limits.settings.max_skill_delta)),
         in_set("scored_as_routed", [True]),
         in_set("added_scored_as_routed", [True]),
+        in_set("placebo_scored_as_routed", [True]),
         in_set("signal_without_skill", [False]),
         in_set("broken_but_trained", [False]),
         Expectation("ExpectColumnUniqueValueCountToBeBetween", {"column": "has_reference", "max_value": 1}),

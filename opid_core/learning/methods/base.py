@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opid_core.errors import DataError
 from opid_core.learning.advantages import outcome_advantages, state_advantages, tied_samples
+from opid_core.samples import Ragged
 from opid_core.sections import Section
 
 if TYPE_CHECKING:
@@ -83,6 +84,18 @@ class Method(Section):
         """The advantages of samples that have, beside the columns of `steps` and `routes`, `score` (R of the trajectory
         less the step's own penalty), `discounted_return` (less that penalty) and the log-probs of the old policy."""
         raise NotImplementedError
+
+    def wants_skills(self, completed_iterations: int) -> bool:
+        """Whether skills are extracted after so many iterations."""
+        return self.uses_skills
+
+    def against(self, samples: Samples) -> Samples:
+        """What `advantages` is given of `samples`."""
+        return samples
+
+    def taught(self, samples: Samples) -> Samples:
+        """What the learner is given of `samples`: `skill_log_probs` are those of whom the method's loss learns from."""
+        return samples
 
     @property
     def further_draws(self) -> int:
@@ -164,10 +177,52 @@ class SkillMethod(Method):
     """Which skill a step is scored under: its own, else the episode's (`critical_first`); one kind alone; or step
     skills at random steps (`random`)."""
 
-    @property
-    def uses_kinds(self) -> tuple[bool, bool]:
-        """Whether episode skills are routed, and whether step skills are."""
+    placebo_episode: Literal["swapped", "fixed"] | None = None
+    """Placebo of each episode skill, under which its steps are scored too: the episode skill of another group's
+    trajectory that ended alike (`swapped`), or one constant text of as many words (`fixed`); null: none."""
+    placebo_step: Literal["random_action", "swapped", "fixed"] | None = None
+    """Placebo of each step skill: one that names an action on offer at the step, drawn at random (`random_action`);
+    another group's step skill (`swapped`); a constant text (`fixed`); null: none."""
+    signal: Literal["skill", "placebo", "contrast"] = "skill"
+    """What is learned from: the skill against none; its placebo against none, as a control (`placebo`); or the skill
+    against its placebo (`contrast`: methods whose skill term is an advantage)."""
+
+    def uses_kinds(self, completed_iterations: int) -> tuple[bool, bool]:
+        """Whether episode skills are routed, and whether step skills are, after so many iterations."""
         return self.routing != "step_only", self.routing != "episode_only"
+
+    def against(self, samples: Samples) -> Samples:
+        """`samples` with the two log-probs that the signal compares as `skill_log_probs` and `old_log_probs`; those
+        that lack a placebo which it needs have route `none`. Source: ALGORITHM, section 4."""
+        if self.signal == "skill":
+            return samples
+        has = samples.has("placebo_log_probs")
+        samples = self.taught(samples).with_columns(route=np.where(has, routes(samples), "none").tolist())
+        if self.signal == "placebo":
+            return samples
+        plain, placebo = samples.tokens("old_log_probs"), samples.on_tokens("placebo_log_probs")
+        base = np.where(samples.per_token(has), placebo, plain.values)
+        return samples.with_columns(old_log_probs=Ragged(base, plain.offsets))
+
+    def taught(self, samples: Samples) -> Samples:
+        if self.signal != "placebo":
+            return samples
+        return samples.with_columns(skill_log_probs=samples.table["placebo_log_probs"])
+
+    @model_validator(mode="after")
+    def _placebos_fit(self) -> Self:
+        placebos = {"placebo_episode": self.placebo_episode, "placebo_step": self.placebo_step}
+        if self.routing == "additive" and any(placebos.values()):
+            raise ValueError(
+                "routing: additive scores two skills at once, which have no placebo; leave one of them out"
+            )
+        if self.signal == "contrast" and isinstance(self, DistillingMethod):
+            raise ValueError("signal: contrast is for methods whose skill term is an advantage, not a loss")
+        routed = dict(zip(placebos, self.uses_kinds(0), strict=True))
+        lacking = [name for name, used in routed.items() if used and placebos[name] is None]
+        if self.signal != "skill" and lacking:
+            raise ValueError(f"signal: {self.signal} needs {lacking[0]}, because skills of that kind are routed")
+        return self
 
 
 class DistillingMethod(SkillMethod):

@@ -19,7 +19,7 @@ from opid_core.samples import Samples
 from opid_core.sections import imported
 from opid_core.skills.analyzers import group_map, hindsight
 from opid_core.skills.replies import Analysis, clean_skill, select_step_skills
-from opid_core.skills.routing import critical_steps
+from opid_core.skills.selector import critical_steps
 
 if TYPE_CHECKING:
     from opid_core.skills.analyzers.llm import ReplyCache

@@ -128,8 +128,8 @@ def test_metrics():
 def test_skill_prompts_are_the_plain_prompts_with_the_skill_in_them():
     given = tables({**ROUTED, ("clumsy", 1): ("episode", "won/episode")})
     samples = Samples.from_tables(given["steps"], given["trajectories"], given["routes"])
-    texts = {"won/episode": EPISODE_SKILL, "won/1": STEP_SKILL}
-    prompts = skill_prompts(samples, texts, prompt_parts, TOKENIZER, config())
+    texts = [EPISODE_SKILL, STEP_SKILL, None, None, EPISODE_SKILL, None]
+    prompts = skill_prompts(samples, texts, samples.texts("route"), prompt_parts, TOKENIZER, config())
     assert prompts.rows.tolist() == [0, 1, 4]
     # The words of the titles and of the turn line are unknown to the small tokenizer.
     title, turn = "<unk> <unk>", "<unk> <unk> <unk> <unk>"
@@ -213,6 +213,23 @@ def test_both_skills_of_a_step_are_scored():
     assert [row["added_log_probs"] is None for row in rows] == [True, False, True, True, True, True]
     assert rows[1]["skill_advantages"] == pytest.approx([0.25 * -0.07 + 0.5 * -0.05])
     assert metrics["tokens/rescore"] == 12 + 3 + 1
+
+
+def test_a_skill_with_a_placebo_is_scored_under_both():
+    """The placebo's 2 tokens and its title's add 4 to the 18 of the prompt, the skill adds 5."""
+    given = tables()
+    routes = given["routes"].to_pylist()
+    routes[0]["placebo"] = "room 1"
+    given["routes"] = from_rows("routes", routes)
+    contrast = {"signal": "contrast", "placebo_episode": "fixed", "placebo_step": "fixed"}
+    scores, metrics = rescore(given, config(**contrast))
+    rows = scores.to_pylist()
+    assert rows[0]["placebo_log_probs"] == pytest.approx([-0.22, -0.22])
+    assert [row["placebo_log_probs"] is None for row in rows] == [False, True, True, True, True, True]
+    assert rows[0]["skill_advantages"] == pytest.approx([0.5 * -0.01] * 2)
+    assert rows[1]["skill_advantages"] == [0.0]  # its skill has no placebo to be held against
+    assert rows[0]["old_log_probs"] == pytest.approx([-0.18, -0.18])
+    assert metrics["tokens/rescore"] == 12 + 3 + 2
 
 
 def test_the_step_advantage_holds_visits_of_a_room_against_each_other():

@@ -5,12 +5,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from envs.base import ActionWords
 from opid_core import schema
 from opid_core.errors import DataError
 from opid_core.learning.methods import Opid
 from opid_core.samples import Samples
-from opid_core.skills.routing import critical_steps, route, route_table
+from opid_core.skills.routing import route, route_table
+from opid_core.skills.selector import critical_steps
 from tests.opid_core.learning.methods.batches import method
+
+WORDS = ActionWords()
 
 # Group g, three trajectories of two steps. State s: returns 9, 1, 2 (mean 4, population variance 38/3).
 # State m is visited by x and y with returns 10 and 8 (variance 1); state n by z alone.
@@ -110,15 +114,20 @@ def skill_row(trajectory_id, kind, step, text):
     }
 
 
+def samples_of(trajectory_ids: list[str], steps: list[int], iteration: int = 1) -> Samples:
+    columns = {"step": pa.array(steps, pa.int32()), "iteration": pa.array([iteration] * len(steps), pa.int32())}
+    return Samples(pa.table({"trajectory_id": trajectory_ids, **columns}))
+
+
 def test_route_table_names_the_injected_skill():
-    samples = Samples(pa.table({"trajectory_id": ["x", "x", "y", "z"], "step": pa.array([0, 1, 0, 0], pa.int32())}))
+    samples = samples_of(["x", "x", "y", "z"], [0, 1, 0, 0])
     rows = [
         skill_row("x", "episode", None, "plan"),
         skill_row("x", "step", 1, "act"),
         skill_row("y", "failed", None, ""),
     ]
     skills = schema.from_rows("skills", rows)
-    table = route_table(samples, skills, Opid(), seed=0)
+    table = route_table(samples, skills, Opid(), seed=0, words=WORDS)
     assert table.schema.equals(schema.ROUTES)
     assert [(r["route"], r["skill_id"]) for r in table.to_pylist()] == [
         ("episode", "x/episode"),
@@ -128,16 +137,16 @@ def test_route_table_names_the_injected_skill():
     ]
     assert table["added_skill_id"].null_count == 4
     for name in ("grpo", "gigpo", "rloo", "dapo"):
-        assert set(route_table(samples, skills, method(name), seed=0)["route"].to_pylist()) == {"none"}
-    assert route_table(samples, skills, method("sdar"), seed=0).equals(table)
+        assert set(route_table(samples, skills, method(name), seed=0, words=WORDS)["route"].to_pylist()) == {"none"}
+    assert route_table(samples, skills, method("sdar"), seed=0, words=WORDS).equals(table)
 
 
 def routed(routing: str, seed: int = 0, **keys) -> list[tuple]:
     """(step, route, skill, added skill) of a trajectory of five steps with an episode skill and those of steps 1, 3."""
-    samples = Samples(pa.table({"trajectory_id": ["x"] * 5, "step": pa.array([4, 0, 1, 2, 3], pa.int32())}))
+    samples = samples_of(["x"] * 5, [4, 0, 1, 2, 3])
     texts = (("episode", None, "plan"), ("step", 1, "act"), ("step", 3, "wait"))
     skills = schema.from_rows("skills", [skill_row("x", *one) for one in texts])
-    rows = route_table(samples, skills, method("opid", routing=routing, **keys), seed).to_pylist()
+    rows = route_table(samples, skills, method("opid", routing=routing, **keys), seed, WORDS).to_pylist()
     return sorted((r["step"], r["route"], r["skill_id"], r["added_skill_id"]) for r in rows)
 
 
@@ -161,3 +170,12 @@ def test_random_routing_moves_the_step_skills_to_as_many_random_steps():
         assert all(skill == "x/episode" for _, route, skill, _ in rows if route == "episode")
         seen.add(tuple(step for step, route, _, _ in rows if route == "step"))
     assert len(seen) > 5  # of the ten pairs of steps
+
+
+def test_once_the_schedule_has_ended_nothing_is_routed():
+    skills = schema.from_rows("skills", [skill_row("x", "episode", None, "plan")])
+    stopping = method("opid", lambda_schedule="stop", lambda_iterations=2)
+    for iteration, route_name in ((1, "episode"), (2, "episode"), (3, "none")):
+        table = route_table(samples_of(["x"], [0], iteration), skills, stopping, seed=0, words=WORDS)
+        assert table["route"].to_pylist() == [route_name]
+        assert stopping.wants_skills(iteration - 1) == (route_name != "none")

@@ -29,10 +29,11 @@ BATCH = Samples.from_columns(
     old_log_probs=log_probs([-1, -1], [-1], [-2, -2]),
     skill_log_probs=log_probs([-3, 0], None, [-1, -4]),
     added_log_probs=log_probs(None, None, None),
+    placebo_log_probs=log_probs([-2, -2], None, [-2, -1]),
     route=["episode", "none", "step"],
 )
 """One group: x won in two steps, y lost in one. Over one value a trajectory the scores' mean is 5. The skill's delta
-is -2, 1 on x's first response and 1, -2 on y's."""
+is -2, 1 on x's first response and 1, -2 on y's; that of its placebo -1, -1 and 0, 1."""
 KEYS: dict[str, Any] = {"baseline": "trajectory", "normalize": "mean", "lambda_episode": 0.5, "lambda_step": 0.25}
 
 
@@ -44,7 +45,8 @@ def method(name: str, **keys: Any) -> Any:
 
 
 def compute(name: str, batch: Samples, **keys: Any) -> Advantages:
-    return method(name, **keys).advantages(batch)
+    one = method(name, **keys)
+    return one.advantages(one.against(batch))
 
 
 def total(batch: Samples, result: Advantages) -> np.ndarray:
@@ -75,5 +77,6 @@ def random_batch(seed: int, n_samples: int, longest: int) -> Samples:
         old_log_probs=drawn(np.ones(n_samples, bool)),
         skill_log_probs=drawn(routes != "none"),
         added_log_probs=drawn(added),
+        placebo_log_probs=drawn(routes != "none"),
         route=routes.tolist(),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opid_core.config import build_config
-from opid_core.errors import DataError
+from opid_core.errors import ConfigError, DataError
 from opid_core.learning import methods
 from opid_core.samples import Ragged, Samples
 from tests.opid_core.learning.methods.batches import BATCH, KEYS, compute, log_probs, method, total
@@ -164,3 +164,79 @@ def test_the_papers_numbers_are_each_methods_defaults():
         assert (configured(name)["distillation_coefficient"], configured(name)["gate_beta"]) == expected
     assert configured("skill_sd")["distillation_coefficient"] == 0.001
     assert set(KEYS) <= set(configured("opid"))
+
+
+PLACEBOS = {"placebo_episode": "swapped", "placebo_step": "random_action"}
+
+
+@pytest.mark.parametrize(
+    ("signal", "expected"),
+    [
+        ("skill", [0.5 * -2, 0.5 * 1, 0, 0.25 * 1, 0.25 * -2]),
+        ("placebo", [0.5 * -1, 0.5 * -1, 0, 0.25 * 0, 0.25 * 1]),
+        ("contrast", [0.5 * -1, 0.5 * 2, 0, 0.25 * 1, 0.25 * -3]),
+    ],
+)
+def test_what_the_skill_is_held_against(signal, expected):
+    assert compute("opid", BATCH, signal=signal, **PLACEBOS).skill.tolist() == expected
+    if signal != "skill":  # a step whose skill has no placebo teaches nothing
+        lacking = BATCH.with_columns(placebo_log_probs=log_probs([-2, -2], None, None))
+        assert compute("opid", lacking, signal=signal, **PLACEBOS).skill.tolist() == [*expected[:2], 0, 0, 0]
+
+
+def test_a_distillation_towards_the_placebo_is_given_its_log_probs():
+    learned = method("sdar", signal="placebo", **PLACEBOS).taught(BATCH)
+    assert learned.texts("skill_log_probs") == BATCH.texts("placebo_log_probs")
+    assert method("sdar", **PLACEBOS).taught(BATCH) is BATCH
+    # PPO's ratio is against the policy that sampled, whatever the skill is held against
+    assert method("opid", signal="contrast", **PLACEBOS).taught(BATCH).texts("old_log_probs") == [
+        [-1, -1],
+        [-1],
+        [-2, -2],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"signal": "contrast"}, "contrast needs placebo_episode"),
+        ({"signal": "placebo", "placebo_episode": "fixed"}, "placebo needs placebo_step"),
+        ({"name": "sdar", "signal": "contrast", **PLACEBOS}, "not a loss"),
+        ({"routing": "additive", "placebo_step": "fixed"}, "no placebo"),
+        ({"lambda_schedule": "linear"}, "need it"),
+        ({"lambda_iterations": 3}, "goes without"),
+        ({"name": "grpo", "placebo_step": "fixed"}, "does not read this key"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        build_config({"campaign": "c", "method": keys})
+
+
+def test_only_what_is_routed_needs_a_placebo():
+    for routing, placebo in (
+        ("step_only", {"placebo_step": "fixed"}),
+        ("episode_only", {"placebo_episode": "swapped"}),
+    ):
+        build_config({"campaign": "c", "method": {"routing": routing, "signal": "contrast", **placebo}})
+    off = {"lambda_episode": 0.0, "signal": "placebo", "placebo_step": "random_action"}
+    build_config({"campaign": "c", "method": off})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("linear", [1, 0.75, 0.5, 0.25, 0, 0]),
+        ("cosine", [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0, 0]),  # cos 45 degrees is 0.5 ** 0.5
+        ("stop", [1, 1, 1, 1, 0, 0]),
+    ],
+)
+def test_lambdas_fall_by_their_schedule(schedule, factors):
+    falling = method("opid", lambda_schedule=schedule, lambda_iterations=4)
+    assert [falling.lambda_factor(completed) for completed in range(6)] == pytest.approx(factors, abs=1e-15)
+    whole = compute("opid", BATCH).skill
+    for completed, factor in enumerate(factors):
+        at = BATCH.with_columns(iteration=[completed + 1] * 3)
+        given = compute("opid", at, lambda_schedule=schedule, lambda_iterations=4).skill
+        np.testing.assert_allclose(given, factor * whole, rtol=1e-6)
+        assert factor or not given.any()
