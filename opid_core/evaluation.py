@@ -224,6 +224,23 @@ class Estimate:
     high: float
 
 
+def mean_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """The mean of what `counts` counts, of which each cluster has a sum, with its 95% interval by the t distribution
+    over clusters; no interval (nan) from fewer than two. Source: Cochran, Sampling Techniques, 1977 (ratio estimate).
+    """
+    from scipy.stats import t
+
+    values, sizes = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    if not sizes.sum():
+        return Estimate(math.nan, math.nan, math.nan)
+    mean, clusters = float(values.sum() / sizes.sum()), len(sizes)
+    if clusters < 2:
+        return Estimate(mean, math.nan, math.nan)
+    error = math.sqrt(clusters / (clusters - 1) * ((values - mean * sizes) ** 2).sum()) / sizes.sum()
+    half = float(t.ppf((1 + LEVEL) / 2, clusters - 1) * error)
+    return Estimate(mean, mean - half, mean + half)
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """A paired difference of two methods: `p_value` of the two-sided sign-flip test over tasks."""

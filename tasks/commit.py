@@ -14,12 +14,15 @@ from infra.manifest import Manifest, new_manifest
 from infra.store import CampaignStore, key_of, location
 from opid_core.hashing import config_hash
 from opid_core.schema import TABLES, from_rows
-from tasks.gates.results import DRIFT_FLOORS
+from tasks.gates.results import DRIFT_FLOORS, is_watched
 from tasks.iteration import TASK, Iteration, asset, campaign_run, stage
 from tasks.progress import announce
 from tasks.version import code_version
 
-HEADLINES = ("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl", *DRIFT_FLOORS)
+HEADLINES = (
+    *("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl", "signal/"),
+    *("advantage_share/skill", *DRIFT_FLOORS),
+)
 """Metrics whose names begin so are in the manifest too; the table `metrics` holds all."""
 TIMES = ("seconds/iteration_s", "seconds/overhead_s")
 """In the manifest too."""
@@ -95,10 +98,10 @@ def manifest_path(store: CampaignStore, manifest: Manifest) -> str:
 
 
 def history(it: Iteration) -> list[dict[str, float | None]]:
-    """Metrics of the iterations before, oldest first, as far as the gate watches them for drift."""
-    before = it.chain[1:]
-    recent = before[max(0, len(before) - it.config.gates.drift_iterations) :]
-    return [{name: value for name, value in m.metrics.items() if name in DRIFT_FLOORS} for m in recent]
+    """Metrics of the iterations before, oldest first, as far as the gate watches them."""
+    before, gates = it.chain[1:], it.config.gates
+    recent = before[max(0, len(before) - max(gates.drift_iterations, gates.placebo_iterations - 1)) :]
+    return [{name: value for name, value in m.metrics.items() if is_watched(name)} for m in recent]
 
 
 def _note(manifest: Manifest, won: bool) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from prefect.assets import materialize
 
+from envs.base import action_words_of
 from opid_core.learning.rescoring import rescore_samples
+from opid_core.skills.signal import signal_metrics
 from tasks.episodes import environment_maker
 from tasks.iteration import TASK, asset, stage
 
@@ -36,3 +38,10 @@ def rescore(campaign: str, iteration: int, attempt: int) -> None:
             )
         it.metrics |= numbers
         it.write("scores", scores)
+        tokenizer, words = workers.tokenizer(it.policy), action_words_of(environment_maker(config)())
+        it.metrics |= signal_metrics(
+            it.samples.beside(scores),
+            it.table("skills"),
+            words,
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        )

@@ -25,6 +25,11 @@ from tasks.progress import artifact_key
 SHOWN = {
     "rollout/success_micro": "rollouts won",
     "routes/step": "critical share (steps with a step skill)",
+    "signal/step/order": "order by step skills (0.5: none)",
+    "signal/step/above_placebo": "order by step skills above their placebo",
+    "signal/episode/order": "order by episode skills (0.5: none)",
+    "signal/episode/above_placebo": "order by episode skills above their placebo",
+    "advantage_share/skill": "skills' share of the advantage",
     "skills/coverage": "trajectories with an episode skill",
     "skills/failed": "trajectories whose analysis failed",
     "update/kl_k3": "KL to the policy of the start",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -71,7 +71,18 @@ def _driver(store: CampaignStore) -> str:
 def _commits(chain: Sequence[Manifest]) -> Table:
     from flows.reports.formatting import percent
 
-    table = Table("iteration", "committed", "success", "KL", "skills on", "evaluation", "gates", "took", "overhead")
+    table = Table(
+        "iteration",
+        "committed",
+        "success",
+        "KL",
+        "skills on",
+        "skills order",
+        "evaluation",
+        "gates",
+        "took",
+        "overhead",
+    )
     for manifest in chain:
         numbers = manifest.metrics
         evaluation = ", ".join(
@@ -86,12 +97,23 @@ def _commits(chain: Sequence[Manifest]) -> Table:
             percent(numbers.get("rollout/success_micro")),
             "" if (kl := numbers.get("update/kl_k3")) is None else f"{kl:.4f}",
             percent(numbers.get("skills/coverage")),
+            _order(numbers),
             evaluation,
             _gates(manifest),
             "" if took_s is None else f"{took_s:.0f} s",
             "" if overhead_s is None or not took_s else f"{overhead_s:.1f} s, {overhead_s / took_s:.1%}",
         )
     return table
+
+
+def _order(numbers: Mapping[str, float | None]) -> str:
+    """How well each kind of skill orders what was done in one state, and its placebo where there is one."""
+    told = []
+    for kind in ("episode", "step"):
+        order, placebo = (numbers.get(f"signal/{kind}/{name}") for name in ("order", "placebo_order"))
+        if order is not None:
+            told.append(f"{kind} {order:.2f}" + ("" if placebo is None else f" (placebo {placebo:.2f})"))
+    return ", ".join(told)
 
 
 def _gates(manifest: Manifest) -> str:

@@ -48,6 +48,9 @@ class GatesConfig(Section):
     """Compare the iteration's metrics with those of this many iterations before it; fewer than 5 compare nothing."""
     drift_deviations: float = Field(default=4.0, gt=0)
     """Warn of a metric this many standard deviations away from their mean."""
+    placebo_iterations: int = Field(default=5, ge=2)
+    """Warn when over so many iterations a kind of skill cannot be told from its placebo: the 95% interval of the mean
+    of `signal/.../above_placebo` reaches 0. Such skills act by being there, not by what they say."""
     expectations: tuple[ExpectationConfig, ...] = ()
     """Expectations of your own, see docs/gates.md."""
     plugins: tuple[str, ...] = ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from opid_core.evaluation import mean_interval
 from opid_core.schema import OUTCOMES
 from tasks.gates.columns import plain
 from tasks.gates.expectations import Expectation, at_least, has_text, in_range, in_set, is_finite, only, warn
@@ -24,6 +26,8 @@ DRIFT_FLOORS = {
     "update/reference_kl": 0.05,
 }
 """Metrics that are watched for drift, and how far each may always be from its mean, in its own unit."""
+ABOVE_PLACEBO = re.compile("signal/(.+)/above_placebo")
+"""Metrics that tell a kind of skill from its placebo."""
 MIN_HISTORY = 5
 """Fewer values than this say nothing about how a metric varies."""
 
@@ -38,7 +42,12 @@ def metrics(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) ->
         *([contains] if required else []),
         *only("iteration", limits.iteration),
     )
-    return [frame_of("metrics", rows, *suite), *_drift(rows, limits)]
+    return [frame_of("metrics", rows, *suite), *_drift(rows, limits), *_placebos(rows, limits)]
+
+
+def is_watched(name: str) -> bool:
+    """Whether the gate holds a metric against the iterations before."""
+    return name in DRIFT_FLOORS or ABOVE_PLACEBO.fullmatch(name) is not None
 
 
 def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
@@ -64,17 +73,36 @@ def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits
 
 def _drift(rows: pd.DataFrame, limits: Limits) -> list[Frame]:
     """One row a watched metric, with the range that the iterations before lead to expect."""
-    watched = []
+    watched, settings = [], limits.settings
+    history = limits.history[max(0, len(limits.history) - settings.drift_iterations) :]
     for name, value in zip(rows["name"], rows["value"], strict=True):
-        past = [v for m in limits.history if (v := m.get(name)) is not None] if name in DRIFT_FLOORS else []
+        past = [v for m in history if (v := m.get(name)) is not None] if name in DRIFT_FLOORS else []
         if len(past) >= MIN_HISTORY and value is not None and math.isfinite(value):
-            low, high = expected_range(past, limits.settings.drift_deviations, DRIFT_FLOORS[name])
+            low, high = expected_range(past, settings.drift_deviations, DRIFT_FLOORS[name])
             watched.append(
                 {"name": name, "value": value, "low": low, "high": high, "drifted": not low <= value <= high}
             )
     if not watched:
         return []
     return [Frame(pd.DataFrame(watched), ("name", "value", "low", "high"), (warn(in_set("drifted", [False])),))]
+
+
+def _placebos(rows: pd.DataFrame, limits: Limits) -> list[Frame]:
+    """One row a kind of skill that has had a placebo long enough: how far above it the order was, over iterations."""
+    judged = []
+    for name, value in zip(rows["name"], rows["value"], strict=True):
+        if not (match := ABOVE_PLACEBO.fullmatch(name)):
+            continue
+        values = [*(m.get(name) for m in limits.history), value]
+        known = [v for v in values if v is not None and math.isfinite(v)][-limits.settings.placebo_iterations :]
+        if len(known) == limits.settings.placebo_iterations:
+            above = mean_interval(known, [1] * len(known))
+            told = "by what they say" if above.low > 0 else "by being there, not by what they say"
+            judged.append({"skills": match[1], "above_placebo": above.mean, "low": above.low, "act": told})
+    if not judged:
+        return []
+    key = ("skills", "above_placebo", "low")
+    return [Frame(pd.DataFrame(judged), key, (warn(in_set("act", ["by what they say"])),))]
 
 
 def expected_range(past: Sequence[float], deviations: float, floor: float) -> tuple[float, float]:

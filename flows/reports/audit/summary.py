@@ -128,7 +128,7 @@ def small_charts(rows: Sequence[CommitRow], new: Sequence[int]) -> list[tuple[st
         ("failed analyses", "{:.1%}", [share(row.failed_analyses, row.analyses) for row, _ in trained]),
         ("new skill texts", "{:,.0f}", [float(count) for _, count in trained]),
     ]
-    charts = []
+    charts = [_order_chart(rows, kind) for kind in ("episode", "step") if _orders(rows, kind, "order")]
     for title, form, values in wanted:
         points = [
             Point(row.manifest.iteration - 1, value, value, value, f"iteration {row.name}: {form.format(value)}")
@@ -138,6 +138,26 @@ def small_charts(rows: Sequence[CommitRow], new: Sequence[int]) -> list[tuple[st
         chart = Chart([Series(title, "#374151", points)], 300, 110, nice_top([p.value for p in points]), (40, 20))
         charts.append((title, form.replace(".1%", ".0%") if chart.top >= 0.1 else form, chart))
     return charts
+
+
+def _orders(rows: Sequence[CommitRow], kind: str, what: str) -> list[Point]:
+    """How well a kind of skill (`what`: `order`), or its placebo, orders what was done in one state, by iteration."""
+    points = []
+    for row in rows:
+        value, low, high = (row.metrics.get(f"signal/{kind}/{what}{end}") for end in ("", "_low", "_high"))
+        if value is not None:
+            low, high = (value if end is None else min(max(end, 0.0), 1.0) for end in (low, high))
+            title = f"iteration {row.name}, {what.replace('_', ' ')}: {with_interval(value, low, high)}"
+            points.append(Point(row.manifest.iteration - 1, value, low, high, title))
+    return points
+
+
+def _order_chart(rows: Sequence[CommitRow], kind: str) -> tuple[str, str, Chart]:
+    series = [Series(f"{kind} skills", "#374151", _orders(rows, kind, "order"), banded=True)]
+    if placebo := _orders(rows, kind, "placebo_order"):
+        series.append(Series("their placebo", "#9ca3af", placebo))
+    title = f"order by {kind} skills (50%: none{'; grey: their placebo' if placebo else ''})"
+    return title, "{:.0%}", Chart(series, 300, 110, 1.0, (40, 20))
 
 
 def total_cost(costs: Sequence[float | None]) -> float | None:

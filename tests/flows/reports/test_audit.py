@@ -8,6 +8,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from flows.reports.audit import iteration_numbers
+from flows.reports.audit import iteration_numbers, summary
 from flows.reports.audit.charts import Chart, Point, Series, nice_top
 from flows.reports.audit.data import iteration_data, new_skills, score_rows
 from flows.reports.audit.pages import CAMPAIGN_PAGE, content_hash, packed, page_of, unpacked, visible, write_pages
@@ -357,3 +358,17 @@ def test_the_shell_example_of_the_page_about_the_audit_runs(tmp_path):
         f"{sys.executable} {command}", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "success" in made.stdout
+
+
+def test_the_campaign_page_charts_what_the_skills_signal_is_worth(tmp_path):
+    store, chain = make_campaign(tmp_path, 2, Shape())
+    rows = summary.commit_rows(store, chain)
+    assert not any("order" in title for title, _, _ in summary.small_charts(rows, [0] * 3))
+    told = {"signal/step/order": 0.8, "signal/step/order_low": 0.7, "signal/step/order_high": 1.1}
+    placebo = {"signal/step/placebo_order": 0.5, "signal/step/placebo_order_low": None}
+    rows[2] = replace(rows[2], metrics={**rows[2].metrics, **told, **placebo})
+    title, _, chart = summary.small_charts(rows, [0] * 3)[0]
+    assert title == "order by step skills (50%: none; grey: their placebo)"
+    (point,), (below,) = (one.points for one in chart.series)
+    assert (point.x, point.value, point.low, point.high) == (1, 0.8, 0.7, 1.0)
+    assert (below.value, below.low, below.high) == (0.5, 0.5, 0.5)  # of one group alone there is no interval

@@ -88,5 +88,25 @@ def test_drift_names_the_expected_range_and_needs_a_history():
     assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=1.0)}) == [
         ("column_values_to_be_in_set", "drifted")
     ]
+    off = GatesConfig(drift_deviations=1.0, drift_iterations=0)
+    assert warnings("metrics", rows, {"history": HISTORY, "settings": off}) == []
     rows["metrics"][2]["value"] = 0.69
     assert warnings("metrics", rows, {"history": HISTORY, "settings": GatesConfig(drift_deviations=1.0)}) == []
+
+
+def test_skills_that_cannot_be_told_from_their_placebos_are_a_warning():
+    def above(kind: str, now: float, *past: float | None, iterations: int = 3):
+        rows, name = valid_rows(), f"signal/{kind}/above_placebo"
+        rows["metrics"].append(row("metrics", name=name, value=now))
+        limits = {"history": [{name: value} for value in past], "settings": GatesConfig(placebo_iterations=iterations)}
+        return checked("metrics", rows, limits).warnings
+
+    # 0.1, 0.2, 0.3: 0.2 - 4.302653 * 0.1 / sqrt(3) is below 0; 0.19, 0.2, 0.21 is not, and 0.0 is too long ago
+    (warning,) = above("episode", 0.3, 0.1, 0.2)
+    assert warning.column == "act"
+    (judged,) = warning.failing_rows
+    assert (judged["skills"], judged["act"]) == ("episode", "by being there, not by what they say")
+    assert (judged["above_placebo"], judged["low"]) == pytest.approx((0.2, 0.2 - 0.2484138), abs=1e-6)
+    assert above("step", 0.21, 0.0, 0.19, 0.2) == ()
+    assert above("step", 0.3, 0.1, None) == ()  # two iterations say nothing yet
+    assert above("step", -0.21, -0.19, -0.2)

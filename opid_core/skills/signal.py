@@ -1,0 +1,176 @@
+"""What a skill's signal is worth, without an expert: whether delta orders what was done in one state by where it led.
+
+In a state of a group's map siblings did different things, after which fewer or more steps were left. A signal that
+knows better raises what led nearer above what did not. Held against the same number of the skills' placebos this tells
+whether skills teach by what they say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float, Int
+
+from envs.base import ActionWords
+from opid_core.evaluation import Estimate, mean_interval, skill_kinds
+from opid_core.samples import Samples
+from opid_core.skills.analyzers.group_map import map_group
+from opid_core.skills.analyzers.told import told_groups
+
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids, special ones left out."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Where the steps of samples led, each [samples]; only what is `known` may be compared."""
+
+    group: Int[np.ndarray, " samples"]
+    state: Int[np.ndarray, " samples"]
+    """Numbers of groups, and of the states of all groups."""
+    left_after: Float[np.ndarray, " samples"]
+    """Steps to success after the step, infinite where nobody won from there."""
+    known: Bool[np.ndarray, " samples"]
+    """Whether somebody won from the step's state, and it is known where the step led."""
+
+
+def outcomes(samples: Samples, words: ActionWords) -> Outcomes:
+    """Where the steps of `samples` led by the maps of their groups, which must be whole."""
+    rows = samples.by_trajectory()
+    group, state = np.zeros((2, len(samples)), np.int64)
+    left_after, known = np.full(len(samples), math.inf), np.zeros(len(samples), bool)
+    states = 0
+    for number, told in enumerate(told_groups(samples, words)):
+        mapped = map_group(told, words)
+        for name, steps in mapped.items():
+            for row, one in zip(rows[name], steps, strict=True):
+                group[row], state[row] = number, states + one.state
+                left_after[row] = math.inf if one.left_after is None else one.left_after
+                known[row] = one.is_known and one.left is not None
+        states += 1 + max(one.state for steps in mapped.values() for one in steps)
+    return Outcomes(group, state, left_after, known)
+
+
+def ordered_pairs(
+    delta: Float[np.ndarray, " samples"], led: Outcomes, which: Bool[np.ndarray, " samples"]
+) -> dict[int, tuple[float, int]]:
+    """By group how many pairs of `which` steps in one state delta orders by where they led (ties count half), of how
+    many that led nearer and less near."""
+    in_state: dict[int, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(which & led.known):
+        in_state[int(led.state[row])].append(int(row))
+    found: dict[int, tuple[float, int]] = {}
+    for rows in in_state.values():
+        nearer = led.left_after[rows][:, None] < led.left_after[rows]
+        if not nearer.any():
+            continue
+        difference = delta[rows][:, None] - delta[rows]
+        right = float(((difference > 0) + 0.5 * (difference == 0))[nearer].sum())
+        before = found.get(int(led.group[rows[0]]), (0.0, 0))
+        found[int(led.group[rows[0]])] = before[0] + right, before[1] + int(nearer.sum())
+    return found
+
+
+def order(pairs: dict[int, tuple[float, int]]) -> Estimate:
+    """The share of pairs that are ordered rightly (the area under the ROC curve: 0.5 is no signal), with its 95%
+    interval over groups. nan without pairs; no interval from one group."""
+    return mean_interval([right for right, _ in pairs.values()], [n for _, n in pairs.values()])
+
+
+def order_above(pairs: dict[int, tuple[float, int]], placebo: dict[int, tuple[float, int]]) -> Estimate:
+    """How much larger that share is than the placebo's on the same pairs, with its 95% interval over groups."""
+    differences = [right - placebo[group][0] for group, (right, _) in pairs.items()]
+    return mean_interval(differences, [n for _, n in pairs.values()])
+
+
+def action_tokens(samples: Samples, rows: Sequence[int], decode: Decode) -> Iterator[slice]:
+    """Of each of the samples at `rows` which of its response tokens hold its action; none where the response does not
+    hold it as it was read."""
+    texts, actions = samples.texts("response_text"), samples.texts("action")
+    for row in rows:
+        begin = texts[row].lower().rfind(actions[row].lower()) if actions[row] else -1
+        ids = samples.response_ids[row].tolist()
+        if begin < 0:
+            yield slice(0, 0)
+            continue
+        first = _tokens_of(begin + 1, ids, decode) - 1
+        yield slice(first, _tokens_of(begin + len(actions[row]), ids, decode))
+
+
+def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decode: Decode) -> dict[str, float]:
+    """The metrics `signal/...` of samples with the columns of `routes` and `scores`: for each route, and for step
+    skills that name what the step did (`step_own`) and others (`step_other`), as far as there are any.
+
+    `order` with `order_low` and `order_high`; the same of the placebo (`placebo_order`) and their difference
+    (`above_placebo`), on the steps that have one; `pairs`; `delta_action` and `delta_rest`: mean |delta| in nats on the
+    tokens of the action and on all others; `advantage`: the share in the summed absolute advantage.
+    """
+    scored = samples.has("skill_log_probs")
+    if not scored.any():
+        return {}
+    led = outcomes(samples, words)
+    deltas = {name: _delta(samples, f"{name}_log_probs") for name in ("skill", "placebo")}
+    has_placebo = samples.has("placebo_log_probs") & scored
+    kind_of = skill_kinds(skills)
+    kinds = np.array([kind_of.get(skill_id, "") for skill_id in samples.texts("skill_id")])
+    route = np.array(samples.texts("route"))
+    parts = {"episode": route == "episode", "step": route == "step"}
+    parts |= {f"step_{kind}": parts["step"] & (kinds == kind) for kind in ("own", "other")}
+    action, whole = _magnitudes(samples, np.flatnonzero(scored), decode), np.abs(samples.advantages()).sum()
+    metrics: dict[str, float] = {}
+    for name, part in parts.items():
+        of_part = part & scored
+        if not of_part.any():
+            continue
+        told = {"order": order(ordered_pairs(deltas["skill"], led, of_part))}
+        if (both := of_part & has_placebo).any():
+            right, placebo = (ordered_pairs(deltas[key], led, both) for key in ("skill", "placebo"))
+            told |= {"placebo_order": order(placebo), "above_placebo": order_above(right, placebo)}
+        for what, estimate in told.items():
+            ends = {what: estimate.mean, f"{what}_low": estimate.low, f"{what}_high": estimate.high}
+            metrics |= {f"signal/{name}/{key}": value for key, value in ends.items()}
+        metrics[f"signal/{name}/pairs"] = sum(n for _, n in ordered_pairs(deltas["skill"], led, of_part).values())
+        for column, what in enumerate(("delta_action", "delta_rest")):
+            total, tokens = action[of_part, column].sum(axis=0)
+            metrics[f"signal/{name}/{what}"] = float(total / tokens) if tokens else math.nan
+        of_skill = np.abs(samples.tokens("skill_advantages").values)[samples.per_token(of_part)].sum()
+        metrics[f"signal/{name}/advantage"] = float(of_skill / whole) if whole else 0.0
+    return metrics
+
+
+def _delta(samples: Samples, name: str) -> Float[np.ndarray, " samples"]:
+    """The log-prob of each response in the column `name` less the old policy's, in nats; 0 where there is none."""
+    has = samples.has(name)
+    tokens = np.where(samples.per_token(has), samples.on_tokens(name) - samples.on_tokens("old_log_probs"), 0.0)
+    owner = np.repeat(np.arange(len(samples)), samples.response_ids.lengths)
+    return np.bincount(owner, tokens.astype(np.float64), len(samples))
+
+
+def _magnitudes(samples: Samples, rows: np.ndarray, decode: Decode) -> Float[np.ndarray, "samples parts=2 sums=2"]:
+    """Of the samples at `rows` the sum of |delta| and the number of tokens: of the action's tokens, of all others."""
+    sums = np.zeros((len(samples), 2, 2))
+    old, skill = samples.tokens("old_log_probs"), samples.tokens("skill_log_probs")
+    for row, tokens in zip(rows, action_tokens(samples, rows.tolist(), decode), strict=True):
+        sizes = np.abs(skill[row].astype(np.float64) - old[row])
+        is_action = np.zeros(len(sizes), bool)
+        is_action[tokens] = True
+        for part, mask in enumerate((is_action, ~is_action)):
+            sums[row, part] = sizes[mask].sum(), mask.sum()
+    return sums
+
+
+def _tokens_of(characters: int, ids: Sequence[int], decode: Decode) -> int:
+    """The fewest of `ids` from the front whose text has so many characters."""
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if len(decode(ids[:middle])) < characters:
+            low = middle + 1
+        else:
+            high = middle
+    return low
