@@ -115,7 +115,7 @@ def valid_rows() -> Rows:
             row("skills", skill_id="b/failed", trajectory_id="b", kind="failed", error="no reply"),
         ],
         "routes": [
-            row("routes", **keys[0], route="step", skill_id="a/0", added_skill_id="a/episode"),
+            row("routes", **keys[0], route="step", skill_id="a/0", added_skill_id="a/episode", placebo="Look around."),
             row("routes", **keys[1], route="episode", skill_id="a/episode"),
             row("routes", **keys[2]),
         ],
@@ -126,6 +126,7 @@ def valid_rows() -> Rows:
                 old_log_probs=[-0.5] * len(ids),
                 skill_log_probs=[-0.25] * len(ids) if trajectory_id == "a" else None,
                 added_log_probs=[-0.125] * len(ids) if (trajectory_id, step) == ("a", 0) else None,
+                placebo_log_probs=[-0.5] * len(ids) if (trajectory_id, step) == ("a", 0) else None,
                 reference_log_probs=[-0.75] * len(ids),
                 skill_prompt_ids=[1, 9, 2] if trajectory_id == "a" else None,
                 skill_advantages=[0.25 if trajectory_id == "a" else 0.0] * len(ids),
@@ -136,6 +137,7 @@ def valid_rows() -> Rows:
             row("metrics"),
             row("metrics", name="undefined", value=None),
             row("metrics", name="rollout/success_micro", value=0.5),
+            row("metrics", name="signal/step/above_placebo", value=0.2),
         ],
         "evaluations": [
             row("evaluations", temperature=temperature, task_id=task_id)

@@ -22,8 +22,8 @@ SETTINGS = GatesConfig(
     max_leaking_skills=0.5,
     min_coverage_trajectories=2,
 )
-HISTORY = [{"rollout/success_micro": value} for value in (0.5, 0.4, 0.5, 0.6, 0.5)]
-"""Mean 0.5, standard deviation sqrt(0.02 / 4) = 0.0707."""
+HISTORY = [{"rollout/success_micro": value, "signal/step/above_placebo": 0.2} for value in (0.5, 0.4, 0.5, 0.6, 0.5)]
+"""Success: mean 0.5, standard deviation sqrt(0.02 / 4) = 0.0707."""
 LIMITS: dict[str, dict[str, Any]] = {
     "steps": {"iteration": 2, "policy_version": 2, "max_prompt_tokens": 2, "max_response_tokens": 3},
     "trajectories": {"iteration": 2, "group_size": 2},

@@ -6,7 +6,7 @@ import pytest
 
 from opid_core.config import GatesConfig
 from opid_core.errors import FailureBudgetExceeded, GateError
-from tests.factories import valid_rows
+from tests.factories import row, valid_rows
 from tests.tasks.gates.gated import HISTORY, LEAK, LIMITS, checked, warnings
 
 
@@ -107,6 +107,6 @@ def test_skills_that_cannot_be_told_from_their_placebos_are_a_warning():
     (judged,) = warning.failing_rows
     assert (judged["skills"], judged["act"]) == ("episode", "by being there, not by what they say")
     assert (judged["above_placebo"], judged["low"]) == pytest.approx((0.2, 0.2 - 0.2484138), abs=1e-6)
-    assert above("step", 0.21, 0.0, 0.19, 0.2) == ()
-    assert above("step", 0.3, 0.1, None) == ()  # two iterations say nothing yet
-    assert above("step", -0.21, -0.19, -0.2)
+    assert above("step_own", 0.21, 0.0, 0.19, 0.2) == ()
+    assert above("step_own", 0.3, 0.1, None) == ()  # two iterations say nothing yet
+    assert above("step_own", -0.21, -0.19, -0.2)

@@ -136,7 +136,11 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("scores", put(0, skill_log_probs=[-0.5] * 3), PAIR, "n_skill_log_probs, n_response_ids"),
     ("routes", put(2, placebo="Do now: look"), IN_SET, "placebo_fits"),
     ("routes", put(0, placebo=" "), IN_SET, "placebo_fits"),
-    ("scores", put(0, placebo_log_probs=[-0.5] * 2), IN_SET, "placebo_scored_as_routed"),
+    ("scores", put(0, placebo_log_probs=None), IN_SET, "placebo_scored_as_routed"),
+    ("scores", put(1, placebo_log_probs=[-0.5]), IN_SET, "placebo_scored_as_routed"),
+    ("scores", put(0, placebo_log_probs=[-0.5] * 3), PAIR, "n_placebo_log_probs, n_response_ids"),
+    ("scores", put(0, placebo_log_probs=[math.nan, -0.5]), IN_SET, "n_not_finite_placebo_log_probs"),
+    ("scores", put(0, placebo_log_probs=[0.5, -0.5]), BETWEEN, "max_placebo_log_probs"),
     ("scores", put(0, added_log_probs=[-0.5] * 3), PAIR, "n_added_log_probs, n_response_ids"),
     ("scores", put(0, added_log_probs=[math.nan, -0.5]), IN_SET, "n_not_finite_added_log_probs"),
     ("scores", put(0, added_log_probs=[0.5, -0.5]), BETWEEN, "max_added_log_probs"),
@@ -196,6 +200,7 @@ WARNED: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("scores", put(0, skill_log_probs=[-20.75, -0.5]), BETWEEN, "max_skill_delta"),
     ("metrics", put(2, value=0.8), IN_SET, "drifted"),
     ("metrics", put(2, value=0.2), IN_SET, "drifted"),
+    ("metrics", put(3, value=-0.2), IN_SET, "act"),
 ]
 
 
