@@ -164,9 +164,9 @@ def named_rows() -> Rows:
         one["skill_id"] = f"{one['trajectory_id']}/{kind}"
         one["text"] = "" if kind == "failed" else "Take the mug first."
     for one, skill_id in zip(rows["routes"], (f"{FIRST}/step0", f"{FIRST}/episode", None), strict=True):
-        one |= {"skill_id": skill_id, "added_skill_id": None}
+        one |= {"skill_id": skill_id, "added_skill_id": None, "placebo": None}
     for one in rows["scores"]:
-        one["added_log_probs"] = None
+        one |= {"added_log_probs": None, "placebo_log_probs": None}
     return rows
 
 
