@@ -121,7 +121,7 @@ def rescore_samples(
 def skill_prompts(
     samples: Samples,
     texts: Sequence[str | None],
-    kinds: Sequence[str],
+    kinds: Sequence[Any],
     prompt_parts: Callable[..., PromptParts],
     tokenizer: Any,
     config: CampaignConfig,

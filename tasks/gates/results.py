@@ -91,7 +91,7 @@ def _placebos(rows: pd.DataFrame, limits: Limits) -> list[Frame]:
     """One row a kind of skill that has had a placebo long enough: how far above it the order was, over iterations."""
     judged = []
     for name, value in zip(rows["name"], rows["value"], strict=True):
-        if not (match := ABOVE_PLACEBO.fullmatch(name)):
+        if not (match := ABOVE_PLACEBO.fullmatch(str(name))):
             continue
         values = [*(m.get(name) for m in limits.history), value]
         known = [v for v in values if v is not None and math.isfinite(v)][-limits.settings.placebo_iterations :]

@@ -34,7 +34,8 @@ def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
             )
         ],
     )
-    rows = rows.assign(placebo_fits=rows["placebo"].isna() | ((rows["route"] != "none") & _has_text(rows["placebo"])))
+    is_text = rows["placebo"].fillna("").str.strip() != ""
+    rows = rows.assign(placebo_fits=rows["placebo"].isna() | ((rows["route"] != "none") & is_text))
     suite = (
         in_set("route", ROUTE_NAMES),
         in_set("skill_fits_route", [True]),
@@ -43,10 +44,6 @@ def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
         has_text("reason"),
     )
     return [frame_of("routes", rows, *suite), coverage(rows, step_keys(related["steps"]))]
-
-
-def _has_text(column: pd.Series) -> pd.Series:
-    return column.fillna("").str.strip() != ""
 
 
 def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
