@@ -79,7 +79,8 @@ def ordered_pairs(
 def order(pairs: dict[int, tuple[float, int]]) -> Estimate:
     """The share of pairs that are ordered rightly (the area under the ROC curve: 0.5 is no signal), with its 95%
     interval over groups. nan without pairs; no interval from one group."""
-    return mean_interval([right for right, _ in pairs.values()], [n for _, n in pairs.values()])
+    share = mean_interval([right for right, _ in pairs.values()], [n for _, n in pairs.values()])
+    return Estimate(share.mean, *np.clip([share.low, share.high], 0.0, 1.0).tolist())
 
 
 def order_above(pairs: dict[int, tuple[float, int]], placebo: dict[int, tuple[float, int]]) -> Estimate:
@@ -166,7 +167,7 @@ def _magnitudes(samples: Samples, rows: np.ndarray, decode: Decode) -> Float[np.
 
 def _tokens_of(characters: int, ids: Sequence[int], decode: Decode) -> int:
     """The fewest of `ids` from the front whose text has so many characters."""
-    low, high = 0, len(ids)
+    low, high = 1, len(ids)  # no token has no character
     while low < high:
         middle = (low + high) // 2
         if len(decode(ids[:middle])) < characters:
