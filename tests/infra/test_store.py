@@ -172,6 +172,7 @@ def test_columns_are_stored_as_designed(store):
         "old_log_probs",
         "skill_log_probs",
         "added_log_probs",
+        "placebo_log_probs",
         "reference_log_probs",
         "skill_advantages",
     }
