@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra import objects, s3_objects
+from infra import names, objects, s3_objects
 from infra.local_objects import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
@@ -31,9 +31,10 @@ class CampaignStore:
     endpoint_url: str | None = None
 
     def address(self, path: str = "") -> Address:
-        """The address of an object or folder of the campaign."""
+        """The address of an object or folder of the campaign. Raises DataError for a path that leads out of it, or
+        through a symbolic link: every name that is read or written passes here."""
         campaign = objects.address_of(self.root, self.endpoint_url) / self.campaign
-        return campaign / path if path else campaign
+        return objects.address_below(campaign, path) if path else campaign
 
 
 def location(store: CampaignStore, path: str = "") -> str:
@@ -41,11 +42,16 @@ def location(store: CampaignStore, path: str = "") -> str:
     return str(store.address(path))
 
 
-def local_folder(store: CampaignStore) -> Path:
-    """Where the campaign's reports and logs lie, which are no part of the store: beside it, or in `runs/<campaign>`
-    of the working directory when the store is on S3."""
+def local_folder(store: CampaignStore, name: str) -> Path:
+    """Where the campaign's reports or logs called `name` lie, which are no part of the store: beside it, or in
+    `runs/<campaign>` of the working directory when the store is on S3.
+
+    Raises DataError where it or anything in it is a symbolic link: what is written there must not land elsewhere.
+    """
     folder = store.address()
-    return folder if isinstance(folder, Path) else Path("runs").absolute() / store.campaign
+    path = names.path_below(folder if isinstance(folder, Path) else Path("runs").absolute() / store.campaign, name)
+    objects.list_objects(path)
+    return path
 
 
 def check_writable(root: str | Path, needed_bytes: int, endpoint_url: str | None = None) -> None:
@@ -124,9 +130,9 @@ def find_campaign(root: str | Path, campaign: str, endpoint_url: str | None = No
 def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[str]:
     """Names of the campaigns under `root`, sorted; touches nothing."""
     folder = objects.address_of(root, endpoint_url)
-    names = objects.list_folders(folder)
-    are_campaigns = objects.in_parallel(lambda name: _is_campaign(folder / name), names)
-    return [name for name, is_campaign in zip(names, are_campaigns, strict=True) if is_campaign]
+    found = [name for name in objects.list_folders(folder) if _is_one_folder(name)]  # a server may list anything
+    are_campaigns = objects.in_parallel(lambda name: _is_campaign(folder / name), found)
+    return [name for name, is_campaign in zip(found, are_campaigns, strict=True) if is_campaign]
 
 
 def _is_campaign(folder: Address) -> bool:
@@ -178,7 +184,15 @@ def list_objects(store: CampaignStore, prefix: str = "", form: str = ".+") -> li
 
 
 def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> CampaignStore:
+    if not _is_one_folder(campaign):
+        raise ConfigError(
+            f"campaign: {campaign!r} is no name of a campaign: it is the name of one folder below the root"
+        )
     return CampaignStore(str(objects.address_of(root, endpoint_url)), campaign, endpoint_url)
+
+
+def _is_one_folder(name: str) -> bool:
+    return "/" not in name and name not in ("", ".", "..")
 
 
 def _show(value: Any) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from infra import objects
 from infra.campaigns import NUMBERED, CampaignStore, list_objects, location, read_object
-from infra.manifest import FileRecord, Manifest, from_bytes, parse, to_bytes
+from infra.manifest import STATE_FOLDER, FileRecord, Manifest, Pruned, from_bytes, parse, problems, to_bytes
 from infra.objects import Address
 from infra.tables import check_object, key_of
 from opid_core.errors import DataError, GateError
@@ -75,13 +78,21 @@ def standing(store: CampaignStore, chain: Sequence[Manifest]) -> list[FileRecord
 
 
 def pruned(store: CampaignStore) -> set[str]:
-    """Paths of the files that `retention.prune_states` deleted. Raises DataError for a note that cannot be read."""
+    """Paths of the files that `retention.prune_states` deleted.
+
+    Raises DataError for a note that cannot be read, or that names anything but the optimizer state of its policy: it
+    would hide the loss of that.
+    """
     found: set[str] = set()
     for note in list_objects(store, PRUNED, NUMBERED):
+        state = re.compile(rf"policies/{Path(note.path).stem}/[^/]+/{STATE_FOLDER}/.")
         try:
-            found.update(json.loads(read_object(store, note.path) or b"")["files"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{location(store, note.path)}: no note of pruned files: {error}") from None
+            files = Pruned.model_validate_json(read_object(store, note.path) or b"").files
+        except ValidationError as error:
+            raise DataError(f"{location(store, note.path)}: no note of pruned files: {problems(error)}") from None
+        if other := next((path for path in files if not state.match(path)), None):
+            raise DataError(f"{location(store, note.path)}: names {other!r}, no optimizer state of its policy")
+        found.update(files)
     return found
 
 

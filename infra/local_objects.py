@@ -10,15 +10,18 @@ import hashlib
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from opid_core.errors import ConfigError, InfrastructureError, OpidError
+from infra.names import is_link
+from opid_core.errors import ConfigError, DataError, InfrastructureError, OpidError
 
 PIECE_BYTES = 1 << 22
-_NO_OBJECT = (FileNotFoundError, NotADirectoryError)
+NO_OBJECT = (FileNotFoundError, NotADirectoryError)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -79,8 +82,9 @@ def read(path: Path) -> bytes | None:
     """See `infra.objects.read`."""
     with faults(path, "read"):
         try:
-            return path.read_bytes()
-        except _NO_OBJECT:
+            with open_object(path) as file:
+                return file.read()
+        except NO_OBJECT:
             return None
 
 
@@ -89,7 +93,7 @@ def size_of(path: Path) -> int | None:
     with faults(path, "read"):
         try:
             return path.stat().st_size
-        except _NO_OBJECT:
+        except NO_OBJECT:
             return None
 
 
@@ -97,26 +101,43 @@ def digest_of(path: Path) -> tuple[int, str] | None:
     """See `infra.objects.digest_of`."""
     with faults(path, "read"):
         try:
-            with open(path, "rb") as file:
+            with open_object(path) as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 return file.tell(), sha256
-        except _NO_OBJECT:
+        except NO_OBJECT:
             return None
 
 
 def list_objects(folder: Path, *, temporary: bool = False) -> list[ObjectInfo]:
-    """See `infra.objects.list_objects`. With `temporary` the files that unfinished writes left instead."""
+    """See `infra.objects.list_objects`. With `temporary` the files that unfinished writes left instead.
+
+    Raises DataError for a symbolic link.
+    """
     found = []
     with faults(folder, "listed"):
-        for parent, _, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder):
+            for name in folders:
+                if os.path.islink(path := f"{parent}/{name}"):
+                    raise is_link(path)
             for name in names:
                 if (name.startswith(".") and name.endswith(".tmp")) != temporary:
                     continue
                 path = Path(parent) / name
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                    status = path.stat()
+                    status = path.lstat()
+                    if stat.S_ISLNK(status.st_mode):
+                        raise is_link(path)
                     found.append(ObjectInfo(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime))
     return sorted(found, key=lambda info: info.path)
+
+
+def open_object(path: Path) -> BufferedReader:
+    """Open a file of the store for reading. Raises DataError unless it is a regular one: a pipe would never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise DataError(f"{path}: no regular file, as all objects of a store are")
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -124,7 +145,7 @@ def list_folders(folder: Path) -> list[str]:
     with faults(folder, "listed"):
         try:
             return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-        except _NO_OBJECT:
+        except NO_OBJECT:
             return []
 
 

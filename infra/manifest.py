@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from infra.names import StoredName, TableName
 from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
 
@@ -36,8 +37,8 @@ class Record(BaseModel):
 class FileRecord(Record):
     """One immutable object of the store. `path` is relative to the campaign's folder."""
 
-    path: str
-    size: int
+    path: StoredName
+    size: int = Field(ge=0)
     """Bytes."""
     sha256: str
     rows: int | None = None
@@ -48,10 +49,29 @@ class FileRecord(Record):
 
 
 class FolderRecord(Record):
-    """A folder of immutable objects, such as a policy. `uri` is relative to the campaign's folder."""
+    """A policy: a folder of immutable objects. `uri`, `policies/<version>/<attempt>`, is relative to the campaign's
+    folder; every file lies below it."""
 
-    uri: str
+    uri: StoredName = Field(pattern=r"^policies/[0-9]{6,}/[^/]+$")
     files: tuple[FileRecord, ...]
+
+    @model_validator(mode="after")
+    def _holds_its_files(self) -> Self:
+        paths = [file.path for file in self.files]
+        if len({*paths}) < len(paths) or not all(path.startswith(f"{self.uri}/") for path in paths):
+            raise ValueError(f"files: not every path is another one below {self.uri}/")
+        return self
+
+
+def _in_their_folders(tables: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    for name, record in tables.items():
+        if not record.path.startswith(f"{name}/"):
+            raise ValueError(f"{name}: {record.path} is no part of that table")
+    return tables
+
+
+Tables = Annotated[dict[TableName, FileRecord], AfterValidator(_in_their_folders)]
+"""Parts of tables by the table's name, below whose folder they lie."""
 
 
 class ExpectationResult(Record):
@@ -90,7 +110,7 @@ class Manifest(Record):
     """`FORMAT` of the version of OPID that wrote it."""
     iteration: int = Field(ge=0)
     """0 is the start: the initial policy and its evaluation, before any training."""
-    tables: dict[str, FileRecord]
+    tables: Tables
     policy: FolderRecord
     policy_version: int
     """Version of `policy`: iteration k makes policy k."""
@@ -113,6 +133,12 @@ class Manifest(Record):
     """sha256 over the tables' content hashes, the policy's weights and the previous `content`."""
     checksum: str
     """sha256 of the canonical JSON of all other fields."""
+
+
+class Pruned(Record):
+    """The note of which files of a policy's optimizer state were deleted for their space."""
+
+    files: tuple[StoredName, ...]
 
 
 class _Written(BaseModel):
@@ -165,7 +191,7 @@ def new_manifest(
     try:
         draft = Manifest(**fields, checksum="")
     except ValidationError as error:
-        raise DataError(f"manifest of iteration {iteration}: {_problems(error)}") from None
+        raise DataError(f"manifest of iteration {iteration}: {problems(error)}") from None
     return draft.model_copy(update={"checksum": _checksum(draft)})
 
 
@@ -186,7 +212,7 @@ def parse(data: bytes, source: str) -> Manifest:
             )
         manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise DataError(f"{source}: not a manifest: {_problems(error)}") from None
+        raise DataError(f"{source}: not a manifest: {problems(error)}") from None
     if _checksum(manifest) != manifest.checksum or to_bytes(manifest) != data:
         raise DataError(f"{source}: the manifest was changed after its commit (checksum differs)")
     return manifest
@@ -250,5 +276,6 @@ def _checksum(manifest: Manifest) -> str:
     return hashlib.sha256(canonical_json(manifest.model_dump(mode="json", exclude={"checksum"})).encode()).hexdigest()
 
 
-def _problems(error: ValidationError) -> str:
+def problems(error: ValidationError) -> str:
+    """What is wrong with which fields, in one line."""
     return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra import local_objects, s3_objects
+from infra import local_objects, names, s3_objects
 from infra.local_objects import ObjectInfo, copy_and_hash
 from infra.s3_objects import S3Address
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,6 +34,16 @@ def address_of(root: str | Path, endpoint_url: str | None = None) -> Address:
     if "://" in text and not text.startswith("file:///"):
         raise ConfigError(f"root: {text}: must be a folder, file:///FOLDER or s3://BUCKET/PREFIX")
     return Path(text.removeprefix("file://")).absolute()
+
+
+def address_below(folder: Address, name: str) -> Address:
+    """The address of `name` in `folder`. Raises DataError where that is not below it; see `names.path_below`."""
+    if isinstance(folder, Path):
+        return names.path_below(folder, name)
+    try:
+        return folder / names.check_name(name)
+    except ValueError as error:
+        raise DataError(f"{folder}: names an object outside of it: {error}") from None
 
 
 def create_only(address: Address, data: bytes) -> bool:
@@ -65,10 +75,11 @@ def download(address: Address, target: Path) -> tuple[int, str] | None:
     with local_objects.faults(target, "written"), open(target, "xb") as file:
         if isinstance(address, S3Address):
             return s3_objects.download(address, file)
-        if not address.is_file():
+        try:
+            with local_objects.open_object(address) as source:
+                return copy_and_hash(source, file)
+        except local_objects.NO_OBJECT:
             return None
-        with open(address, "rb") as source:
-            return copy_and_hash(source, file)
 
 
 def put(address: Address, data: bytes) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra import local_objects, objects
-from infra.campaigns import CampaignStore, create_object, list_objects, location, read_object
+from infra import local_objects, objects, stages
+from infra.campaigns import CampaignStore, create_object, list_objects
 from infra.commits import PRUNED, files_of, manifests, pruned
 from infra.local_objects import ObjectInfo
-from infra.manifest import Manifest, state_files
+from infra.manifest import Manifest, Pruned, state_files
 from infra.tables import key_of
 from opid_core import schema
-from opid_core.errors import DataError
 
 
 def prune_states(store: CampaignStore, chain: Sequence[Manifest], keep: int) -> int:
@@ -28,8 +26,8 @@ def prune_states(store: CampaignStore, chain: Sequence[Manifest], keep: int) -> 
     states = {manifest.policy_version: state_files(manifest.policy) for manifest in chain[:-keep]}
     due = {version: files for version, files in states.items() if any(file.path in stored for file in files)}
     for version, files in due.items():  # first the note: a deletion that is cut short is no loss, and goes on later
-        note = json.dumps({"files": [file.path for file in files]}, indent=2) + "\n"
-        create_object(store, f"{PRUNED}/{version:06d}.json", note.encode())
+        note = Pruned(files=tuple(file.path for file in files)).model_dump_json(indent=2) + "\n"
+        create_object(store, f"{PRUNED}/{key_of(version)}.json", note.encode())
         objects.delete([store.address(file.path) for file in files])
     return len(due)
 
@@ -50,7 +48,7 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
     chain = manifests(store)
     named = {record.path for manifest in chain for record in files_of(manifest)} - pruned(store)
     for record in list_objects(store, f"_stages/{key_of(len(chain))}", r"[0-9]+/[a-z_]+\.json"):
-        named.update(_paths_in(_stage_record(store, record.path)))
+        named.update(_paths_in(stages.read_record(store, record.path)))
     newest = time.time() - older_than_s
     left = (info for info in found if info.path not in named and info.modified < newest)
     return sorted(left, key=lambda info: info.path)
@@ -59,13 +57,6 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
 def delete_orphans(store: CampaignStore, found: Sequence[ObjectInfo]) -> None:
     """Delete what `orphans` found."""
     objects.delete([store.address(info.path) for info in found])
-
-
-def _stage_record(store: CampaignStore, path: str) -> Any:
-    try:
-        return json.loads(read_object(store, path) or b"")
-    except ValueError as error:
-        raise DataError(f"{location(store, path)}: not valid JSON: {error}") from None
 
 
 def _paths_in(value: Any) -> Iterator[str]:

@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.store import CampaignStore, create_object, key_of, location, read_object
+from infra.campaigns import CampaignStore, create_object, location, read_object
+from infra.tables import key_of
 from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
 
 _FAILED = "failed"
+_FIELDS = {True: {"reason": str, "at": str}, False: {"made_from": dict, "result": dict}}
+"""Of a record, by whether it is one of `_FAILED`."""
 
 
 def current_attempt(store: CampaignStore, iteration: int) -> int:
@@ -30,7 +33,7 @@ def current_attempt(store: CampaignStore, iteration: int) -> int:
 def failures(store: CampaignStore, iteration: int) -> list[dict[str, Any]]:
     """Why and when each earlier attempt at `iteration` was given up: dicts with `reason` and `at` (ISO 8601, UTC)."""
     found: list[dict[str, Any]] = []
-    while (record := _read(store, _path(iteration, len(found), _FAILED))) is not None:
+    while (record := read_record(store, _path(iteration, len(found), _FAILED))) is not None:
         found.append(record)
     return found
 
@@ -50,7 +53,7 @@ def recorded(
     of the program.
     """
     path = _path(iteration, attempt, stage)
-    record = _read(store, path)
+    record = read_record(store, path)
     if record is None:
         return None
     differing = [name for name, value in made_from.items() if record["made_from"].get(name) != value]
@@ -86,7 +89,8 @@ def _create(store: CampaignStore, path: str, value: dict[str, Any]) -> bool:
     return create_object(store, path, (json.dumps(whole, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def _read(store: CampaignStore, path: str) -> dict[str, Any] | None:
+def read_record(store: CampaignStore, path: str) -> dict[str, Any] | None:
+    """The record stored at `path`, None where there is none. Raises DataError that names it where it was damaged."""
     data = read_object(store, path)
     if data is None:
         return None
@@ -97,6 +101,9 @@ def _read(store: CampaignStore, path: str) -> dict[str, Any] | None:
     checksum = value.pop("checksum", None) if isinstance(value, dict) else None
     if checksum != _checksum(value):
         raise DataError(f"{location(store, path)}: the record was changed after it was written (checksum differs)")
+    fields = _FIELDS[path.endswith(f"/{_FAILED}.json")]
+    if not isinstance(value, dict) or {name: type(held) for name, held in value.items()} != fields:
+        raise DataError(f"{location(store, path)}: no record of a stage: its fields are not {', '.join(fields)}")
     return value
 
 

@@ -22,7 +22,7 @@ from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.context import AssetContext
 from prefect.tasks import MaterializingTask
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from infra import stages
 from infra.lease import Lease
@@ -33,7 +33,9 @@ from infra.manifest import (
     GateResult,
     Manifest,
     Record,
+    Tables,
     iteration_seed,
+    problems,
     weights_hash,
 )
 from infra.store import CampaignStore, check_objects, location, new_attempt, read_table, write_table
@@ -53,7 +55,7 @@ Result = TypeVar("Result")
 class StageResult(Record):
     """What a stage hands on: records of what it wrote, and numbers."""
 
-    tables: dict[str, FileRecord] = Field(default_factory=dict)
+    tables: Tables = Field(default_factory=dict)
     gates: tuple[GateResult, ...] = ()
     metrics: Mapping[str, float | None] = Field(default_factory=dict)
     """An undefined number (given as nan) is null."""
@@ -64,6 +66,14 @@ class StageResult(Record):
     @classmethod
     def _undefined_is_null(cls, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {name: None if value is None or math.isnan(value) else float(value) for name, value in metrics.items()}
+
+
+def _read_result(stored: Mapping[str, Any]) -> StageResult:
+    """What a stage's record holds. Raises DataError for what no stage can have made."""
+    try:
+        return StageResult.model_validate(stored)
+    except ValidationError as error:
+        raise DataError(f"its record holds no result of a stage: {problems(error)}") from None
 
 
 # What the flow holds ----------------------------------------------------------------------------------------------
@@ -239,7 +249,7 @@ class Iteration:
             standing = stages.recorded(self.store, self.number, self.attempt, name, self._made_from())
             if standing is None:
                 return
-            result = StageResult.model_validate(standing)
+            result = _read_result(standing)
             check_objects(self.store, [*result.tables.values(), *(result.policy.files if result.policy else ())])
         except DataError as error:
             raise AttemptUnusable(f"stage {name} of iteration {self.number} cannot be reused: {error}") from error
@@ -255,7 +265,7 @@ class Iteration:
         if standing == ours:
             self.results[name] = result
         else:
-            self._adopt(name, StageResult.model_validate(standing))
+            self._adopt(name, _read_result(standing))
 
     def everything(self) -> StageResult:
         """What the finished stages and the one that runs now have made."""

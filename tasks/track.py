@@ -75,7 +75,7 @@ def track_metrics(config: CampaignConfig, store: CampaignStore, manifest: Manife
     if config.tracking.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = local_folder(store) / "tensorboard"
+        folder = local_folder(store, "tensorboard")
         with faults(folder, "written"), SummaryWriter(str(folder), purge_step=manifest.iteration) as writer:
             for name, value in metrics.items():
                 writer.add_scalar(name, value, manifest.iteration)

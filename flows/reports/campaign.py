@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def write_report(store: CampaignStore) -> Path:
     """Write `report/summary.md` and `report/success.png` into the campaign's local folder; returns the folder."""
     chain = manifests(store)
-    folder = local_folder(store) / "report"
+    folder = local_folder(store, "report")
     folder.mkdir(parents=True, exist_ok=True)
     evaluated = evaluations(store, chain)
     (folder / "summary.md").write_text(summary(store, chain, evaluated), encoding="utf-8")
@@ -74,7 +74,7 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
         "",
         "```",
         f"opid status {store.campaign} --root {store.root}",
-        f"tensorboard --logdir {local_folder(store) / 'tensorboard'}",
+        f"tensorboard --logdir {local_folder(store, 'tensorboard')}",
         f"python -c \"import pandas; print(pandas.read_parquet('{_newest(store, chain, 'skills')}'))\"",
         "```",
         "",

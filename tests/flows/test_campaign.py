@@ -205,7 +205,7 @@ def test_a_resumed_campaign_does_what_a_crash_kept_from_following_the_last_commi
     assert run_campaign(config) == chain  # all its iterations are there
     assert pruned(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
     assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
-    assert list((local_folder(store) / "tensorboard").iterdir()) != []
+    assert list(local_folder(store, "tensorboard").iterdir()) != []
 
 
 # Interrupts -------------------------------------------------------------------------------------------------------

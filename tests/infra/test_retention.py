@@ -139,10 +139,10 @@ def test_what_a_stage_record_of_the_next_iteration_names_stays(store, tmp_path):
     chain = make_chain(store, tmp_path, 2)
     lost = make_manifest(store, tmp_path, chain[-1])
     result = {"tables": {"scores": lost.tables["scores"].model_dump()}, "policies": [lost.policy.model_dump()]}
-    put_object(store, "_stages/000002/0/rescore.json", json.dumps({"result": result}).encode())
+    stages.record(store, 2, 0, "rescore", {}, result)
     assert orphan_paths(store) == [lost.tables["metrics"].path]
-    put_object(store, "_stages/000001/0/rescore.json", read_object(store, "_stages/000002/0/rescore.json") or b"")
-    put_object(store, "_stages/000002/0/rescore.json", b"{}")  # a record of a committed iteration counts no more
+    stages.record(store, 1, 0, "rescore", {}, result)  # a record of a committed iteration counts no more
+    delete([store.address("_stages/000002/000/rescore.json")])
     assert len(orphan_paths(store)) == 4
 
 

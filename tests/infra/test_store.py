@@ -50,7 +50,7 @@ def test_a_root_may_be_written_as_a_file_address(tmp_path):
     store = open_campaign(f"file://{tmp_path}", "demo", CONFIG)
     assert store == open_campaign(tmp_path, "demo", CONFIG) == CampaignStore(str(tmp_path), "demo")
     assert location(store, "config.json") == f"{tmp_path}/demo/config.json"
-    assert local_folder(store) == tmp_path / "demo"
+    assert local_folder(store, "report") == tmp_path / "demo" / "report"
     with pytest.raises(
         ConfigError, match="root: gs://bucket/x: must be a folder, file:///FOLDER or s3://BUCKET/PREFIX"
     ):
@@ -61,7 +61,7 @@ def test_a_store_on_s3_is_named_by_its_address_and_travels(s3_store, s3_root, tm
     monkeypatch.chdir(tmp_path)
     assert location(s3_store, "config.json") == f"{s3_root.address}/demo/config.json"
     assert location(s3_store) == f"{s3_root.address}/demo"
-    assert local_folder(s3_store) == tmp_path / "runs" / "demo"
+    assert local_folder(s3_store, "report") == tmp_path / "runs" / "demo" / "report"
     assert pickle.loads(pickle.dumps(s3_store)) == s3_store
     assert hash(find_campaign(s3_root.address + "/", "demo", s3_root.endpoint_url)) == hash(s3_store)
     check_writable(s3_root.address, 2**60, s3_root.endpoint_url)  # a bucket has no size

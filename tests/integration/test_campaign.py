@@ -107,7 +107,7 @@ def test_policies_load_and_every_update_changed_them(campaign):
 
 
 def test_the_report_is_written(campaign):
-    folder = local_folder(campaign.store) / "report"
+    folder = local_folder(campaign.store, "report")
     assert "2 iterations committed" in (folder / "summary.md").read_text(encoding="utf-8")
     assert (folder / "success.png").read_bytes().startswith(b"\x89PNG")
     for note in ("0: committed", "1: committed", "2: committed", "Report: "):

@@ -80,6 +80,6 @@ def test_a_fault_of_wandb_is_an_infrastructure_fault(tmp_path, prefect_server, w
 
 def test_a_folder_that_takes_no_event_file_is_an_infrastructure_fault(tmp_path, prefect_server):
     store, chain = make_campaign(tmp_path, 1, Shape())
-    (local_folder(store) / "tensorboard").write_text("no folder")
+    local_folder(store, "tensorboard").write_text("no folder")
     with pytest.raises(InfrastructureError, match="tensorboard: cannot be written: "):
         tracked(build_config({"campaign": "audited"}), store, chain[-1])

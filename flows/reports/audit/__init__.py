@@ -28,7 +28,7 @@ def write_audit(
     if not chain:
         raise ConfigError(f"campaign: nothing of {campaign!r} is committed yet: there is nothing to audit")
     numbers = iteration_numbers(iterations, len(chain) - 1)
-    folder = local_folder(store) / "audit" if out is None else out
+    folder = local_folder(store, "audit") if out is None else out
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out: {folder} is a file; it must be a folder, or nothing yet")
     if kind == "html":
