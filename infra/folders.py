@@ -18,10 +18,10 @@ from pathlib import Path
 
 from infra import local_objects, objects
 from infra.campaigns import CampaignStore
-from infra.manifest import FileRecord, FolderRecord
-from infra.objects import Address
+from infra.manifest import FileRecord, FolderRecord, kind_of
+from infra.names import path_below
 from infra.tables import check_object, exists_already
-from opid_core.errors import DataError
+from opid_core.errors import DataError, OpidError
 
 CACHED_FOLDERS = 4
 """Folders of a campaign that the cache keeps: those used last."""
@@ -59,26 +59,24 @@ def put_folder(store: CampaignStore, local: str | Path, uri: str, *, without: st
     return FolderRecord(uri=uri, files=tuple(files))
 
 
-def folder_path(store: CampaignStore, folder: FolderRecord, *, verify: bool = False) -> Path:
-    """A local folder to read `folder` from; one on S3 is downloaded into the cache, whole and with its hashes checked.
+def folder_path(store: CampaignStore, folder: FolderRecord) -> Path:
+    """A local folder to read `folder` from, all of whose files were hashed; one on S3 is downloaded into the cache.
 
-    Raises DataError that names a missing file or one of another size; with `verify` also one of another sha256.
+    Raises DataError that names a file that is missing, damaged or unnamed: what reads a policy takes all the weights,
+    or all the optimizer state, that it finds. (Where `folder` names none of these, because nobody is to read them, they
+    may lie there.)
     """
     address = store.address(folder.uri)
     if isinstance(address, Path):
-        for record in folder.files:
-            _check(store.address(record.path), record, verify)
+        _check(address, folder)
         return address
     path = _cached(store, folder.uri)
     try:
-        for record in folder.files:
-            _check(path / record.path.removeprefix(f"{folder.uri}/"), record, verify)
+        _check(path, folder)
     except DataError:  # not there, evicted meanwhile, or spoilt by a full disk or a hand: the store has it
-        _remove(path)
         with _filling(path) as new:
-            objects.in_parallel(
-                lambda record: _download(store, record, new / record.path.removeprefix(f"{folder.uri}/")), folder.files
-            )
+            objects.in_parallel(lambda record: _fetch(store, record, path, new, folder.name_of(record)), folder.files)
+            _remove(path)
     _used(store, path)
     return path
 
@@ -91,20 +89,33 @@ def _put_file(store: CampaignStore, source: Path, path: str, copy: Path | None) 
     return FileRecord(path=path, size=size, sha256=sha256)
 
 
-def _download(store: CampaignStore, record: FileRecord, target: Path) -> None:
+def _fetch(store: CampaignStore, record: FileRecord, old: Path, new: Path, name: str) -> None:
+    """Put a file into the folder `new`: from the folder `old` where it is whole there, else from the store."""
+    target = new / name
     with local_objects.faults(target, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OpidError, OSError):
+        check_object(old / name, record, objects.digest_of(old / name))
+        os.link(old / name, target)
+        return
     address = store.address(record.path)
     check_object(address, record, objects.download(address, target))
 
 
-def _check(address: Address, record: FileRecord, verify: bool) -> None:
-    if verify:
-        found = objects.digest_of(address)
-    else:
-        size = objects.size_of(address)
-        found = None if size is None else (size, record.sha256)
-    check_object(address, record, found)
+def _check(path: Path, folder: FolderRecord) -> None:
+    """Raise DataError unless every file of `folder` is whole in the folder `path`, and no other one of their kind is
+    there."""
+
+    def check(record: FileRecord) -> None:
+        file = path_below(path, folder.name_of(record))
+        check_object(file, record, objects.digest_of(file))
+
+    objects.in_parallel(check, folder.files)
+    named = {folder.name_of(record) for record in folder.files}
+    kinds = {kind_of(name) for name in named}
+    for info in objects.list_objects(path):
+        if info.path not in named and kind_of(info.path) in kinds:
+            raise DataError(f"{path / info.path}: no manifest names it, so it must not lie there; remove it")
 
 
 # The cache --------------------------------------------------------------------------------------------------------

@@ -55,6 +55,10 @@ class FolderRecord(Record):
     uri: StoredName = Field(pattern=r"^policies/[0-9]{6,}/[^/]+$")
     files: tuple[FileRecord, ...]
 
+    def name_of(self, file: FileRecord) -> str:
+        """The path of one of its files in the folder."""
+        return file.path.removeprefix(f"{self.uri}/")
+
     @model_validator(mode="after")
     def _holds_its_files(self) -> Self:
         paths = [file.path for file in self.files]
@@ -233,15 +237,31 @@ def from_bytes(data: bytes, source: str, previous: Manifest | None) -> Manifest:
     return manifest
 
 
+def kind_of(name: str) -> Literal["state", "weights", "other"]:
+    """What a file of a policy holds, by its path in the policy's folder."""
+    if name.startswith(f"{STATE_FOLDER}/"):
+        return "state"
+    return "weights" if name.endswith(WEIGHT_SUFFIX) else "other"
+
+
 def state_files(policy: FolderRecord) -> list[FileRecord]:
     """The files of a policy's optimizer state."""
-    return [file for file in policy.files if file.path.startswith(f"{policy.uri}/{STATE_FOLDER}/")]
+    return [file for file in policy.files if kind_of(policy.name_of(file)) == "state"]
 
 
 def weights_only(policy: FolderRecord) -> FolderRecord:
     """The policy's folder without its optimizer state: what it takes to sample and to score."""
-    states = state_files(policy)
-    return policy.model_copy(update={"files": tuple(file for file in policy.files if file not in states)})
+    return _without(policy, "state")
+
+
+def texts_only(policy: FolderRecord) -> FolderRecord:
+    """The policy's folder without weights and optimizer state: what it takes to make tokens of a text."""
+    return _without(policy, "state", "weights")
+
+
+def _without(policy: FolderRecord, *kinds: str) -> FolderRecord:
+    kept = (file for file in policy.files if kind_of(policy.name_of(file)) not in kinds)
+    return policy.model_copy(update={"files": tuple(kept)})
 
 
 def weights_hash(policy: FolderRecord) -> str:
@@ -269,7 +289,7 @@ def _content(iteration: int, tables: Mapping[str, FileRecord], policy: FolderRec
 
 def _weights(policy: FolderRecord) -> dict[str, str]:
     weights = (file for file in policy.files if file.path.endswith(WEIGHT_SUFFIX))
-    return {file.path.removeprefix(policy.uri + "/"): file.sha256 for file in weights}
+    return {policy.name_of(file): file.sha256 for file in weights}
 
 
 def _checksum(manifest: Manifest) -> str:

@@ -50,7 +50,7 @@ def path_below(folder: Path, name: str) -> Path:
             if os.path.islink(path):
                 raise is_link(path)
     except ValueError as error:
-        raise DataError(f"{folder}: names an object outside of it: {error}") from None
+        raise DataError(f"{folder}: no name of an object in it: {error}") from None
     return Path(path)
 
 

@@ -43,7 +43,7 @@ def address_below(folder: Address, name: str) -> Address:
     try:
         return folder / names.check_name(name)
     except ValueError as error:
-        raise DataError(f"{folder}: names an object outside of it: {error}") from None
+        raise DataError(f"{folder}: no name of an object in it: {error}") from None
 
 
 def create_only(address: Address, data: bytes) -> bool:

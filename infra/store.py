@@ -31,7 +31,7 @@ from infra.folders import folder_path, put_folder
 from infra.local_objects import ObjectInfo
 from infra.manifest import STATE_FOLDER, weights_only
 from infra.retention import delete_orphans, orphans, prune_states
-from infra.tables import key_of, new_attempt, read_table, write_table
+from infra.tables import key_of, new_attempt, read_file, read_table, write_table
 
 __all__ = [
     "STATE_FOLDER",
@@ -59,6 +59,7 @@ __all__ = [
     "put_folder",
     "put_object",
     "read_config",
+    "read_file",
     "read_object",
     "read_table",
     "standing",

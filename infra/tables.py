@@ -72,9 +72,17 @@ def read_table(store: CampaignStore, record: FileRecord) -> pa.Table:
             f"{address}: written with table schema version {record.schema_version}, this program reads version "
             f"{schema.VERSION}; use the version of OPID that wrote it (see `code_version` in the manifest)"
         )
+    return _conform(record.path.split("/")[0], pq.read_table(pa.BufferReader(read_file(store, record))))
+
+
+def read_file(store: CampaignStore, record: FileRecord) -> bytes:
+    """The bytes of a file. Raises DataError that names it where it is missing or damaged."""
+    address = store.address(record.path)
     data = read(address)
-    check_object(address, record, None if data is None else (len(data), hashlib.sha256(data).hexdigest()))
-    return _conform(record.path.split("/")[0], pq.read_table(pa.BufferReader(data)))
+    found = None if data is None else (len(data), hashlib.sha256(data).hexdigest())
+    check_object(address, record, found)
+    assert data is not None
+    return data
 
 
 def check_object(address: Address, record: FileRecord, found: tuple[int, str] | None) -> None:

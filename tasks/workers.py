@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from infra.hosting import HostedGroup
-from infra.manifest import FolderRecord
+from infra.manifest import FolderRecord, state_files, texts_only
 from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
 from opid_core.policies import load_tokenizer
@@ -153,6 +153,8 @@ class Workers:
         self._engine_policy: FolderRecord | None = None
         self._learner: RemoteLearner | None = None
         self._learner_policy: FolderRecord | None = None
+        self._reference: tuple[FolderRecord, Path] | None = None
+        """What the learner was given last."""
         self._tokenizer: tuple[FolderRecord, Any] | None = None
         self._halvings = 0
 
@@ -167,7 +169,7 @@ class Workers:
     def tokenizer(self, policy: FolderRecord) -> Any:
         """The policy's tokenizer (transformers)."""
         if self._tokenizer is None or self._tokenizer[0] != policy:
-            self._tokenizer = policy, load_tokenizer(folder_path(self._store, policy))
+            self._tokenizer = policy, load_tokenizer(folder_path(self._store, texts_only(policy)))
         return self._tokenizer[1]
 
     def engine(self, policy: FolderRecord) -> RemoteEngine:
@@ -176,7 +178,7 @@ class Workers:
 
         if self._engine is not None and self._engine_policy == policy:
             return self._engine
-        folder = folder_path(self._store, policy)
+        folder = folder_path(self._store, weights_only(policy))
         if self._engine is None:
             # The engine takes its share of a GPU's memory at once, and needs it free; a learner grows later. So a
             # learner that is here already, as in a run that is resumed after its rollout, starts again beside it.
@@ -198,14 +200,17 @@ class Workers:
             return self._learner
         self._close_learner()
         folder = folder_path(self._store, policy)
-        state = folder / STATE_FOLDER
-        self._learner = RemoteLearner(self._config, folder, state if state.is_dir() else None, self.micro_batch_tokens)
+        state = folder / STATE_FOLDER if state_files(policy) else None
+        self._learner = RemoteLearner(self._config, folder, state, self.micro_batch_tokens)
         self._learner_policy = policy
         return self._learner
 
     def reference_score(self, policy: FolderRecord, reference: FolderRecord) -> Callable[[Ragged, Ragged], Ragged]:
         """The scoring function of the frozen weights of `reference`, in the learner of `policy`."""
-        return partial(self.learner(policy).score, reference=folder_path(self._store, weights_only(reference)))
+        learner = self.learner(policy)
+        if self._reference is None or self._reference[0] != reference:  # it stays loaded
+            self._reference = reference, folder_path(self._store, weights_only(reference))
+        return partial(learner.score, reference=self._reference[1])
 
     @contextmanager
     def updating(self, policy: FolderRecord) -> Iterator[RemoteLearner]:
@@ -237,4 +242,4 @@ class Workers:
     def _close_learner(self) -> None:
         if self._learner is not None:
             self._learner.kill()
-        self._learner = self._learner_policy = None
+        self._learner = self._learner_policy = self._reference = None

@@ -70,10 +70,10 @@ def write_export(store: CampaignStore, manifest: Manifest, out: Path) -> None:
             with faults(out, "written"):
                 _write_jsonl(table, temporary / f"{name}.jsonl")
         policy = weights_only(manifest.policy)
-        folder = folder_path(store, policy, verify=True)
+        folder = folder_path(store, policy)
         with faults(out, "written"):
             for file in policy.files:
-                name = file.path.removeprefix(f"{policy.uri}/")
+                name = policy.name_of(file)
                 (temporary / "policy" / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / name, temporary / "policy" / name)
             (temporary / "manifest.json").write_bytes(to_bytes(manifest))

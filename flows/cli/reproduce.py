@@ -193,8 +193,17 @@ def _copy_before(
 ) -> CampaignStore:
     """A campaign of the same name under `config.root` that stands where `iteration` began: its config, the manifests
     `before` it, and the two policies that it needs."""
-    from infra.manifest import to_bytes
-    from infra.store import create_object, folder_path, key_of, open_campaign, pruned, put_folder, weights_only
+    from infra.manifest import state_files, to_bytes
+    from infra.store import (
+        STATE_FOLDER,
+        create_object,
+        folder_path,
+        key_of,
+        open_campaign,
+        pruned,
+        put_folder,
+        weights_only,
+    )
 
     reference, policy = weights_only(before[0].policy), before[-1].policy
     if pruned(store).intersection(file.path for file in policy.files):
@@ -215,7 +224,8 @@ def _copy_before(
     for manifest in before:
         create_object(copy, f"_commits/{key_of(manifest.iteration)}.json", to_bytes(manifest))
     for uri, policy in policies.items():
-        put_folder(copy, folder_path(store, policy, verify=True), uri)
+        left_out = None if state_files(policy) else STATE_FOLDER
+        put_folder(copy, folder_path(store, policy), uri, without=left_out)
     return copy
 
 

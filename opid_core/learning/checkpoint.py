@@ -10,6 +10,8 @@ vain. `folder` must be the same one for all: the ranks of one machine, or a shar
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import shutil
 import tempfile
 import zipfile
@@ -79,16 +81,39 @@ def save(engine: DeepSpeedEngine, folder: Path, config: LearnerConfig, parameter
 
 def load(engine: DeepSpeedEngine, folder: Path) -> None:
     """Give the engine the state in `folder`, which `read_record` found fit; DeepSpeed's option `load_universal` must be
-    what the record's `needs_conversion` says."""
+    what the record's `needs_conversion` says. Raises DataError for a file with more in it than numbers."""
     if engine.load_universal_checkpoint():
-        with _universal(folder) as universal:
+        with _numbers_only(folder), _universal(folder) as universal:
             engine.load_checkpoint(str(universal), tag=TAG)
         return
-    _, client_state = engine.load_checkpoint(str(folder), tag=TAG)
+    with _numbers_only(folder):
+        _, client_state = engine.load_checkpoint(str(folder), tag=TAG)
     assert client_state is not None  # the record's files are there
     randoms = client_state["random"]
     if len(randoms) == distributed.get_world_size():
         _set_random_state(randoms[distributed.get_rank()])
+
+
+@contextmanager
+def _numbers_only(folder: Path) -> Iterator[None]:
+    """In the block `torch.load`, DeepSpeed's calls included, makes tensors, plain values and the three classes that
+    DeepSpeed stores: a pickle can otherwise name any function, which is then run."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    name, before = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ[name] = "1"  # DeepSpeed asks for `weights_only=False`
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    except pickle.UnpicklingError as error:
+        what = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0]
+        raise DataError(f"{folder}: holds what no learner saves ({what}); {WHAT_TO_DO}") from None
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _random_state() -> dict[str, Tensor]:

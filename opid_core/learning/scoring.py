@@ -94,5 +94,5 @@ def score(
 def frozen_policy(folder: str | Path, config: LearnerConfig) -> PreTrainedModel:
     """The policy in an HF folder, on this process's device, for scoring alone: the reference of the KL term."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = load_model(folder, getattr(torch, config.dtype)).to(device)
+    policy = load_model(folder, getattr(torch, config.dtype), use_safetensors=True).to(device)
     return policy.requires_grad_(False)

@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 
 from infra import folders, objects
-from infra.manifest import FolderRecord
-from infra.store import CampaignStore, folder_path, location, put_folder, put_object
+from infra.manifest import FolderRecord, texts_only
+from infra.store import (
+    CampaignStore,
+    folder_path,
+    location,
+    open_campaign,
+    put_folder,
+    put_object,
+    weights_only,
+)
 from opid_core.errors import DataError, InfrastructureError
-from tests.factories import all_files, stored_paths
+from tests.factories import CONFIG, all_files, stored_paths
 from tests.infra.servers import proxied
 
 
@@ -44,7 +52,7 @@ def test_a_folder_is_copied_listed_and_verified(store, tmp_path, cache):
     # printf weights | sha256sum
     assert record.files[0].sha256 == "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
     assert stored_paths(store, "policies") == [f.path for f in record.files]
-    folder = folder_path(store, record, verify=True)
+    folder = folder_path(store, record)
     assert all_files(folder) == ["model.safetensors", "optimizer/state.pt"]
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert put_folder(store, local, "policies/000001/attempt") == record
@@ -54,7 +62,7 @@ def test_a_folder_is_copied_listed_and_verified(store, tmp_path, cache):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no files to store"):
         put_folder(store, tmp_path / "empty", "policies/000002/attempt")
-    assert folder_path(store, record, verify=True) == folder
+    assert folder_path(store, record) == folder
 
 
 def test_a_folder_of_it_may_be_left_out(store, tmp_path, cache):
@@ -68,7 +76,7 @@ def test_a_folder_of_it_may_be_left_out(store, tmp_path, cache):
     record = put_folder(store, local, "policies/000001/attempt", without="optimizer")
     kept = ["deep/optimizer/x", "model.safetensors", "optimizer.json"]
     assert [file.path for file in record.files] == [f"policies/000001/attempt/{name}" for name in kept]
-    assert all_files(folder_path(store, record, verify=True)) == kept
+    assert all_files(folder_path(store, record)) == kept
 
 
 def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypatch):
@@ -77,7 +85,7 @@ def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypa
     path, name = record.files[0].path, location(store, record.files[0].path)
     put_object(store, path, b"WEIGHTS")
     with pytest.raises(DataError, match=rf"{name}: damaged: sha256 .*, its record says {record.files[0].sha256}"):
-        folder_path(store, record, verify=True)
+        folder_path(store, record)
     put_object(store, path, b"weight")
     with pytest.raises(DataError, match=rf"{name}: 6 bytes, its record says 7"):
         folder_path(store, record)
@@ -85,6 +93,29 @@ def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypa
     with pytest.raises(DataError, match=rf"{name}: missing"):
         folder_path(store, record)
     assert all_files(tmp_path / "another machine") == []
+
+
+@pytest.mark.parametrize(
+    ("stray", "refused_by"),
+    [
+        ("extra.safetensors", ["whole", "weights"]),
+        ("tokenizer_config.json", ["whole", "weights", "texts"]),
+        ("pytorch_model.bin", ["whole", "weights", "texts"]),
+        ("optimizer/state/evil.pt", ["whole"]),
+    ],
+)
+def test_what_no_manifest_names_is_never_read_with_a_policy(tmp_path, stray, refused_by):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    local = make_folder(tmp_path, "local")
+    (local / "config.json").write_text("{}")
+    whole = put_folder(store, local, "policies/000001/attempt")
+    put_object(store, f"{whole.uri}/{stray}", b"theirs")
+    for kind, record in {"whole": whole, "weights": weights_only(whole), "texts": texts_only(whole)}.items():
+        if kind in refused_by:
+            with pytest.raises(DataError, match=rf"{stray}: no manifest names it"):
+                folder_path(store, record)
+        else:  # nobody reads it
+            assert (folder_path(store, record) / "config.json").is_file()
 
 
 # The cache of what lies on S3
@@ -101,7 +132,7 @@ def test_what_was_stored_need_not_be_downloaded(counted, tmp_path, cache):
     store, proxy = counted
     record = put_folder(store, make_folder(tmp_path, "local"), "policies/000001/attempt")
     proxy.requests.clear()
-    folder = folder_path(store, record, verify=True)
+    folder = folder_path(store, record)
     assert proxy.requests == []
     assert all_files(folder) == ["model.safetensors", "optimizer/state.pt"]
 
@@ -114,13 +145,11 @@ def test_a_folder_is_downloaded_once_and_again_when_the_cached_one_is_spoilt(cou
     folder = folder_path(store, record)
     assert folder_path(store, record) == folder
     assert len(proxy.requests) == 2  # a GET a file
-    (folder / "model.safetensors").write_bytes(b"weight")  # cut: seen by its size
-    folder_path(store, record)
-    assert (folder / "model.safetensors").read_bytes() == b"weights"
-    (folder / "model.safetensors").write_bytes(b"WEIGHTS")  # seen by its hash only
-    assert (folder_path(store, record) / "model.safetensors").read_bytes() == b"WEIGHTS"
-    assert (folder_path(store, record, verify=True) / "model.safetensors").read_bytes() == b"weights"
-    assert len(proxy.requests) == 6
+    for spoilt in (b"weight", b"WEIGHTS"):  # cut, or of the same size
+        (folder / "model.safetensors").write_bytes(spoilt)
+        (folder / "stray.safetensors").write_bytes(b"")
+        assert (folder_path(store, record) / "model.safetensors").read_bytes() == b"weights"
+    assert len(proxy.requests) == 4  # what is whole is not downloaded again
     assert all_files(tmp_path / "another machine") == [
         f"{folder.relative_to(tmp_path / 'another machine')}/{name}"
         for name in ("model.safetensors", "optimizer/state.pt")

@@ -136,7 +136,7 @@ class Campaign:
         return self.table(table, iteration).to_pylist()
 
     def policy(self, version: int) -> Path:
-        return folder_path(self.store, self.chain[version].policy, verify=True)
+        return folder_path(self.store, self.chain[version].policy)
 
 
 def opened(root: Path | str, printed: str, endpoint_url: str | None = None) -> Campaign:

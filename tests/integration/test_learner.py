@@ -273,3 +273,28 @@ def test_an_update_writes_nothing_into_the_working_directory(make_learner, sampl
     monkeypatch.chdir(tmp_path)
     make_learner().update(samples, seed=0)
     assert os.listdir(tmp_path) == []
+
+
+class Runs:
+    """Pickled as a call: whoever unpickles it makes the folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_state_that_would_run_something_is_refused(make_learner, samples, tmp_path):
+    learner = make_learner()
+    learner.update(samples, seed=1)
+    learner.save(tmp_path / "saved")
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        file = tmp_path / "saved" / "state" / name
+        whole = file.read_bytes()
+        torch.save({"module": Runs(str(tmp_path / "ran"))}, file)
+        with pytest.raises(DataError, match=r"saved: holds what no learner saves \(.*mkdir.*\); `opid verify`"):
+            make_learner(state=tmp_path / "saved")
+        file.write_bytes(whole)
+    assert not (tmp_path / "ran").exists()
+    make_learner(state=tmp_path / "saved")

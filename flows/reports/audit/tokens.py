@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from infra.manifest import FolderRecord, Manifest
-from infra.store import CampaignStore, read_object
+from infra.store import CampaignStore, read_file
 
 
 class ByteTokenizer:
@@ -45,9 +45,9 @@ class ByteTokenizer:
 
 
 def tokenizer_json(store: CampaignStore, policy: FolderRecord) -> bytes | None:
-    """The file `tokenizer.json` of a stored policy; None where it has none."""
-    path = f"{policy.uri}/tokenizer.json"
-    return read_object(store, path) if any(file.path == path for file in policy.files) else None
+    """The file `tokenizer.json` of a stored policy; None where it has none. Raises DataError where it is damaged."""
+    found = (file for file in policy.files if policy.name_of(file) == "tokenizer.json")
+    return next((read_file(store, file) for file in found), None)
 
 
 def stored_tokenizer(store: CampaignStore, manifest: Manifest) -> ByteTokenizer | str:
