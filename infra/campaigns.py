@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from infra import names, objects, s3_objects
 from infra.local_objects import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
-from opid_core.hashing import ABSENT, MAY_DIFFER, config_differences
+from opid_core.hashing import ABSENT, MAY_DIFFER, canonical_json, config_differences
 
 NUMBERED = r"[0-9]{6,}\.json"
 """Form of the names of leases, and of the notes of policies."""
@@ -155,6 +156,11 @@ def read_config(store: CampaignStore) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{address}: expected a JSON object, got {type(config).__name__}")
     return config
+
+
+def stored_config_hash(store: CampaignStore) -> str:
+    """`hashing.config_hash` of the config that the campaign was created with."""
+    return hashlib.sha256(canonical_json(read_config(store)).encode()).hexdigest()
 
 
 def create_object(store: CampaignStore, path: str, data: bytes) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from infra import objects
-from infra.campaigns import NUMBERED, CampaignStore, list_objects, location, read_object
+from infra.campaigns import NUMBERED, CampaignStore, list_objects, location, read_object, stored_config_hash
 from infra.manifest import STATE_FOLDER, FileRecord, Manifest, Pruned, from_bytes, parse, problems, to_bytes
 from infra.objects import Address
 from infra.tables import check_object, key_of
@@ -104,6 +104,15 @@ def verify(
     """Re-hash every file of the chain (None: the store's) and say how many there are; `on_file` gets each that was
     found whole, in order. Raises DataError that names the first bad one."""
     return check_objects(store, standing(store, manifests(store) if chain is None else chain), on_file)
+
+
+def check_config(store: CampaignStore, chain: Sequence[Manifest]) -> None:
+    """Raise DataError where the stored config is not the one that the start was committed with."""
+    if chain and stored_config_hash(store) != chain[0].config_hash:
+        raise DataError(
+            f"{location(store, 'config.json')}: changed after it was created: the manifest of the start names a config "
+            f"with the hash {chain[0].config_hash}; put back the file as it was"
+        )
 
 
 def check_objects(

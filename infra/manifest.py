@@ -120,6 +120,7 @@ class Manifest(Record):
     """Version of `policy`: iteration k makes policy k."""
     gates: dict[str, GateResult]
     config_hash: str
+    """Of the run's config; at the start, of the campaign's `config.json`."""
     preset: str = ""
     """Name of the preset of the config's numbers."""
     code_version: str

@@ -25,8 +25,9 @@ from infra.campaigns import (
     put_object,
     read_config,
     read_object,
+    stored_config_hash,
 )
-from infra.commits import check_objects, commit, files_of, manifests, pruned, standing, verify
+from infra.commits import check_config, check_objects, commit, files_of, manifests, pruned, standing, verify
 from infra.folders import folder_path, put_folder
 from infra.local_objects import ObjectInfo
 from infra.manifest import STATE_FOLDER, weights_only
@@ -37,6 +38,7 @@ __all__ = [
     "STATE_FOLDER",
     "CampaignStore",
     "ObjectInfo",
+    "check_config",
     "check_objects",
     "check_writable",
     "commit",
@@ -63,6 +65,7 @@ __all__ = [
     "read_object",
     "read_table",
     "standing",
+    "stored_config_hash",
     "verify",
     "weights_only",
     "write_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from infra.manifest import GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, list_objects, manifests, new_attempt, put_folder, write_table
+from opid_core.hashing import canonical_json
 from opid_core.schema import TABLES, from_rows
 
 # Tables -----------------------------------------------------------------------------------------------------------
@@ -229,7 +231,7 @@ def make_manifest(
         tables={name: write_table(store, name, iteration, attempt, table) for name, table in tables.items()},
         policy=put_folder(store, policy, f"policies/{iteration:06d}/{attempt}"),
         gates=gates,
-        config_hash="c" * 64,
+        config_hash=hashlib.sha256(canonical_json(CONFIG).encode()).hexdigest(),
         code_version="0.1.0",
         seeds={"iteration": 5},
         prefect_run_id=attempt,

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 @app.command()
 def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint = None) -> None:
-    """Re-hash every file that the campaign's manifests name; stops at the first that is missing or damaged.
+    """Re-hash the config and every file that the campaign's manifests name; stops at the first that is missing or
+    damaged.
 
     Example: [bold]opid verify quickstart[/]
     """
@@ -24,6 +25,7 @@ def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint =
     from infra import store as stores
 
     store, chain = read_chain(root, campaign, endpoint_url)
+    stores.check_config(store, chain)
     total = sum(record.size for record in stores.standing(store, chain))
     columns = (TextColumn("verify"), BarColumn(), DownloadColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

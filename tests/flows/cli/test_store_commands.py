@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from rich.filesize import decimal
 
@@ -30,6 +32,15 @@ def test_verify_stops_at_the_first_bad_file(store, opid, tmp_path):
         opid("verify", "demo", "--root", store.root)
     with pytest.raises(ConfigError, match="no campaign 'other'"):
         opid("verify", "other", "--root", store.root)
+
+
+def test_verify_finds_an_edited_config(store, opid, tmp_path):
+    put_object(store, "config.json", json.dumps(CONFIG, indent=1).encode())  # the same, written otherwise
+    make_chain(store, tmp_path, 2)
+    opid("verify", "demo", "--root", store.root)
+    put_object(store, "config.json", json.dumps(CONFIG | {"iterations": 4}).encode())
+    with pytest.raises(DataError, match=f"{tmp_path}/runs/demo/config.json: changed"):
+        opid("verify", "demo", "--root", store.root)
 
 
 def test_sweep_shows_what_it_would_delete_and_deletes_it_when_told(store, opid, tmp_path):
