@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
+from opid_core import proxies
 from opid_core.errors import ConfigError
 from opid_core.sections import imported
 
@@ -338,8 +339,7 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], wh
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
             lines.append(f"{path}: unknown key; {hint}")
         else:
-            given = re.sub(r"://[^/@\s]*@", "://***@", repr(problem["input"]))  # a password in an address stays unseen
-            lines.append(f"{path}: {problem['msg']} (got {given})")
+            lines.append(f"{path}: {problem['msg']} (got {proxies.shown(repr(problem['input']))})")
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from envs.base import Task
 from opid_core.errors import ConfigError, DataError
 from opid_core.local_paths import local_path
+from opid_core.reading import parse_json, read_text
 
 
 def pick(tasks: Sequence[Task], manifest: str, split: str) -> list[Task]:
@@ -52,7 +53,7 @@ def manifest_splits(manifest: str) -> dict[str, list[tuple[str, str]]]:
     it for one split or for two.
     """
     try:
-        text = local_path(manifest, "environment.options.manifest").read_text(encoding="utf-8")
+        text = read_text(local_path(manifest, "environment.options.manifest"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"environment.options.manifest: {manifest} cannot be read: {error}") from None
     if text.lstrip().startswith("{"):
@@ -90,7 +91,7 @@ def _json_manifest(text: str, manifest: str) -> dict[str, list[tuple[str, str]]]
         return dict(fields)
 
     try:
-        data = json.loads(text, object_pairs_hook=distinct)
+        data = parse_json(text, object_pairs_hook=distinct)
     except json.JSONDecodeError as error:
         raise DataError(f"{manifest}, line {error.lineno}: not valid JSON: {error.msg}") from None
     splits = {}

@@ -17,6 +17,7 @@ from infra.local_objects import ObjectInfo
 from infra.objects import Address
 from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import ABSENT, MAY_DIFFER, canonical_json, config_differences
+from opid_core.reading import parse_json
 
 NUMBERED = r"[0-9]{6,}\.json"
 """Form of the names of leases, and of the notes of policies."""
@@ -138,19 +139,19 @@ def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[st
 
 def _is_campaign(folder: Address) -> bool:
     """Whether a campaign lies there, be it damaged: a model's folder has a config.json too."""
-    data = objects.read(folder / "config.json")
     try:
-        config = json.loads(data or b"")
-    except ValueError:
-        return data is not None
-    return not isinstance(config, dict) or "campaign" in config
+        data = objects.read(folder / "config.json")
+        config = None if data is None else parse_json(data)
+    except (DataError, ValueError):
+        return True
+    return data is not None and (not isinstance(config, dict) or "campaign" in config)
 
 
 def read_config(store: CampaignStore) -> dict[str, Any]:
     """The config that the campaign was created with, as plain data. Raises DataError that names the file."""
     address = store.address("config.json")
     try:
-        config = json.loads(objects.read(address) or b"")
+        config = parse_json(objects.read(address) or b"")
     except ValueError as error:
         raise DataError(f"{address}: not valid JSON: {error}") from None
     if not isinstance(config, dict):

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from infra.campaigns import NUMBERED
 from infra.store import CampaignStore, create_object, list_objects, location, put_object, read_object
 from opid_core.errors import ConfigError, DataError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
+from opid_core.reading import parse_json
 
 _LOOKS = 10
 """How often a newcomer looks at the heartbeat in one time to live."""
@@ -170,7 +171,7 @@ def _path(epoch: int) -> str:
 def _read(store: CampaignStore, epoch: int) -> Holder | None:
     data = read_object(store, _path(epoch))
     try:
-        return None if data is None else Holder(**json.loads(data))
+        return None if data is None else Holder(**parse_json(data))
     except (ValueError, TypeError) as error:
         raise DataError(f"{location(store, _path(epoch))}: not a lease: {error}") from None
 

@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from infra.names import is_link
 from opid_core.errors import ConfigError, DataError, InfrastructureError, OpidError
+from opid_core.reading import NotRegular, open_regular
 
 PIECE_BYTES = 1 << 22
 NO_OBJECT = (FileNotFoundError, NotADirectoryError)
@@ -37,6 +38,11 @@ class ObjectInfo:
     """When it was written, by the store's clock: seconds since 1970."""
 
 
+def too_long(address: object, max_bytes: float) -> DataError:
+    """The error for an object that is not read whole."""
+    return DataError(f"{address}: longer than the {max_bytes} bytes that may stand there")
+
+
 def copy_and_hash(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
     """Copy `source` to `target` in pieces; returns its size in bytes and its sha256."""
     digest, size = hashlib.sha256(), 0
@@ -49,7 +55,8 @@ def copy_and_hash(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
 
 def create_only(path: Path, data: bytes) -> bool:
     """See `infra.objects.create_only`. A temporary file is filled and synced, then linked to its name."""
-    return create_from(path, io.BytesIO(data))[0] or read(path) == data
+    created, *ours = create_from(path, io.BytesIO(data))
+    return created or digest_of(path) == (*ours,)
 
 
 def create_from(path: Path, source: BinaryIO) -> tuple[bool, int, str]:
@@ -78,12 +85,15 @@ def put(path: Path, data: bytes) -> None:
             os.replace(temporary, path)
 
 
-def read(path: Path) -> bytes | None:
+def read(path: Path, max_bytes: int) -> bytes | None:
     """See `infra.objects.read`."""
     with faults(path, "read"):
         try:
             with open_object(path) as file:
-                return file.read()
+                data = file.read(max_bytes + 1)
+            if len(data) > max_bytes:
+                raise too_long(path, max_bytes)
+            return data
         except NO_OBJECT:
             return None
 
@@ -133,11 +143,10 @@ def list_objects(folder: Path, *, temporary: bool = False) -> list[ObjectInfo]:
 
 def open_object(path: Path) -> BufferedReader:
     """Open a file of the store for reading. Raises DataError unless it is a regular one: a pipe would never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise DataError(f"{path}: no regular file, as all objects of a store are")
+    try:
+        return open_regular(path)
+    except NotRegular:
+        raise DataError(f"{path}: no regular file, as all objects of a store are") from None
 
 
 def list_folders(folder: Path) -> list[str]:

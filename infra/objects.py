@@ -16,6 +16,7 @@ from infra import local_objects, names, s3_objects
 from infra.local_objects import ObjectInfo, copy_and_hash
 from infra.s3_objects import S3Address
 from opid_core.errors import ConfigError, DataError
+from opid_core.reading import MAX_BYTES
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,9 +88,9 @@ def put(address: Address, data: bytes) -> None:
     _store_of(address).put(address, data)
 
 
-def read(address: Address) -> bytes | None:
-    """The bytes of an object, or None when there is none."""
-    return _store_of(address).read(address)
+def read(address: Address, max_bytes: int = MAX_BYTES) -> bytes | None:
+    """The bytes of an object, or None when there is none. Raises DataError for more than `max_bytes`."""
+    return _store_of(address).read(address, max_bytes)
 
 
 def size_of(address: Address) -> int | None:

@@ -9,14 +9,16 @@ import functools
 import hashlib
 import io
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from infra.local_objects import PIECE_BYTES, ObjectInfo
+from infra.local_objects import PIECE_BYTES, ObjectInfo, too_long
 from opid_core import proxies
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
 
@@ -26,6 +28,8 @@ UPLOAD_PIECE_BYTES = 1 << 25
 """Larger objects are uploaded in pieces of this size: S3 allows 10,000 of them, 320 GiB."""
 _DELETE_AT_ONCE = 1000
 _CONFLICT_TRIES = 6
+_MAX_PAGES = 10_000
+"""Of a listing: ten million objects."""
 
 _REFUSED = {
     *("AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp", "Forbidden", "Unauthorized", "401", "403"),
@@ -56,7 +60,7 @@ def create_only(address: S3Address, data: bytes) -> bool:
     """See `infra.objects.create_only`."""
     # A PUT whose answer was lost is sent again by botocore, and then finds its own first success: if the object holds
     # exactly our bytes, it is ours. Manifests and leases hold ids and times, so no other writer has the same bytes.
-    return _create(address, data) or read(address) == data
+    return _create(address, data) or digest_of(address) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def create_from(address: S3Address, source: BinaryIO, copy: BinaryIO | None = None) -> tuple[bool, int, str]:
@@ -92,10 +96,10 @@ def put(address: S3Address, data: bytes) -> None:
     _call(address, "written", "put_object", Key=address.key, Body=data)
 
 
-def read(address: S3Address) -> bytes | None:
+def read(address: S3Address, max_bytes: int) -> bytes | None:
     """See `infra.objects.read`."""
     target = io.BytesIO()
-    return None if download(address, target) is None else target.getvalue()
+    return None if download(address, target, max_bytes) is None else target.getvalue()
 
 
 def size_of(address: S3Address) -> int | None:
@@ -110,8 +114,11 @@ def digest_of(address: S3Address) -> tuple[int, str] | None:
     return download(address, None)
 
 
-def download(address: S3Address, target: BinaryIO | None) -> tuple[int, str] | None:
-    """Copy an object to `target` in pieces: its size and sha256, or None when there is none."""
+def download(address: S3Address, target: BinaryIO | None, max_bytes: float = math.inf) -> tuple[int, str] | None:
+    """Copy an object to `target` in pieces: its size and sha256, or None when there is none.
+
+    Raises InfrastructureError for a body of another length than was announced, DataError for more than `max_bytes`.
+    """
     from fsspec.asyn import sync
 
     answer = _try(address, "read", "get_object", _NO_OBJECT, Key=address.key)
@@ -124,11 +131,15 @@ def download(address: S3Address, target: BinaryIO | None) -> tuple[int, str] | N
             with _faults(address, "read"):
                 piece = sync(loop, body.read, PIECE_BYTES)
             if not piece:
+                if size != answer.get("ContentLength"):  # without one, the end of a body and a cut look the same
+                    raise InfrastructureError(f"{address}: cannot be read: the answer was cut after {size} bytes")
                 return size, digest.hexdigest()
             digest.update(piece)
             if target is not None:
                 target.write(piece)
             size += len(piece)
+            if size > max_bytes:
+                raise too_long(address, max_bytes)
     finally:
         body.close()
 
@@ -199,12 +210,23 @@ def _upload(address: S3Address, pieces: Iterator[bytes]) -> bool:
 
 
 def _pages(address: S3Address, **arguments: Any) -> Iterator[dict[str, Any]]:
-    while True:
+    seen: set[str] = set()
+    for _ in range(_MAX_PAGES):
         page = _call(address, "listed", "list_objects_v2", **arguments)
+        named = {found["Key"] for found in page.get("Contents", [])}
+        named |= {found["Prefix"] for found in page.get("CommonPrefixes", [])}
+        if seen & named:
+            break
+        seen |= named
         yield page
         if not page.get("IsTruncated"):
             return
+        if not page.get("NextContinuationToken"):
+            break
         arguments["ContinuationToken"] = page["NextContinuationToken"]
+    raise InfrastructureError(
+        f"{address}: cannot be listed: {address.endpoint_url or 'AWS'} repeats itself, or does not say where to go on"
+    )
 
 
 def _call(address: S3Address, action: str, method: str, **arguments: Any) -> dict[str, Any]:
@@ -243,10 +265,35 @@ def _filesystem(endpoint_url: str | None, process_id: int):
             "read_timeout": READ_TIMEOUT_S,
             "retries": {"mode": "standard"},
             "max_pool_connections": 32,
+            "http_session_cls": _session_class(),
         },
     )
     filesystem.retries = 1  # botocore retries already: s3fs's own on top would multiply the waiting
     return filesystem
+
+
+@functools.cache
+def _session_class() -> type:
+    """aiobotocore's HTTP session, but for redirects: aiohttp would follow them to any host, which then sees what is
+    written and chooses what is read."""
+    from aiobotocore.httpsession import AIOHTTPSession
+    from botocore.exceptions import BotoCoreError
+
+    class RedirectRefused(BotoCoreError):
+        pass
+
+    class StayingSession(AIOHTTPSession):
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            return SimpleNamespace(request=functools.partial(session.request, allow_redirects=False))
+
+        async def send(self, request: Any) -> Any:
+            response = await super().send(request)
+            if 300 <= response.status_code < 400 and "location" in response.headers:
+                raise RedirectRefused
+            return response
+
+    return StayingSession
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from infra.campaigns import CampaignStore, create_object, location, read_object
 from infra.tables import key_of
 from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
+from opid_core.reading import parse_json
 
 _FAILED = "failed"
 _FIELDS = {True: {"reason": str, "at": str}, False: {"made_from": dict, "result": dict}}
@@ -95,7 +96,7 @@ def read_record(store: CampaignStore, path: str) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except ValueError as error:
         raise DataError(f"{location(store, path)}: not valid JSON: {error}") from None
     checksum = value.pop("checksum", None) if isinstance(value, dict) else None

@@ -78,7 +78,7 @@ def read_table(store: CampaignStore, record: FileRecord) -> pa.Table:
 def read_file(store: CampaignStore, record: FileRecord) -> bytes:
     """The bytes of a file. Raises DataError that names it where it is missing or damaged."""
     address = store.address(record.path)
-    data = read(address)
+    data = read(address, record.size)
     found = None if data is None else (len(data), hashlib.sha256(data).hexdigest())
     check_object(address, record, found)
     assert data is not None

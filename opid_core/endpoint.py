@@ -20,6 +20,7 @@ import httpx2
 from opid_core import proxies
 from opid_core.config import LlmConfig
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
+from opid_core.reading import ACCEPTED, body_of, parse_json
 
 Message = Mapping[str, str]
 
@@ -28,6 +29,9 @@ MAX_REPLY_CHARS = 200_000
 _SHOWN_CHARS = 300
 _MIN_SECRET_CHARS = 8
 """A shorter key ("EMPTY", as local servers take it) is no secret, and may be a word of the text."""
+_MASK = r"(?:\*{2,}|\.{3,}|…|•+)"
+_OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+"""Headers of the body as it was sent."""
 _ABOUT_SCHEMA = re.compile(r"response_format|json_schema|structured|guided|grammar", re.IGNORECASE)
 _ABOUT_SEED = re.compile(r"\bseed\b", re.IGNORECASE)
 
@@ -175,14 +179,12 @@ class Endpoint:
         return self._shown(message if isinstance(message, str) else response.text)
 
     def _shown(self, text: str) -> str:
-        text = " ".join(self._clean(text).split())
+        text = " ".join(without_masked_key(self._clean(text)[: 4 * _SHOWN_CHARS], self._key).split())
         return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]} ..."
 
     def _clean(self, text: str) -> str:
         """`text` as valid Unicode without the key."""
-        if len(self._key) >= _MIN_SECRET_CHARS:
-            text = text.replace(self._key, "[key]")
-        return well_formed(text)
+        return well_formed(without_key(text, self._key))
 
 
 def api_key(config: LlmConfig) -> str:
@@ -224,6 +226,32 @@ def check_endpoint(config: LlmConfig, **options: Any) -> None:
         raise ConfigError(f"endpoint {config.base_url}: {fault}") from None
 
 
+def without_key(text: str, key: str) -> str:
+    """`text` with `[key]` for the key and for every part of it of 8 characters or more."""
+    if len(key) < _MIN_SECRET_CHARS:
+        return text
+    parts = {key[start : start + _MIN_SECRET_CHARS] for start in range(len(key) - _MIN_SECRET_CHARS + 1)}
+    shown, start = [], 0
+    while start < len(text):
+        end = start
+        while text[end : end + _MIN_SECRET_CHARS] in parts:
+            end += 1
+        if end > start:
+            end += _MIN_SECRET_CHARS - 1
+        shown.append("[key]" if end > start else text[start])
+        start = max(end, start + 1)
+    return "".join(shown)
+
+
+def without_masked_key(text: str, key: str) -> str:
+    """`text` with `[key]` for words with the key's first or last 4 characters and a mask ("sk-a***wxyz"), as endpoints
+    name a key that they refuse. Takes time with the square of the text's length."""
+    if len(key) < _MIN_SECRET_CHARS:
+        return text
+    begun, ended = re.escape(key[:4]), re.escape(key[-4:])
+    return re.sub(rf"{begun}[^\s\"']*{_MASK}[^\s\"']*|{_MASK}[^\s\"']*{ended}", "[key]", text)
+
+
 def well_formed(text: str) -> str:
     """`text` with U+FFFD for each lone surrogate: JSON can spell them, UTF-8 and Parquet cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -238,14 +266,26 @@ class _Client(httpx2.AsyncClient):
         self._limit_s = limit_s
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        request.headers.update(ACCEPTED)
         try:
             async with asyncio.timeout(self._limit_s):
-                response = await super().send(request, **options)
+                response = await super().send(request, **{**options, "stream": True})
+                content = await _content(response)
         except TimeoutError:
             raise httpx2.ReadTimeout("out of time", request=request) from None
-        if response.status_code == 200 and _completion(response.content) is None:
-            return httpx2.Response(502, content=response.content, request=request, extensions={"in_place_of": 200})
-        return response
+        made: dict[str, Any] = {"content": content, "request": request}
+        if response.status_code == 200 and _completion(content) is None:
+            return httpx2.Response(502, extensions={"in_place_of": 200}, **made)
+        headers = [(name, value) for name, value in response.headers.items() if name.lower() not in _OF_THE_BODY]
+        return httpx2.Response(response.status_code, headers=headers, **made)
+
+
+async def _content(response: httpx2.Response) -> bytes:
+    """The body of an answer, or in its place why that is not read."""
+    try:
+        return await body_of(response)
+    except OSError as error:
+        return f"a reply that cannot be used: {error.strerror}".encode()
 
 
 def _completion(content: bytes) -> dict[str, Any] | None:
@@ -258,8 +298,8 @@ def _completion(content: bytes) -> dict[str, Any] | None:
 
 def _json(content: bytes) -> Any:
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json(content)
+    except json.JSONDecodeError:
         return None
 
 

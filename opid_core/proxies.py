@@ -4,6 +4,7 @@ machine never go through a proxy, and elsewhere the one that a request goes thro
 from __future__ import annotations
 
 import os
+import re
 import urllib.request
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ def check(url: str) -> None:
     if unusable is not None:
         name, proxy, problem = unusable
         raise ConfigError(
-            f"{_shown(url)} would be asked through a proxy, and {_shown(proxy)} of {name} cannot be used: {problem}; "
+            f"{shown(url)} would be asked through a proxy, and {_shown(proxy)} of {name} cannot be used: {problem}; "
             "set another one, unset it, or put the host into NO_PROXY"
         )
 
@@ -80,7 +81,12 @@ def _problem(proxy: str) -> str | None:
     return None
 
 
+def shown(text: str) -> str:
+    """`text`, in whose addresses neither user and password nor a query stand: keys are kept in all of these."""
+    text = re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]*", r"\1***", text)
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
 def _shown(proxy: str) -> str:
-    """`proxy` without its password."""
-    address, at, host = proxy.rpartition("@")
-    return f"{address.partition('://')[0]}://***@{host}" if at else proxy
+    """`proxy`, which may lack its scheme, as `shown`."""
+    return proxy if "@" not in proxy else shown(proxy if "://" in proxy else f"http://{proxy}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from opid_core.errors import DataError
+from opid_core.reading import lines_of, parse_json, read_text
 
 TaskType = Literal[
     "pick_and_place_simple",
@@ -46,7 +47,7 @@ def read_pack(path: str | Path, malformed: list[str] | None = None) -> Iterator[
     seen: dict[str, int] = {}
     try:
         with open_text(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines_of(lines), start=1):
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
@@ -61,13 +62,13 @@ def read_pack(path: str | Path, malformed: list[str] | None = None) -> Iterator[
                     raise DataError(f"{where}, field path: {game.game_id!r} is already on line {seen[game.game_id]}")
                 seen[game.game_id] = number
                 yield game
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read after {len(seen)} games: {error}") from None
 
 
 def _game_of_line(line: str, where: str) -> Game:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     return _game(entry, where)
@@ -143,9 +144,11 @@ def _game_of_file(file: Path) -> Game | str:
 
 def _json_object(file: Path) -> dict:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(read_text(file))
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise DataError(f"{file}: expected a JSON object, got {type(data).__name__}")
     return data

@@ -14,6 +14,7 @@ from pathlib import Path
 from envs.search_qa.text import normalize_answer
 from opid_core.errors import ConfigError, DataError
 from opid_core.local_paths import local_path
+from opid_core.reading import lines_of, parse_json
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,12 @@ def _json_lines(file: Path) -> Iterator[tuple[int, str, dict]]:
     number = 0
     try:
         with open_text(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines_of(lines), start=1):
                 if not line.strip():
                     continue
                 where = f"{file}, line {number}"
                 try:
-                    entry = json.loads(line.rstrip())
+                    entry = parse_json(line.rstrip())
                 except json.JSONDecodeError as error:
                     raise DataError(f"{where}, column {error.colno}: not valid JSON: {error.msg}") from None
                 if not isinstance(entry, dict):

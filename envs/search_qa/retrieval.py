@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from envs.search_qa.engines import Bm25Engine, Corpus, DenseEngine, Engine, Pass
 from envs.search_qa.generator import GeneratorOptions, make_world
 from opid_core import proxies
 from opid_core.errors import ConfigError, DataError, InfrastructureError
+from opid_core.reading import ACCEPTED, body_of, parse_json
 from opid_core.sections import Section
 
 FIRST_PAUSE_S = 0.5
@@ -85,14 +86,17 @@ class SearchClient:
     ) -> None:
         proxies.check(url)
         self._url = url
-        self._shown = re.sub(r"//[^/@]*@", "//***@", url)
+        self._shown = proxies.shown(url)
         self._max_retries = max_retries
         self._single_query = single_query
         self._sleep = sleep
         token = os.environ.get(TOKEN_VARIABLE)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # As many connections as there are episodes that search: none waits for another's.
-        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
+        self._client = httpx.AsyncClient(
+            headers={**ACCEPTED, **headers}, timeout=None, limits=httpx.Limits(max_connections=None)
+        )
+        self._timeout_s = timeout_s
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """At most `top_k` passages for each query, best first."""
@@ -120,18 +124,27 @@ class SearchClient:
 
     async def _post_once(self, request: dict[str, Any]) -> object:
         try:
-            response = await self._client.post(self._url, json=request)
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream("POST", self._url, json=request) as response,
+            ):
+                body = await body_of(response)
+        except TimeoutError:
+            raise _NoAnswer(f"ReadTimeout{proxies.through(self._url)}: {self._timeout_s:g} s") from None
         except httpx.RequestError as error:
             raise _NoAnswer(f"{type(error).__name__}{proxies.through(self._url)}: {error}") from None
-        status = f"status {response.status_code}: {response.text[:200]}"
+        except OSError as error:
+            raise DataError(f"{self._shown}: the reply cannot be used: {error.strerror}") from None
+        start = body[:200].decode("utf-8", "replace")
+        status = f"status {response.status_code}: {start}"
         if response.status_code == 429 or response.status_code >= 500:
             raise _NoAnswer(status)
         if response.status_code != 200:
             raise DataError(f"{self._shown}: the server refuses the request, {status}")
         try:
-            return response.json()
-        except ValueError:
-            raise DataError(f"{self._shown}: the reply is not JSON: {response.text[:200]!r}") from None
+            return parse_json(body)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self._shown}: the reply is not JSON: {error.msg}: {start!r}") from None
 
     def _passages(self, reply: object, expected: int) -> list[list[Passage]]:
         """The passages of a reply to `expected` queries, with scores (document and score) or without."""

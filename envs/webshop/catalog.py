@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from envs.cache import Records, cached_folder, load_array, write_records
 from opid_core.errors import ConfigError, DataError
 from opid_core.local_paths import local_path
+from opid_core.reading import MAX_BYTES, parse_json, read_text
 
 DEFAULT_PRICE = 100.0
 """A product without a price costs this, in dollars."""
@@ -27,6 +29,8 @@ _MOST_COMBINATIONS = 1_000_000
 _COLUMNS = ("asins", "categories", "price_ranges", "synthetic_goals", "human_goals")
 _CHUNK_CHARACTERS = 1 << 20
 _LONGEST_LITERAL = 10
+_MAX_FILE_BYTES = 1 << 30
+"""Of a file that is read whole: the instructions of 1.2 million products."""
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -332,7 +336,7 @@ def _characters(text: str, where: str) -> str:
 
 def _json_file(path: Path, expected: type) -> Any:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_text(path, _MAX_FILE_BYTES), _MAX_FILE_BYTES)
     except ValueError as error:
         raise DataError(f"{path}: not valid JSON: {error}") from None
     except OSError as error:
@@ -355,7 +359,9 @@ def _array_entries(path: Path) -> Iterator[Any]:
             while True:
                 start = _after_white_space(text, position)
                 if text.startswith("]", start):
-                    if text[start + 1 :].strip() or file.read().strip():
+                    if text[start + 1 :].strip() or any(
+                        map(str.strip, iter(partial(file.read, _CHUNK_CHARACTERS), ""))
+                    ):
                         raise DataError(f"{path}: more follows the end of its JSON array")
                     return
                 if index >= 0 and text.startswith(",", start):
@@ -364,10 +370,12 @@ def _array_entries(path: Path) -> Iterator[Any]:
                     raise DataError(f"{path}, entry {index + 1}: not valid JSON: expected ',' or ']' before it")
                 try:
                     entry, position = decoder.raw_decode(text, start)
+                except RecursionError:
+                    raise DataError(f"{path}, entry {index + 1}: not valid JSON: nested too deeply") from None
                 except json.JSONDecodeError as error:
                     cut_off = error.msg.startswith("Unterminated") or error.pos > len(text) - _LONGEST_LITERAL
                     more = file.read(_CHUNK_CHARACTERS) if cut_off else ""
-                    if not more:
+                    if not more or len(text) > MAX_BYTES:
                         raise DataError(f"{path}, entry {index + 1}: not valid JSON: {error.msg}") from None
                     text, position = text[position:] + more, 0
                     continue

@@ -13,10 +13,11 @@ from envs.base import describe_validation_error, validate_options
 from opid_core.config.campaign import CampaignConfig
 from opid_core.config.episodes import EnvironmentConfig
 from opid_core.config.presets import merge
-from opid_core.config.strict_yaml import parse_yaml
+from opid_core.config.strict_yaml import MAX_YAML_BYTES, parse_yaml
 from opid_core.errors import ConfigError
 from opid_core.learning import methods
 from opid_core.local_paths import local_path
+from opid_core.reading import read_text
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
@@ -36,7 +37,7 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
     if path.resolve() in extending:
         raise ConfigError(f"{path}: extends: the files extend each other in a circle")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, MAX_YAML_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,10 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
+MAX_YAML_BYTES = 1 << 18
+"""Of a config file (256 KiB): the longest that come with OPID have 3."""
+MAX_NODES = 10_000
+
 _OCTAL = re.compile(r"[-+]?0[0-9_]+")
 _SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?")
 
@@ -42,5 +46,31 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain data of a YAML text. Raises yaml.YAMLError that tells the line."""
-    return yaml.load(text, _Loader)
+    """The plain data of a YAML text. Raises yaml.YAMLError that tells the line, also where aliases stand for more than
+    `MAX_NODES` values, or values are nested too deeply."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values `node` stands for, aliases counted as often as they are used; `counts` are those known already.
+
+    Twenty lines of lists that name each other can stand for more than any memory holds.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = MAX_NODES  # of an alias that is part of what it stands for: without end
+        inner = () if isinstance(node, yaml.ScalarNode) else node.value
+        parts = (part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,)))
+        counts[id(node)] = 1 + sum(_count(part, counts) for part in parts)
+        if counts[id(node)] > MAX_NODES:
+            raise ConstructorError(None, None, f"stands for more than {MAX_NODES} values", node.start_mark)
+    return counts[id(node)]

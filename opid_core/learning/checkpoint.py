@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import shutil
 import tempfile
 import zipfile
@@ -108,7 +109,8 @@ def _numbers_only(folder: Path) -> Iterator[None]:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             yield
     except pickle.UnpicklingError as error:
-        what = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = named[1] if named else "no tensors"
         raise DataError(f"{folder}: holds what no learner saves ({what}); {WHAT_TO_DO}") from None
     finally:
         os.environ.pop(name)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from envs.base import Task
 from opid_core.errors import ConfigError
 from opid_core.local_paths import local_path
+from opid_core.reading import read_text
 from opid_core.skills.replies import clean_skill
 
 
@@ -17,9 +18,11 @@ def load_skill_bank(path: str | Path) -> dict[str, str]:
     """The skills of a bank, a JSON object of texts by task type. Raises ConfigError that names the file and the task
     type."""
     try:
-        texts = TypeAdapter(dict[str, str]).validate_json(local_path(path, "skill_bank").read_bytes(), strict=True)
+        texts = TypeAdapter(dict[str, str]).validate_json(read_text(local_path(path, "skill_bank")), strict=True)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the skill bank: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot read the skill bank: not UTF-8 text ({error.reason})") from None
     except ValidationError as error:
         problem = error.errors()[0]
         at = "".join(f" of task type {part!r}" for part in problem["loc"])

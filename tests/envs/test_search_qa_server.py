@@ -23,6 +23,7 @@ from envs.search_qa.engines import Bm25Engine, Corpus, Passage
 from envs.search_qa.retrieval import SearchClient
 from envs.search_qa.server import create_app, main
 from opid_core.errors import ConfigError, DataError, InfrastructureError
+from opid_core.reading import MAX_BYTES
 
 PASSAGES = [("a", '"Cats"\ncats drink milk'), ("b", '"Dogs"\ndogs chase cats'), ("c", '"Rain"\nwater falls')]
 FOUND = {"result": [[{"document": {"id": "a", "contents": "one"}, "score": 2}]]}
@@ -188,7 +189,9 @@ def test_nobody_there_and_a_time_out_are_outages():
     ("status", "body", "message"),
     [
         (404, "not here", "the server refuses the request, status 404: not here"),
-        (200, "<html>", "the reply is not JSON: '<html>'"),
+        (200, "<html>", "the reply is not JSON: Expecting value: '<html>'"),
+        (200, "[" * 1000, "the reply is not JSON: nested deeper than 100"),
+        (200, " " * (MAX_BYTES + 1), "the reply cannot be used: longer than"),
         (200, [], "field result: expected a list of 1 lists of passages"),
         (200, {"result": []}, "field result: expected a list of 1 lists of passages"),
         (200, {"result": [[], []]}, "field result: expected a list of 1 lists of passages"),
@@ -208,7 +211,7 @@ def test_an_answer_of_another_form_is_no_result(status, body, message):
 
 
 def test_a_password_in_the_address_stays_unseen():
-    url = closed_address().replace("//", "//user:secret@")
+    url = closed_address().replace("//", "//user:secret@") + "?key=secret"
     with pytest.raises(InfrastructureError) as caught:
         result_of(SearchClient(url, max_retries=0).search(["x"], 3))
     assert "secret" not in str(caught.value)

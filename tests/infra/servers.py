@@ -100,6 +100,28 @@ def overwriting() -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def answering(status: int, body: bytes, headers: Mapping[str, str] = {}) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers every request alike, and what it was asked. With a header `Connection: close` it does not
+    announce the body's length."""
+    asked: list[str] = []
+
+    class Answering(_Handler):
+        def respond(self) -> None:
+            self.body()
+            asked.append(f"{self.command} {self.path}")
+            if "Connection" not in headers:
+                self.answer(status, body, headers)
+                return
+            self.send_response(status)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(body)
+
+    with _serving(Answering) as url:
+        yield url, asked
+
+
 class Proxy:
     """What a proxy saw, and what it shall do to the next requests."""
 

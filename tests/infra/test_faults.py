@@ -9,9 +9,9 @@ import pytest
 from infra import objects, s3_objects
 from infra.objects import address_of, create_only, read
 from infra.store import check_writable, commit, find_campaign, manifests, open_campaign, write_table
-from opid_core.errors import ConfigError, InfrastructureError, OpidError
+from opid_core.errors import ConfigError, DataError, InfrastructureError, OpidError
 from tests.factories import CONFIG, make_chain, make_manifest, scores_table
-from tests.infra.servers import failing, keeping, overwriting
+from tests.infra.servers import answering, failing, keeping, overwriting
 
 KEY, SECRET, TOKEN = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY", "FwoGZXIvYXdzEXAMPLETOKEN"
 
@@ -117,6 +117,44 @@ def test_a_server_that_is_away_or_silent(credentials, monkeypatch):
         s3_objects.forget_connections()
         with pytest.raises(InfrastructureError, match=r"s3://bucket/x: cannot be read: .* \(ReadTimeoutError\)"):
             read(address_of("s3://bucket/x", url))
+
+
+@pytest.mark.parametrize("token", ["", "<NextContinuationToken>again</NextContinuationToken>"])
+def test_a_listing_that_never_ends_is_a_fault(credentials, token):
+    credentials(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
+    entry = "<Contents><Key>x/a</Key><LastModified>2026-01-01T00:00:00Z</LastModified><Size>1</Size></Contents>"
+    page = f"<ListBucketResult><IsTruncated>true</IsTruncated>{token}{entry}</ListBucketResult>"
+    with answering(200, page.encode(), {"Content-Type": "application/xml"}) as (url, asked):
+        with pytest.raises(InfrastructureError, match=r"s3://bucket/x: cannot be listed: .* repeats itself"):
+            objects.list_objects(address_of("s3://bucket/x", url))
+        assert len(asked) == (2 if token else 1)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_to_another_host_is_not_followed(credentials, status):
+    credentials(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_MAX_ATTEMPTS="1")
+    with answering(200, b"theirs") as (elsewhere, asked), answering(status, b"", {"Location": elsewhere}) as (url, _):
+        for call in (read, objects.list_objects, lambda address: create_only(address, b"ours")):
+            with pytest.raises(InfrastructureError, match=r"s3://bucket/x: cannot be .* \(RedirectRefused\)"):
+                call(address_of("s3://bucket/x", url))
+        assert asked == []
+
+
+def test_a_body_without_a_length_may_have_been_cut(credentials):
+    credentials(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
+    with (
+        answering(200, b"half", {"Connection": "close"}) as (url, _),
+        pytest.raises(InfrastructureError, match="s3://bucket/x: cannot be read: the answer was cut after 4 bytes"),
+    ):
+        read(address_of("s3://bucket/x", url))
+
+
+def test_no_more_is_read_of_an_object_than_may_stand_there(root):
+    address = address_of(root.address, root.endpoint_url) / "object"
+    create_only(address, b"12345")
+    assert read(address, 5) == b"12345"
+    with pytest.raises(DataError, match=f"{address}: longer than the 4 bytes"):
+        read(address, 4)
 
 
 def test_a_server_that_overwrites_what_exists_is_refused(credentials):

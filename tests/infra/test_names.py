@@ -14,6 +14,7 @@ from flows.cli.export import write_export
 from flows.reports.campaign import write_report
 from infra import manifest as manifest_module
 from infra import stages
+from infra.lease import status
 from infra.manifest import FileRecord, FolderRecord, Manifest, to_bytes
 from infra.names import check_name, path_below
 from infra.store import (
@@ -26,12 +27,15 @@ from infra.store import (
     open_campaign,
     orphans,
     prune_states,
+    pruned,
     put_object,
+    read_config,
     read_table,
     standing,
     verify,
 )
 from opid_core.errors import ConfigError, DataError
+from opid_core.reading import MAX_BYTES
 from tests.factories import CONFIG, all_files, make_chain, make_manifest
 
 FUTURE = -3600.0
@@ -185,6 +189,23 @@ def test_a_stage_record_without_its_fields_is_refused(local, record):
     for use in (lambda: stages.recorded(local, 0, 0, "rollout", {}), lambda: orphans(local, FUTURE)):
         with pytest.raises(DataError, match=r"rollout\.json"):
             use()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, " " * (MAX_BYTES + 1)], ids=["deep", "long"])
+@pytest.mark.parametrize(
+    ("path", "use"),
+    [
+        ("config.json", read_config),
+        ("_commits/000000.json", manifests),
+        ("_pruned/000000.json", pruned),
+        ("_stages/000000/000/rollout.json", lambda store: stages.recorded(store, 0, 0, "rollout", {})),
+        ("_lease/000001.json", status),
+    ],
+)
+def test_a_record_without_bounds_is_refused_by_name(local, path, use, text):
+    put_object(local, path, text.encode())
+    with pytest.raises(DataError, match=path):
+        use(local)
 
 
 # Symbolic links

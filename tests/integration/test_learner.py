@@ -293,7 +293,7 @@ def test_a_state_that_would_run_something_is_refused(make_learner, samples, tmp_
         file = tmp_path / "saved" / "state" / name
         whole = file.read_bytes()
         torch.save({"module": Runs(str(tmp_path / "ran"))}, file)
-        with pytest.raises(DataError, match=r"saved: holds what no learner saves \(.*mkdir.*\); `opid verify`"):
+        with pytest.raises(DataError, match=r"saved: holds what no learner saves \(\w+\.mkdir\); `opid verify`"):
             make_learner(state=tmp_path / "saved")
         file.write_bytes(whole)
     assert not (tmp_path / "ran").exists()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import codecs
 import functools
-import json
 from collections.abc import Sequence
 
 from infra.manifest import FolderRecord, Manifest
 from infra.store import CampaignStore, read_file
+from opid_core.reading import parse_json
 
 
 class ByteTokenizer:
@@ -59,7 +59,7 @@ def stored_tokenizer(store: CampaignStore, manifest: Manifest) -> ByteTokenizer 
     data = tokenizer_json(store, manifest.policy)
     if data is None:
         return f"the policy folder {manifest.policy.uri} holds no tokenizer.json"
-    decoder = json.loads(data).get("decoder") or {}
+    decoder = parse_json(data, len(data)).get("decoder") or {}
     if "ByteLevel" not in {decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", []))}:
         return f"{path} is no byte-level tokenizer (its decoder is {decoder.get('type')})"
     return ByteTokenizer(data)

@@ -14,6 +14,7 @@ from typing import Protocol
 from opid_core.config import AnalyzerConfig
 from opid_core.endpoint import ChatCompletion, Endpoint, NoCompletion, Usage, api_key
 from opid_core.errors import AnalyzerReplyError, DataError
+from opid_core.reading import parse_json
 from opid_core.samples import Samples
 from opid_core.skills.analyzers.messages import MAP, TOLD, Prompt, ask_again, build_prompt, reply_schema
 from opid_core.skills.replies import Analysis, Reply, clean_skill, parse_reply, select_step_skills
@@ -145,7 +146,7 @@ def _read(completion: ChatCompletion) -> Reply:
 
 def _replayed(kept: str, key: str, prompt: Prompt, config: AnalyzerConfig) -> Analysis:
     try:
-        taken = json.loads(kept)
+        taken = parse_json(kept)
         return replace(_usable(parse_reply(str(taken["raw_reply"])), prompt, config, **taken), replayed=True)
     except (ValueError, TypeError, KeyError, AnalyzerReplyError) as error:
         raise DataError(f"kept analysis {key}: cannot be read ({error}); delete it") from None

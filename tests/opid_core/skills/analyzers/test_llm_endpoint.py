@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opid_core.config import LlmConfig
-from opid_core.endpoint import check_endpoint
+from opid_core.endpoint import check_endpoint, without_key
 from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.reading import MAX_BYTES
 from opid_core.skills.analyzers import llm
 from tests.chat_server import KEY, Answer
 from tests.opid_core.skills.analyzers.asked import GOOD, analysis_of, config, episode
@@ -147,6 +152,27 @@ def test_an_endpoint_with_another_name_for_the_limit(server):
     assert server.requests[1]["max_completion_tokens"] == 4096
 
 
+# Sizes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("encoding", ["identity", "gzip", "zstd", "gzip, gzip"])
+def test_a_reply_without_bounds_is_no_reply(server, status, encoding):
+    body = b" " * (MAX_BYTES + 1)  # in gzip 16 KiB
+    headers = {} if encoding == "identity" else {"Content-Encoding": encoding}
+    server.answers = [Answer(status, body=gzip.compress(body) if "gzip" in encoding else body, headers=headers)]
+    error = analysis_of(server).error
+    assert error is not None
+    assert f"HTTP {status}" in error
+    assert ("an encoding that was not asked for" if encoding in ("zstd", "gzip, gzip") else "longer than") in error
+
+
+def test_a_reply_in_gzip_is_understood(server):
+    body = json.dumps({"choices": [{"message": {"content": GOOD}}]}).encode()
+    server.answers = [Answer(body=gzip.compress(body), headers={"Content-Encoding": "gzip"})]
+    assert analysis_of(server).episode_skill == "look first"
+
+
 # Keys --------------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +185,24 @@ def test_the_key_is_in_nothing_that_is_recorded(server):
     assert analysis_of(server).error == "HTTP 500: <pre>[key]</pre> (1 retries)"
     server.answers = [Answer(content=f'{{"episode_skill": "the key is {KEY}"}}')]
     assert KEY not in repr(analysis_of(server))
+
+
+def test_a_part_of_the_key_is_not_recorded_either(server):
+    for echo in (KEY[:8], KEY[3:20], f"{KEY[:4]}...{KEY[-4:]}", f"{KEY[:7]}*****", f"'****{KEY[-4:]}'"):
+        server.answers = [Answer(400, f"bad key {echo}, sorry")]
+        error = analysis_of(server).error
+        assert error is not None
+        assert "[key]" in error
+        assert not any(KEY[start : start + 4] in error for start in range(len(KEY) - 3)), error
+    server.answers = [Answer(400, "skip this... and sk- too")]
+    assert analysis_of(server).error == "the endpoint refused the request: HTTP 400: skip this... and sk- too"
+
+
+@given(st.text(st.sampled_from("ab-x "), max_size=60), st.text(st.sampled_from("ab-x"), min_size=8, max_size=20))
+def test_no_eight_characters_of_a_key_are_left(text, key):
+    left = without_key(text, key)
+    assert not any(key[start : start + 8] in left for start in range(len(key) - 7))
+    assert left == text or "[key]" in left
 
 
 def test_a_key_that_is_missing_or_no_key(server, monkeypatch):
