@@ -6,6 +6,7 @@ import hashlib
 import io
 import secrets
 import time
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,15 +40,9 @@ def write_table(store: CampaignStore, name: str, iteration: int, attempt: str, t
     # Token ids without a dictionary: half the time and 15% fewer bytes, because prompts repeat in long runs of ids.
     texts = [f.name for f in table.schema if not pa.types.is_list(f.type)]
     texts += [f"{f.name}.list.element" for f in table.schema if f.type == pa.list_(pa.string())]
+    encodings: dict[str, Any] = {"use_byte_stream_split": floats or False, "use_dictionary": texts}
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        compression_level=1,
-        use_byte_stream_split=floats or False,
-        use_dictionary=texts,
-    )
+    pq.write_table(table, sink, compression="zstd", compression_level=1, **encodings)
     data = sink.getvalue()
     path = f"{name}/iteration={key_of(iteration)}/{attempt}/part-0.parquet"
     sha256 = hashlib.sha256(data).hexdigest()

@@ -72,9 +72,7 @@ class Learner:
         config, policy_dir = self.config, self._policy_dir
         torch.manual_seed(seed)
         try:
-            self._policy: PreTrainedModel = load_model(
-                policy_dir, getattr(torch, config.dtype), use_safetensors=True
-            )
+            self._policy: PreTrainedModel = load_model(policy_dir, getattr(torch, config.dtype), use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"policy: {policy_dir} cannot be loaded: {error}") from error
         self._shapes = {name: list(parameter.shape) for name, parameter in self._policy.named_parameters()}

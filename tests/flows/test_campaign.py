@@ -117,10 +117,10 @@ def test_records_that_cannot_be_used_cost_no_attempt(run):
 
 
 def test_records_that_cannot_be_used_cost_attempts_where_the_store_cannot_be_written(run):
-    """The folder of the iteration's records leads nowhere: nothing is there to read, and nothing can be made there."""
+    """Where the iteration's records belong stands a file: nothing is there to read, and nothing can be made there."""
     records = Path(location(run.store, "_stages/000003"))
     records.parent.mkdir()
-    records.symlink_to(records.with_name("nowhere") / "deep")
+    records.touch()
     result, attempts, notes = attempt_all(run, *[AttemptUnusable("damaged")] * 3)
     assert isinstance(result, AttemptUnusable)
     assert attempts == [0, 0]
@@ -141,17 +141,22 @@ def test_a_lost_lease_leaves_the_attempt_to_the_new_holder(run):
     assert reasons(run) == []
 
 
-def test_a_store_that_is_away_when_the_attempts_are_counted_costs_attempts(run):
-    """The folder of the records is a link to itself: every look at it is a fault of the disk, until it is mended."""
-    records = Path(location(run.store, "_stages"))
-    records.symlink_to(records)
+def test_a_store_that_is_away_when_the_attempts_are_counted_costs_attempts(run, monkeypatch):
+    away, read_object = [InfrastructureError("the disk is away")], stages.read_object
+
+    def read(*given: Any, **named: Any) -> Any:
+        if away:
+            raise away[0]
+        return read_object(*given, **named)
+
+    monkeypatch.setattr(stages, "read_object", read)
     result, attempts, notes = attempt_all(run, "never")
     assert isinstance(result, InfrastructureError)
     assert attempts == []
     told = f"3: no attempt could begin: InfrastructureError: {result}"
     assert [note for note in notes if note.startswith("3: ")] == [told] * 2
 
-    stop = progress.listen(lambda event: records.unlink(missing_ok=True) if event.event == "given up" else None)
+    stop = progress.listen(lambda event: away.clear() if event.event == "given up" else None)
     try:
         assert attempt_all(run, "manifest")[:2] == ("manifest", [0])
     finally:
