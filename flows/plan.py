@@ -15,9 +15,9 @@ from rich.table import Table
 
 from envs.base import Environment, PromptParts, result_of
 from flows import memory
+from flows.prefect_api import check_api
 from flows.reports.formatting import say
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
-from opid_core import proxies
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError
 from opid_core.policies import load_tokenizer
@@ -56,7 +56,8 @@ def check_all_but_space(config: CampaignConfig) -> None:
     if config.tracking.wandb_project is not None:
         require_wandb()
     check_own(config.gates)
-    _check_prefect_api()
+    if url := os.environ.get("PREFECT_API_URL"):
+        check_api(url)
 
 
 def _first_prompts(config: CampaignConfig, environment: Environment) -> list[PromptParts]:
@@ -147,22 +148,6 @@ def check_new_file(out: Path) -> None:
         raise ConfigError(f"--out: {out} exists already; name a new file")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: {out.parent} is no folder")
-
-
-def _check_prefect_api() -> None:
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return
-    import httpx
-
-    proxies.check(url)
-    try:
-        httpx.get(f"{url.rstrip('/')}/health", timeout=5.0).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ConfigError(
-            f"PREFECT_API_URL={url}: no healthy Prefect server there{proxies.through(url)} ({error}); start it, or "
-            "unset the variable: the command then starts a server of its own"
-        ) from None
 
 
 def largest_panel(config: CampaignConfig) -> int:

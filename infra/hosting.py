@@ -1,7 +1,8 @@
 """Objects that live in processes of their own: made there once, called from here, killed when they hang or fail.
 
 A group has one process, or several that torchrun started; each holds its own object, and every call runs on all of
-them together. The parent and each process talk over a socket in a private folder.
+them together. The parent and each process talk over a pair of connected sockets that nobody else can reach: they have
+no name, and the parent hands the process its end.
 """
 
 from __future__ import annotations
@@ -58,17 +59,19 @@ class HostedGroup:
         self._start_timeout_s = start_timeout_s
         self._creation = (factory, *arguments), named
         self._folder = make_scratch_folder()
-        self._connections: list[Connection] = []
+        self._is_connected = False
         self._begun = False
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._folder / "socket"))
-        self._listener.listen(ranks)
         command = [sys.executable, "-m", "infra.hosting", str(self._folder)]
         if ranks > 1:
             torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "0"]
             command = [sys.executable, "-m", *torchrun, "-m", "infra.hosting", str(self._folder)]
         own_env = {**(env or {}), "TMPDIR": str(self._folder)}  # what a killed process leaves goes with the folder
-        self._process = processes.start(command, self._folder / "start.log", own_env)
+        # Torchrun hands its ranks its standard input and no other descriptor: each takes one message from there, and
+        # with the message its end of a pair.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            self._connections = [_handed_out(ours) for _ in range(ranks)]
+            self._process = processes.start(command, self._folder / "start.log", own_env, stdin=theirs.fileno())
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -102,9 +105,8 @@ class HostedGroup:
     def kill(self) -> None:
         """End the processes and forget them; safe to call twice."""
         processes.kill(self._process)
-        for connection in (self._listener, *self._connections):
+        for connection in self._connections:
             connection.close()
-        self._connections = []
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @contextmanager
@@ -117,23 +119,23 @@ class HostedGroup:
 
     def _connect(self) -> None:
         """Wait until every process has started and plugged itself in."""
-        self._listener.settimeout(0.2)
         deadline_s = time.monotonic() + self._start_timeout_s
         connections: dict[int, Connection] = {}
         while len(connections) < self._ranks:
+            is_late, is_gone = time.monotonic() > deadline_s, False
+            ready = wait([c for c in self._connections if c not in connections.values()], timeout=0.2)
             try:
-                accepted, _ = self._listener.accept()
-            except TimeoutError:
-                code = self._process.poll()
-                if code is None and time.monotonic() < deadline_s:
-                    continue
-                what = f"within {self._start_timeout_s:g} s" if code is None else f"({_exit(code)})"
+                for connection in ready:
+                    assert isinstance(connection, Connection)
+                    connections[connection.recv()] = connection
+            except (EOFError, OSError):  # the process of this end is gone
+                is_gone = True
+            if is_gone or (is_late and len(connections) < self._ranks):
+                how = self._end() or (f" within {self._start_timeout_s:g} s" if is_late else "")
                 log = processes.last_lines(self._folder / "start.log")
-                raise InfrastructureError(f"the {self.name} did not start {what}; its last lines:\n{log}") from None
-            accepted.setblocking(True)
-            connection = Connection(accepted.detach())
-            connections[connection.recv()] = connection
+                raise InfrastructureError(f"the {self.name} did not start{how}; its last lines:\n{log}")
         self._connections = [connections[rank] for rank in range(self._ranks)]
+        self._is_connected = True
 
     def _ask(
         self,
@@ -143,7 +145,7 @@ class HostedGroup:
         on_progress: Callable[..., None] | None = None,
     ) -> None:
         """Send a call to every process; the first one makes the objects first."""
-        if not self._connections:
+        if not self._is_connected:
             self._connect()
             self._ask("__init__", *self._creation)
             self._answers()
@@ -180,15 +182,18 @@ class HostedGroup:
             _raise(self.name, min(failures), *failures[min(failures)])
         return results[0]
 
-    def _died(self, rank: int) -> NoReturn:
+    def _end(self) -> str:
+        """How the process that the parent started has ended; empty where it lives on."""
         try:
             code = self._process.wait(2.0)
         except subprocess.TimeoutExpired:
-            code = None
-        how = "" if code is None else f" ({_exit(code)})"
+            return ""
+        return f" (exit code {code})" if code >= 0 else f" (killed by {signal.Signals(-code).name})"
+
+    def _died(self, rank: int) -> NoReturn:
         which = f" on rank {rank} of {len(self._connections)}" if len(self._connections) > 1 else ""
         raise InfrastructureError(
-            f"the {self.name}{which} died{how}; its last lines:\n"
+            f"the {self.name}{which} died{self._end()}; its last lines:\n"
             f"{processes.last_lines(self._folder / f'rank-{rank}.log')}"
         )
 
@@ -208,8 +213,12 @@ def receive(connection: Connection) -> Any:
     return pickle.loads(head, buffers=[connection.recv_bytes() for _ in range(buffers)])
 
 
-def _exit(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+def _handed_out(plugs: socket.socket) -> Connection:
+    """This end of a new pair of connected sockets; the other one waits in `plugs` for the process that takes it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        socket.send_fds(plugs, [b"-"], [theirs.fileno()])
+    return Connection(ours.detach())
 
 
 def _send(connection: Connection, message: Any) -> None:
@@ -230,12 +239,13 @@ def _raise(name: str, rank: int, kind: str, text: str) -> NoReturn:
 def _serve(folder: Path) -> None:
     processes.die_with_parent()
     rank = int(os.environ.get("RANK", "0"))
+    with socket.socket(fileno=os.dup(sys.stdin.fileno())) as plugs, open(os.devnull, "rb") as nothing:
+        _, (plug,), _, _ = socket.recv_fds(plugs, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        os.dup2(nothing.fileno(), sys.stdin.fileno())
+    connection = Connection(plug)
     with open(folder / f"rank-{rank}.log", "ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    with socket.socket(socket.AF_UNIX) as plug:
-        plug.connect(str(folder / "socket"))
-        connection = Connection(plug.detach())
     connection.send(rank)
     hosted: Any = None
     while True:

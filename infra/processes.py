@@ -29,11 +29,12 @@ _starter = ThreadPoolExecutor(1, thread_name_prefix="starts-children")
 
 
 def start(
-    arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None, inherited: Sequence[int] = ()
+    arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes]:
     """Run `arguments` in a new process group that dies with this process; stdout and stderr are appended to `log`.
 
-    `env` and `PYTHON` are added to this process's environment; `inherited` file descriptors stay open in the child.
+    `env` and `PYTHON` are added to this process's environment; the file descriptor `stdin`, a socket for example,
+    becomes the child's standard input.
     """
     # A module that execs the command: code between fork and exec would be unsafe beside threads.
     launcher = [sys.executable, "-m", "infra.processes", str(os.getpid()), *arguments]
@@ -42,11 +43,10 @@ def start(
             subprocess.Popen,
             launcher,
             env={**os.environ, **PYTHON, **(env or {})},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=inherited,
         ).result()
 
 

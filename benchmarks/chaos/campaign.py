@@ -196,7 +196,8 @@ class ServedRun:
         if "Ready." not in self._setup.output.read_text(encoding="utf-8", errors="replace"):
             return None
         try:
-            with SyncPrefectClient(api=self._url) as client:
+            auth = (self._setup.folder / ".prefect" / "serve" / "auth").read_text(encoding="utf-8")
+            with SyncPrefectClient(api=self._url, auth_string=auth) as client:
                 if self._run is None:
                     deployment = client.read_deployment_by_name(f"train/{NAME}")
                     self._run = client.create_flow_run_from_deployment(deployment.id).id

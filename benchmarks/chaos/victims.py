@@ -42,7 +42,6 @@ def kind_of(process: psutil.Process) -> str | None:
         "flows.cli train": DRIVER,
         "prefect.engine": RUN,
         "prefect worker start": WORKER,
-        "prefect server start": PREFECT,
         "flows.prefect_api": PREFECT,
     }
     return next((kind for mark, kind in marks.items() if mark in text), None)

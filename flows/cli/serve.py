@@ -14,22 +14,23 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 
-from flows import settings
+from flows import prefect_api, settings
 from flows.cli.common import app, console
 from infra import automations, processes, work_pool
-from opid_core import proxies
 from opid_core.errors import ConfigError, InfrastructureError
 from opid_core.local_paths import local_path
 
@@ -37,10 +38,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 DECLARATION = Path(processes.__file__).with_name("prefect.yaml")
-HOST = "127.0.0.1"
-START_LIMIT_S = 180.0
+AUTH_FILE = "auth"
 STOP_GRACE_S = 40.0  # Prefect's worker gives a campaign 30 s to end
-LONGEST_WAIT_S = 60.0
 
 
 @app.command()
@@ -77,43 +76,45 @@ def serve_until_interrupted(
     """Serve until Ctrl-C or SIGTERM; every process that was started is gone when this returns.
 
     Each of `configs` becomes a deployment named after its campaign, with the schedule `cron` (UTC) where given. A
-    server that PREFECT_API_URL names is used instead of a local one. Raises ConfigError for a config, schedule, port
-    or pool that cannot be used, before anything is started; InfrastructureError when the server does not come up.
+    server that PREFECT_API_URL names is used instead of a local one. Raises ConfigError for a config, schedule, port,
+    server or pool that cannot be used, before anything is started; InfrastructureError when the server does not come
+    up.
     """
     import httpx
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.settings import PREFECT_API_AUTH_STRING
 
     declared = _declared(configs, cron, declaration)
     settings.make_prefect_home()
     folder = Path(os.environ["PREFECT_HOME"]).parent / "serve"
     folder.mkdir(exist_ok=True)
-    local = f"http://{HOST}:{port}/api"
+    local = f"http://{prefect_api.LOOPBACK}:{port}/api"
     url = os.environ.get("PREFECT_API_URL", local).rstrip("/")
-    proxies.check(url)
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder / "lock"))
-        server = None
+        listener = None
         if url == local:
-            _check_port(port)
-            server = _server(url, port, folder)
+            listener = stack.enter_context(_listen(port))
+            auth = _auth_string(folder / AUTH_FILE)
+        else:
+            prefect_api.check_api(url)
+            auth = PREFECT_API_AUTH_STRING.value()
+        api = {"PREFECT_API_URL": url, **({"PREFECT_API_AUTH_STRING": auth} if auth else {})}
         for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job ignores it
             stack.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
-        client = stack.enter_context(SyncPrefectClient(api=url))
-        worker = _worker(url, pool, folder)
+        client = stack.enter_context(SyncPrefectClient(api=url, auth_string=auth))
+        worker = _worker(api, pool, folder)
         try:
-            if server:
-                stack.callback(server.stop, 10.0)
-                console.print(f"Starting the Prefect server ({server.log}) ...", soft_wrap=True)
-                server.start()
+            if listener and auth:
+                _start_server(stack, url, auth, listener, folder / "server.log")
             stack.callback(worker.stop, STOP_GRACE_S)  # the last to start is the first to stop
-            _wait_until_healthy(client, server)
             work_pool.ensure(client, pool)
             automations.ensure(client, automations.automations(attempts=attempts))
-            _deploy(declared, url, pool, folder)
+            _deploy(declared, api, pool, folder)
             work_pool.requeue(client, pool, attempts, console, worker_gone=True)
             worker.start()
-            _introduce(url, pool, [entry["name"] for entry in declared["deployments"]], folder)
-            _watch(client, server, worker, pool, attempts)
+            _introduce(url, listener is not None, pool, [entry["name"] for entry in declared["deployments"]], folder)
+            _watch(client, worker, pool, attempts)
         except httpx.HTTPError as error:
             raise InfrastructureError(f"the Prefect server at {url}: {error or type(error).__name__}") from error
         except KeyboardInterrupt:
@@ -174,27 +175,58 @@ def _only_one(path: Path) -> Iterator[None]:
         yield
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port}: {error.strerror}; choose another with --port, or set "
-                f"PREFECT_API_URL=http://{HOST}:{port}/api to use a Prefect server that runs there"
-            ) from None
+def _listen(port: int) -> socket.socket:
+    try:
+        return prefect_api.listen(port)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port}: {os.strerror(error.errno or 0)}; choose another with --port, or set "
+            f"PREFECT_API_URL=http://localhost:{port}/api to use a Prefect server that runs there"
+        ) from None
+
+
+def _auth_string(path: Path) -> str:
+    """The secret of the server, in a file that this user alone can read; made anew where there is none, or where
+    another could have read or written it."""
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            return path.read_text(encoding="utf-8")
+        path.unlink()
+    auth = prefect_api.new_auth_string()
+    draft = path.with_suffix(f".{os.getpid()}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(auth)
+    draft.replace(path)
+    return auth
 
 
 # The server, the worker, and what both must know -------------------------------------------------------------------
 
 
-@dataclass
-class Service:
-    """A child process that is to be alive; `failures` in a row make the waits before a new start longer."""
+def _start_server(stack: ExitStack, url: str, auth: str, listener: socket.socket, log: Path) -> None:
+    """Start the server, which is kept alive until `stack` ends, and wait for its first answer."""
+    env = {
+        **prefect_api.server_settings(url, auth),
+        "PREFECT_API_URL": url,
+        "PREFECT_API_AUTH_STRING": auth,
+        "PREFECT_SERVER_UI_API_URL": url,
+    }
+    console.print(f"Starting the Prefect server ({log}) ...", soft_wrap=True)
+    start = partial(prefect_api.start_server, listener, log, env)
+    server = stack.enter_context(prefect_api.kept_alive(start, partial(_announce, "Prefect server", log)))
+    prefect_api.wait_until_healthy(url, server, log)
 
-    name: str
-    arguments: list[str]
+
+def _announce(name: str, log: Path, wait_s: float) -> None:
+    console.print(f"The {name} ended: it is started again in {wait_s:g} s. Its log: {log}", soft_wrap=True)
+
+
+@dataclass
+class Worker:
+    """The worker's process; `failures` in a row make the waits before a new start longer."""
+
+    command: list[str]
     log: Path
     env: Mapping[str, str]
     failures: int = 0
@@ -203,7 +235,7 @@ class Service:
 
     def start(self) -> None:
         """Start the process, which dies with this one."""
-        self.process = processes.start([sys.executable, "-m", "prefect", *self.arguments], self.log, self.env)
+        self.process = processes.start(self.command, self.log, self.env)
         self.started_at = time.monotonic()
 
     def stop(self, grace_s: float = 0.0) -> None:
@@ -220,52 +252,23 @@ class Service:
     def restart(self) -> None:
         """Start it again after 1 s, 2 s, 4 s ... for failures in a row; anew for one that was alive five minutes."""
         self.stop()
-        self.failures = 1 if time.monotonic() - self.started_at > 300 else self.failures + 1
-        wait_s = min(2.0 ** (self.failures - 1), LONGEST_WAIT_S)
-        console.print(
-            f"The {self.name} ended: it is started again in {wait_s:g} s. Its log: {self.log}", soft_wrap=True
-        )
+        is_new = time.monotonic() - self.started_at > prefect_api.STEADY_S
+        self.failures = 1 if is_new else self.failures + 1
+        wait_s = prefect_api.wait_before_start_s(self.failures)
+        _announce("worker", self.log, wait_s)
         time.sleep(wait_s)
         self.start()
 
 
-def _server(url: str, port: int, folder: Path) -> Service:
-    env = {
-        # As settings, not as options: the UI reads its server's address from them.
-        "PREFECT_SERVER_API_HOST": HOST,
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_API_URL": url,
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # of 10 s: SQLite has one writer, and campaigns keep the disk busy
-    }
-    return Service("Prefect server", ["server", "start"], folder / "server.log", env)
+def _worker(api: Mapping[str, str], pool: str, folder: Path) -> Worker:
+    name = work_pool.worker_name(pool)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
+    return Worker(command, folder / "worker.log", {**api, "PREFECT_LOGGING_LEVEL": "INFO"})
 
 
-def _worker(url: str, pool: str, folder: Path) -> Service:
-    arguments = ["worker", "start", "--pool", pool, "--name", work_pool.worker_name(pool)]
-    return Service(
-        "worker", arguments, folder / "worker.log", {"PREFECT_API_URL": url, "PREFECT_LOGGING_LEVEL": "INFO"}
-    )
-
-
-def _wait_until_healthy(client: SyncPrefectClient, server: Service | None) -> None:
-    """Return as soon as the server answers. Raises InfrastructureError that shows why it does not."""
-    deadline = time.monotonic() + (START_LIMIT_S if server else 10.0)
-    while client.api_healthcheck() is not None:
-        if server is None and time.monotonic() > deadline:
-            raise InfrastructureError(
-                f"{client.api_url}: no Prefect server answers; start it, or unset PREFECT_API_URL for a local one"
-            )
-        if server and (server.has_ended or time.monotonic() > deadline):
-            state = "ended" if server.has_ended else f"did not answer within {START_LIMIT_S:g} s"
-            raise InfrastructureError(
-                f"the Prefect server {state}; its last lines ({server.log}):\n{processes.last_lines(server.log)}"
-            )
-        time.sleep(0.5)
-
-
-def _deploy(declared: dict, url: str, pool: str, folder: Path) -> None:
+def _deploy(declared: dict, api: Mapping[str, str], pool: str, folder: Path) -> None:
     path, log = folder / "prefect.yaml", folder / "deploy.log"
-    env = {"PREFECT_API_URL": url, "OPID_WORK_POOL": pool, "OPID_DIRECTORY": str(Path.cwd())}
+    env = {**api, "OPID_WORK_POOL": pool, "OPID_DIRECTORY": str(Path.cwd())}
     path.write_text(yaml.safe_dump(declared, sort_keys=False), encoding="utf-8")
     with open(log, "wb") as output:
         deployed = subprocess.run(
@@ -279,16 +282,13 @@ def _deploy(declared: dict, url: str, pool: str, folder: Path) -> None:
         raise InfrastructureError(f"{path}: not deployed; Prefect said ({log}):\n{processes.last_lines(log)}")
 
 
-def _watch(client: SyncPrefectClient, server: Service | None, worker: Service, pool: str, attempts: int) -> None:
+def _watch(client: SyncPrefectClient, worker: Worker, pool: str, attempts: int) -> None:
     """Start what ends, for ever."""
     import httpx
 
     while True:
         time.sleep(2.0)
         try:
-            if server and server.has_ended:
-                server.restart()
-                _wait_until_healthy(client, server)
             if worker.has_ended:
                 worker.stop()  # its campaign too: nobody could cancel it any more
                 work_pool.requeue(client, pool, attempts, console, worker_gone=True)
@@ -296,15 +296,20 @@ def _watch(client: SyncPrefectClient, server: Service | None, worker: Service, p
             else:
                 work_pool.requeue(client, pool, attempts, console)
         except (httpx.HTTPError, InfrastructureError) as error:
-            console.print(f"The server refused or failed: {error}", soft_wrap=True, markup=False)
+            console.print(f"The server refused or failed: {error}", soft_wrap=True)
 
 
-def _introduce(url: str, pool: str, deployments: Sequence[str], folder: Path) -> None:
+def _introduce(url: str, is_ours: bool, pool: str, deployments: Sequence[str], folder: Path) -> None:
     console.print(
         f"\nReady. Server and page: {url.removesuffix('/api')}   Logs and prefect.yaml: {folder}", soft_wrap=True
     )
     console.print("In another terminal (docs/scheduling.md has more):")
     console.print(f"  export PREFECT_API_URL={url}", soft_wrap=True)
+    if is_ours:
+        console.print(
+            f'  export PREFECT_API_AUTH_STRING="$(cat {folder / AUTH_FILE})"   # the page asks for it too',
+            soft_wrap=True,
+        )
     for name in deployments[1:] or [f"{deployments[0]} -p config=configs/quickstart.yaml"]:
         console.print(f"  prefect deployment run train/{name}", soft_wrap=True)
     console.print(f"  prefect flow-run ls    prefect work-pool pause {pool}    prefect flow-run cancel ID")

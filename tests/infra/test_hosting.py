@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 
 import psutil
@@ -91,6 +92,26 @@ def test_a_death_is_an_infrastructure_fault_with_the_last_lines():
         pytest.raises(InfrastructureError, match=r"(?s)the counter died \(killed by SIGKILL\).*the last words"),
     ):
         group.call("die")
+
+
+def test_a_process_that_does_not_start_is_an_infrastructure_fault_with_the_reason():
+    group = HostedGroup("counter", "tests.hosted:Counter", 5, env={"PYTHONHOME": "/nowhere"})
+    with pytest.raises(InfrastructureError, match=r"(?s)the counter did not start \(exit code 1\).*'/nowhere'"):
+        group.call("add", 1)
+    group = HostedGroup("counter", "tests.hosted:Counter", 5, start_timeout_s=0)
+    with pytest.raises(InfrastructureError, match="the counter did not start within 0 s"):
+        group.call("add", 1)
+    assert group.process.poll() is not None
+
+
+def test_a_long_temporary_folder_is_as_good_as_a_short_one(monkeypatch, tmp_path):
+    """A socket with a name in it would be refused: such names have at most 107 characters."""
+    (folder := tmp_path / ("temporary" * 20)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with counter() as group:
+        assert group.call("add", 2) == 7
+        assert [path.suffix for path in folder.rglob("*") if not path.is_dir()] == [".log", ".log"]
+    assert [*folder.iterdir()] == []
 
 
 def test_the_error_of_a_factory_comes_with_the_first_call():

@@ -62,9 +62,11 @@ def start(
     """`opid train` (or another `command`) as the leader of a process group of its own, its output in a file: no full
     pipe can stop it.
 
-    `root` holds its files, and is the store's root unless `overrides` (`key=value`) name another.
+    `root` holds its files, and is the store's root unless `overrides` (`key=value`) name another. The temporary
+    folder's name is longer than that of a Unix socket may be.
     """
     root.mkdir(exist_ok=True)
+    (temporary := root / ("temporary" * 12)).mkdir(exist_ok=True)
     config = root / "tiny.yaml"
     config.write_text(text, encoding="utf-8")
     options = [part for override in (f"root={root}", *overrides) for part in ("--set", override)]
@@ -76,7 +78,7 @@ def start(
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *command, str(config), *options],
             cwd=REPOSITORY,
-            env={**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200", _MARK: str(root)},
+            env={**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TMPDIR": str(temporary), _MARK: str(root)},
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,

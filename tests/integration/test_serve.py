@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect.states import Cancelling
 
 from flows.cli.serve import serve_until_interrupted
+from flows.prefect_api import check_api
 from infra import automations
 from opid_core.errors import ConfigError
 
@@ -92,7 +98,8 @@ class Served:
 
     def __init__(self, root: Path, port: int):
         self.root, self.port = root, port
-        self.client = SyncPrefectClient(api=f"http://127.0.0.1:{port}/api")
+        self.url = f"http://127.0.0.1:{port}/api"
+        self.client = SyncPrefectClient(api=self.url)  # until the server has its secret
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *configs: Path) -> subprocess.Popen[bytes]:
@@ -120,6 +127,11 @@ class Served:
         process = self.process
         wait_for(lambda: self.printed.count("Ready.") == times or process.poll() is not None, "serve is ready")
         assert process.poll() is None, self.printed
+        self.client = SyncPrefectClient(api=self.url, auth_string=self.auth_file.read_text(encoding="utf-8"))
+
+    @property
+    def auth_file(self) -> Path:
+        return self.root / ".prefect" / "serve" / "auth"
 
     def family(self) -> list[psutil.Process]:
         """Every process that serves or runs something for this root."""
@@ -249,7 +261,8 @@ def test_a_run_without_heartbeats_is_crashed(served):
 def test_what_dies_is_started_again_and_the_campaign_ends(served, which):
     run, folder = served.run(f"under-{which}", "wait")
     child = child_of(folder)
-    (victim,) = (process for process in served.family() if process.cmdline()[1:5] == ["-m", "prefect", which, "start"])
+    command = ["-m", "prefect", "worker"] if which == "worker" else ["-m", "flows.prefect_api"]
+    (victim,) = (process for process in served.family() if process.cmdline()[1 : len(command) + 1] == command)
     victim.kill()
     if which == "worker":
         wait_for(lambda: starts(folder) == 2, "a start by the new worker")
@@ -257,14 +270,49 @@ def test_what_dies_is_started_again_and_the_campaign_ends(served, which):
         assert "The worker ended: it is started again in 1 s." in served.printed
     else:
         wait_for(lambda: "The Prefect server ended: it is started again in 1 s." in served.printed, "the new server")
-        wait_for(lambda: _answers(served), "its answer")
+        wait_for(lambda: served.client.api_healthcheck() is None, "its answer")
     (folder / "go").touch()
     wait_for((folder / "done").exists, "the end of the campaign")
     served.wait_for_state(run, "Completed")
 
 
-def _answers(served: Served) -> bool:
-    return served.client.api_healthcheck() is None
+def test_the_server_waits_for_a_locked_database_and_comes_back(served):
+    database = sqlite3.connect(served.root / ".prefect" / "home" / "prefect.db", isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(served.client.update_work_pool, "pool", WorkPoolUpdate(description="written late"))
+        assert wait([asked], timeout=2.0).not_done == {asked}
+        database.execute("ROLLBACK")
+        asked.result(LIMIT_S)
+    database.close()
+    assert served.client.read_work_pool("pool").description == "written late"
+    run, _ = served.run("after-the-lock")
+    served.wait_for_state(run, "Completed")
+
+
+def test_nobody_else_is_answered(served):
+    """Not another user of the machine, not a page of another site in the user's browser, whatever name it has."""
+    secret = served.auth_file.read_text(encoding="utf-8")
+    assert (served.auth_file.lstat().st_mode & 0o777, served.auth_file.lstat().st_uid) == (0o600, os.getuid())
+    assert f'export PREFECT_API_AUTH_STRING="$(cat {served.auth_file})"' in served.printed
+    assert secret not in served.printed
+    with httpx.Client(base_url=served.url) as http:
+        for wrong in (None, ("opid", "guessed")):
+            assert http.get("/work_pools/pool", auth=wrong).status_code == 401
+        http.auth = tuple(secret.split(":"))
+        assert http.get("/work_pools/pool").status_code == 200
+        assert http.get("/work_pools/pool", headers={"Host": "elsewhere.example"}).status_code == 400
+        assert http.patch("/work_pools/pool", json={"is_paused": True}).status_code == 403  # no CSRF token
+        foreign = {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}
+        assert "access-control-allow-origin" not in http.options("/work_pools/pool", headers=foreign).headers
+    assert not served.client.read_work_pool("pool").is_paused
+    with pytest.raises(ConfigError, match=r"PREFECT_API_URL=.*: this server needs an auth string, and none is given"):
+        check_api(served.url)
+    with (
+        temporary_settings({PREFECT_API_AUTH_STRING: "opid:guessed"}),
+        pytest.raises(ConfigError, match="not take the"),
+    ):
+        check_api(served.url)
 
 
 def test_a_second_serve_is_refused(served, tmp_path, monkeypatch):
@@ -285,6 +333,8 @@ def test_stopping_leaves_no_process_and_the_next_serve_continues_and_keeps_its_s
     assert served.process.wait(LIMIT_S) == 0
     assert served.family() == []
 
+    secret = served.auth_file.read_text(encoding="utf-8")
+    served.auth_file.chmod(0o644)  # who knows who has read it
     config = tmp_path / "nightly.yaml"
     config.write_text("campaign: nightly\n", encoding="utf-8")
     scheduled = config.with_suffix("")
@@ -292,6 +342,8 @@ def test_stopping_leaves_no_process_and_the_next_serve_continues_and_keeps_its_s
     (folder / "go").touch()
     served.process = served.start(config)
     served.wait_until_ready(2)
+    assert served.auth_file.stat().st_mode & 0o777 == 0o600
+    assert served.auth_file.read_text(encoding="utf-8") != secret
     assert served.wait_for_state(run, "Completed").run_count == 2
     nightly = served.client.read_deployment_by_name("train/nightly")
     assert nightly.parameters == {"config": str(config)}
