@@ -141,7 +141,7 @@ def _own_server() -> Iterator[None]:
 
 def wait_before_start_s(failures: int) -> float:
     """The wait before a new start of what has failed so often in a row, each time within `STEADY_S`."""
-    return min(2.0 ** (failures - 1), 60.0)
+    return min(2.0 ** min(failures - 1, 10), 60.0)
 
 
 @contextmanager

@@ -1,23 +1,35 @@
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+import threading
 
-_USES_A_SERVER = """
-import sys
-from flows import settings
-settings.apply(sys.argv[1])
-from flows.prefect_api import prefect_api
-with prefect_api():
-    from prefect import get_client
-    with get_client(sync_client=True) as client:
-        print(client.api_healthcheck())
-"""
+from flows import prefect_api
+from infra import processes
 
 
-def test_two_campaigns_that_begin_together_in_a_new_root_share_its_database(tmp_path):
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    command = [sys.executable, "-c", _USES_A_SERVER, str(tmp_path / "runs")]
-    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=600)[0] for process in both] == ["None\n", "None\n"]
+def test_what_ends_is_started_again_and_nothing_is_left(monkeypatch, tmp_path):
+    failures, thrice = [], threading.Event()
+
+    def wait_s(count: int) -> float:
+        failures.append(count)
+        return 0.0
+
+    def start():
+        lives = len(failures) == 3
+        if lives:
+            thrice.set()
+        script = "import time; time.sleep(600)" if lives else ""
+        started.append(processes.start([sys.executable, "-c", script], tmp_path / "log"))
+        return started[-1]
+
+    started, announced = [], []
+    monkeypatch.setattr(prefect_api, "wait_before_start_s", wait_s)
+    with prefect_api.kept_alive(start, announced.append) as first:
+        assert thrice.wait(60)
+    assert (first, failures, announced) == (started[0], [1, 2, 3], [0.0, 0.0, 0.0])
+    assert len(started) == 4
+    assert all(process.poll() is not None for process in started)
+
+
+def test_the_waits_grow_to_a_minute():
+    assert [prefect_api.wait_before_start_s(failures) for failures in (1, 2, 3, 6, 7, 2000)] == [1, 2, 4, 32, 60, 60]
