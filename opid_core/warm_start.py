@@ -1,7 +1,8 @@
 """Warm start: a tiny policy with its own tokenizer, made by imitating an environment's expert.
 
-Demonstrations hold detours (random and failing actions) that the expert then mends, and a share of the prompts carries
-a skill in the analyzers' own templates, so that the policy can recover from mistakes and use skills in context.
+Demonstrations hold detours (random and failing actions) that the expert then mends. The demonstrator is clumsy by
+itself, and a share of the prompts carries a skill in the analyzers' own templates that changes what it does: a stand-in
+for an instruct model, which acts badly by itself and follows what it is told.
 """
 
 from __future__ import annotations
@@ -20,10 +21,20 @@ from opid_core.errors import ConfigError
 from opid_core.policies import TINY_VOCABULARY, load_tokenizer, make_tiny_policy, train_tokenizer
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
 from opid_core.seeds import derive
-from opid_core.skills.analyzers.hindsight import step_skill, workflow_skill
+from opid_core.skills.analyzers.hindsight import (
+    avoidance_skill,
+    generalise,
+    step_skill,
+    workflow_skill,
+    workflow_steps,
+)
 
 if TYPE_CHECKING:
     import torch
+
+KINDS = ("step", "own", "another", "rule")
+KIND_WEIGHTS = (4, 3, 2, 1)
+"""Of the prompts with a skill: step skills, the own workflow, another task's, a rule of what to avoid."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +133,32 @@ def demonstrate(
     require_expert(environment)
     tasks = environment.tasks(split)
     shown: list[ExpertStep] = []
+    careful = settings.model_copy(update={"clumsiness": 0.0, "detours": 0.0})
     for index in range(settings.episodes):
         rng = random.Random(derive(seed, "episode", index))
         task = tasks[index % len(tasks)]
-        decisions = _play(environment, task, settings, max_steps, history_length, rng)
-        shown += _with_skills(environment, decisions, settings, rng)
+        moments = _play(environment, task, settings, max_steps, history_length, rng)
+        if settings.skill_share:
+            own, another = (
+                [moment.expert.action for moment in _play(environment, planned, careful, max_steps, 0, rng)]
+                for planned in (task, rng.choice(tasks))
+            )
+            shown += _with_skills(environment, moments, own, another, settings, rng)
+        else:
+            write = require_expert(environment).response_text
+            shown += [ExpertStep(moment.parts, write(moment.clumsy)) for moment in moments]
         on_episode(index + 1)
     return shown
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """One step of a demonstration: what the expert does, and what the demonstrator, who is clumsy by itself, does."""
+
+    parts: PromptParts
+    offered: Sequence[str]
+    expert: Decision
+    clumsy: Decision
 
 
 def _play(
@@ -138,25 +168,25 @@ def _play(
     max_steps: int,
     history_length: int,
     rng: random.Random,
-) -> list[tuple[PromptParts, Decision]]:
-    """Prompts and decisions of one episode: the expert decides at every step, whatever detours were made before."""
+) -> list[_Moment]:
+    """The moments of one episode: the expert decides at every step, whatever detours were made before."""
     observation = result_of(environment.reset(task))
     expert = require_expert(environment).expert(observation)
     history: list[tuple[str, str]] = []
     offered_before: list[str] = []
-    decisions: list[tuple[PromptParts, Decision]] = []
+    moments: list[_Moment] = []
     for _ in range(max_steps):
         admissible = list(environment.admissible_actions)
         parts = environment.prompt_parts(environment.task_text, history, observation, admissible, history_length)
-        decision = expert.decide(admissible)
+        decision = clumsy = expert.decide(admissible)
         draw = rng.random() if admissible else 1.0  # nothing to choose from at random where no actions are listed
         if draw < settings.clumsiness:
-            decision = replace(decision, action=rng.choice(admissible))
-        action = decision.action
+            clumsy = replace(decision, action=rng.choice(admissible))
+        action = clumsy.action
         if settings.clumsiness <= draw < settings.clumsiness + settings.detours:
             # An action of the step before is often not on offer any more: then the world says that nothing happens.
             action = rng.choice(offered_before or admissible) if rng.random() < 0.5 else rng.choice(admissible)
-        decisions.append((parts, decision))
+        moments.append(_Moment(parts, admissible, decision, clumsy))
         offered_before = admissible
         result = result_of(environment.step(action))
         expert.observe(action, result.observation)
@@ -164,24 +194,51 @@ def _play(
         observation = result.observation
         if result.done:
             break
-    return decisions
+    return moments
 
 
 def _with_skills(
     environment: Environment,
-    decisions: Sequence[tuple[PromptParts, Decision]],
+    moments: Sequence[_Moment],
+    own: Sequence[str],
+    another: Sequence[str],
     settings: WarmStartConfig,
     rng: random.Random,
 ) -> list[ExpertStep]:
-    """The episode's decisions, a share of them with the episode's workflow or the step's own skill in the prompt."""
+    """The moments of an episode, a share of them with a skill in the prompt, which changes what is done: `own` are the
+    expert's actions on this task, `another` those on another one.
+
+    Without a skill, and under another task's workflow, the demonstrator is clumsy. Under a step skill it does what that
+    says, right or wrong; under the own workflow what the expert does; under a rule it avoids and does what that names.
+    """
     words, write = action_words_of(environment), require_expert(environment).response_text
-    workflow = workflow_skill([decision.action for _, decision in decisions], words)
+
+    def plain(action: str) -> str:
+        return generalise(action, words)
+
+    steps = workflow_steps(own, words)
+    # What a failure would be told: two steps of the plan that it lacks, two actions that led nowhere.
+    missed = sorted(rng.sample(steps, min(2, len(steps))), key=steps.index)
+    others = [step for step in dict.fromkeys(plain(moment.clumsy.action) for moment in moments) if step not in steps]
+    wrong = rng.sample(others, min(2, len(others)))
+    rule = avoidance_skill(missed=missed, wrong=wrong)
     shown = []
-    for parts, decision in decisions:
+    for moment in moments:
+        parts, decision = moment.parts, moment.clumsy
         if rng.random() < settings.skill_share:
-            of_step = step_skill(decision.action, words)
-            kind, skill = ("episode", workflow) if rng.random() < 0.5 else ("step", of_step)
-            parts = inject(parts, kind, skill)
+            kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
+            if kind == "step":
+                is_right = not moment.offered or rng.random() < 0.5
+                decision = moment.expert if is_right else replace(decision, action=rng.choice(moment.offered))
+                parts = inject(parts, "step", step_skill(decision.action, words))
+            elif kind == "own":
+                decision, parts = moment.expert, inject(parts, "episode", workflow_skill(own, words))
+            elif kind == "another":
+                parts = inject(parts, "episode", workflow_skill(another, words))
+            else:
+                parts = inject(parts, "episode", rule)
+                if plain(moment.expert.action) in missed or plain(decision.action) in wrong:
+                    decision = moment.expert
         shown.append(ExpertStep(parts, write(decision)))
     return shown
 

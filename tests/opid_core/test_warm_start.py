@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 
 import envs
 from envs.alfworld import parse_action
-from envs.base import result_of
+from envs.base import action_words_of, result_of
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.policies import make_tiny_policy
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, render
+from opid_core.skills.analyzers.hindsight import generalise, workflow_skill
 from opid_core.warm_start import Demonstration, ExpertStep, demonstrate, imitate, require_expert
 
 OPTIONS = {"generator": {"size": "small", "seed": 3, "train": 60}}
@@ -115,12 +117,47 @@ def test_the_share_of_prompts_with_a_skill():
     always = shown(skill_share=1.0)
     assert {titles(one) for one in always} == {1}
     assert 0.3 < sum(EPISODE_TITLE in one.parts.task for one in always) / len(always) < 0.7
-    # The skills change no label: responses are those without skills.
-    assert [one.response for one in always] == [one.response for one in shown()]
-    with_step_skill = [one for one in always if one.parts.turn.startswith(STEP_TITLE)]
-    assert len(with_step_skill) > 20
-    for one in with_step_skill:  # it names the action to take
-        assert actions_and_offers([one])[0][0] in one.parts.turn.split("\n")[1]
+
+
+def test_what_a_skill_says_is_what_a_clumsy_demonstrator_does():
+    """Replayed: the expert's decision at each step, and the plan of the expert alone, are known."""
+    environment, seen = make_environment(), Counter()
+    tasks = environment.tasks("train")
+    words = action_words_of(environment)
+
+    def plan(task) -> str:
+        expert = require_expert(environment).expert(result_of(environment.reset(task)))
+        actions: list[str] = []
+        while True:
+            actions.append(expert.decide(environment.admissible_actions).action)
+            result = result_of(environment.step(actions[-1]))
+            expert.observe(actions[-1], result.observation)
+            if result.done:
+                return workflow_skill(actions, words)
+
+    for task, episode in zip(tasks, episodes_of(shown(skill_share=1.0, clumsiness=1.0)), strict=False):
+        own = plan(task)
+        expert = require_expert(environment).expert(result_of(environment.reset(task)))
+        for one, following in zip_longest(episode, episode[1:]):
+            action, offered = actions_and_offers([one])[0]
+            right = expert.decide(offered).action
+            title, skill = next(line for line in pairwise(render(one.parts).split("\n")) if line[0].endswith("skill:"))
+            if title == STEP_TITLE:
+                assert action in skill
+                seen["step, right" if action == right else "step, wrong"] += 1
+            elif skill == own:
+                assert action == right
+                seen["own"] += 1
+            elif skill.startswith("Plan:"):
+                seen["another, right" if action == right else "another, clumsy"] += 1
+            else:
+                seen["rule"] += 1
+                assert action == right or generalise(action, words) not in skill.partition("Avoid: ")[2]
+            if following:
+                done = following.parts.history[-1].rsplit("action: ", 1)[1]
+                expert.observe(done, result_of(environment.step(done)).observation)
+    assert min(seen[name] for name in ("step, right", "step, wrong", "own", "another, clumsy", "rule")) > 10
+    assert seen["another, clumsy"] > 3 * seen["another, right"]
 
 
 def test_an_environment_without_expert_is_refused():
