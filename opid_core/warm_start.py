@@ -7,17 +7,15 @@ for an instruct model, which acts badly by itself and follows what it is told.
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from envs.base import Decision, Environment, HasExpert, PromptParts, Task, action_words_of, result_of
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
+from opid_core.learning.imitation import Demonstration, imitate
 from opid_core.policies import TINY_VOCABULARY, load_tokenizer, make_tiny_policy, train_tokenizer
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
 from opid_core.seeds import derive
@@ -29,12 +27,8 @@ from opid_core.skills.analyzers.hindsight import (
     workflow_steps,
 )
 
-if TYPE_CHECKING:
-    import torch
-
-KINDS = ("step", "own", "another", "rule")
-KIND_WEIGHTS = (4, 3, 2, 1)
-"""Of the prompts with a skill: step skills, the own workflow, another task's, a rule of what to avoid."""
+EPISODE_WEIGHTS = (3, 2, 1)
+"""Of the prompts with an episode skill: the own workflow, another task's, a rule of what to avoid."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +37,6 @@ class ExpertStep:
 
     parts: PromptParts
     response: str
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One decision to imitate: token ids of the prompt and of the response, its end token included."""
-
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
 
 
 def warm_start(
@@ -138,7 +124,7 @@ def demonstrate(
         rng = random.Random(derive(seed, "episode", index))
         task = tasks[index % len(tasks)]
         moments = _play(environment, task, settings, max_steps, history_length, rng)
-        if settings.skill_share:
+        if settings.skill_share:  # the demonstrations of a moment stand together: they begin alike
             own, another = (
                 [moment.expert.action for moment in _play(environment, planned, careful, max_steps, 0, rng)]
                 for planned in (task, rng.choice(tasks))
@@ -205,8 +191,8 @@ def _with_skills(
     settings: WarmStartConfig,
     rng: random.Random,
 ) -> list[ExpertStep]:
-    """The moments of an episode, a share of them with a skill in the prompt, which changes what is done: `own` are the
-    expert's actions on this task, `another` those on another one.
+    """The moments of an episode, and a share of them again with skills in the prompt, which change what is done: `own`
+    are the expert's actions on this task, `another` those on another one.
 
     Without a skill, and under another task's workflow, the demonstrator is clumsy. Under a step skill it does what that
     says, right or wrong; under the own workflow what the expert does; under a rule it avoids and does what that names.
@@ -224,100 +210,21 @@ def _with_skills(
     rule = avoidance_skill(missed=missed, wrong=wrong)
     shown = []
     for moment in moments:
-        parts, decision = moment.parts, moment.clumsy
+        parts, clumsy, expert = moment.parts, moment.clumsy, moment.expert
+        shown.append(ExpertStep(parts, write(clumsy)))
         if rng.random() < settings.skill_share:
-            kind = rng.choices(KINDS, KIND_WEIGHTS)[0]
-            if kind == "step":
-                is_right = not moment.offered or rng.random() < 0.5
-                decision = moment.expert if is_right else replace(decision, action=rng.choice(moment.offered))
-                parts = inject(parts, "step", step_skill(decision.action, words))
-            elif kind == "own":
-                decision, parts = moment.expert, inject(parts, "episode", workflow_skill(own, words))
-            elif kind == "another":
-                parts = inject(parts, "episode", workflow_skill(another, words))
-            else:
-                parts = inject(parts, "episode", rule)
-                if plain(moment.expert.action) in missed or plain(decision.action) in wrong:
-                    decision = moment.expert
-        shown.append(ExpertStep(parts, write(decision)))
+            named = [expert] if not moment.offered else [expert, replace(expert, action=rng.choice(moment.offered))]
+            for decision in named:
+                with_skill = inject(parts, "step", step_skill(decision.action, words))
+                shown.append(ExpertStep(with_skill, write(decision)))
+        if rng.random() < settings.skill_share:
+            skill, decision = rng.choices(
+                (
+                    (workflow_skill(own, words), expert),
+                    (workflow_skill(another, words), clumsy),
+                    (rule, expert if plain(expert.action) in missed or plain(clumsy.action) in wrong else clumsy),
+                ),
+                EPISODE_WEIGHTS,
+            )[0]
+            shown.append(ExpertStep(inject(parts, "episode", skill), write(decision)))
     return shown
-
-
-def imitate(
-    model: torch.nn.Module,
-    demonstrations: Sequence[Demonstration],
-    config: WarmStartConfig,
-    *,
-    seed: int,
-    pad_id: int,
-    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
-) -> float:
-    """Train `model` in place with AdamW (linear warm-up, cosine decay) and return the last running loss (nats a token).
-
-    Loss: cross-entropy of response tokens plus `prompt_loss_weight` times that of prompt tokens, each averaged over its
-    own tokens of the batch. `on_step(step, steps, loss)` reports progress.
-    """
-    import numpy as np
-    import torch
-
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    generator = np.random.default_rng(seed)
-    steps = config.epochs * math.ceil(len(demonstrations) / config.batch_size)
-    warm_up = max(1, min(200, steps // 20))
-    started_s, running, step = time.monotonic(), math.nan, 0
-    model.train()
-    for _ in range(config.epochs):
-        for indices in _batches(demonstrations, config.batch_size, generator):
-            progress = step / steps
-            if config.seconds is not None:
-                progress = max(progress, (time.monotonic() - started_s) / config.seconds)
-            if progress >= 1:
-                return running
-            decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, (step + 1) / warm_up) * decay
-            loss = _loss(model, [demonstrations[i] for i in indices], config.prompt_loss_weight, pad_id, device)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            if step % 50 == 0 or step == steps:
-                value = loss.item()
-                running = value if math.isnan(running) else 0.8 * running + 0.2 * value
-                on_step(step, steps, running)
-    return running
-
-
-def _batches(demonstrations: Sequence[Demonstration], batch_size: int, generator):
-    """Shuffled batches of similar length: shuffled, sorted inside pools of 50 batches, batches shuffled again."""
-    order = generator.permutation(len(demonstrations))
-    pool_size = 50 * batch_size
-    for start in range(0, len(order), pool_size):
-        pool = sorted(
-            order[start : start + pool_size],
-            key=lambda i: len(demonstrations[i].prompt_ids) + len(demonstrations[i].response_ids),
-        )
-        batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-        generator.shuffle(batches)
-        yield from batches
-
-
-def _loss(model, batch: Sequence[Demonstration], prompt_weight: float, pad_id: int, device) -> torch.Tensor:
-    import torch
-    import torch.nn.functional as functional
-
-    length = max(len(d.prompt_ids) + len(d.response_ids) for d in batch)
-    ids = torch.full((len(batch), length), pad_id)
-    response_mask, prompt_mask = torch.zeros(2, len(batch), length)
-    for row, demonstration in enumerate(batch):
-        prompt, total = len(demonstration.prompt_ids), len(demonstration.prompt_ids) + len(demonstration.response_ids)
-        ids[row, :total] = torch.tensor([*demonstration.prompt_ids, *demonstration.response_ids])
-        prompt_mask[row, 1:prompt] = 1
-        response_mask[row, prompt:total] = 1
-    ids, response_mask, prompt_mask = (t.to(device) for t in (ids, response_mask, prompt_mask))
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    losses = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(batch), -1)
-    weights = (response_mask / response_mask.sum() + prompt_weight * prompt_mask / prompt_mask.sum())[:, 1:]
-    return (losses * weights).sum()

@@ -52,7 +52,8 @@ class WarmStartConfig(Section):
     episodes: int = Field(default=5000, ge=1)
     """Expert episodes."""
     skill_share: float = Field(default=0.4, ge=0, le=1)
-    """Share of samples with a skill in the prompt, so that the policy can use skills in context."""
+    """Chance that a decision is shown again under two step skills (the expert's action and a random one), and chance
+    that it is under an episode skill, so that the policy follows what it is told."""
     detours: float = Field(default=0.1, ge=0, le=1)
     """Chance that a random or failing action is played instead of the expert's, which is still what is imitated:
     teaches recovery."""
@@ -63,7 +64,7 @@ class WarmStartConfig(Section):
     epochs: int = Field(default=2, ge=1)
     """Passes over the demonstrations."""
     batch_size: int = Field(default=32, ge=1)
-    """Samples a step."""
+    """Decisions a step, each with what it is under the skills."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate (linear warm-up, cosine decay)."""
     prompt_loss_weight: float = Field(default=0.1, ge=0)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise, zip_longest
+from itertools import groupby, pairwise, zip_longest
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 import envs
 from envs.alfworld import parse_action
 from envs.base import action_words_of, result_of
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
-from opid_core.policies import make_tiny_policy
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, render
 from opid_core.skills.analyzers.hindsight import generalise, workflow_skill
-from opid_core.warm_start import Demonstration, ExpertStep, demonstrate, imitate, require_expert
+from opid_core.warm_start import ExpertStep, demonstrate, require_expert
 
 OPTIONS = {"generator": {"size": "small", "seed": 3, "train": 60}}
 
@@ -46,7 +43,8 @@ def episodes_of(demonstrations: Sequence[ExpertStep]) -> list[list[ExpertStep]]:
     """The demonstrations cut where a prompt says that it is the first step."""
     episodes: list[list[ExpertStep]] = []
     for one in demonstrations:
-        if one.parts.current.startswith("You are now at step 1. "):
+        is_first = one.parts.current.startswith("You are now at step 1. ")
+        if is_first and not (episodes and episodes[-1][-1].parts.current == one.parts.current):
             episodes.append([])
         episodes[-1].append(one)
     return episodes
@@ -108,15 +106,19 @@ def test_the_same_seed_shows_the_same():
     assert more[: len(shown(seed=4, **choices))] == shown(seed=4, **choices)
 
 
-def test_the_share_of_prompts_with_a_skill():
-    def titles(one: ExpertStep) -> int:
-        text = render(one.parts)
-        return text.count(EPISODE_TITLE) + text.count(STEP_TITLE)
+def test_the_share_of_decisions_shown_again_with_skills():
+    def titles(one: ExpertStep) -> str:
+        lines = render(one.parts).split("\n")
+        return "".join(title[0] for title in (EPISODE_TITLE, STEP_TITLE) if title in lines)
 
-    assert {titles(one) for one in shown(skill_share=0.0)} == {0}
-    always = shown(skill_share=1.0)
-    assert {titles(one) for one in always} == {1}
-    assert 0.3 < sum(EPISODE_TITLE in one.parts.task for one in always) / len(always) < 0.7
+    plain = shown(clumsiness=0.5)
+    assert {titles(one) for one in plain} == {""}
+    always = shown(skill_share=1.0, clumsiness=0.5)
+    assert [one for one in always if not titles(one)] == plain
+    assert "".join(titles(one) or "." for one in always) == ".SSE" * len(plain)
+    half = "".join(titles(one) or "." for one in shown(skill_share=0.5, clumsiness=0.5))
+    assert 0.4 < half.count("E") / len(plain) < 0.6
+    assert 0.4 < half.count("SS") / len(plain) < 0.6
 
 
 def test_what_a_skill_says_is_what_a_clumsy_demonstrator_does():
@@ -138,23 +140,26 @@ def test_what_a_skill_says_is_what_a_clumsy_demonstrator_does():
     for task, episode in zip(tasks, episodes_of(shown(skill_share=1.0, clumsiness=1.0)), strict=False):
         own = plan(task)
         expert = require_expert(environment).expert(result_of(environment.reset(task)))
-        for one, following in zip_longest(episode, episode[1:]):
-            action, offered = actions_and_offers([one])[0]
-            right = expert.decide(offered).action
-            title, skill = next(line for line in pairwise(render(one.parts).split("\n")) if line[0].endswith("skill:"))
-            if title == STEP_TITLE:
-                assert action in skill
-                seen["step, right" if action == right else "step, wrong"] += 1
-            elif skill == own:
-                assert action == right
-                seen["own"] += 1
-            elif skill.startswith("Plan:"):
-                seen["another, right" if action == right else "another, clumsy"] += 1
-            else:
-                seen["rule"] += 1
-                assert action == right or generalise(action, words) not in skill.partition("Avoid: ")[2]
+        moments = [list(moment) for _, moment in groupby(episode, lambda one: one.parts.current)]
+        for moment, following in zip_longest(moments, moments[1:]):
+            right = expert.decide(actions_and_offers(moment)[0][1]).action
+            for one in moment[1:]:
+                action = actions_and_offers([one])[0][0]
+                lines = pairwise(render(one.parts).split("\n"))
+                title, skill = next(pair for pair in lines if pair[0] in (EPISODE_TITLE, STEP_TITLE))
+                if title == STEP_TITLE:
+                    assert action in skill
+                    seen["step, right" if action == right else "step, wrong"] += 1
+                elif skill == own:
+                    assert action == right
+                    seen["own"] += 1
+                elif skill.startswith("Plan:"):
+                    seen["another, right" if action == right else "another, clumsy"] += 1
+                else:
+                    seen["rule"] += 1
+                    assert action == right or generalise(action, words) not in skill.partition("Avoid: ")[2]
             if following:
-                done = following.parts.history[-1].rsplit("action: ", 1)[1]
+                done = following[0].parts.history[-1].rsplit("action: ", 1)[1]
                 expert.observe(done, result_of(environment.step(done)).observation)
     assert min(seen[name] for name in ("step, right", "step, wrong", "own", "another, clumsy", "rule")) > 10
     assert seen["another, clumsy"] > 3 * seen["another, right"]
@@ -163,53 +168,3 @@ def test_what_a_skill_says_is_what_a_clumsy_demonstrator_does():
 def test_an_environment_without_expert_is_refused():
     with pytest.raises(ConfigError, match="policy: this environment has no expert to imitate"):
         require_expert(object())  # pyright: ignore[reportArgumentType]
-
-
-# Imitation --------------------------------------------------------------------------------------------------------
-
-TOY = WarmStartConfig(epochs=30, batch_size=4, learning_rate=5e-3, prompt_loss_weight=0.1)
-
-
-def toy_demonstrations() -> list[Demonstration]:
-    """The response repeats the prompt's last token and ends with token 1."""
-    generator = np.random.default_rng(0)
-    prompts = [generator.integers(2, 32, size=length).tolist() for length in (3, 5, 4, 6, 3, 4, 5, 6)]
-    return [Demonstration(prompt, [prompt[-1], 1]) for prompt in prompts]
-
-
-def imitated(seed: int = 0, **changes: Any):
-    """A toy policy after imitation, the loss that this returned, and what it reported."""
-    torch.set_num_threads(1)
-    policy = make_tiny_policy(vocab_size=32, hidden_size=32, layers=1, heads=1, max_positions=32, seed=1)
-    settings, reports = TOY.model_copy(update=changes), []
-    last = imitate(
-        policy, toy_demonstrations(), settings, seed=seed, pad_id=0, on_step=lambda *report: reports.append(report)
-    )
-    return policy, last, reports
-
-
-def weights(policy) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
-
-
-def test_imitation_learns_its_samples_and_reports():
-    _, before, reports = imitated(epochs=1, learning_rate=1e-9)
-    assert reports == [(2, 2, before)]  # two batches of four
-    # An untrained policy: log(32) = 3.47 nats on the response, a tenth of it on the prompt.
-    assert before == pytest.approx(1.1 * np.log(32), rel=0.05)
-    policy, after, reports = imitated()
-    assert [(step, steps) for step, steps, _ in reports] == [(50, 60), (60, 60)]
-    assert after == reports[-1][2] < before / 3
-    for one in toy_demonstrations():
-        with torch.no_grad():
-            logits = policy(input_ids=torch.tensor([[*one.prompt_ids, one.response_ids[0]]])).logits[0]
-        assert logits[-2:].argmax(-1).tolist() == one.response_ids
-    assert weights(policy).equal(weights(imitated()[0]))
-    assert not weights(policy).equal(weights(imitated(seed=1)[0]))
-
-
-def test_the_clock_ends_the_training():
-    policy, _, reports = imitated(seconds=1e-9)
-    assert reports == []
-    fresh = make_tiny_policy(vocab_size=32, hidden_size=32, layers=1, heads=1, max_positions=32, seed=1)
-    assert weights(policy).equal(weights(fresh))
