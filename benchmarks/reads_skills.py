@@ -1,16 +1,16 @@
-"""Does a policy do what a skill says? `python -m benchmarks.reads_skills CONFIG POLICY --tasks 200`.
+"""Does a policy do what a skill says? `python -m benchmarks.reads_skills CONFIG POLICY`.
 
-The policy plays the held-out tasks of the config without a skill, with the workflow of the expert's own play of the task
-as episode skill, with that of the expert's play of another task, and with a step skill that names the expert's next
-action at every step. Each row: success with its 95% interval, and against the plain row the paired difference (tasks won
-with the skill alone, without it alone, p of the exact sign test). `followed` is the share of steps that did what the
-step skill named. All rows share tasks and seeds.
+The policy plays the held-out tasks of the config without a skill, with the workflow of the expert's own play of the
+task as episode skill, with that of the expert's play of another task, and with a step skill that names the expert's
+next action at every step. Each row: success with its 95% interval, and against the plain row the paired difference
+(tasks won with the skill alone, without it alone, p of the exact sign test). `followed` is the share of steps that
+did what the step skill named. All rows share tasks and seeds.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def played(config: CampaignConfig, folder: Path, tasks: int, temperature: float)
     return {name: (won[name], shares[name]) for name in won}
 
 
-def lines(results: dict[str, tuple[Sequence[bool], float]]) -> list[str]:
+def lines(results: Mapping[str, tuple[Sequence[bool], float]]) -> list[str]:
     """The table, in Markdown."""
     plain = results["none"][0]
     rows = [
