@@ -59,5 +59,5 @@ def test_a_bank_that_cannot_be_read(tmp_path):
         load_skill_bank(tmp_path / "no.json")
     binary = tmp_path / "bank.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="Invalid JSON"):
+    with pytest.raises(ConfigError, match=r"bank\.json: cannot read the skill bank: not UTF-8 text"):
         load_skill_bank(binary)
