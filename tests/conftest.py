@@ -16,6 +16,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.e
     ":"
 )
 
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as `opid` does: libraries read it when they are imported
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long tests first, so that no process is left alone with one of them at the end."""
