@@ -12,7 +12,6 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from opid_core import schema
 from opid_core.errors import DataError
 
 _MAX_BYTES, _MAX_PART_BYTES = 1024, 255
@@ -30,6 +29,8 @@ def check_name(name: str) -> str:
 
 
 def _check_table(name: str) -> str:
+    from opid_core import schema  # pyarrow, which whoever only wants a scratch folder need not wait for
+
     if name not in schema.TABLES:
         raise ValueError(f"{name!r} is no table; known tables: {', '.join(schema.TABLES)}")
     return name

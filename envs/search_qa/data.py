@@ -19,7 +19,8 @@ from opid_core.reading import lines_of, parse_json
 
 @dataclass(frozen=True)
 class Question:
-    """One question: any of `golden_answers` is right; `data_source` is the data set it is from; `split` may be ""."""
+    """One question: any of `golden_answers` is right (no answer is, where the data has none with a word in it);
+    `data_source` is the data set it is from; `split` may be ""."""
 
     question_id: str
     question: str
@@ -60,8 +61,9 @@ def read_corpus(file: Path) -> Iterator[tuple[str, str]]:
 def read_questions(file: Path) -> list[Question]:
     """The questions of a file, in its order; `split` stands in all of its lines or in none.
 
-    Raises DataError that names file, line and field of a line that cannot be used, of an id that its data source
-    already has, and for a file without questions.
+    Answers without a word (nothing is left of them without punctuation and articles) are dropped; a question with no
+    other stays, so that data sets keep their size, and nothing answers it. Raises DataError that names file, line and
+    field of a line that cannot be used, of an id that its data source already has, and for a file without questions.
     """
     questions: list[Question] = []
     seen: dict[str, int] = {}
@@ -69,12 +71,8 @@ def read_questions(file: Path) -> list[Question]:
         answers = entry.get("golden_answers")
         if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
             raise DataError(f"{where}, field golden_answers: expected a list of non-empty texts, got {answers!r}")
-        telling = [answer for answer in answers if normalize_answer(answer)]  # any other would equal an empty answer
-        if not telling:
-            raise DataError(
-                f"{where}, field golden_answers: of {answers!r} nothing is left without punctuation and articles, "
-                "so an empty answer would be right; leave the question out"
-            )
+        # Of some real answers, such as '---', nothing is left: any other text without words would equal them.
+        telling = [answer for answer in answers if normalize_answer(answer)]
         question = Question(
             question_id=_id(entry, where),
             question=" ".join(_text(entry, "question", where).split()),
