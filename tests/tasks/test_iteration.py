@@ -254,13 +254,14 @@ def test_a_stage_that_hangs_is_ended_with_its_processes_and_tried_again(tmp_path
 
     told: list[str] = []
     stop = progress.listen(lambda event: told.append(event.note))
-    with new_run(tmp_path / "runs", recovery={"stage_timeout_s": 3.0, "retry_delay_s": 0.0}) as run:
+    with new_run(tmp_path / "runs", recovery={"stage_timeout_s": 8.0, "retry_delay_s": 0.0}) as run:
         run.begin(0, 0)
         call(run, stage_task(body))
     stop()
     assert len(groups) == 2
     assert all(group.process.poll() is not None for group in groups)
-    assert [note for note in told if "time limit" in note] == ["rollout failed: ended by its time limit after 3 s"]
+    (note,) = [note for note in told if "time limit" in note]
+    assert note.startswith("rollout failed: ended by its time limit after ")
 
 
 def test_out_of_memory_makes_the_next_micro_batch_smaller_in_this_campaign_alone(run, tmp_path):
