@@ -107,7 +107,7 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
-    except Exception as error:  # whatever its many classes raise
+    except Exception as error:  # the Rust library raises bare Exception for a damaged file
         raise ConfigError(f"policy: the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
