@@ -252,6 +252,22 @@ class Expert(Protocol):
 
 
 @runtime_checkable
+class HasClumsyActions(Protocol):
+    """An expert that knows what a clumsy player might do; without it that is any action on offer."""
+
+    def clumsy_actions(self, admissible_actions: Sequence[str]) -> Sequence[str]:
+        """Actions that somebody might take now who neither reads nor thinks."""
+        ...
+
+
+def clumsy_actions_of(expert: Expert, admissible_actions: Sequence[str]) -> Sequence[str]:
+    """What a clumsy player might do now; nothing where no actions are listed and the expert knows none."""
+    if isinstance(expert, HasClumsyActions):
+        return expert.clumsy_actions(admissible_actions)
+    return admissible_actions
+
+
+@runtime_checkable
 class HasExpert(Protocol):
     """An environment that can show how it is played; a warm start needs one."""
 

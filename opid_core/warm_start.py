@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from envs.base import Decision, Environment, HasExpert, PromptParts, Task, action_words_of, result_of
+from envs.base import (
+    Decision,
+    Environment,
+    HasExpert,
+    PromptParts,
+    Task,
+    action_words_of,
+    clumsy_actions_of,
+    result_of,
+)
 from opid_core.config import CampaignConfig, WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.learning.imitation import Demonstration, imitate
@@ -142,7 +151,8 @@ class _Moment:
     """One step of a demonstration: what the expert does, and what the demonstrator, who is clumsy by itself, does."""
 
     parts: PromptParts
-    offered: Sequence[str]
+    strays: Sequence[str]
+    """What a clumsy player might do."""
     expert: Decision
     clumsy: Decision
 
@@ -159,21 +169,22 @@ def _play(
     observation = result_of(environment.reset(task))
     expert = require_expert(environment).expert(observation)
     history: list[tuple[str, str]] = []
-    offered_before: list[str] = []
+    strays_before: Sequence[str] = ()
     moments: list[_Moment] = []
     for _ in range(max_steps):
         admissible = list(environment.admissible_actions)
         parts = environment.prompt_parts(environment.task_text, history, observation, admissible, history_length)
         decision = clumsy = expert.decide(admissible)
-        draw = rng.random() if admissible else 1.0  # nothing to choose from at random where no actions are listed
+        strays = clumsy_actions_of(expert, admissible)
+        draw = rng.random() if strays else 1.0
         if draw < settings.clumsiness:
-            clumsy = replace(decision, action=rng.choice(admissible))
+            clumsy = replace(decision, action=rng.choice(strays))
         action = clumsy.action
         if settings.clumsiness <= draw < settings.clumsiness + settings.detours:
             # An action of the step before is often not on offer any more: then the world says that nothing happens.
-            action = rng.choice(offered_before or admissible) if rng.random() < 0.5 else rng.choice(admissible)
-        moments.append(_Moment(parts, admissible, decision, clumsy))
-        offered_before = admissible
+            action = rng.choice(strays_before or strays) if rng.random() < 0.5 else rng.choice(strays)
+        moments.append(_Moment(parts, strays, decision, clumsy))
+        strays_before = strays
         result = result_of(environment.step(action))
         expert.observe(action, result.observation)
         history.append((observation, action))
@@ -213,7 +224,7 @@ def _with_skills(
         parts, clumsy, expert = moment.parts, moment.clumsy, moment.expert
         shown.append(ExpertStep(parts, write(clumsy)))
         if rng.random() < settings.skill_share:
-            named = [expert] if not moment.offered else [expert, replace(expert, action=rng.choice(moment.offered))]
+            named = [expert] if not moment.strays else [expert, replace(expert, action=rng.choice(moment.strays))]
             for decision in named:
                 with_skill = inject(parts, "step", step_skill(decision.action, words))
                 shown.append(ExpertStep(with_skill, write(decision)))

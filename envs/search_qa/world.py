@@ -279,3 +279,14 @@ class SearchQaExpert:
             known = f"{relation.name} of {entity} is {value}. "
             entity = value
         return Decision(f"<answer>{entity}</answer>", known.strip())
+
+    def clumsy_actions(self, admissible_actions: Sequence[str]) -> Sequence[str]:
+        """Searches for a relation alone or for what was read on the way, and answers with names that were read."""
+        if not self.passages:
+            return [f"<search>{relation.name}</search>" for relation in self.path] + [f"<answer>{self.entity}</answer>"]
+        read = list(self.passages)
+        for title, text in self.passages.items():
+            values = (told_value(relation, title, text) for relation in RELATIONS)
+            read += [value for value in values if value is not None]
+        read = list(dict.fromkeys(read))
+        return [f"<search>{name}</search>" for name in read] + [f"<answer>{name}</answer>" for name in read]

@@ -59,6 +59,13 @@ class WebshopExpert:
             return self._decide_on_item(admissible_actions)
         return Decision("click[< prev]", "details. go back to the item.")
 
+    def clumsy_actions(self, admissible_actions: Sequence[str]) -> Sequence[str]:
+        """Any click, and searches for the beginning or the end of what is wanted."""
+        words = self._queries[0].split()
+        searches = [f"search[{' '.join(part)}]" for part in (words[:2], words[-2:])]
+        clicks = [action for action in admissible_actions if _CLICK.fullmatch(action)]
+        return clicks + searches if len(clicks) < len(admissible_actions) else clicks
+
     def _decide_on_results(self, admissible_actions: Sequence[str]) -> Decision:
         number, total = (int(group) for group in _RESULTS.search(self._observation).groups())  # pyright: ignore
         seen = f"results page {number}."

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
 from flows.reports.formatting import interval, markdown_table, show_markdown, with_interval
+from flows.reports.skills import effect_lines, effects_of
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_config
 from opid_core.config import CampaignConfig
@@ -39,6 +40,7 @@ def write_report(store: CampaignStore) -> Path:
 def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> str:
     """The table of evaluations and the commands to look further."""
     panel = panel_name(read_config(store))
+    skills = effects_of(store, chain)
     lines = [
         f"# Campaign {store.campaign}",
         "",
@@ -68,8 +70,11 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
     lines += [
         *_by_task_type(evaluated),
         "",
-        "![success](success.png)",
-        "",
+        *(
+            ["## The skills that did most", "", *effect_lines(skills), ""]
+            if (skills := effects_of(store, chain))
+            else []
+        ),
         "Look further:",
         "",
         "```",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,8 +35,8 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def show_markdown(console: Console, text: str) -> None:
-    """Print Markdown; what a link leads to is shown."""
-    console.print(Markdown(text, hyperlinks=False))
+    """Print Markdown; what a link leads to is shown, an image is left out."""
+    console.print(Markdown(re.sub(r"^!\[.*\]\(.*\)$", "", text, flags=re.MULTILINE), hyperlinks=False))
 
 
 def percent(share: float | None, missing: str = "") -> str:

@@ -17,6 +17,7 @@ from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, evaluations, mean_metrics, read_chain, read_tables
 from flows.reports.formatting import markdown_table, percent, with_interval
+from flows.reports.skills import effect_lines, effects_of
 from flows.study import Study, study_folder
 from infra.manifest import Manifest, weights_hash
 from infra.store import CampaignStore, read_config
@@ -35,6 +36,7 @@ from opid_core.evaluation import (
     wins_by_task,
 )
 from opid_core.hashing import MAY_DIFFER, config_differences
+from opid_core.skills.effects import SkillEffect
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +57,8 @@ class SeedRun:
     """The first policy's."""
     numbers: dict[str, float]
     """Means over iterations of the table `metrics`."""
+    skills: list[SkillEffect]
+    """What its skills did, most advantage first."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,7 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
         "final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
         "(seeds and tasks, the same tasks for all seeds).",
         "",
+        *_results(study, runs, rows),
     ]
     if unfinished:
         lines += [f"**Not finished, left out:** {', '.join(unfinished)}", ""]
@@ -241,8 +246,39 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
             for label, of_method in by_method.items()
         ],
     )
-    lines += ["", f"![curves]({CURVES})", "", "## Signal and cost", "", "Means over iterations and seeds.", ""]
+    lines += ["", f"![curves]({CURVES})", ""]
+    for label, of_method in runs.items():
+        for run in of_method:
+            if run.skills:
+                lines += [
+                    f"## The skills of {label}, seed {run.seed}, that did most",
+                    "",
+                    *effect_lines(run.skills),
+                    "",
+                ]
+    lines += ["## Signal and cost", "", "Means over iterations and seeds.", ""]
     return "\n".join([*lines, *_metric_table(runs)]) + "\n"
+
+
+def _results(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodRow]) -> list[str]:
+    """What skills added, a sentence a method with skills and temperature, and their part in the advantage."""
+    lines = []
+    for row in rows:
+        twin = study.twin(row.method)
+        against = row.against_baseline if twin == study.baseline else row.against_twin
+        if against is None or twin is None:
+            continue
+        reached = next(r.micro.mean for r in rows if (r.method, r.temperature) == (twin, row.temperature))
+        shares = [run.numbers["advantage_share/skill"] for run in runs[row.method]]
+        e = against.estimate
+        lines += [
+            f"**{row.method}, temperature {row.temperature:g}: {row.before:.1%} -> {row.micro.mean:.1%}; without "
+            f"skills ({twin}) {reached:.1%}.** Difference {100 * e.mean:+.1f} points (95%: {100 * e.low:+.1f} to "
+            f"{100 * e.high:+.1f}), p = {against.p_value:.2g}, {row.tasks} held-out tasks, {len(row.seeds)} seed(s). "
+            f"Skills' share of the advantage: {percent(float(np.mean(shares)))}.",
+            "",
+        ]
+    return lines
 
 
 def page(study: str, text: str, curves: bytes) -> str:
@@ -277,6 +313,7 @@ def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> SeedRun:
         final=by_temperature(read_tables(store, chain[-1], ["evaluations"])["evaluations"]),
         before=by_temperature(read_tables(store, chain[0], ["evaluations"])["evaluations"]),
         numbers=mean_metrics(store, chain),
+        skills=effects_of(store, chain),
     )
 
 
@@ -334,7 +371,7 @@ def _difference_table(pairs: Sequence[tuple[MethodRow, PairedDifference | None]]
     rows = [
         [
             *(row.method, *([row.twin or ""] if twins else []), f"{row.temperature:g}"),
-            *(_interval(against.estimate), f"{against.p_value:.3f}"),
+            *(_interval(against.estimate), f"{against.p_value:.2g}"),
         ]
         for row, against in pairs
         if against is not None

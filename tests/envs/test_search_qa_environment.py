@@ -144,6 +144,21 @@ def test_the_expert_says_what_it_reads():
     assert (decision.action, decision.thought) == ("<answer>baker</answer>", "craft of Tavi Muken is baker.")
 
 
+def test_a_clumsy_player_searches_and_answers_with_what_was_read():
+    expert = SearchQaExpert("What did the founder of Belora work as?")
+    assert expert.clumsy_actions(()) == [
+        "<search>founder</search>",
+        "<search>craft</search>",
+        "<answer>Belora</answer>",
+    ]
+    read = '<information>\nDoc 1: "Belora"\nBelora was founded by Tavi Muken.\n</information>'
+    expert.observe("<search>Belora</search>", read)
+    assert expert.clumsy_actions(()) == [
+        *("<search>Belora</search>", "<search>Tavi Muken</search>"),
+        *("<answer>Belora</answer>", "<answer>Tavi Muken</answer>"),
+    ]
+
+
 def test_there_is_no_expert_for_questions_of_a_file(environment):
     observation = result_of(environment.reset(environment.tasks("train")[0]))
     assert environment.expert(observation).path[0].name == "founder"  # worded as the generator words it

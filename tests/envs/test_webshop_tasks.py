@@ -238,6 +238,19 @@ def test_a_search_that_misses_is_tried_with_the_products_name(tmp_path):
     assert "search[mug]" in actions
 
 
+def test_a_clumsy_player_clicks_anything_and_searches_for_a_part():
+    environment = generated()
+    observation = result_of(environment.reset(environment.tasks("train")[0]))
+    expert = environment.expert(observation)
+    words = expert.decide(environment.admissible_actions).action.removeprefix("search[").removesuffix("]").split()
+    begin, end = " ".join(words[:2]), " ".join(words[-2:])
+    searches = [f"search[{begin}]", f"search[{end}]"]
+    assert expert.clumsy_actions(environment.admissible_actions) == ["click[search]", *searches]
+    result = result_of(environment.step(f"search[{begin}]"))
+    expert.observe(f"search[{begin}]", result.observation)
+    assert expert.clumsy_actions(environment.admissible_actions) == list(environment.admissible_actions)
+
+
 def test_demonstrations_for_a_warm_start():
     """What `opid warm-start` imitates: detours included, every response well-formed, skills in some of the prompts."""
     settings = WarmStartConfig(episodes=6, detours=0.3)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from flows.reports.skills import effect_lines, effects_of
+from infra.store import open_campaign
+from opid_core.skills.effects import SkillEffect
+from tests.factories import CONFIG, START_ROWS, commit_rows, named_rows
+
+
+def test_the_skills_that_did_most_with_their_part():
+    effects = [
+        SkillEffect("step", "Do now: a|b", steps=4, raised=3, delta=0.5, advantage=6.0),
+        SkillEffect("episode", "Plan: c", steps=2, raised=1, delta=-1.25, advantage=2.0),
+        *(SkillEffect("step", str(n), steps=1, raised=0, delta=0.0, advantage=0.0) for n in range(3)),
+    ]
+    sentence, _, _, _, first, second, third = effect_lines(effects)
+    assert sentence == "5 different skills; of what they gave episode skills 25.0%, step skills 75.0%."
+    assert first == "| step | Do now: a\\|b | 4 | 75% | +0.50 | 75.0% |"
+    assert second == "| episode | Plan: c | 2 | 50% | -1.25 | 25.0% |"
+    assert third == "| step | 0 | 1 | 0% | +0.00 | 0.0% |"
+    assert effect_lines(effects[2:])[0] == "3 different skills; they gave nothing."
+    assert effect_lines([]) == ["No step was scored under a skill."]
+
+
+def test_effects_are_read_from_a_campaigns_commits(tmp_path):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    chain = [commit_rows(store, tmp_path, None, START_ROWS)]
+    chain.append(commit_rows(store, tmp_path, chain[0], named_rows()))
+    first, second = effects_of(store, chain)
+    # 0.25 a token: two of the step skill, one of the episode skill of the same trajectory
+    assert (first.kind, first.steps, first.delta, first.advantage) == ("step", 1, 0.5, 0.5)
+    assert (second.kind, second.steps, second.delta, second.advantage) == ("episode", 1, 0.25, 0.25)
