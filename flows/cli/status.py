@@ -69,39 +69,30 @@ def _driver(store: CampaignStore) -> str:
 
 
 def _commits(chain: Sequence[Manifest]) -> Table:
+    """The commits in 80 columns: a line of each cell for each temperature, kind of skill, and duration."""
     from flows.reports.formatting import percent
 
-    table = Table(
-        "iteration",
-        "committed",
-        "success",
-        "KL",
-        "skills on",
-        "skills order",
-        "evaluation",
-        "gates",
-        "took",
-        "overhead",
-    )
+    header = ("iter-\nation", "at\n(UTC)", "success", "KL", "skills\non", "skills order\n(placebo)", "evaluation")
+    header += ("gates\n(warned)", "took,\noverhead")
+    table = Table(*header, box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold underline")
     for manifest in chain:
         numbers = manifest.metrics
-        evaluation = ", ".join(
+        evaluation = "\n".join(
             f"{name.split('/')[1]} {value:.1%}"
             for name, value in sorted(numbers.items())
             if name.startswith("evaluation/") and name.endswith("success_micro") and value is not None
         )
-        took_s, overhead_s = numbers.get("seconds/iteration_s"), numbers.get("seconds/overhead_s")
+        seconds = (numbers.get("seconds/iteration_s"), numbers.get("seconds/overhead_s"))
         table.add_row(
-            Text.assemble(str(manifest.iteration), (" degraded" if manifest.degraded else "", "yellow")),
-            manifest.created_at[:19].replace("T", " "),
+            Text.assemble(str(manifest.iteration), ("\ndegraded" if manifest.degraded else "", "yellow")),
+            manifest.created_at[5:16].replace("T", "\n"),
             percent(numbers.get("rollout/success_micro")),
             "" if (kl := numbers.get("update/kl_k3")) is None else f"{kl:.4f}",
             percent(numbers.get("skills/coverage")),
             _order(numbers),
             evaluation,
             _gates(manifest),
-            "" if took_s is None else f"{took_s:.0f} s",
-            "" if overhead_s is None or not took_s else f"{overhead_s:.1f} s, {overhead_s / took_s:.1%}",
+            "\n".join(f"{value:.{digits}f} s" for digits, value in enumerate(seconds) if value is not None),
         )
     return table
 
@@ -112,12 +103,11 @@ def _order(numbers: Mapping[str, float | None]) -> str:
     for kind in ("episode", "step"):
         order, placebo = (numbers.get(f"signal/{kind}/{name}") for name in ("order", "placebo_order"))
         if order is not None:
-            told.append(f"{kind} {order:.2f}" + ("" if placebo is None else f" (placebo {placebo:.2f})"))
-    return ", ".join(told)
+            told.append(f"{kind} {order:.2f}" + ("" if placebo is None else f" ({placebo:.2f})"))
+    return "\n".join(told)
 
 
 def _gates(manifest: Manifest) -> str:
     passed = sum(gate.passed for gate in manifest.gates.values())
     warnings = sum(len(gate.warnings) for gate in manifest.gates.values())
-    noted = f", {warnings} warning{'s' if warnings > 1 else ''}" if warnings else ""
-    return f"{passed} of {len(manifest.gates)} passed{noted}"
+    return f"{passed} of {len(manifest.gates)}" + (f" ({warnings})" if warnings else "")
