@@ -201,6 +201,8 @@ def _serve() -> None:
     from prefect.settings import PREFECT_SERVER_LOGGING_LEVEL
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    from flows import prefect_database  # noqa: F401 - a service of the server, once it is imported
+
     # SQLite refuses at once, whatever its time limit, a transaction that has read and then writes when another wrote in
     # between; one that takes the lock as it begins waits its turn. Prefect has both kinds, and most are the first.
     begin = AioSqliteConfiguration.begin_transaction

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from infra import objects
 from infra.campaigns import NUMBERED, CampaignStore, list_objects, location, read_object, stored_config_hash
-from infra.manifest import STATE_FOLDER, FileRecord, Manifest, Pruned, from_bytes, parse, problems, to_bytes
+from infra.manifest import (
+    STATE_FOLDER,
+    FileRecord,
+    Manifest,
+    Pruned,
+    chain_from_bytes,
+    from_bytes,
+    parse,
+    problems,
+    to_bytes,
+)
 from infra.objects import Address
 from infra.tables import check_object, key_of
 from opid_core.errors import DataError, GateError
@@ -52,18 +63,18 @@ def commit(store: CampaignStore, manifest: Manifest) -> tuple[Manifest, bool]:
 def manifests(store: CampaignStore) -> list[Manifest]:
     """The chain: 0 (the start), 1, 2, ... up to the first missing one. Raises DataError that names the first manifest
     that was changed or does not follow the one before."""
-    chain: list[Manifest] = []
-    while True:
-        iterations = range(len(chain), len(chain) + _READ_AT_ONCE)
-        addresses = [_address(store, iteration) for iteration in iterations]
-        found = objects.in_parallel(objects.read, addresses)
-        for iteration, address, data in zip(iterations, addresses, found, strict=True):
+    return chain_from_bytes(_stored(store))
+
+
+def _stored(store: CampaignStore) -> Iterator[tuple[bytes, str]]:
+    """Bytes and name of each manifest up to the first missing one."""
+    at_once = objects.small_at_once(store.address())
+    for first in itertools.count(0, _READ_AT_ONCE):
+        addresses = [_address(store, iteration) for iteration in range(first, first + _READ_AT_ONCE)]
+        for address, data in zip(addresses, objects.each_in_parallel(objects.read, addresses, at_once), strict=True):
             if data is None:
-                return chain
-            manifest = from_bytes(data, str(address), chain[-1] if chain else None)
-            if manifest.iteration != iteration:
-                raise DataError(f"{address}: holds the manifest of iteration {manifest.iteration}")
-            chain.append(manifest)
+                return
+            yield data, str(address)
 
 
 def files_of(manifest: Manifest) -> list[FileRecord]:

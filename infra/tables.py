@@ -6,6 +6,7 @@ import hashlib
 import io
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from infra.manifest import FileRecord
 from infra.objects import Address, create_only, read
 from opid_core import schema
 from opid_core.errors import DataError
+
+_THREADS_FROM_BYTES = 1 << 20
 
 
 def new_attempt() -> str:
@@ -58,16 +61,19 @@ def write_table(store: CampaignStore, name: str, iteration: int, attempt: str, t
     )
 
 
-def read_table(store: CampaignStore, record: FileRecord) -> pa.Table:
-    """The table of a record. Raises DataError that names the object when it is missing, damaged, of another schema
-    version, or no table of ours."""
+def read_table(store: CampaignStore, record: FileRecord, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a record, or those of its `columns`. Raises DataError that names the object when it is missing,
+    damaged, of another schema version, or no table of ours."""
     address = store.address(record.path)
     if record.schema_version != schema.VERSION:
         raise DataError(
             f"{address}: written with table schema version {record.schema_version}, this program reads version "
             f"{schema.VERSION}; use the version of OPID that wrote it (see `code_version` in the manifest)"
         )
-    return _conform(record.path.split("/")[0], pq.read_table(pa.BufferReader(read_file(store, record))))
+    # Not `pq.read_table`, and no threads for what is small: a report reads thousands of tables of a few rows each.
+    file = pq.ParquetFile(pa.BufferReader(read_file(store, record)))
+    threads = record.size > _THREADS_FROM_BYTES
+    return _conform(record.path.split("/")[0], file.read(columns, use_threads=threads), columns)
 
 
 def read_file(store: CampaignStore, record: FileRecord) -> bytes:
@@ -96,11 +102,13 @@ def exists_already(address: Address) -> DataError:
     return DataError(f"{address}: exists with other bytes, and objects are immutable; write under a new attempt")
 
 
-def _conform(name: str, table: pa.Table) -> pa.Table:
-    """`table` in one chunk, with exactly the schema of table `name` (its metadata too)."""
+def _conform(name: str, table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    """`table` in one chunk, with exactly the schema of table `name` (its metadata too), or that of its `columns`."""
     if name not in schema.TABLES:
         raise DataError(f"table {name!r}: unknown; known tables: {', '.join(schema.TABLES)}")
     expected = schema.TABLES[name]
+    if columns is not None:
+        expected = pa.schema([expected.field(column) for column in columns])
     if table.schema.names != expected.names:
         raise DataError(f"table {name}: expected columns {expected.names}, got {table.schema.names}")
     for field in expected:

@@ -30,7 +30,7 @@ def to_markdown(
     ]
     struck = sum((outcome.struck for outcome in outcomes), Counter[str]())
     if struck:
-        parts.append(_table(["fault of the proxy", "requests that met it"], sorted(struck.items())))
+        parts.append(table(["fault of the proxy", "requests that met it"], sorted(struck.items())))
     parts += [f"Failed: {outcome.name}\n\n```\n{outcome.failure}\n```" for outcome in failed]
     return "\n\n".join(parts) + "\n"
 
@@ -44,7 +44,7 @@ def _victims(outcomes: Sequence[Outcome]) -> str:
             if count:
                 finished = sum(outcome.failure is None for outcome in hit)
                 rows.append((store, victim, count, len(hit), finished, len(hit) - finished))
-    return _table(["store", "killed", "kills", "campaigns with it", "finished and equal", "failed"], rows)
+    return table(["store", "killed", "kills", "campaigns with it", "finished and equal", "failed"], rows)
 
 
 def _campaigns(outcomes: Sequence[Outcome], references: Mapping[tuple[str, int], Reference]) -> str:
@@ -60,14 +60,15 @@ def _campaigns(outcomes: Sequence[Outcome], references: Mapping[tuple[str, int],
         read = f"{readings} ({away})"
         rows.append((shape.store, shape.mode, shape.ranks, len(alike), kills, resumes, *times, read, failed))
     head = ["store", "mode", "ranks", "campaigns", "kills", "started again", "undisturbed", "mean time"]
-    return _table([*head, "whole readings (storage away)", "failed"], rows)
+    return table([*head, "whole readings (storage away)", "failed"], rows)
 
 
 def _moments(outcomes: Sequence[Outcome]) -> str:
     count = Counter(step.rpartition("/")[2] for outcome in outcomes for _, step in outcome.kills)
-    return _table(["under way when killed", "kills"], count.most_common())
+    return table(["under way when killed", "kills"], count.most_common())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
     lines = [list(head), ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

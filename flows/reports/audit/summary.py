@@ -12,10 +12,17 @@ from flows.reports.audit.data import analyses, new_skills, skill_texts
 from flows.reports.chains import Evaluated, metrics_of, read_tables
 from flows.reports.formatting import with_interval
 from infra.manifest import ExpectationResult, Manifest
-from infra.objects import in_parallel
+from infra.objects import in_parallel, small_at_once
 from infra.stages import failures
-from infra.store import CampaignStore
+from infra.store import CampaignStore, read_table
 from opid_core.evaluation import SuccessRate, table_success
+
+COLUMNS = {
+    "metrics": ("name", "value"),
+    "trajectories": ("task_id", "task_type", "outcome"),
+    "skills": ("trajectory_id", "kind", "text", "error", "tokens", "seconds", "cost"),
+}
+"""What a row of the campaign's page takes of each table: of a thousand commits nothing else is read."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class CommitRow:
 
 def commit_rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[CommitRow]:
     """A row for each manifest of `chain`."""
-    return in_parallel(lambda manifest: _row(store, manifest), chain)
+    return in_parallel(lambda manifest: _row(store, manifest), chain, small_at_once(store.address()))
 
 
 def new_counts(rows: Sequence[CommitRow]) -> list[int]:
@@ -177,7 +184,11 @@ def success_text(success: SuccessRate) -> str:
 
 
 def _row(store: CampaignStore, manifest: Manifest) -> CommitRow:
-    tables = read_tables(store, manifest, ["metrics", "trajectories", "skills"])
+    tables = {
+        name: read_table(store, manifest.tables[name], columns)
+        for name, columns in COLUMNS.items()
+        if name in manifest.tables
+    }
     calls = analyses(tables["skills"]) if "skills" in tables else []
     return CommitRow(
         manifest=manifest,
