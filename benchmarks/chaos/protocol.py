@@ -9,6 +9,7 @@ the first wakes up beside it. What must hold in the end is what `checks` looks a
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import random
@@ -241,8 +242,10 @@ def freeze(store: CampaignStore, driver: Driver, generator: random.Random, tally
     return other
 
 
-def run(name: str, root: str, endpoint_url: str | None, kills: int, generator: random.Random) -> Tally:
-    """Campaigns on one store until `kills` drivers were killed or frozen."""
+def run(
+    name: str, root: str, endpoint_url: str | None, kills: int, generator: random.Random, until_s: float = math.inf
+) -> Tally:
+    """Campaigns on one store until `kills` drivers were killed or frozen, or the clock says `until_s` (monotonic)."""
     tally = Tally(name)
 
     def campaign(label: str) -> CampaignStore:
@@ -252,7 +255,7 @@ def run(name: str, root: str, endpoint_url: str | None, kills: int, generator: r
     undisturbed = campaign("undisturbed")
     Driver(undisturbed).end([0])
     expected = checks.result_of(undisturbed)
-    while tally.kills < kills:
+    while tally.kills < kills and time.monotonic() < until_s:
         label = f"campaign-{tally.campaigns + len(tally.failures):04d}"
         try:
             play(campaign(label), expected, generator, tally)
@@ -287,6 +290,7 @@ def main() -> int:
     """0 when every campaign held, 1 when one did not: its store is then kept."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos.protocol", description=__doc__)
     parser.add_argument("--kills", type=int, default=100, help="on each store, at least (default 100)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no campaign after so long")
     parser.add_argument("--store", choices=("file", "s3", "both"), default="both")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the result there, as Markdown")
@@ -294,12 +298,13 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="opid-protocol-"))
     os.environ["OPID_CACHE"] = str(folder / "cache")
     generator, tallies, began_s = random.Random(arguments.seed), [], time.monotonic()
+    limits = (arguments.kills, generator, began_s + 60 * arguments.minutes)
     if arguments.store != "s3":
-        tallies.append(run("file", str(folder / "file"), None, arguments.kills, generator))
+        tallies.append(run("file", str(folder / "file"), None, *limits))
     if arguments.store != "file":
         storage = S3Storage(folder / "s3", arguments.seed)
         try:
-            tallies.append(run("s3", storage.root("p"), storage.direct_url, arguments.kills, generator))
+            tallies.append(run("s3", storage.root("p"), storage.direct_url, *limits))
         finally:
             storage.close()
     text = to_markdown(
