@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -313,7 +314,10 @@ def main() -> int:
     print(text)
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")
-    return int(any(tally.failures for tally in tallies))
+    if any(tally.failures for tally in tallies):
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from infra.store import (
 )
 from opid_core import schema
 from opid_core.errors import ConfigError, DataError
-from tests.factories import CONFIG, all_files, scores_table, stored_paths
+from tests.factories import CONFIG, all_files, metrics_table, scores_table, stored_paths
 
 # Campaigns
 
@@ -188,6 +188,12 @@ def test_equal_rows_give_equal_bytes_however_they_are_chunked(store):
     records = [write_table(store, "scores", 0, f"a{i}", t) for i, t in enumerate((chunked, whole, sliced))]
     assert len({r.sha256 for r in records}) == 1
     assert len({r.content_hash for r in records}) == 1
+
+
+def test_of_a_table_the_columns_asked_for_come_back_in_their_order(store):
+    record = write_table(store, "metrics", 1, "attempt", metrics_table())
+    back = read_table(store, record, ["value", "name"])
+    assert back.to_pydict() == {"value": [0.5, 1.0], "name": ["rollout/return", "seconds/rollout_s"]}
 
 
 def test_a_part_is_immutable_but_writing_the_same_again_is_no_fault(store):

@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.chaos import checks, reader, victims
+from benchmarks.chaos import checks, protocol, reader, victims
 from benchmarks.chaos.campaign import RoundFailed, clear_environment
 from benchmarks.chaos.play import Reference, Shape, open_storage, play, undisturbed
 from infra.store import open_campaign
 from opid_core.errors import DataError
+from tests.conftest import S3_BUCKET
 from tests.factories import CONFIG, make_chain, make_manifest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
@@ -105,3 +106,16 @@ def test_a_process_that_is_left_is_found_and_ended(tmp_path, monkeypatch):
         checks.check_no_process_left(mark)
     assert left.wait() == -9
     checks.check_no_process_left(mark)
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_killed_and_frozen_drivers_of_the_commit_protocol_lose_and_double_nothing(kind, tmp_path, request, monkeypatch):
+    monkeypatch.setenv("OPID_CACHE", str(tmp_path / "cache"))
+    root, endpoint_url = str(tmp_path), None
+    if kind == "s3":
+        server = request.getfixturevalue("s3_server")
+        root, endpoint_url = f"s3://{S3_BUCKET}/{tmp_path.name}", server.endpoint_url
+    tally = protocol.run(kind, root, endpoint_url, 6, random.Random(2))
+    assert tally.failures == []
+    assert tally.kills >= 6
+    assert tally.campaigns >= 1
