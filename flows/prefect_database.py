@@ -44,7 +44,7 @@ async def forget(db: PrefectDBInterface, table: str, kept: int) -> int:
             if last is None:
                 return deleted
             due = sa.select(model.id).where(condition, when <= last).order_by(when).limit(AT_ONCE)
-            found = await session.execute(sa.delete(model).where(model.id.in_(due.scalar_subquery())))
+            found: Any = await session.execute(sa.delete(model).where(model.id.in_(due.scalar_subquery())))
             deleted += found.rowcount
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAMED = {"setuptools": "MIT", "textworld": "MIT", "oss-harmony": "Apache-2.0"}
@@ -54,7 +55,7 @@ def locked(repository: Path = REPOSITORY) -> dict[str, str]:
 def licence_of(package: Distribution) -> str:
     """The licence that a package's metadata names: the expression, else the classifiers, else the first line of the
     field; "" where there is none."""
-    metadata = package.metadata
+    metadata: Any = package.metadata
     if expression := metadata.get("License-Expression"):
         return expression
     classified = [line.split(" :: ")[-1] for line in metadata.get_all("Classifier") or [] if line.startswith("License")]

@@ -9,6 +9,7 @@ the first wakes up beside it. What must hold in the end is what `checks` looks a
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import multiprocessing
 import os
@@ -87,7 +88,8 @@ class Tally:
 
 def drive(store: CampaignStore, step: Any, run_id: str) -> None:
     """Bring the campaign to its end; `step` (shared memory) says where this driver is."""
-    s3_objects.forget_connections()  # those of the process that this one was forked from are not ours
+    s3_objects.forget_connections()  # those of the process that this one was forked from are not ours,
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and cannot be closed here, of which asyncio complains
     try:
         with held(store, TTL_S, run_id) as lease:
             chain = manifests(store)
@@ -197,7 +199,7 @@ class Driver:
         """Wait for its end; its exit code. Raises RoundFailed for one that is not `allowed`."""
         self.process.join(LIMIT_S)
         code = self.process.exitcode
-        if code not in allowed:
+        if code is None or code not in allowed:
             self.process.kill()
             raise RoundFailed(f"a driver in step {self.where} ended with exit code {code}, allowed: {allowed}")
         return code
