@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from infra import local_s3, s3_objects
 
@@ -47,8 +51,31 @@ def s3_server(tmp_path_factory) -> Iterator[local_s3.LocalS3]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory) -> Iterator[None]:
-    """A real Prefect API for flows and tasks that run in this process."""
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all processes of this run of the tests share: what takes long is made there once, under a lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def prefect_database(shared_folder) -> Path:
+    """An empty Prefect database: to make one takes a server twice as long as all else that it does to start."""
+    home = shared_folder / "prefect"
+    with FileLock(shared_folder / "prefect.lock"):
+        if not (home / "made").exists():
+            subprocess.run(
+                [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"],
+                env={**os.environ, "PREFECT_HOME": str(home), "PREFECT_API_URL": ""},
+                check=True,
+                capture_output=True,
+            )
+            (home / "made").touch()
+    return home / "prefect.db"
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory, prefect_database) -> Iterator[dict[str, str]]:
+    """A real Prefect API for the flows and tasks of this process, and the environment in which others report to it."""
     from flows import settings
     from flows.prefect_api import prefect_api
 
@@ -57,7 +84,11 @@ def prefect_server(tmp_path_factory) -> Iterator[None]:
             patch.delenv(name)
         before = {*os.environ}
         settings.apply(tmp_path_factory.mktemp("prefect"))
+        settings.make_prefect_home()
+        shutil.copy(prefect_database, os.environ["PREFECT_HOME"])
         with prefect_api():
-            yield
+            from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+            yield {setting.name: setting.value() for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
         for name in {*os.environ} - before:  # what `apply` has set
             del os.environ[name]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -22,7 +21,8 @@ from infra.manifest import Manifest
 from infra.store import CampaignStore, find_campaign, folder_path, manifests, read_table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_S = 300.0
+LIMIT_S = 600.0
+TRAIN = ("train",)
 _MARK = "OPID_TEST_ROOT"
 CONFIG = """
 campaign: tiny
@@ -43,27 +43,15 @@ recovery: {lease_ttl_s: 3}
 """
 
 
-@cache
-def _prefect_database() -> bytes:
-    """An empty Prefect database: to make one takes a server twice as long as all else that it does to start."""
-    with TemporaryDirectory() as home:
-        subprocess.run(
-            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"],
-            env={**os.environ, "PREFECT_HOME": home, "PREFECT_API_URL": ""},
-            check=True,
-            capture_output=True,
-        )
-        return (Path(home) / "prefect.db").read_bytes()
-
-
 def start(
-    root: Path, *overrides: str, text: str = CONFIG, command: Sequence[str] = ("train",)
+    root: Path, prefect: Mapping[str, str] | Path, *overrides: str, text: str = CONFIG, command: Sequence[str] = TRAIN
 ) -> subprocess.Popen[str]:
     """`opid train` (or another `command`) as the leader of a process group of its own, its output in a file: no full
     pipe can stop it.
 
-    `root` holds its files, and is the store's root unless `overrides` (`key=value`) name another. The temporary
-    folder's name is longer than that of a Unix socket may be.
+    `prefect`: the environment in which it reports to a server that is there (the fixture `prefect_server`), or the
+    empty database of one of its own (`prefect_database`). `root` holds its files, and is the store's root unless
+    `overrides` (`key=value`) name another. The temporary folder's name is longer than that of a Unix socket may be.
     """
     root.mkdir(exist_ok=True)
     (temporary := root / ("temporary" * 12)).mkdir(exist_ok=True)
@@ -71,9 +59,12 @@ def start(
     config.write_text(text, encoding="utf-8")
     options = [part for override in (f"root={root}", *overrides) for part in ("--set", override)]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    if not any(override.startswith("root=") for override in overrides) and not (root / ".prefect").exists():
-        (root / ".prefect" / "home").mkdir(parents=True)
-        (root / ".prefect" / "home" / "prefect.db").write_bytes(_prefect_database())
+    if isinstance(prefect, Path):
+        (home := root / ".prefect" / "home").mkdir(parents=True, exist_ok=True)
+        if not (home / "prefect.db").exists():
+            shutil.copy(prefect, home)
+    else:
+        inherited |= prefect
     with open(root / "output.txt", "a", encoding="utf-8") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "flows.cli", *command, str(config), *options],
@@ -93,7 +84,7 @@ def wait_for(process: subprocess.Popen[str], root: Path, happened: Callable[[], 
         if process.poll() is not None or time.monotonic() > deadline_s:
             kill(process)
             raise AssertionError((root / "output.txt").read_text(encoding="utf-8"))
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def processes_of(root: Path) -> list[psutil.Process]:
@@ -144,6 +135,15 @@ class Campaign:
 def opened(root: Path | str, printed: str, endpoint_url: str | None = None) -> Campaign:
     store = find_campaign(root, "tiny", endpoint_url)
     return Campaign(store, manifests(store), printed)
+
+
+def before_the_second_iteration(campaign: Campaign, root: Path) -> Path:
+    """The folder of a copy of `campaign` under `root`, as it was when its first iteration had been committed."""
+    folder = root / "tiny"
+    shutil.copytree(Path(campaign.store.root) / "tiny", folder)
+    shutil.rmtree(folder / "_stages" / "000002")
+    (folder / "_commits" / "000002.json").unlink()
+    return folder
 
 
 def same_content(one: Campaign, other: Campaign) -> bool:

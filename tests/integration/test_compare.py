@@ -18,14 +18,14 @@ WITHOUT_SIGNAL = CONFIG.replace("campaign: tiny", "campaign: skills").replace(LA
 GRPO = CONFIG.replace("campaign: tiny", "campaign: grpo").replace(LAMBDAS, "method: {name: grpo}")
 
 
-def test_a_killed_study_goes_on_and_opid_without_its_signal_is_grpo_bit_for_bit(tmp_path):
+def test_a_killed_study_goes_on_and_opid_without_its_signal_is_grpo_bit_for_bit(tmp_path, prefect_server):
     root = tmp_path / "runs"
     other = tmp_path / "grpo.yaml"
     other.write_text(GRPO, encoding="utf-8")
 
     def run():
         command = ("compare", str(other), "--seeds", "1", "--name", "mine")
-        return start(root, command=command, text=WITHOUT_SIGNAL)
+        return start(root, prefect_server, command=command, text=WITHOUT_SIGNAL)
 
     def chain(label: str):
         try:

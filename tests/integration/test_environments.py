@@ -14,7 +14,7 @@ from infra.manifest import weights_hash
 from infra.store import read_config, verify
 from tests.integration.campaigns import REPOSITORY, finish, opened, start
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
         ("search_qa", 0.01, "{name: 'tests.opid_core.learning.methods.self_imitation:SelfImitation'}"),
     ],
 )
-def test_two_iterations(tmp_path, name, penalty, method):
+def test_two_iterations(tmp_path, prefect_server, name, penalty, method):
     if name == "webshop":
         pytest.importorskip("thefuzz", reason="needs the extra `webshop`")
     root: Path = tmp_path / name
     text = (REPOSITORY / "configs" / f"tiny_{name}.yaml").read_text(encoding="utf-8")
     options = ("campaign=tiny", f"method={method}")
-    found = opened(root, finish(start(root, *options, text=text), root))
+    found = opened(root, finish(start(root, prefect_server, *options, text=text), root))
     assert [manifest.iteration for manifest in found.chain] == [0, 1, 2]
     verify(found.store)
     for iteration in (1, 2):

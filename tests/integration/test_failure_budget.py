@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class Analyst:
         return Answer(content=json.dumps(reply))
 
 
-def run(root: Path, server: ChatServer, policy: Path) -> Campaign:
+def run(root: Path, prefect_server: Mapping[str, str], server: ChatServer, policy: Path) -> Campaign:
     process = start(
         root,
+        prefect_server,
         "iterations=1",
         f"policy={policy}",
         "rollout.tasks_per_iteration=4",
@@ -59,14 +60,14 @@ def run(root: Path, server: ChatServer, policy: Path) -> Campaign:
     return opened(root, finish(process, root))
 
 
-def test_an_outage_fails_the_gate_and_leaves_no_trace_and_a_few_failures_are_rows(campaign, tmp_path):
+def test_an_outage_fails_the_gate_and_leaves_no_trace_and_a_few_failures_are_rows(campaign, prefect_server, tmp_path):
     policy, analyst = campaign.policy(0), Analyst()
     with chat_server() as server:
         server.answer = analyst
-        undisturbed = run(tmp_path / "undisturbed", server, policy)
+        undisturbed = run(tmp_path / "undisturbed", prefect_server, server, policy)
         given_up = tmp_path / "outage" / "tiny" / "_stages" / "000001" / "000" / "failed.json"
         analyst.outage = lambda: not given_up.exists()
-        retried = run(tmp_path / "outage", server, policy)
+        retried = run(tmp_path / "outage", prefect_server, server, policy)
 
     skills = undisturbed.rows("skills", 1)
     failed = [row for row in skills if row["kind"] == "failed"]

@@ -43,7 +43,7 @@ def with_another_return(store, manifest: Manifest, previous: Manifest) -> Manife
     )
 
 
-def test_every_table_and_the_weights_come_out_the_same(campaign, tmp_path):
+def test_every_table_and_the_weights_come_out_the_same(campaign, prefect_server, tmp_path):
     """Run on a copy in which one number of the committed iteration was changed: that alone must differ."""
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(campaign.store.address(), folder)
@@ -55,7 +55,7 @@ def test_every_table_and_the_weights_come_out_the_same(campaign, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "flows.cli", "reproduce", "tiny", "--iteration", "2", "--root", str(tmp_path / "runs")],
         cwd=REPOSITORY,
-        env={**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**inherited, **prefect_server, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
