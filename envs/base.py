@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 from pydantic import BaseModel, ValidationError
 
 from opid_core import proxies
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 from opid_core.sections import imported
 
 TURN_LINE = "Now it's your turn"
@@ -38,12 +38,20 @@ class Task:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the world answers to one action. `won` is whether the task's goal holds now."""
+    """What the world answers to one action. `won` is whether the task's goal holds now. Raises DataError for a score
+    beyond 0 and 1."""
 
     observation: str
     reward: float
     done: bool
     won: bool
+    score: float | None = None
+    """What the episode is worth so far, 0 to 1, where a task can be done in part; None where a world only knows won and
+    lost. The last step's is the episode's. It is no reward: it is evaluated, and nothing is trained on it."""
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise DataError(f"StepResult.score: {self.score} is not between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -31,6 +31,15 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class SuccessRate:
     """Share of won episodes: `micro` over episodes, `macro` over task types, and the 95% interval of `micro`."""
 
@@ -41,6 +50,8 @@ class SuccessRate:
     high: float
     per_type: dict[str, float]
     episodes_per_type: dict[str, int]
+    score: Estimate | None = None
+    """Mean score of the episodes (WebShop's r), where the environment gives one."""
 
 
 def panel_name(config: Mapping[str, Any]) -> str:
@@ -99,8 +110,22 @@ def success_rate(outcomes: Sequence[str], task_types: Sequence[str], task_ids: S
 
 
 def table_success(table: pa.Table) -> SuccessRate:
-    """`success_rate` of a `trajectories` or `evaluations` table."""
-    return success_rate(*(table.column(name).to_pylist() for name in ("outcome", "task_type", "task_id")))
+    """`success_rate` of a `trajectories` or `evaluations` table, with its `mean_score`."""
+    rate = success_rate(*(table.column(name).to_pylist() for name in ("outcome", "task_type", "task_id")))
+    return replace(rate, score=mean_score(table))
+
+
+def mean_score(table: pa.Table) -> Estimate | None:
+    """The mean score of the episodes of a `trajectories` or `evaluations` table, with its 95% interval by the t
+    distribution over tasks within 0 and 1 (0 to 1 from a single task). Broken episodes are left out; None where no
+    episode has a score."""
+    scores = [scores for scores in scores_by_task(table).values() if scores]
+    if not scores:
+        return None
+    found = mean_interval([sum(of_task) for of_task in scores], [len(of_task) for of_task in scores])
+    if math.isnan(found.low):
+        return Estimate(found.mean, 0.0, 1.0)
+    return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
 
 
 def wins_by_task(evaluations: pa.Table) -> dict[str, list[bool]]:
@@ -113,6 +138,22 @@ def wins_by_task(evaluations: pa.Table) -> dict[str, list[bool]]:
         if outcome != "broken":
             won.append(outcome == "success")
     return wins
+
+
+def scores_by_task(table: pa.Table) -> dict[str, list[float]]:
+    """The known scores of each task's episodes, in the order of the table; broken episodes are left out."""
+    scores: dict[str, list[float]] = {}
+    columns = (table.column(name).to_pylist() for name in ("task_id", "outcome", "score"))
+    for task_id, outcome, score in zip(*columns, strict=True):
+        of_task = scores.setdefault(task_id, [])
+        if outcome != "broken" and score is not None:
+            of_task.append(score)
+    return scores
+
+
+def score_metrics(name: str, score: Estimate | None) -> dict[str, float]:
+    """The score as metrics called `name`, `name`_low and `name`_high; none where there is none."""
+    return {} if score is None else {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
 
 
 def by_temperature(evaluations: pa.Table) -> dict[float, pa.Table]:
@@ -180,6 +221,7 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
         "rollout/prompts_cut": float((steps.column("history_dropped").to_numpy() > 0).sum()),
         "rollout/broken": float(trajectories.column("outcome").to_pylist().count("broken")),
     }
+    metrics |= score_metrics("rollout/score", success.score)
     return {**metrics, **{f"rollout/success/{name}": share for name, share in success.per_type.items()}}
 
 
@@ -213,15 +255,6 @@ def skill_kinds(skills: pa.Table) -> dict[str, str]:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else math.nan
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def mean_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:

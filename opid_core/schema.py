@@ -16,7 +16,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-VERSION = 6
+VERSION = 7
 """Raised with any change of any table."""
 
 _VOLATILE = {b"volatile": b"1"}
@@ -69,13 +69,15 @@ TRAJECTORIES = _table(
     ("task_type", _text),
     ("outcome", _text),
     ("return", _f32),
+    ("score", _f32),
     ("steps", _i32),
     ("tokens", _i32),
     pa.field("seconds", _f32, nullable=False, metadata=_VOLATILE),
     ("error", _text),
-    nullable=("error",),
+    nullable=("score", "error"),
 )
-"""One episode a row. outcome: success | failure | truncated | broken; tokens: response tokens."""
+"""One episode a row. outcome: success | failure | truncated | broken; score: what the episode was worth, 0 to 1, where
+the environment says so (`envs.base.StepResult`); tokens: response tokens."""
 OUTCOMES = ("success", "failure", "truncated", "broken")
 
 SKILLS = _table(
@@ -167,13 +169,16 @@ EVALUATIONS = _table(
     ("task_type", _text),
     ("outcome", _text),
     ("return", _f32),
+    ("score", _f32),
     ("steps", _i32),
     ("valid_actions", _i32),
     ("admissible_actions", _i32),
     ("tokens", _i32),
     ("seed", _i64),
+    nullable=("score",),
 )
-"""One evaluated episode a row, `repetition` from 0; policy_version k is the policy that k updates made.
+"""One evaluated episode a row, `repetition` from 0; policy_version k is the policy that k updates made; `score` as in
+`trajectories`.
 `admissible_actions` counts the actions taken that were on offer."""
 
 TABLES: dict[str, pa.Schema] = {

@@ -10,7 +10,7 @@ from prefect.assets import materialize
 from envs.base import Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.evaluation import by_temperature, table_success
+from opid_core.evaluation import by_temperature, score_metrics, table_success
 from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
@@ -76,7 +76,7 @@ def play_panel(
 
 
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
-    """Success by temperature, with Wilson's interval."""
+    """Success by temperature, with Wilson's interval, and the mean score where the environment gives one."""
     metrics = {}
     for temperature, part in by_temperature(evaluations).items():
         success = table_success(part)
@@ -86,6 +86,7 @@ def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
             f"{name}/success_macro": success.macro,
             f"{name}/success_low": success.low,
             f"{name}/success_high": success.high,
+            **score_metrics(f"{name}/score", success.score),
         }
     return metrics
 

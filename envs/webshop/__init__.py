@@ -91,8 +91,9 @@ class WebshopEnvironment:
         """Do `search[...]` or `click[...]`; a purchase ends the episode."""
         observation = self.world.step(action)
         self._update()
-        won = self.score is not None and self.score.value == 1.0
-        return StepResult(observation, reward=1.0 if won else 0.0, done=self.score is not None, won=won)
+        value = 0.0 if self.score is None else self.score.value
+        won = value == 1.0
+        return StepResult(observation, reward=float(won), done=self.score is not None, won=won, score=value)
 
     def state_key(self) -> str:
         """The page, and what was chosen, which no page shows."""

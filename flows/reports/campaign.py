@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
-from flows.reports.formatting import interval, markdown_table, show_markdown, with_interval
+from flows.reports.formatting import interval, markdown_table, score_text, show_markdown, with_interval
 from flows.reports.skills import effect_lines, effects_of
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_config
@@ -41,6 +41,7 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
     """The table of evaluations and the commands to look further."""
     panel = panel_name(read_config(store))
     skills = effects_of(store, chain)
+    scored = any(e.success.score for e in evaluated)
     lines = [
         f"# Campaign {store.campaign}",
         "",
@@ -50,12 +51,17 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
         f"{len(chain) - 1} iterations committed. Success on the {panel} (95% Wilson interval):",
         "",
         *markdown_table(
-            ["policy after", "temperature", "games", "success (micro)", "95% interval", "macro", "admissible actions"],
+            [
+                *("policy after", "temperature", "games", "success (micro)", "95% interval", "macro"),
+                *(["score (95%)"] if scored else []),
+                "admissible actions",
+            ],
             [
                 [
                     *(f"{e.policy_version} updates", f"{e.temperature:g}", str(e.success.episodes)),
-                    *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high)),
-                    *(f"{e.success.macro:.1%}", f"{e.admissible:.1%}"),
+                    *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high), f"{e.success.macro:.1%}"),
+                    *([score_text(e.success.score)] if scored else []),
+                    f"{e.admissible:.1%}",
                 ]
                 for e in evaluated
             ],
@@ -186,6 +192,8 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
         episodes = str(success.episodes)
         rows.add_row("micro, 95% interval", episodes, with_interval(success.micro, success.low, success.high))
         rows.add_row("macro", episodes, f"{success.macro:.1%}")
+        if success.score is not None:
+            rows.add_row("mean score, 95% interval", episodes, score_text(success.score))
         console.print(rows)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.reports.chains import Tables, index_of, metrics_of, parse_commit, read_chain, read_tables
-from flows.reports.formatting import interval, say
+from flows.reports.formatting import interval, say, score_text
 from infra.store import read_config
 from opid_core.evaluation import Paired, SuccessRate, by_temperature, same_tasks, table_success
 from opid_core.hashing import ABSENT, config_differences
@@ -233,6 +233,8 @@ def _show_evaluation(console: Console, between: CommitDifference, pair: Evaluati
         ["95% interval", *(interval(side.low, side.high) for side in sides)],
         ["success (macro)", *(f"{side.macro:.1%}" for side in sides)],
     ]
+    if any(side.score for side in sides):
+        rows.append(["mean score, 95% interval", *(score_text(side.score) for side in sides)])
     _show_table(console, f"Evaluation, temperature {pair.temperature:g}", [""], between, rows)
     if (p := pair.paired) is None:
         console.print("The panels are not the same tasks: no paired comparison.")

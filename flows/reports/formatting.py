@@ -11,6 +11,8 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from opid_core.evaluation import Estimate
+
 
 class Terminal(Console):
     """The terminal, for all that is printed. Much of it is data (of a task, a policy, an analyzer, a file's name), and
@@ -52,6 +54,11 @@ def interval(low: float, high: float) -> str:
 def with_interval(share: float, low: float, high: float) -> str:
     """A share with its interval."""
     return f"{share:.1%} ({interval(low, high)})"
+
+
+def score_text(score: Estimate | None) -> str:
+    """A mean score, 0 to 100 as papers give it, with its interval; "" where there is none."""
+    return "" if score is None else f"{100 * score.mean:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, evaluations, mean_metrics, read_chain, read_tables
-from flows.reports.formatting import markdown_table, percent, with_interval
+from flows.reports.formatting import markdown_table, percent, score_text, with_interval
 from flows.reports.skills import effect_lines, effects_of
 from flows.study import Study, study_folder
 from infra.manifest import Manifest, weights_hash
@@ -30,6 +30,7 @@ from opid_core.evaluation import (
     by_temperature,
     difference,
     mean_curve,
+    scores_by_task,
     success,
     success_by_type,
     table_success,
@@ -82,6 +83,9 @@ class MethodRow:
     twin: str | None
     """Label of the OPID method's twin without skill signal where that is not the baseline."""
     against_twin: PairedDifference | None
+    score: Estimate | None = None
+    """Mean score, where the environment gives one."""
+    score_against_baseline: PairedDifference | None = None
 
 
 def read_runs(study: Study) -> tuple[dict[str, list[SeedRun]], list[str]]:
@@ -134,10 +138,11 @@ def method_rows(study: Study, runs: dict[str, list[SeedRun]]) -> list[MethodRow]
     for label, of_method in runs.items():
         twin = study.twin(label) if study.twin(label) != study.baseline else None
         for temperature in sorted({t for run in of_method for t in run.final}):
-            won, types = _shares_won(of_method, temperature)
+            won, types = _of_tasks(of_method, temperature)
             micro, macro = success(won, types)
             curves = [_curve(run, temperature) for run in of_method]
-            baseline = None if label == study.baseline else _paired(of_method, runs[study.baseline], temperature)
+            others = [] if label == study.baseline else runs[study.baseline]
+            scores = _of_tasks(of_method, temperature, scores_by_task)[0]
             rows.append(
                 MethodRow(
                     method=label,
@@ -150,9 +155,11 @@ def method_rows(study: Study, runs: dict[str, list[SeedRun]]) -> list[MethodRow]
                     by_type=success_by_type(won, types),
                     episodes=float(np.mean([episodes[-1] for episodes, _ in curves])),
                     curve_mean=float(np.mean([area_under_curve(*curve, until) for curve in curves])),
-                    against_baseline=baseline,
+                    against_baseline=_paired(of_method, others, temperature),
                     twin=twin,
                     against_twin=None if twin is None else _paired(of_method, runs[twin], temperature),
+                    score=success(scores, [""] * scores.shape[1])[0] if scores.size else None,
+                    score_against_baseline=_paired(of_method, others, temperature, scores_by_task),
                 )
             )
     return rows
@@ -223,6 +230,9 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
         lines += ["", "## Against the twin without skill signal", ""]
         lines += ["The same method with both lambdas 0, paired and tested as above.", ""]
         lines += _difference_table([(r, r.against_twin) for r in rows], twins=True)
+    if any(r.score for r in rows):
+        lines += ["", "## Score", "", "Mean score of the final policy's episodes, 0 to 100, and paired as above.", ""]
+        lines += _score_table(rows, study.baseline)
     types = sorted({name for row in rows for name in row.by_type})
     temperatures = sorted({row.temperature for row in rows})
     headings = [f"{r.method}, {r.temperature:g}" if len(temperatures) > 1 else r.method for r in rows]
@@ -317,26 +327,35 @@ def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> SeedRun:
     )
 
 
-def _shares_won(runs: Sequence[SeedRun], temperature: float) -> tuple[Float[np.ndarray, "seeds tasks"], list[str]]:
-    """Of each task's repetitions, and the tasks' types. A task that only broke in some run is left out."""
-    wins = [wins_by_task(run.final[temperature]) for run in runs]
-    if any(panel.keys() != wins[0].keys() for panel in wins):
+ByTask = Callable[[pa.Table], Mapping[str, Sequence[float]]]
+"""What is compared, of each task's episodes: `wins_by_task` or `scores_by_task`."""
+
+
+def _of_tasks(
+    runs: Sequence[SeedRun], temperature: float, by_task: ByTask = wins_by_task
+) -> tuple[Float[np.ndarray, "seeds tasks"], list[str]]:
+    """The mean of each task's repetitions (of wins, their share), and the tasks' types. A task for which some run has
+    no number, because it only broke there, is left out."""
+    found = [by_task(run.final[temperature]) for run in runs]
+    if any(panel.keys() != found[0].keys() for panel in found):
         raise ConfigError("the campaigns of a study were evaluated on different tasks: they cannot be compared")
-    kept = [task for task in sorted(wins[0]) if all(panel[task] for panel in wins)]
+    kept = [task for task in sorted(found[0]) if all(panel[task] for panel in found)]
     final = runs[0].final[temperature]
     types = dict(zip(*(final.column(name).to_pylist() for name in ("task_id", "task_type")), strict=True))
-    shares = np.array([[np.mean(panel[task]) for task in kept] for panel in wins])
-    return shares, [types[task] for task in kept]
+    means = np.array([[np.mean(panel[task]) for task in kept] for panel in found])
+    return means, [types[task] for task in kept]
 
 
-def _paired(runs: Sequence[SeedRun], others: Sequence[SeedRun], temperature: float) -> PairedDifference | None:
-    """The difference of two methods over the seeds that both have; None where they have none."""
+def _paired(
+    runs: Sequence[SeedRun], others: Sequence[SeedRun], temperature: float, by_task: ByTask = wins_by_task
+) -> PairedDifference | None:
+    """The difference of two methods over the seeds that both have; None where they have none, or no number."""
     shared = {run.seed for run in runs} & {run.seed for run in others}
     if not shared:
         return None
     one, other = ([run for run in method if run.seed in shared] for method in (runs, others))
-    shares, _ = _shares_won([*one, *other], temperature)
-    return difference(shares[: len(one)], shares[len(one) :])
+    means, _ = _of_tasks([*one, *other], temperature, by_task)
+    return difference(means[: len(one)], means[len(one) :]) if means.size else None
 
 
 def _played(chain: list[Manifest]) -> np.ndarray:
@@ -377,6 +396,21 @@ def _difference_table(pairs: Sequence[tuple[MethodRow, PairedDifference | None]]
         if against is not None
     ]
     return markdown_table(header, rows)
+
+
+def _score_table(rows: Sequence[MethodRow], baseline: str) -> list[str]:
+    header = ["method", "temperature", "score (95%)", f"difference to {baseline} (95%)", "p"]
+    against = [(row, row.score_against_baseline) for row in rows]
+    return markdown_table(
+        header,
+        [
+            [
+                *(row.method, f"{row.temperature:g}", score_text(row.score)),
+                *((score_text(found.estimate), f"{found.p_value:.3f}") if found else ("", "")),
+            ]
+            for row, found in against
+        ],
+    )
 
 
 def _shown(name: str, value: float) -> str:

@@ -134,6 +134,8 @@ class Episode:
     task_text: str = ""
     turns: list[Turn] = field(default_factory=list)
     outcome: str = ""
+    score: float | None = None
+    """The world's, after its last answer."""
     seconds: float = 0.0
     error: str | None = None
 
@@ -286,7 +288,7 @@ def _take(state: _Live, answer: str | StepResult, settings: EpisodeSettings) -> 
         episode.task_text, state.observation = state.environment.task_text, answer
         return ""
     episode.turns[-1] = replace(episode.turns[-1], reward=answer.reward * settings.success_reward)
-    state.observation = answer.observation
+    state.observation, episode.score = answer.observation, answer.score
     if answer.won:
         return "success"
     if answer.done:

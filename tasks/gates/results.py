@@ -57,6 +57,7 @@ def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits
     suite = (
         in_set("outcome", OUTCOMES),
         is_finite("return"),
+        in_range("score", low=0, high=1),
         in_range("temperature", low=0),
         in_range("repetition", low=0),
         in_range("tokens", low=0),

@@ -41,6 +41,7 @@ def trajectories(table: pa.Table, related: Mapping[str, pa.Table], limits: Limit
     suite = (
         in_set("outcome", OUTCOMES),
         is_finite("return"),
+        in_range("score", low=0, high=1),
         in_range("steps", low=0),
         in_range("tokens", low=0),
         in_range("seconds", low=0),

@@ -138,7 +138,7 @@ def test_an_episode(data):
     first = result_of(environment.reset(task))
     assert environment.task_text == "Your task is to: Find me hand made mugs with color: red, and size: 16 oz"
     assert environment.admissible_actions == ["search[<your query>]", "click[search]"]
-    assert result_of(environment.step("jump")) == StepResult(first, reward=0.0, done=False, won=False)
+    assert result_of(environment.step("jump")) == StepResult(first, reward=0.0, done=False, won=False, score=0.0)
     for action in ("search[mugs]", "click[b000000mug]", "click[red]"):
         assert result_of(environment.step(action)).reward == 0.0
     assert "click[16 oz]" in environment.admissible_actions
@@ -146,7 +146,7 @@ def test_an_episode(data):
     half = result_of(environment.step("click[buy now]"))
     assert (half.reward, half.done, half.won) == (0.0, True, False)
     assert environment.score is not None
-    assert environment.score.value == 3 / 4
+    assert environment.score.value == half.score == 3 / 4
     assert result_of(environment.reset(task)) == first  # the next member of the group begins where the first did
     for action in ("search[mugs]", "click[b000000mug]", "click[red]", "click[16 oz]"):
         environment.step(action)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -208,6 +210,22 @@ def test_sample_efficiency_is_over_the_episodes_that_every_run_played(study):
     assert bold["skills"] == pytest.approx(np.array([[0, 0], [8, 2 / 3]]))
 
 
+def test_scores_are_compared_where_the_environment_gives_them(study):
+    for (label, seed, config), after in zip(study.campaigns(), ("fs", "ss", "fs", "ss"), strict=True):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, "ff", after, share=0.0, score={"s": 1.0, "f": 0.5 if label == "plain" else None})
+    runs, _ = read_runs(study)
+    plain, skills = method_rows(study, runs)
+    assert plain.score is not None
+    assert skills.score is not None
+    assert (plain.score.mean, skills.score.mean) == (0.75, 1.0)
+    assert skills.score_against_baseline is not None
+    assert skills.score_against_baseline.estimate.mean == 0.25
+    _, section = (write_comparison(study) / "summary.md").read_text().split("## Score\n")
+    assert "| plain | 1 | 75.0 (50.0 to 100.0) |  |  |" in section
+    assert "| skills | 1 | 100.0 (100.0 to 100.0) | 25.0 (0.0 to 50.0) | " in section
+
+
 def test_names_in_the_page_are_never_markup():
     made = page("<b>study</b>", "# <script>alert(1)</script>\n\n| a |\n| --- |\n| <i>x</i> |\n", b"png")
     assert "<script>alert" not in made
@@ -276,13 +294,18 @@ def finished(
     share: float,
     episodes: int = 4,
     weights: bytes = b"weights",
+    score: Mapping[str, float | None] = MappingProxyType({}),
 ) -> None:
-    """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure)."""
+    """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure);
+    `score`: what episodes of each outcome are worth."""
     previous = None
     metrics = {"advantage_share/skill": share, "update/tokens": 1234.0, "update/distillation_loss": 0.125}
     for iteration, outcomes in enumerate((before, after)):
         tables = {
-            "evaluations": [_evaluated(iteration, task, outcome, seed) for task, outcome in enumerate(outcomes)],
+            "evaluations": [
+                _evaluated(iteration, task, outcome, seed) | {"score": score.get(outcome)}
+                for task, outcome in enumerate(outcomes)
+            ],
             "metrics": [{"iteration": iteration, "name": name, "value": value} for name, value in metrics.items()],
         }
         if previous is not None:

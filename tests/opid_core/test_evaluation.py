@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from opid_core.errors import DataError
 from opid_core.evaluation import (
+    Estimate,
     Paired,
     area_under_curve,
     difference,
@@ -20,10 +21,11 @@ from opid_core.evaluation import (
     success,
     success_by_type,
     success_rate,
+    table_success,
     wilson_interval,
 )
 from opid_core.schema import from_rows
-from tests.factories import valid_rows
+from tests.factories import make_table, valid_rows
 
 TYPES = ["cool", "cool", "cool", "heat"]
 WON = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], float)  # two seeds, four tasks
@@ -65,6 +67,24 @@ def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
     assert independent_trials([[True] * 4] * 3) == 3
     rate = success_rate(["success"] * 8 + ["failure"] * 8, ["a"] * 16, [str(n // 4) for n in range(16)])
     assert (rate.episodes, rate.micro, (rate.low, rate.high)) == (16, 0.5, wilson_interval(2, 4))
+
+
+def test_the_mean_score_has_an_interval_over_tasks():
+    def score(*played: tuple[str, float | None, str]):
+        rows = [
+            {"task_id": task, "score": score, "outcome": outcome, "temperature": 1.0} for task, score, outcome in played
+        ]
+        return table_success(make_table("evaluations", rows)).score
+
+    # Deviations -0.1, 0, 0, 0.1: std sqrt(0.02 / 3), error 0.0408248 of the mean; t of 3 degrees 3.182446.
+    four = score(("a", 0.4, "failure"), ("b", 0.5, "failure"), ("c", 0.5, "truncated"), ("d", 0.6, "failure"))
+    assert four is not None
+    assert (four.mean, four.low, four.high) == pytest.approx((0.5, 0.370077, 0.629923), abs=1e-6)
+    # Episodes of one task go together; the world's fault counts for nobody; the interval stays within 0 and 1.
+    again = [("a", 0.5, "failure"), ("a", 1.0, "success"), ("b", 0.0, "failure"), ("b", 0.0, "broken")]
+    assert score(*again) == Estimate(0.5, 0.0, 1.0)
+    assert score(("a", 0.25, "failure")) == Estimate(0.25, 0.0, 1.0)
+    assert score(("a", None, "failure"), ("b", 0.5, "broken")) is None
 
 
 def test_skills_are_counted_and_measured():

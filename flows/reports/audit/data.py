@@ -122,6 +122,7 @@ def iteration_data(
             "text": texts.get(row["task_id"], ""),
             "outcome": row["outcome"],
             "return": round(row["return"], 4),
+            "score": None if row["score"] is None else round(row["score"], 4),
             "steps": row["steps"],
             "tokens": row["tokens"],
             "error": row["error"],

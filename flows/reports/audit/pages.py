@@ -15,7 +15,7 @@ from flows.reports.audit import summary
 from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
 from flows.reports.chains import evaluations, read_tables
-from flows.reports.formatting import percent
+from flows.reports.formatting import percent, score_text
 from infra.manifest import Manifest
 from infra.store import CampaignStore, key_of, location, read_config
 from opid_core.errors import DataError
@@ -150,6 +150,7 @@ def _environment() -> Environment:
         "percent": partial(percent, missing="–"),
         "visible": visible,
         "interval": summary.success_text,
+        "score": score_text,
         "cost": _cost,
     }
     return environment

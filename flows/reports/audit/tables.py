@@ -26,6 +26,7 @@ _COLUMNS = (
     ("step", _i32),
     *((name, _text) for name in ("task_id", "task_type", "task_text", "outcome")),
     ("return", _f64),
+    ("score", _f64),
     *((name, _text) for name in ("observation", "response_text", "action")),
     ("is_valid", _flag),
     ("reward", _f64),
@@ -76,7 +77,7 @@ def steps_table(tables: Tables) -> pa.Table:
         skill = skills.get(route["skill_id"], {"kind": None, "text": None})
         joined = {
             **step,
-            **{name: trajectory[name] for name in ("outcome", "return")},
+            **{name: trajectory[name] for name in ("outcome", "return", "score")},
             **{name: route[name] for name in ("route", "reason", "skill_id", "added_skill_id")},
             **{"skill_kind": skill["kind"], "skill_text": skill["text"], "response_tokens": len(step["response_ids"])},
             **_flat_score(scores[key]),

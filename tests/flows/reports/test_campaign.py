@@ -125,3 +125,19 @@ def test_before_and_after_are_compared_task_by_task(tmp_path):
         "Temperature 0.4: 60.0% before, 100.0% after 1 updates. Of the same tasks 2 were won more often after, 0 "
         "before (exact sign test: p = 0.5).\n" in text
     )
+
+
+def test_a_score_is_shown_with_its_interval_where_there_is_one(tmp_path):
+    """Tasks worth 0.4, 0.5, 0.5 and 0.6: as worked out in the tests of `mean_score`."""
+    rows = [row | {"score": score} for row, score in zip(played()[:4], (0.4, 0.5, 0.5, 0.6), strict=True)]
+    output = io.StringIO()
+    show_evaluations(from_rows("evaluations", rows), Console(file=output, width=100))
+    assert "50.0 (37.0 to 63.0)" in output.getvalue()
+    config = build_config({"campaign": "c"})
+    record = json.loads(json.dumps(evaluation_record(config, "folder", from_rows("evaluations", rows))))
+    assert round(record["success"]["0.4"]["score"]["mean"], 6) == 0.5
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    commit_rows(store, tmp_path, None, {"evaluations": rows}, tokenizer=False)
+    text = (write_report(store) / "summary.md").read_text()
+    assert "| macro | score (95%) | admissible actions |" in text
+    assert "| 75.0% | 50.0 (37.0 to 63.0) | 0.0% |" in text

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from envs.base import TURN_LINE, Task
+from envs.base import TURN_LINE, StepResult, Task
 from opid_core.errors import DataError, EnvironmentFault
 from opid_core.rollout.episodes import run_episodes
 from opid_core.rollout.tables import evaluations_table, steps_table, trajectories_table
@@ -294,3 +294,28 @@ def test_tables_of_episodes():
         (1, 0, 1),
         (3, 3, 2),
     ]
+
+
+class Graded(Room):
+    """The room, worth a tenth more after every step, and 1 when it is won."""
+
+    def step(self, action: str) -> StepResult:
+        result = super().step(action)
+        return replace(result, score=1.0 if result.won else self.steps / 10)
+
+
+def test_the_score_of_an_episode_is_what_the_world_said_last():
+    answers = {"won": ["look", "take mug 1"], "lost": ["look", "put mug 1"], "broken": ["look", "open drawer"]}
+    asked = [request(name) for name in answers]
+    episodes = run_episodes(ScriptedEngine(answers), TOKENIZER, Graded, asked, SETTINGS)
+    assert [episode.score for episode in episodes] == [1.0, 0.2, 0.1]
+    assert [episode.episode_return for episode in episodes] == [12.5, 5.0, 2.5]  # as without scores
+    for table in (trajectories_table(episodes, "c", 1), evaluations_table(episodes, 0, 1.0)):
+        assert table.column("score").to_pylist() == pytest.approx([1.0, 0.2, 0.1])
+    assert trajectories_table(play(ScriptedEngine(), "long"), "c", 1).column("score").to_pylist() == [None]
+
+
+@pytest.mark.parametrize("score", [-0.01, 1.5, float("nan")])
+def test_a_score_beyond_0_and_1_is_refused(score):
+    with pytest.raises(DataError, match=r"StepResult\.score"):
+        StepResult("", reward=0.0, done=False, won=False, score=score)

@@ -151,7 +151,7 @@
       return make("div", {},
         make("h2", {}, `${trajectory.id} `, badge(trajectory.outcome)),
         free(trajectory.text),
-        make("p", { class: "muted" }, `task ${trajectory.task} (${trajectory.type}) · group ${trajectory.group} · return ${trajectory.return} · ${trajectory.steps} steps · ${trajectory.tokens} tokens · routes `, ...routes),
+        make("p", { class: "muted" }, `task ${trajectory.task} (${trajectory.type}) · group ${trajectory.group} · return ${trajectory.return}${trajectory.score === null ? "" : ` · score ${trajectory.score}`} · ${trajectory.steps} steps · ${trajectory.tokens} tokens · routes `, ...routes),
         trajectory.error === null ? null : free(trajectory.error, "alarm"));
     }
 
