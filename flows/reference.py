@@ -14,7 +14,7 @@ from pydantic_core import to_jsonable_python
 from envs.alfworld import AlfworldOptions
 from envs.search_qa import SearchQaOptions
 from envs.webshop import WebshopOptions
-from opid_core.config import PRESETS, CampaignConfig
+from opid_core.config import PRESETS, PRESETS_BY_ENVIRONMENT, CampaignConfig
 from opid_core.hashing import MAY_DIFFER
 from opid_core.learning import methods
 
@@ -182,6 +182,16 @@ def _presets() -> str:
         + _table(
             ("key", *(f"`{name}`" for name in names)),
             [(f"`{section}.{key}`", *(f"`{PRESETS[name][section][key]}`" for name in names)) for section, key in keys],
+        )
+        + "\nWhat a preset sets otherwise for one environment:\n\n"
+        + _table(
+            ("preset", "`environment.name`", "key", "value"),
+            [
+                (f"`{preset}`", f"`{environment}`", f"`{section}.{key}`", f"`{value}`")
+                for (preset, environment), sections in PRESETS_BY_ENVIRONMENT.items()
+                for section, values in sections.items()
+                for key, value in values.items()
+            ],
         )
         + "\nWhat `method.name` sets; here too a value written in the file wins.\n\n"
         + _table(("method", "key", "value"), by_method)

@@ -27,6 +27,7 @@ def update(campaign: str, iteration: int, attempt: int) -> None:
             return
         samples = it.config.method.taught(it.samples).learned()
         it.metrics["learner/micro_batch_tokens"] = it.workers.micro_batch_tokens
+        it.metrics["update/learning_rate"] = it.config.learner.learning_rate_in(iteration)
         with it.workers.updating(it.policy) as learner:
             with it.timed("seconds/update_s"):
                 numbers = {"optimizer_steps": 0.0, "tokens": 0.0}
@@ -34,6 +35,7 @@ def update(campaign: str, iteration: int, attempt: int) -> None:
                     numbers = learner.update(
                         samples,
                         seed=derive(it.seed, "update"),
+                        learning_rate=it.metrics["update/learning_rate"],
                         extra_loss=it.config.method.loss,
                         on_progress=lambda done, total: it.progress(done, total, "optimizer steps"),
                     )

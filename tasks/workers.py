@@ -15,6 +15,7 @@ from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
 from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.vllm import Completion
+from opid_core.rollout.prompting import with_template_arguments
 from opid_core.samples import Ragged, Samples
 
 if TYPE_CHECKING:
@@ -124,11 +125,13 @@ class RemoteLearner:
         samples: Samples,
         *,
         seed: int,
+        learning_rate: float,
         extra_loss: Loss | None,
         on_progress: Callable[[int, int], None],
     ) -> dict[str, float]:
         """See `Learner.update`."""
-        return self._group.call("update", samples, seed=seed, extra_loss=extra_loss, on_progress=on_progress)
+        options = {"seed": seed, "learning_rate": learning_rate, "extra_loss": extra_loss, "on_progress": on_progress}
+        return self._group.call("update", samples, **options)
 
     def export(self, folder: Path) -> None:
         """See `Learner.export`."""
@@ -169,7 +172,9 @@ class Workers:
     def tokenizer(self, policy: FolderRecord) -> Any:
         """The policy's tokenizer (transformers)."""
         if self._tokenizer is None or self._tokenizer[0] != policy:
-            self._tokenizer = policy, load_tokenizer(folder_path(self._store, texts_only(policy)))
+            tokenizer = load_tokenizer(folder_path(self._store, texts_only(policy)))
+            arguments = self._config.prompting.template_arguments
+            self._tokenizer = policy, with_template_arguments(tokenizer, arguments)
         return self._tokenizer[1]
 
     def engine(self, policy: FolderRecord) -> RemoteEngine:

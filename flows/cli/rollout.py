@@ -60,6 +60,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     from flows.plan import check_policy_and_engine, first_prompt
     from opid_core.policies import load_tokenizer
     from opid_core.rollout.episodes import run_episodes
+    from opid_core.rollout.prompting import with_template_arguments
     from tasks.episodes import environment_maker, evaluation_settings
     from tasks.evaluate import panel_requests
     from tasks.progress import report
@@ -79,7 +80,8 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     engine = RemoteEngine(config, policy_folder)
     try:
         with live_progress(config, console):
-            tokenizer, rules = load_tokenizer(policy_folder), evaluation_settings(config, temperature)
+            tokenizer = with_template_arguments(load_tokenizer(policy_folder), config.prompting.template_arguments)
+            rules = evaluation_settings(config, temperature)
             return run_episodes(engine, tokenizer, make_environment, requests, rules, progress)
     finally:
         engine.kill()

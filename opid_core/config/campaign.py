@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
@@ -16,6 +16,7 @@ from opid_core.config.episodes import EngineConfig, EnvironmentConfig, Evaluatio
 from opid_core.config.gates import GatesConfig
 from opid_core.config.learning import LearnerConfig, WarmStartConfig
 from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, merge
+from opid_core.config.prompting import PromptingConfig
 from opid_core.config.running import RecoveryConfig, StorageConfig, TrackingConfig
 from opid_core.config.skills import AnalyzerConfig
 from opid_core.learning import methods
@@ -36,7 +37,8 @@ class CampaignConfig(Section):
     iterations: int = Field(default=150, ge=0)
     """Length of the campaign."""
     preset: Literal["released", "paper"] = "released"
-    """Numbers where the paper's text and its code differ: reward, penalty and baseline rule."""
+    """Numbers where the paper's text and its code differ: reward, penalty, baseline rule and normalisation; some follow
+    the environment (see Presets)."""
     policy: str | None = None
     """Base policy: an HF folder (untied embeddings, tokenizer with it; `~` and `$NAME` may be in it); null makes one by
     warm start."""
@@ -45,6 +47,7 @@ class CampaignConfig(Section):
     environment: EnvironmentConfig = EnvironmentConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
+    prompting: PromptingConfig = PromptingConfig()
     analyzer: AnalyzerConfig = AnalyzerConfig()
     method: Annotated[SerializeAsAny[Method], BeforeValidator(methods.from_keys)] = Opid()
     learner: LearnerConfig = LearnerConfig()
@@ -74,6 +77,12 @@ class CampaignConfig(Section):
             raise ValueError("must be a folder, file:///FOLDER or s3://BUCKET/PREFIX")
         return root if "://" in root else str(local_path(root, "root"))
 
+    @model_validator(mode="after")
+    def _template_has_arguments(self) -> Self:
+        if self.prompting.template_arguments and self.policy is None:
+            raise ValueError("prompting.template_arguments: the chat template of a warm start's policy reads none")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, data: Any) -> Any:
@@ -84,7 +93,8 @@ class CampaignConfig(Section):
         method = methods.get(_name(data, "method") or methods.DEFAULT)
         numbers = merge(PRESETS[preset], by_environment)
         read = {key: value for key, value in numbers["method"].items() if key in method.model_fields}
-        return merge({**numbers, "method": read, "learner": method.learner_defaults}, data)
+        learner = merge(numbers.get("learner", {}), method.learner_defaults)
+        return merge({**numbers, "method": read, "learner": learner}, data)
 
 
 def _name(data: Mapping[str, Any], section: str) -> Any:

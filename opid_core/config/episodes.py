@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from opid_core.sections import Section
 
@@ -23,7 +23,7 @@ class EnvironmentConfig(Section):
     episode_timeout_s: float = Field(default=600.0, gt=0)
     """Wall-clock limit of one episode; beyond it the episode is truncated."""
     success_reward: float = Field(default=10.0, gt=0)
-    """Reward of a won episode (`released`: 10, `paper`: 1)."""
+    """Reward of a won episode (`released`: 10, search_qa 1; `paper`: 1)."""
     invalid_action_penalty: float = Field(default=0.1, ge=0)
     """Taken off the score of each step whose response was malformed (`released`: 0.1, search_qa 0.01; `paper`: 0)."""
     train_split: str = "train"
@@ -64,6 +64,9 @@ class EvaluationConfig(Section):
 
     split: str = "valid_unseen"
     """Split the panel is taken from."""
+    more_splits: tuple[str, ...] = ()
+    """Further splits that are evaluated too, each on a panel of its own of as many tasks. Reports name them; curves and
+    comparisons of campaigns show `split`."""
     tasks: int = Field(default=128, ge=1)
     """Panel size: the first tasks of the split."""
     every: int = Field(default=10, ge=0)
@@ -77,6 +80,17 @@ class EvaluationConfig(Section):
     """Panel size before the first and after the last iteration; null: `tasks`."""
     skill_bank: str | None = None
     """JSON file of static skills by task type, which stand in the prompt of every evaluated episode."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All splits, in the order in which they are evaluated."""
+        return (self.split, *self.more_splits)
+
+    @model_validator(mode="after")
+    def _each_split_once(self) -> Self:
+        if len({*self.splits}) < len(self.splits):
+            raise ValueError("more_splits: each split once, and `split` is no further one")
+        return self
 
     @field_validator("temperatures")
     @classmethod

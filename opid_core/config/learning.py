@@ -14,6 +14,9 @@ class LearnerConfig(Section):
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """AdamW's learning rate."""
+    warmup_iterations: int = Field(default=0, ge=0)
+    """The learning rate rises linearly over so many iterations: iteration i, from 1, has i / `warmup_iterations` of it
+    (`released`: 15 for search_qa, a tenth of its 150)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -31,7 +34,10 @@ class LearnerConfig(Section):
     dual_clip: float | None = Field(default=3.0, gt=1)
     """Dual clip of negative advantages; null turns it off."""
     kl_coefficient: float = Field(default=0.01, ge=0)
-    """Weight of the k3 KL to the reference policy; 0 skips its forward passes."""
+    """Weight of the k3 KL to the reference policy (search_qa: `released` 0.001); 0 skips its forward passes."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus: the entropy of the policy at each response token, aggregated as the loss and taken
+    off it (0.001 in the released ALFWorld and WebShop runs)."""
     aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
     """How token losses become one number, over the whole mini-batch."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
@@ -44,6 +50,10 @@ class LearnerConfig(Section):
     """Number type of the training weights."""
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
+
+    def learning_rate_in(self, iteration: int) -> float:
+        """AdamW's learning rate in iteration `iteration`, from 1."""
+        return self.learning_rate * min(1.0, iteration / max(1, self.warmup_iterations))
 
 
 class WarmStartConfig(Section):

@@ -8,15 +8,19 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "released": {
         "environment": {"success_reward": 10.0, "invalid_action_penalty": 0.1},
-        "method": {"baseline": "step"},
+        "method": {"baseline": "step", "normalize": "mean_std"},
     },
     "paper": {
         "environment": {"success_reward": 1.0, "invalid_action_penalty": 0.0},
-        "method": {"baseline": "trajectory"},
+        "method": {"baseline": "trajectory", "normalize": "mean_population_std"},
     },
 }
 PRESETS_BY_ENVIRONMENT: dict[tuple[str, Any], dict[str, Any]] = {
-    ("released", "search_qa"): {"environment": {"invalid_action_penalty": 0.01}},
+    ("released", "webshop"): {"method": {"normalize": "mean"}},
+    ("released", "search_qa"): {
+        "environment": {"success_reward": 1.0, "invalid_action_penalty": 0.01},
+        "learner": {"kl_coefficient": 0.001, "warmup_iterations": 15},  # a tenth of the 150
+    },
 }
 """What a preset sets otherwise for one environment."""
 

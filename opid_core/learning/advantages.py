@@ -10,7 +10,7 @@ import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,9 @@ Array = np.ndarray
 Ids = Any
 """One hashable a sample: a sequence, a numpy array or a torch tensor."""
 EPSILON = 1e-6
+Normalize = Literal["mean", "mean_std", "mean_population_std"]
+"""What is done with a group's statistics: subtract the mean; also divide by the std with Bessel's correction and
+`EPSILON`; or by the population's std without an epsilon, where it is not 0 (the formula of the paper's text)."""
 
 
 def discounted_returns(rewards: Any, trajectory_ids: Ids, gamma: float) -> Any:
@@ -69,7 +72,7 @@ def outcome_advantages(
     trajectory_ids: Ids,
     *,
     baseline: Literal["step", "trajectory"],
-    normalize: Literal["mean", "mean_std"],
+    normalize: Normalize,
 ) -> Any:
     """A_ep of every step sample, [samples]: its score against the statistics of its group.
 
@@ -78,7 +81,7 @@ def outcome_advantages(
     Source: ALGORITHM, section 2.
     """
     _check_choice("baseline", baseline, ("step", "trajectory"))
-    _check_choice("normalize", normalize, ("mean", "mean_std"))
+    _check_choice("normalize", normalize, get_args(Normalize))
     values, groups, trajectories = _grouped(scores, group_ids, trajectory_ids)
     if baseline == "step":
         statistics = group_statistics(values, groups)
@@ -86,10 +89,8 @@ def outcome_advantages(
         _, statistics = _trajectory_means(values, groups, trajectories)
     alone = statistics.count == 1
     mean = np.where(alone, 0.0, statistics.mean)
-    advantages = values - mean[groups]
-    if normalize == "mean_std":
-        advantages /= np.where(alone, 1.0, statistics.std + EPSILON)[groups]
-    return like_source(advantages, scores)
+    scale = np.where(alone, 1.0, _scale(statistics, normalize))
+    return like_source((values - mean[groups]) / scale[groups], scores)
 
 
 def leave_one_out_advantages(scores: Any, group_ids: Ids, trajectory_ids: Ids) -> Any:
@@ -130,7 +131,7 @@ def state_advantages(
     group_ids: Ids,
     states: Ids,
     *,
-    normalize: Literal["mean", "mean_std"],
+    normalize: Normalize,
     similarity: float | None = None,
 ) -> Any:
     """GiGPO's step advantage, [samples]: the discounted return against the other visits of the same state in the group.
@@ -139,17 +140,15 @@ def state_advantages(
     cluster whose first member is at least so similar. Raises DataError on bad lengths or options.
     Source: ALGORITHM, section 2.
     """
-    _check_choice("normalize", normalize, ("mean", "mean_std"))
+    _check_choice("normalize", normalize, get_args(Normalize))
     values, groups = as_floats(returns), codes(group_ids)
     if similarity is not None:
         states = _similar_clusters(groups, _listed(states), similarity)
     state_groups = pair_codes(groups, codes(states))
     check_lengths(returns=values, group_ids=groups, states=state_groups)
     statistics = group_statistics(values, state_groups)
-    advantages = values - statistics.mean[state_groups]
-    if normalize == "mean_std":
-        advantages /= (statistics.std + EPSILON)[state_groups]
-    return like_source(advantages, returns)
+    scale = _scale(statistics, normalize)
+    return like_source((values - statistics.mean[state_groups]) / scale[state_groups], returns)
 
 
 def skill_advantages(
@@ -241,6 +240,14 @@ def group_statistics(values: Float[Array, " samples"], groups: Int[Array, " samp
         std=np.sqrt(squares / np.maximum(count - 1, 1)),
         variance=squares / np.maximum(count, 1),
     )
+
+
+def _scale(statistics: GroupStatistics, normalize: Normalize) -> Float[Array, " groups"]:
+    """What the distance from the group's mean is divided by, [groups]."""
+    if normalize == "mean_std":
+        return statistics.std + EPSILON
+    std = np.sqrt(statistics.variance)
+    return np.where(std == 0, 1.0, std) if normalize == "mean_population_std" else np.ones_like(std)
 
 
 def _extremes(values: Array, groups: Array, n_groups: int) -> tuple[Array, Array]:

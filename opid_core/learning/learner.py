@@ -28,6 +28,7 @@ from opid_core.learning.losses import (
     Loss,
     LossInput,
     clipped_loss,
+    entropy_loss,
     normalizer,
     policy_metrics,
     reference_loss,
@@ -138,11 +139,12 @@ class Learner:
         samples: Samples,
         *,
         seed: int,
+        learning_rate: float | None = None,
         extra_loss: Loss | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, float]:
-        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`; `extra_loss` is added to
-        the PPO loss and the KL to the reference policy.
+        """Train on `samples` for the configured epochs, in mini-batches shuffled by `seed`, with `learning_rate` (None:
+        the config's); `extra_loss` is added to the PPO loss, the KL to the reference policy and the entropy bonus.
 
         Returns means over response tokens (the losses: over optimizer steps; gradient_norm: before clipping)
         and the counts optimizer_steps and tokens. `on_progress` is called on rank 0 after each optimizer step with
@@ -152,6 +154,8 @@ class Learner:
         """
         _check(samples, self.config)
         self._engine.train()
+        for group in self._engine.optimizer.param_groups:  # each time: a stored state brings its last rate with it
+            group["lr"] = self.config.learning_rate if learning_rate is None else learning_rate
         totals: dict[str, float] = {}
         steps = 0
         all_steps = self.config.epochs * -(-len(samples) // self.config.mini_batch_samples)
@@ -248,7 +252,8 @@ class Learner:
     def _loss(self, samples: Samples, denominator: float, extra_loss: Loss | None) -> tuple[Tensor, dict[str, Tensor]]:
         """This part's share of the mini-batch's loss, and detached sums over its tokens."""
         config, responses = self.config, samples.response_ids
-        log_probs, entropy = self._engine(samples.prompt_ids, responses, entropy=True)
+        trains_entropy = config.entropy_coefficient > 0
+        log_probs, entropy = self._engine(samples.prompt_ids, responses, entropy=True, train_entropy=trains_entropy)
         assert entropy is not None
         mask = torch.from_numpy(response_mask(responses)).to(log_probs.device)
 
@@ -267,14 +272,17 @@ class Learner:
             reference_log_probs=padded(samples.tokens("reference_log_probs")) if has_reference else None,
             skill_log_probs=padded(samples.tokens("skill_log_probs")),
             skill_mask=mask & with_skill[:, None],
+            entropy=entropy,
         )
         clip = {"clip_low": config.clip_low, "clip_high": config.clip_high, "dual_clip": config.dual_clip}
         losses: list[Loss] = [partial(clipped_loss, **clip)]
         if has_reference:
             losses.append(partial(reference_loss, coefficient=config.kl_coefficient))
+        if trains_entropy:
+            losses.append(partial(entropy_loss, coefficient=config.entropy_coefficient))
         if extra_loss is not None:
             losses.append(extra_loss)
-        shares, sums = [], {"entropy": entropy.sum()}
+        shares, sums = [], {"entropy": entropy.detach().sum()}
         for loss in losses:
             share, numbers = loss(inputs)
             shares.append(share)

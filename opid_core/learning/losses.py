@@ -48,6 +48,8 @@ class LossInput:
     """Of the policy that sampled, under the routed skill; anything outside `skill_mask`."""
     skill_mask: Bool[Tensor, "samples tokens"] | None = None
     """The response tokens of the samples that have a routed skill."""
+    entropy: Float[Tensor, "samples tokens"] | None = None
+    """Of the trained policy's distribution at each token, in nats; gradients flow through it where it is trained."""
 
     def aggregate(self, token_losses: Float[Tensor, "samples tokens"]) -> Float[Tensor, ""]:
         """This batch's share of the aggregated `token_losses`; see the function of that name."""
@@ -140,6 +142,12 @@ def reference_loss(inputs: LossInput, *, coefficient: float = 1.0) -> tuple[Tens
     x = -inputs.log_ratio(inputs.reference_log_probs)
     k3 = (x.exp() - x - 1).clamp(-K3_LIMIT, K3_LIMIT)
     return coefficient * inputs.aggregate(k3), {"reference_kl": k3.detach().sum()}
+
+
+def entropy_loss(inputs: LossInput, *, coefficient: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """-`coefficient` times the aggregated entropy: a bonus. Source: ALGORITHM, section 7."""
+    assert inputs.entropy is not None
+    return -coefficient * inputs.aggregate(inputs.entropy), {}
 
 
 def policy_metrics(sums: Mapping[str, Tensor | float]) -> dict[str, float]:

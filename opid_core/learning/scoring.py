@@ -33,9 +33,10 @@ class ResponseScorer(torch.nn.Module):
         self.policy = policy
 
     def forward(
-        self, prompts: Ragged, responses: Ragged, entropy: bool = False
+        self, prompts: Ragged, responses: Ragged, entropy: bool = False, train_entropy: bool = False
     ) -> tuple[Float[Tensor, "samples tokens"], Float[Tensor, "samples tokens"] | None]:
-        """Log-probs and, if asked for, entropies (no gradient) of the response tokens: nats, float32, temperature 1.
+        """Log-probs and, if asked for, entropies of the response tokens: nats, float32, temperature 1. Gradients flow
+        through the entropies only if they are trained.
 
         Rows are padded with 0 at the right to the longest response. Raises DataError for an empty prompt: the first
         response token would have no distribution.
@@ -60,7 +61,7 @@ class ResponseScorer(torch.nn.Module):
         log_probs = empty.masked_scatter(at, distribution.gather(-1, targets[:, None]).squeeze(-1))
         if not entropy:
             return log_probs, None
-        with torch.no_grad():
+        with torch.set_grad_enabled(train_entropy and torch.is_grad_enabled()):
             return log_probs, empty.masked_scatter(at, -(distribution.exp() * distribution).sum(dim=-1))
 
 

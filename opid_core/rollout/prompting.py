@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,6 +109,26 @@ def encode(
             f"max_prompt_tokens is {max_prompt_tokens}"
         )
     return encoded[dropped]
+
+
+def with_template_arguments(
+    tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, bool | int | float | str]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, whose chat template from now on has these arguments wherever a prompt is rendered.
+
+    Raises ConfigError for one whose name does not stand in the template.
+    """
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    if not template or not arguments:
+        return tokenizer
+    for name in arguments:
+        if not re.search(rf"\b{name}\b", template):
+            raise ConfigError(f"prompting.template_arguments.{name}: the policy's chat template does not read it")
+    # An empty expression, so that a line break at the template's start is not taken for the end of the block's line.
+    bound = [f"{{% set {name} = {value!r} %}}{{{{ '' }}}}" for name, value in arguments.items()]
+    tokenizer.chat_template = "".join([*bound, template])
+    return tokenizer
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -91,6 +91,34 @@ def test_distillation_without_any_skill_changes_nothing(make_learner, samples):
     assert largest_difference(*map(weights, learners)) == 0
 
 
+def test_the_entropy_bonus_is_taken_off_the_loss_whatever_the_micro_batches(make_learner, samples):
+    plain = make_learner(epochs=1, mini_batch_samples=SAMPLES).update(samples, seed=3)
+    learners = [
+        make_learner(epochs=1, mini_batch_samples=SAMPLES, entropy_coefficient=0.5, micro_batch_tokens=budget)
+        for budget in (128, 100_000)
+    ]
+    norms = []
+    for metrics in [learner.update(samples, seed=3) for learner in learners]:
+        assert metrics["entropy"] == pytest.approx(plain["entropy"], rel=1e-5)
+        assert metrics["loss"] == pytest.approx(plain["loss"] - 0.5 * plain["entropy"], rel=1e-5)
+        norms.append(metrics["gradient_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[0] != pytest.approx(plain["gradient_norm"], rel=1e-3)
+
+
+def test_an_update_has_the_learning_rate_that_it_is_given(make_learner, samples, tmp_path):
+    learner = make_learner(epochs=1, mini_batch_samples=SAMPLES, weight_decay=0.0)
+    before = weights(learner)
+    learner.update(samples, seed=3, learning_rate=1e-5)
+    # AdamW's first step moves a weight by the rate, whatever its gradient is (but for an epsilon).
+    assert largest_difference(before, weights(learner)) == pytest.approx(1e-5, rel=0.05)
+    learner.save(tmp_path)
+    continued = make_learner(state=tmp_path, epochs=1, mini_batch_samples=SAMPLES, weight_decay=0.0)
+    continued.update(samples, seed=4, learning_rate=1e-4)
+    learner.update(samples, seed=4, learning_rate=1e-4)
+    assert largest_difference(weights(learner), weights(continued)) == 0
+
+
 def test_metrics_of_one_step_by_hand(make_learner, samples):
     learner = make_learner(epochs=1, mini_batch_samples=SAMPLES)
     log_probs = learner.score(*sequences_of(samples)).values

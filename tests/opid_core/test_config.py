@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opid_core.config import CampaignConfig, build_config, load_config
+from opid_core.config import CampaignConfig, LearnerConfig, build_config, load_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER, config_hash, training_hash
 from opid_core.learning.methods import Gigpo, Grpo, Opid
@@ -32,7 +32,53 @@ def test_the_paper_preset_and_a_value_that_wins_over_it(tmp_path):
     assert config.environment.success_reward == 1.0
     assert config.environment.invalid_action_penalty == 0.5
     assert isinstance(config.method, Opid)
-    assert config.method.baseline == "trajectory"
+    assert (config.method.baseline, config.method.normalize) == ("trajectory", "mean_population_std")
+
+
+def test_the_released_numbers_follow_the_environment(tmp_path):
+    text = "campaign: c\nenvironment: {name: NAME}\n"
+    shop = load_config(write(tmp_path, text.replace("NAME", "webshop")))
+    assert isinstance(shop.method, Opid)
+    assert (shop.environment.success_reward, shop.method.baseline, shop.method.normalize) == (10.0, "step", "mean")
+    paper = load_config(tmp_path / "campaign.yaml", ["preset=paper"])
+    assert isinstance(paper.method, Opid)
+    assert paper.method.normalize == "mean_population_std"
+    questions = load_config(write(tmp_path, text.replace("NAME", "search_qa")))
+    assert (questions.environment.success_reward, questions.environment.invalid_action_penalty) == (1.0, 0.01)
+    assert (questions.learner.kl_coefficient, questions.learner.warmup_iterations) == (0.001, 15)
+    paper = load_config(tmp_path / "campaign.yaml", ["preset=paper"])
+    assert (paper.learner.kl_coefficient, paper.learner.warmup_iterations) == (0.01, 0)
+    dapo = load_config(tmp_path / "campaign.yaml", ["method.name=dapo", "learner.warmup_iterations=3"]).learner
+    assert (dapo.kl_coefficient, dapo.warmup_iterations, dapo.clip_high) == (0.001, 3, 0.28)
+
+
+def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
+    arguments = "prompting: {template_arguments: {enable_thinking: false, effort: low, budget: 3}}\n"
+    path = write(tmp_path, f"campaign: c\npolicy: somewhere\n{arguments}")
+    config = load_config(path)
+    assert config.prompting.template_arguments == {"enable_thinking": False, "effort": "low", "budget": 3}
+    assert build_config(config.model_dump(mode="json")) == config
+    for wrong, message in (
+        (["policy=null"], "template of a warm start's policy"),
+        (["prompting.template_arguments={'a b': 1}"], r"template_arguments\.a b"),
+        (["prompting.template_arguments={tools: [1]}"], r"template_arguments\.tools"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(path, wrong)
+
+
+def test_a_split_is_evaluated_once(tmp_path):
+    path = write(tmp_path, "campaign: c\nevaluation: {split: valid_seen, more_splits: [valid_unseen]}\n")
+    assert load_config(path).evaluation.splits == ("valid_seen", "valid_unseen")
+    assert load_config(path, ["evaluation.more_splits=[]"]).evaluation.splits == ("valid_seen",)
+    with pytest.raises(ConfigError, match="each split once"):
+        load_config(path, ["evaluation.split=valid_unseen"])
+
+
+def test_the_learning_rate_warms_up_by_the_iteration_alone():
+    learner = LearnerConfig(learning_rate=8.0, warmup_iterations=4)
+    assert [learner.learning_rate_in(iteration) for iteration in range(1, 7)] == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
+    assert LearnerConfig(learning_rate=8.0).learning_rate_in(1) == 8.0
 
 
 def test_what_a_method_sets_and_a_value_that_wins_over_it(tmp_path):

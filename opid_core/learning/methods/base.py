@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from opid_core.errors import DataError
-from opid_core.learning.advantages import outcome_advantages, state_advantages, tied_samples
+from opid_core.learning.advantages import Normalize, outcome_advantages, state_advantages, tied_samples
 from opid_core.samples import Ragged
 from opid_core.sections import Section
 
@@ -131,8 +131,9 @@ class OutcomeMethod(Method):
 
     baseline: Literal["step", "trajectory"] = "step"
     """Group statistics over all step samples (`released`) or one value a trajectory (`paper`)."""
-    normalize: Literal["mean", "mean_std"] = "mean_std"
-    """Subtract the group's mean, or also divide by its standard deviation."""
+    normalize: Normalize = "mean_std"
+    """Subtract the group's mean (`released`: WebShop), or also divide by its standard deviation: with Bessel's
+    correction and an epsilon (`released`: ALFWorld and search), or the population's (`paper`)."""
     tied_groups: Literal["keep", "zero"] = "keep"
     """What a group of equal outcomes contributes: the penalty's variance scaled to unit size (`keep`), or nothing."""
 

@@ -58,6 +58,16 @@ def test_mean_std_uses_bessels_correction():
     np.testing.assert_allclose(result, [5 / std, 5 / std, 5 / std, -5 / std, 7.0], rtol=1e-6)
 
 
+def test_the_papers_std_is_the_populations_without_an_epsilon():
+    result = outcome(normalize="mean_population_std")
+    std = math.sqrt(75 / 4)  # squares 3 * 6.25 + 56.25
+    np.testing.assert_allclose(result, [2.5 / std, 2.5 / std, 2.5 / std, -7.5 / std, 7.0], rtol=1e-6)
+    # Two trajectories that score 10 and 0: exactly one std away from their mean.
+    assert outcome(baseline="trajectory", normalize="mean_population_std").tolist() == [1.0, 1.0, 1.0, -1.0, 7.0]
+    returns, groups, states = np.array([4, 2, 9], dtype=np.float32), ["g"] * 3, ["s", "s", "other"]
+    assert adv.state_advantages(returns, groups, states, normalize="mean_population_std").tolist() == [1.0, -1.0, 0.0]
+
+
 def test_a_group_of_one_trajectory_has_one_value_under_the_trajectory_baseline():
     scores = np.array([4, 2], dtype=np.float32)
     result = adv.outcome_advantages(scores, ["g", "g"], ["t", "t"], baseline="trajectory", normalize="mean_std")
@@ -96,7 +106,7 @@ def test_unequal_lengths_are_named():
 
 
 @pytest.mark.parametrize("baseline", ["step", "trajectory"])
-@pytest.mark.parametrize("normalize", ["mean", "mean_std"])
+@pytest.mark.parametrize("normalize", ["mean", "mean_std", "mean_population_std"])
 @pytest.mark.parametrize("value", [0.1, 10.0, -0.3])
 def test_equal_scores_give_exactly_zero(baseline, normalize, value):
     scores = np.full(7, value, dtype=np.float32)

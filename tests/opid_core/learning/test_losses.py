@@ -14,6 +14,7 @@ from opid_core.learning.losses import (
     LossInput,
     aggregate,
     clipped_loss,
+    entropy_loss,
     kl_loss,
     normalizer,
     policy_loss,
@@ -145,6 +146,45 @@ def test_kl_is_k3_of_reference_minus_policy():
     # d k3 / d log pi = 1 - exp(log pi_ref - log pi); nothing flows through a clamped token
     expected = [(1 - math.exp(-1)) / 3, (1 - math.exp(0.5)) / 3, 0.0]
     assert log_probs.grad[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def entropy_input(entropy: torch.Tensor, mask: torch.Tensor, aggregation: Aggregation, denominator=None) -> LossInput:
+    return LossInput(entropy, entropy, entropy, mask, aggregation, denominator, entropy=entropy)
+
+
+def test_the_entropy_bonus_by_hand():
+    """Distributions (1/2, 1/2) and (1/4, 3/4): ln 2 = 0.693147 and 0.25 * ln 4 + 0.75 * ln(4/3) = 0.562335 nats."""
+    logits = torch.tensor([[[0.0, 0.0], [0.0, math.log(3)], [5.0, 0.0]]], requires_grad=True)
+    distribution = logits.log_softmax(-1)
+    entropy = -(distribution.exp() * distribution).sum(-1)
+    loss, numbers = entropy_loss(
+        entropy_input(entropy, torch.tensor([[True, True, False]]), "token-mean"), coefficient=0.1
+    )
+    assert loss.item() == pytest.approx(-0.1 * (0.693147 + 0.562335) / 2, abs=1e-6)
+    assert numbers == {}
+    loss.backward()
+    assert logits.grad is not None
+    # dH/dz_v = -p_v (ln p_v + H): at (1/4, 3/4) 0.25 * (1.386294 - 0.562335) = 0.205990 for the first; the uniform one
+    # is at its maximum, and what is masked counts nothing.
+    assert logits.grad[0, 0].tolist() == pytest.approx([0.0, 0.0], abs=1e-7)
+    assert logits.grad[0, 1].tolist() == pytest.approx([-0.05 * 0.205990, 0.05 * 0.205990], abs=1e-6)
+    assert logits.grad[0, 2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_entropy_bonus_is_the_same_whatever_the_split(aggregation):
+    entropy = torch.tensor([[0.5, 0.25, 0.0], [1.0, 0.0, 0.0], [0.75, 0.5, 1.5]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
+    whole, _ = entropy_loss(entropy_input(entropy, mask, aggregation), coefficient=2.0)
+    # Sums 0.75, 1 and 2.75: over 6 tokens; over 3 responses; their means 0.375, 1 and 0.916667 over 3 responses.
+    expected = {"token-mean": 4.5 / 6, "seq-mean-token-sum": 4.5 / 3, "seq-mean-token-mean": 2.291667 / 3}
+    assert whole.item() == pytest.approx(-2 * expected[aggregation], abs=1e-6)
+    denominator = normalizer([2, 1, 3], aggregation)
+    parts = [
+        entropy_loss(entropy_input(entropy[rows], mask[rows], aggregation, denominator), coefficient=2.0)[0].item()
+        for rows in ([2], [0, 1])
+    ]
+    assert sum(parts) == pytest.approx(whole.item(), abs=1e-6)
 
 
 def test_kl_of_equal_policies_is_zero():

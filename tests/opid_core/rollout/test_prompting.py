@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from envs.base import TURN_LINE, PromptParts
 from opid_core.errors import ConfigError, DataError
-from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, answer_text, encode, inject, render
+from opid_core.rollout.prompting import (
+    EPISODE_TITLE,
+    STEP_TITLE,
+    answer_text,
+    encode,
+    inject,
+    render,
+    templated,
+    with_template_arguments,
+)
 from tests.factories import make_tokenizer
 
 PARTS = PromptParts(
@@ -279,6 +288,30 @@ def test_what_the_template_writes_of_the_answer_belongs_to_it(opened):
     template = QWEN_TEMPLATE.replace("<|im_start|>assistant\n", "<|im_start|>" + opening)
     assert encode(with_template(template), PARTS, 1000).opened == opened
     assert encode(chat_tokenizer("qwen"), PARTS, 1000).opened == ""
+
+
+THINKING_TEMPLATE = QWEN_TEMPLATE.replace(
+    "assistant\n' }}", "assistant\n' }}{% if enable_thinking is defined and not enable_thinking %}{{ hint }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("before", ["", "\n  ", "{# a comment #}\n"])
+def test_template_arguments_are_those_of_apply_chat_template(before):
+    plain = with_template(before + THINKING_TEMPLATE)
+    arguments = {"enable_thinking": False, "hint": "<think>\n\n</think>\n\n'\"é"}
+    message = [{"role": "user", "content": "look"}]
+    expected = plain.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **arguments)
+    bound = with_template_arguments(with_template(before + THINKING_TEMPLATE), arguments)
+    assert templated(bound, "look") == expected
+    assert templated(plain, "look") == expected.removesuffix(arguments["hint"])
+    assert encode(bound, PARTS, 1000).opened == arguments["hint"]
+    named = with_template({"default": THINKING_TEMPLATE, "tool_use": "{{ 1 }}"})
+    assert templated(with_template_arguments(named, arguments), "look").endswith(arguments["hint"])
+
+
+def test_an_argument_that_the_template_does_not_read_is_refused():
+    with pytest.raises(ConfigError, match=r"prompting\.template_arguments\.enable_thinking"):
+        with_template_arguments(with_template(QWEN_TEMPLATE), {"enable_thinking": False})
 
 
 @pytest.mark.parametrize("special", [False, True])
