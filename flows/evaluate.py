@@ -18,6 +18,7 @@ from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
 from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.endpoint import Answered, EndpointEngine
+from opid_core.rollout.prompting import with_template_arguments
 from opid_core.seeds import derive
 from tasks.evaluate import panel, play_panel
 from tasks.workers import RemoteEngine
@@ -37,7 +38,8 @@ def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | Non
     engine = RemoteEngine(config, folder)
     try:
         with live_progress(config, console) if console else nullcontext():
-            return play_panel(config, engine, load_tokenizer(folder), 0, config.evaluation.tasks)
+            tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)
+            return play_panel(config, engine, tokenizer, 0, config.evaluation.tasks)
     finally:
         engine.kill()
 
@@ -63,7 +65,8 @@ def evaluate_endpoint(config: CampaignConfig, settings: LlmConfig, console: Cons
 
     The wall-clock limit of an episode does not apply: waiting for an endpoint is no fault of its model.
     """
-    panel(config, config.evaluation.tasks)
+    for split in config.evaluation.splits:
+        panel(config, config.evaluation.tasks, split)
     for temperature in config.evaluation.temperatures:
         seed = derive(config.seed, "endpoint")
         check_endpoint(settings, max_tokens=config.rollout.max_response_tokens, temperature=temperature, seed=seed)

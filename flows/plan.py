@@ -22,7 +22,7 @@ from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError
 from opid_core.policies import load_tokenizer
 from opid_core.policy_check import check_policy_folder, load_config
-from opid_core.rollout.prompting import encode, inject
+from opid_core.rollout.prompting import encode, inject, with_template_arguments
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from opid_core.warm_start import require_expert
 from tasks.episodes import check_skill_banks, environment_maker, evaluation_settings, training_settings
@@ -65,7 +65,10 @@ def _first_prompts(config: CampaignConfig, environment: Environment) -> list[Pro
     prompts = []
     for task, settings in (
         (sample_tasks(config, 0)[0], training_settings(config)),
-        (panel(config, largest_panel(config))[0], evaluation_settings(config, 1.0)),
+        *(
+            (panel(config, largest_panel(config), split)[0], evaluation_settings(config, 1.0))
+            for split in config.evaluation.splits
+        ),
     ):
         observation = result_of(environment.reset(task))
         shown = environment.task_text, [], observation, environment.admissible_actions, settings.history_length
@@ -86,7 +89,7 @@ def _check_limits(config: CampaignConfig, folder: Path, prompts: Sequence[Prompt
             f"{rollout.max_response_tokens} are more than the {limit} tokens that the model reads "
             f"(max_position_embeddings of {folder}/config.json); set lower ones"
         )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)
     for parts in prompts:
         try:
             encode(tokenizer, parts, rollout.max_prompt_tokens)
@@ -139,7 +142,8 @@ def first_prompt(config: CampaignConfig, folder: Path | None) -> str:
     from opid_core.rollout.prompt_check import check_prompt
 
     end_tokens(folder)
-    return check_prompt(load_tokenizer(folder), environment_maker(config)(), panel(config, 1)[0], config)
+    tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)
+    return check_prompt(tokenizer, environment_maker(config)(), panel(config, 1)[0], config)
 
 
 def check_new_file(out: Path) -> None:
@@ -179,8 +183,7 @@ def analyzer_cost(config: CampaignConfig) -> str:
 
 def warn(config: CampaignConfig, console: Console) -> None:
     """Print what may be meant, and should be known."""
-    split = config.evaluation.split
-    if split == config.environment.train_split:
+    if (split := config.environment.train_split) in config.evaluation.splits:
         text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -198,7 +201,9 @@ def show(config: CampaignConfig, console: Console) -> None:
     table.add_row("episodes", f"{rollout.tasks_per_iteration} groups x {rollout.group_size} = {episodes} an iteration")
     table.add_row("samples", f"at most {samples} an iteration, mini-batches of {config.learner.mini_batch_samples}")
     panels = f"{evaluation.tasks} tasks every {evaluation.every} iterations" if evaluation.every else "no tasks between"
-    table.add_row("evaluation", f"{panels}, {largest_panel(config)} before and after")
+    table.add_row(
+        "evaluation", f"{panels}, {largest_panel(config)} before and after, of each of {', '.join(evaluation.splits)}"
+    )
     table.add_row("analyzer", analyzer_cost(config))
     table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
     stored = memory.stored(config, shape)

@@ -156,8 +156,15 @@ def score_metrics(name: str, score: Estimate | None) -> dict[str, float]:
     return {} if score is None else {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
 
 
+def by_split(evaluations: pa.Table) -> dict[str, pa.Table]:
+    """The rows of an `evaluations` table by split, in the order of the table."""
+    splits = evaluations.column("split").to_pylist()
+    return {name: evaluations.filter(pa.array([split == name for split in splits])) for name in dict.fromkeys(splits)}
+
+
 def by_temperature(evaluations: pa.Table) -> dict[float, pa.Table]:
-    """The rows of an `evaluations` table by sampling temperature, coldest first."""
+    """The rows of an `evaluations` table that are of its first split, by sampling temperature, coldest first."""
+    evaluations = next(iter(by_split(evaluations).values()), evaluations)
     temperatures = evaluations.column("temperature").to_numpy()
     return {float(f"{t:g}"): evaluations.filter(pa.array(temperatures == t)) for t in np.unique(temperatures)}
 

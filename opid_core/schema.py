@@ -163,6 +163,7 @@ METRICS = _table(
 
 EVALUATIONS = _table(
     ("policy_version", _i32),
+    ("split", _text),
     ("temperature", _f32),
     ("repetition", _i32),
     ("task_id", _text),

@@ -33,7 +33,7 @@ def check_skill_banks(config: CampaignConfig) -> None:
     environment = environment_maker(config)()
     for split, settings in (
         (config.environment.train_split, training_settings(config)),
-        (config.evaluation.split, evaluation_settings(config, 1.0)),
+        *((split, evaluation_settings(config, 1.0)) for split in config.evaluation.splits),
     ):
         if settings.skill_of is not None:
             for task in environment.tasks(split):

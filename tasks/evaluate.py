@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ from prefect.assets import materialize
 from envs.base import Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.evaluation import by_temperature, score_metrics, table_success
+from opid_core.evaluation import by_split, by_temperature, score_metrics, table_success
 from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
@@ -19,22 +20,23 @@ from tasks.iteration import TASK, asset, stage
 from tasks.progress import report
 
 
-def panel(config: CampaignConfig, count: int) -> list[Task]:
-    """The first `count` tasks of the evaluation split. Raises ConfigError when there are fewer."""
-    tasks = environment_maker(config)().tasks(config.evaluation.split)
+def panel(config: CampaignConfig, count: int, split: str | None = None) -> list[Task]:
+    """The first `count` tasks of `split` (None: the config's). Raises ConfigError when there are fewer."""
+    split = split or config.evaluation.split
+    tasks = environment_maker(config)().tasks(split)
     if len(tasks) < count:
-        raise ConfigError(
-            f"evaluation: the split {config.evaluation.split!r} has {len(tasks)} tasks, the panel needs {count}"
-        )
+        raise ConfigError(f"evaluation: the split {split!r} has {len(tasks)} tasks, the panel needs {count}")
     return list(tasks[:count])
 
 
-def panel_requests(config: CampaignConfig, count: int, temperature: float, repetition: int = 0) -> list[EpisodeRequest]:
+def panel_requests(
+    config: CampaignConfig, count: int, temperature: float, repetition: int = 0, split: str | None = None
+) -> list[EpisodeRequest]:
     """An episode for each of the panel's tasks. Seeds are the campaign's: every policy meets the same draws."""
     draws = ("evaluation", f"{temperature:g}", repetition)
     return [
         EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, *draws, index))
-        for index, task in enumerate(panel(config, count))
+        for index, task in enumerate(panel(config, count, split))
     ]
 
 
@@ -55,39 +57,42 @@ def play_panel(
     count: int,
     on_progress: Callable[[int, int, str], None] = lambda *progress: report(0, "evaluate", *progress),
 ) -> pa.Table:
-    """Play the panel at each temperature, as often as the config repeats it. `on_progress(done, total, note)`."""
+    """Play the panel of each split at each temperature, as often as the config repeats it. `on_progress(done, total,
+    note)`."""
     repetitions = config.evaluation.repetitions
     passes = []
-    for temperature in config.evaluation.temperatures:
+    for split, temperature in itertools.product(config.evaluation.splits, config.evaluation.temperatures):
         settings = evaluation_settings(config, temperature)
         finished: list[Episode] = []
 
-        def on_episode(episode: Episode, finished=finished, temperature=temperature) -> None:
+        def on_episode(episode: Episode, finished=finished, title=f"{split}, temperature {temperature:g}") -> None:
             finished.append(episode)
             won = sum(e.outcome == "success" for e in finished)
-            note = f"temperature {temperature:g}: {won / len(finished):.0%} won"
+            note = f"{title}: {won / len(finished):.0%} won"
             on_progress(len(finished), count * repetitions, note)
 
         for repetition in range(repetitions):
-            asked = panel_requests(config, count, temperature, repetition)
+            asked = panel_requests(config, count, temperature, repetition, split)
             episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, on_episode)
-            passes.append(evaluations_table(episodes, version, temperature, repetition))
+            passes.append(evaluations_table(episodes, version, split, temperature, repetition))
     return pa.concat_tables(passes)
 
 
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
-    """Success by temperature, with Wilson's interval, and the mean score where the environment gives one."""
+    """Success by temperature, with Wilson's interval, and the mean score where the environment gives one: of the first
+    split as `evaluation/t<temperature>/...`, of a further one as `evaluation/<split>_t<temperature>/...`."""
     metrics = {}
-    for temperature, part in by_temperature(evaluations).items():
-        success = table_success(part)
-        name = f"evaluation/t{temperature:g}"
-        metrics |= {
-            f"{name}/success_micro": success.micro,
-            f"{name}/success_macro": success.macro,
-            f"{name}/success_low": success.low,
-            f"{name}/success_high": success.high,
-            **score_metrics(f"{name}/score", success.score),
-        }
+    for number, (split, of_split) in enumerate(by_split(evaluations).items()):
+        for temperature, part in by_temperature(of_split).items():
+            success = table_success(part)
+            name = f"evaluation/{f'{split}_' if number else ''}t{temperature:g}"
+            metrics |= {
+                f"{name}/success_micro": success.micro,
+                f"{name}/success_macro": success.macro,
+                f"{name}/success_low": success.low,
+                f"{name}/success_high": success.high,
+                **score_metrics(f"{name}/score", success.score),
+            }
     return metrics
 
 

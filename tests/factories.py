@@ -66,6 +66,7 @@ _DEFAULTS: dict[str, Row] = {
     "metrics": {"iteration": 2, "name": "rollout/return", "value": 5.0},
     "evaluations": {
         "policy_version": 3,
+        "split": "valid_unseen",
         "temperature": 0.5,
         "repetition": 0,
         "task_id": "t",

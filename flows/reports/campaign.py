@@ -18,7 +18,7 @@ from flows.reports.skills import effect_lines, effects_of
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, location, manifests, read_config
 from opid_core.config import CampaignConfig
-from opid_core.evaluation import by_temperature, panel_name, same_tasks, table_success
+from opid_core.evaluation import by_split, by_temperature, panel_name, same_tasks, table_success
 from tasks.version import code_version
 
 if TYPE_CHECKING:
@@ -31,17 +31,19 @@ def write_report(store: CampaignStore) -> Path:
     folder = local_folder(store, "report")
     folder.mkdir(parents=True, exist_ok=True)
     evaluated = evaluations(store, chain)
-    (folder / "summary.md").write_text(summary(store, chain, evaluated), encoding="utf-8")
+    more = evaluations(store, chain, of_more_splits=True)
+    (folder / "summary.md").write_text(summary(store, chain, evaluated, more), encoding="utf-8")
     panel = panel_name(read_config(store))
     save_plot(folder / "success.png", [(store.campaign, lambda axes: draw_campaign(axes, chain, evaluated, panel))])
     return folder
 
 
-def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence[Evaluated]) -> str:
-    """The table of evaluations and the commands to look further."""
+def summary(
+    store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence[Evaluated], more: Sequence[Evaluated] = ()
+) -> str:
+    """The tables of evaluations, of the first split and of `more`, and the commands to look further."""
     panel = panel_name(read_config(store))
     skills = effects_of(store, chain)
-    scored = any(e.success.score for e in evaluated)
     lines = [
         f"# Campaign {store.campaign}",
         "",
@@ -50,22 +52,7 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
         "",
         f"{len(chain) - 1} iterations committed. Success on the {panel} (95% Wilson interval):",
         "",
-        *markdown_table(
-            [
-                *("policy after", "temperature", "games", "success (micro)", "95% interval", "macro"),
-                *(["score (95%)"] if scored else []),
-                "admissible actions",
-            ],
-            [
-                [
-                    *(f"{e.policy_version} updates", f"{e.temperature:g}", str(e.success.episodes)),
-                    *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high), f"{e.success.macro:.1%}"),
-                    *([score_text(e.success.score)] if scored else []),
-                    f"{e.admissible:.1%}",
-                ]
-                for e in evaluated
-            ],
-        ),
+        *_evaluations_table(evaluated),
     ]
     for first, last in first_and_last(evaluated):
         lines += [
@@ -73,6 +60,8 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
             f"Temperature {first.temperature:g}: {first.success.micro:.1%} before, {last.success.micro:.1%} after "
             f"{last.policy_version} updates. {_verdict(first, last)}",
         ]
+    for split in dict.fromkeys(e.split for e in more):
+        lines += ["", f"Success on the split {split}:", "", *_evaluations_table([e for e in more if e.split == split])]
     lines += [
         *_by_task_type(evaluated),
         "",
@@ -91,6 +80,25 @@ def summary(store: CampaignStore, chain: Sequence[Manifest], evaluated: Sequence
         "",
     ]
     return "\n".join(lines)
+
+
+def _evaluations_table(evaluated: Sequence[Evaluated]) -> list[str]:
+    scored = any(e.success.score for e in evaluated)
+    header = [
+        *("policy after", "temperature", "games", "success (micro)", "95% interval", "macro"),
+        *(["score (95%)"] if scored else []),
+        "admissible actions",
+    ]
+    rows = [
+        [
+            *(f"{e.policy_version} updates", f"{e.temperature:g}", str(e.success.episodes)),
+            *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high), f"{e.success.macro:.1%}"),
+            *([score_text(e.success.score)] if scored else []),
+            f"{e.admissible:.1%}",
+        ]
+        for e in evaluated
+    ]
+    return markdown_table(header, rows)
 
 
 def _verdict(first: Evaluated, last: Evaluated) -> str:
@@ -183,10 +191,11 @@ def print_report(folder: Path, console: Console) -> None:
 
 
 def show_evaluations(table: pa.Table, console: Console) -> None:
-    """Print success and the number of episodes by temperature and task type."""
-    for temperature, part in by_temperature(table).items():
+    """Print success and the number of episodes by split, temperature and task type."""
+    parts = [(split, *part) for split, of_split in by_split(table).items() for part in by_temperature(of_split).items()]
+    for split, temperature, part in parts:
         success = table_success(part)
-        rows = Table("task type", "episodes", "success", title=f"temperature {temperature:g}")
+        rows = Table("task type", "episodes", "success", title=f"{split}, temperature {temperature:g}")
         for name, share in success.per_type.items():
             rows.add_row(Text(name), str(success.episodes_per_type[name]), f"{share:.1%}")
         episodes = str(success.episodes)
@@ -200,6 +209,10 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
 def evaluation_record(config: CampaignConfig, policy: str, table: pa.Table) -> dict[str, Any]:
     """An evaluation as plain data that can be compared with another: what was played, success, and every episode with
     its seed. `skill_bank` is the file of the static skills that stood in the prompts, whichever key named it."""
+
+    def success(of_split: pa.Table) -> dict[str, Any]:
+        return {f"{t:g}": asdict(table_success(part)) for t, part in by_temperature(of_split).items()}
+
     return {
         "policy": policy,
         "preset": config.preset,
@@ -207,9 +220,11 @@ def evaluation_record(config: CampaignConfig, policy: str, table: pa.Table) -> d
         "evaluation": config.evaluation.model_dump(mode="json"),
         "rollout": config.rollout.model_dump(mode="json", include={"max_prompt_tokens", "max_response_tokens"}),
         "engine": config.engine.model_dump(mode="json", include={"dtype"}),
+        "prompting": config.prompting.model_dump(mode="json"),
         "skill_bank": config.bank_at_test,
         "seed": config.seed,
         "code_version": code_version(),
-        "success": {f"{t:g}": asdict(table_success(part)) for t, part in by_temperature(table).items()},
+        "success": success(table),
+        "success_of_more_splits": {split: success(part) for split, part in [*by_split(table).items()][1:]},
         "episodes": table.to_pylist(),
     }

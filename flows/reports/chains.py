@@ -11,16 +11,17 @@ import pyarrow as pa
 from infra.manifest import Manifest
 from infra.store import CampaignStore, find_campaign, location, manifests, read_table
 from opid_core.errors import ConfigError
-from opid_core.evaluation import SuccessRate, by_temperature, table_success
+from opid_core.evaluation import SuccessRate, by_split, by_temperature, table_success
 
 Tables = dict[str, pa.Table]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Success of one policy at one temperature."""
+    """Success of one policy on one split at one temperature."""
 
     policy_version: int
+    split: str
     temperature: float
     success: SuccessRate
     admissible: float
@@ -69,11 +70,12 @@ def read_tables(store: CampaignStore, manifest: Manifest, names: Iterable[str] |
     return {name: read_table(store, manifest.tables[name]) for name in wanted if name in manifest.tables}
 
 
-def evaluations(store: CampaignStore, chain: Sequence[Manifest]) -> list[Evaluated]:
-    """All evaluations of a campaign, by policy version and temperature."""
+def evaluations(store: CampaignStore, chain: Sequence[Manifest], *, of_more_splits: bool = False) -> list[Evaluated]:
+    """All evaluations of a campaign on its first split, by policy version and temperature, or those on further ones."""
     return [
         Evaluated(
             policy_version=manifest.policy_version,
+            split=split,
             temperature=temperature,
             success=table_success(episodes),
             admissible=sum(episodes.column("admissible_actions").to_pylist())
@@ -82,7 +84,8 @@ def evaluations(store: CampaignStore, chain: Sequence[Manifest]) -> list[Evaluat
         )
         for manifest in chain
         for table in read_tables(store, manifest, ["evaluations"]).values()
-        for temperature, episodes in by_temperature(table).items()
+        for split, of_split in [*by_split(table).items()][1 if of_more_splits else 0 : None if of_more_splits else 1]
+        for temperature, episodes in by_temperature(of_split).items()
     ]
 
 

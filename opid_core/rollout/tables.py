@@ -86,14 +86,15 @@ def trajectories_table(episodes: Sequence[Episode], campaign: str, iteration: in
 
 
 def evaluations_table(
-    episodes: Sequence[Episode], policy_version: int, temperature: float, repetition: int = 0
+    episodes: Sequence[Episode], policy_version: int, split: str, temperature: float, repetition: int = 0
 ) -> pa.Table:
-    """The `evaluations` table of one pass over the panel."""
+    """The `evaluations` table of one pass over a split's panel."""
     return from_rows(
         "evaluations",
         [
             {
                 "policy_version": policy_version,
+                "split": split,
                 "temperature": temperature,
                 "repetition": repetition,
                 "task_id": episode.request.task.task_id,

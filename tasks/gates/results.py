@@ -52,9 +52,10 @@ def is_watched(name: str) -> bool:
 
 def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
     rows = plain(table)
-    keys = ["policy_version", "temperature", "repetition"]
+    keys = ["policy_version", "split", "temperature", "repetition"]
     rows = rows.assign(episodes_of_panel=rows.groupby(keys)["task_id"].transform("size"))
     suite = (
+        has_text("split"),
         in_set("outcome", OUTCOMES),
         is_finite("return"),
         in_range("score", low=0, high=1),

@@ -336,6 +336,7 @@ def finished(
 def _evaluated(version: int, task: int, outcome: str, seed: int) -> dict:
     return {
         "policy_version": version,
+        "split": "valid_unseen",
         "temperature": 1.0,
         "repetition": 0,
         "task_id": f"task-{task}",

@@ -13,6 +13,8 @@ from opid_core.evaluation import (
     Estimate,
     Paired,
     area_under_curve,
+    by_split,
+    by_temperature,
     difference,
     independent_trials,
     mean_curve,
@@ -85,6 +87,15 @@ def test_the_mean_score_has_an_interval_over_tasks():
     assert score(*again) == Estimate(0.5, 0.0, 1.0)
     assert score(("a", 0.25, "failure")) == Estimate(0.25, 0.0, 1.0)
     assert score(("a", None, "failure"), ("b", 0.5, "broken")) is None
+
+
+def test_each_split_is_evaluated_apart_and_the_first_one_counts():
+    played = [("seen", "success"), ("seen", "failure"), ("unseen", "success"), ("unseen", "success")]
+    rows = [{"task_id": str(n), "split": split, "outcome": outcome} for n, (split, outcome) in enumerate(played)]
+    table = make_table("evaluations", rows)
+    assert {split: part.num_rows for split, part in by_split(table).items()} == {"seen": 2, "unseen": 2}
+    assert [table_success(part).micro for part in by_temperature(table).values()] == [0.5]
+    assert [table_success(part).micro for part in by_temperature(by_split(table)["unseen"]).values()] == [1.0]
 
 
 def test_skills_are_counted_and_measured():

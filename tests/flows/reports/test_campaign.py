@@ -22,7 +22,14 @@ def played() -> list[dict]:
     tasks = tasks_of([Question(str(n), "Who?", ("Tavi",), source) for n, (source, _) in enumerate(asked)])
     counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 0, "tokens": 9, "seed": 9}
     return [
-        {"policy_version": 0, "temperature": 0.4, "repetition": 0, "task_id": task.task_id, "task_type": task.task_type}
+        {
+            "policy_version": 0,
+            "split": "test",
+            "temperature": 0.4,
+            "repetition": 0,
+            "task_id": task.task_id,
+            "task_type": task.task_type,
+        }
         | {"outcome": outcome, "return": 0.0, **counts}
         for task, (_, outcome) in zip(tasks, asked, strict=True)
     ]
@@ -141,3 +148,19 @@ def test_a_score_is_shown_with_its_interval_where_there_is_one(tmp_path):
     text = (write_report(store) / "summary.md").read_text()
     assert "| macro | score (95%) | admissible actions |" in text
     assert "| 75.0% | 50.0 (37.0 to 63.0) | 0.0% |" in text
+
+
+def test_further_splits_have_tables_of_their_own(tmp_path):
+    more = [row | {"split": "[other]", "outcome": "failure"} for row in played()]
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    commit_rows(store, tmp_path, None, {"evaluations": played() + more}, tokenizer=False)
+    main, further = (write_report(store) / "summary.md").read_text().split("Success on the split [other]:")
+    assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 0.0% |" in main
+    assert "| 0 updates | 0.4 | 6 | 0.0% | 0.0% to 39.0% | 0.0% | 0.0% |" in further
+    output = io.StringIO()
+    show_evaluations(from_rows("evaluations", played() + more), Console(file=output, width=100))
+    assert "test, temperature 0.4" in output.getvalue()
+    assert "[other], temperature 0.4" in output.getvalue()
+    record = evaluation_record(build_config({"campaign": "c"}), "folder", from_rows("evaluations", played() + more))
+    assert record["success"]["0.4"]["micro"] == 0.6
+    assert record["success_of_more_splits"]["[other]"]["0.4"]["micro"] == 0.0

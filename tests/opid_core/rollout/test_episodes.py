@@ -287,7 +287,7 @@ def test_tables_of_episodes():
         ("broken", "broken", 0.0, 1, 2, "the drawer is stuck"),
         ("long", "truncated", 7.5, 3, 3, None),
     ]
-    evaluated = evaluations_table(episodes, 2, 0.5).to_pylist()
+    evaluated = evaluations_table(episodes, 2, "seen", 0.5).to_pylist()
     # `look` is on offer; `you look`, `take mug 1` and `open drawer` are not. Only `you look` is malformed.
     assert [(row["valid_actions"], row["admissible_actions"], row["seed"]) for row in evaluated] == [
         (1, 0, 0),
@@ -310,7 +310,7 @@ def test_the_score_of_an_episode_is_what_the_world_said_last():
     episodes = run_episodes(ScriptedEngine(answers), TOKENIZER, Graded, asked, SETTINGS)
     assert [episode.score for episode in episodes] == [1.0, 0.2, 0.1]
     assert [episode.episode_return for episode in episodes] == [12.5, 5.0, 2.5]  # as without scores
-    for table in (trajectories_table(episodes, "c", 1), evaluations_table(episodes, 0, 1.0)):
+    for table in (trajectories_table(episodes, "c", 1), evaluations_table(episodes, 0, "seen", 1.0)):
         assert table.column("score").to_pylist() == pytest.approx([1.0, 0.2, 0.1])
     assert trajectories_table(play(ScriptedEngine(), "long"), "c", 1).column("score").to_pylist() == [None]
 
