@@ -34,9 +34,12 @@ CASES: dict[str, tuple[str, Sequence[str]]] = {
     "tiny": (CONFIG, ()),  # what the integration tests run: their fixture is compared with it
     "opid": (CONFIG, ()),
     "additive": (CONFIG, ("method.routing=additive",)),
-    **{name: (CONFIG.replace(METHOD, f"method: {{name: {name}}}\n"), ()) for name in ("dapo", "rlsd", "sdar")},
+    "dapo": (CONFIG.replace(METHOD, "method: {name: dapo}\n"), ()),
+    **{
+        name: (CONFIG.replace(METHOD, f"method: {{name: {name}, teacher: routed}}\n"), ())
+        for name in ("rlsd", "sdar", "skill_sd")
+    },
     "gigpo": (CONFIG.replace(METHOD, "method: {name: gigpo, step_weight: 1.0}\n"), ()),
-    "skill_sd": (CONFIG.replace(METHOD, "method: {name: skill_sd}\n"), ()),
     "ranks2": (CONFIG, ("learner.ranks=2",)),
     **{
         name: ((REPOSITORY / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), ())

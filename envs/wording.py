@@ -27,17 +27,18 @@ _UNTAGGED_CHARACTERS = 30
 _CJK = re.compile("[\u4e00-\u9fff]")
 
 
-def parse_tagged_action(response_text: str) -> tuple[str, bool]:
+def parse_tagged_action(response_text: str, untagged_characters: int = _UNTAGGED_CHARACTERS) -> tuple[str, bool]:
     """The action in a response, lower case, and whether the response is well-formed (ENVIRONMENTS, "ALFWorld").
 
-    The action is what stands between the first `<action>` and the first `</action>`, else the last 30 characters.
+    The action is what stands between the first `<action>` and the first `</action>`, else the last
+    `untagged_characters`.
     Well-formed needs both action tags (nothing stands between them where they are the wrong way round), `<think>` and
     `</think>` as written, and no CJK character. Whether the world admits the action plays no part.
     """
     lowered = response_text.lower()
     start, end = lowered.find("<action>"), lowered.find("</action>")
     if start < 0 or end < 0:
-        return lowered[-_UNTAGGED_CHARACTERS:], False
+        return lowered[-untagged_characters:], False
     action = lowered[start + len("<action>") : end].strip()
     thinks = "<think>" in response_text and "</think>" in response_text
     return action, thinks and _CJK.search(response_text) is None

@@ -73,7 +73,9 @@ def _first_prompts(config: CampaignConfig, environment: Environment) -> list[Pro
         observation = result_of(environment.reset(task))
         shown = environment.task_text, [], observation, environment.admissible_actions, settings.history_length
         parts = environment.prompt_parts(*shown)
-        prompts.append(inject(parts, "episode", settings.skill_of(task)) if settings.skill_of else parts)
+        if settings.skill_of:
+            parts = inject(parts, "episode", settings.skill_of(task), config.prompting)
+        prompts.append(parts)
     return prompts
 
 

@@ -55,10 +55,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class ChatCompletion:
-    """A model's reply; `finished` is false where `max_tokens` cut it."""
+    """A model's reply; `finished` is false where `max_tokens` cut it. `reasoning` is what the endpoint kept apart of it
+    (`reasoning_content`), None where it names none."""
 
     text: str
     finished: bool
+    reasoning: str | None = None
 
 
 class Endpoint:
@@ -85,6 +87,8 @@ class Endpoint:
         """What the endpoint calls an option; None: it does not know it."""
         self._options: dict[str, Any] = {"model": config.model, "temperature": config.temperature}
         self._options["max_tokens"] = config.max_tokens
+        if config.request_options:
+            self._options["extra_body"] = config.request_options
         if schema and config.structured_output != "off":
             named = {"name": "analysis", "schema": schema}
             self._options["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -169,7 +173,9 @@ class Endpoint:
         text = next((t for t in (message.get("content"), message.get("refusal")) if isinstance(t, str)), "")
         if len(text) > MAX_REPLY_CHARS:
             raise NoCompletion(f"the reply has {len(text)} characters, more than {MAX_REPLY_CHARS}")
-        return ChatCompletion(self._clean(text), choice.get("finish_reason") != "length")
+        apart = (message.get(name) for name in ("reasoning_content", "reasoning"))
+        reasoning = next((self._clean(t[:MAX_REPLY_CHARS]) for t in apart if isinstance(t, str) and t), None)
+        return ChatCompletion(self._clean(text), choice.get("finish_reason") != "length", reasoning)
 
     def _detail(self, response: httpx2.Response) -> str:
         """What an error's body says, in short."""

@@ -100,16 +100,18 @@ SKILLS = _table(
     ("cut", _text),
     ("error", _text),
     ("raw_reply", _text),
+    ("reasoning", _text),
     nullable=(
         *("step", "reason", "model", "prompt_hash", "tokens", "prompt_tokens", "completion_tokens", "cost", "cut"),
-        *("error", "raw_reply"),
+        *("error", "raw_reply", "reasoning"),
     ),
 )
 """One skill a row, one row of kind `failed` (empty text, `error` set) a failed analysis. reason: JSON of why a step
 has its skill, where the analyzer says so; hindsight gives `kind` (`own`: the skill names what the step did; `other`),
 `left` and `left_after` (steps to success before and after the step, null: nobody won from there) and `siblings` (how
-many other trajectories were in the step's state). From `model` to `raw_reply`
-it tells of the model's call, which all skills of a trajectory share. attempts: requests sent; tokens: of prompts and
+many other trajectories were in the step's state). From `model` to
+`reasoning` it tells of the model's call, which all skills of a trajectory share; `reasoning` is what the endpoint kept
+apart of the reply. attempts: requests sent; tokens: of prompts and
 completions; cost: at the configured prices, null without them; cut: JSON of what the model was not shown. A skill with
 an `error` was made by hindsight (`analyzer`) because the model's analysis failed for that reason."""
 SKILL_KINDS = ("episode", "step", "failed")

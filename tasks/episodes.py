@@ -38,6 +38,10 @@ def check_skill_banks(config: CampaignConfig) -> None:
         if settings.skill_of is not None:
             for task in environment.tasks(split):
                 settings.skill_of(task)
+    if bank := config.method.bank_of_teacher:
+        skill_of = skill_finder(bank)
+        for task in environment.tasks(config.environment.train_split):
+            skill_of(task)
 
 
 def _settings(config: CampaignConfig, temperature: float, skill_bank: str | None) -> EpisodeSettings:
@@ -50,4 +54,5 @@ def _settings(config: CampaignConfig, temperature: float, skill_bank: str | None
         success_reward=config.environment.success_reward,
         timeout_s=config.environment.episode_timeout_s,
         skill_of=skill_finder(skill_bank) if skill_bank else None,
+        prompting=config.prompting,
     )

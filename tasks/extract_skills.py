@@ -11,6 +11,7 @@ from prefect.assets import materialize
 from envs.base import action_words_of
 from infra.store import CampaignStore, create_object, read_object
 from opid_core.skills.analyzers import analyze, is_analyzed
+from opid_core.skills.banks import from_bank
 from opid_core.skills.replies import Analysis, skills_table
 from tasks.episodes import environment_maker
 from tasks.iteration import TASK, asset, stage
@@ -48,7 +49,10 @@ def extract_skills(campaign: str, iteration: int, attempt: int) -> None:
             return
         config, samples = it.config, it.samples
         analyses, wanted = [], set()
-        if config.method.wants_skills(samples.completed_iterations):
+        if bank := config.method.bank_of_teacher:
+            analyses = from_bank(samples, bank)
+            wanted = {analysis.trajectory_id for analysis in analyses}
+        elif config.method.wants_skills(samples.completed_iterations):
             wanted = {*samples.select(is_analyzed(samples, config.analyzer)).trajectory_ids}
             with it.timed("seconds/extract_skills_s"):
                 analyses = analyze(

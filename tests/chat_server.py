@@ -15,14 +15,16 @@ KEY = "sk-0123456789-never-to-be-seen"
 
 @dataclass(frozen=True)
 class Answer:
-    """`content` is the model's text of a completion, or an error's message; `body` is sent instead of either; `hang`
-    keeps the connection open and says nothing until the server stops; `drip_s` is the pause before each byte."""
+    """`content` is the model's text of a completion, or an error's message, `reasoning` what is kept apart of it; `body`
+    is sent instead of either; `hang` keeps the connection open and says nothing until the server stops; `drip_s` is the
+    pause before each byte."""
 
     status: int = 200
     content: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     finish_reason: str = "stop"
+    reasoning: str | None = None
     hang: bool = False
     drip_s: float = 0.0
 
@@ -107,6 +109,7 @@ def _body(request: dict[str, Any], answer: Answer) -> bytes:
     if answer.status != 200:
         return json.dumps({"error": {"message": answer.content}}).encode()
     message = {"role": "assistant", "content": answer.content}
+    message |= {} if answer.reasoning is None else {"reasoning_content": answer.reasoning}
     reply = {
         "id": "1",
         "object": "chat.completion",

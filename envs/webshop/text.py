@@ -46,8 +46,13 @@ FIXED_PHRASES = (
 )
 """Wording that never changes, of the prompt's parts below, of the responses and of the pages."""
 
-parse_action = parse_tagged_action
 response_text = tagged_response
+
+
+def parse_action(response_text: str) -> tuple[str, bool]:
+    """See `envs.wording.parse_tagged_action`; of a response without tags the last 20 characters, as in the released
+    code."""
+    return parse_tagged_action(response_text, untagged_characters=20)
 
 
 def prompt_parts(

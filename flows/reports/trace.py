@@ -248,7 +248,7 @@ def describe(trace: SkillTrace) -> list[str]:
 
 
 def _brief(name: str, value: Any) -> str:
-    if name == "raw_reply":
+    if name in ("raw_reply", "reasoning"):
         return f"{len(value)} characters (--json has them)"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

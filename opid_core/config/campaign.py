@@ -78,9 +78,11 @@ class CampaignConfig(Section):
         return root if "://" in root else str(local_path(root, "root"))
 
     @model_validator(mode="after")
-    def _template_has_arguments(self) -> Self:
-        if self.prompting.template_arguments and self.policy is None:
-            raise ValueError("prompting.template_arguments: the chat template of a warm start's policy reads none")
+    def _policy_knows_its_prompts(self) -> Self:
+        if self.policy is None and self.prompting != PromptingConfig():
+            raise ValueError(
+                "prompting: a warm start's policy knows the defaults alone; name a policy, or leave it out"
+            )
         return self
 
     @model_validator(mode="before")

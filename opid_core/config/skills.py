@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,11 @@ from opid_core.sections import Section, imported
 
 BACKENDS = ("hindsight", "llm", "llm_then_hindsight")
 """The analyzers that come with OPID."""
+
+
+OWN_OPTIONS = {"model", "messages", "temperature", "max_tokens", "max_completion_tokens", "response_format", "seed"}
+OWN_OPTIONS |= {"n", "stream"}
+"""Fields of a request that have keys of their own, or that change how the reply would have to be read."""
 
 
 class LlmConfig(Section):
@@ -26,6 +31,9 @@ class LlmConfig(Section):
     """Sampling temperature of the analyzer."""
     max_tokens: int = Field(default=4096, ge=1)
     """Completion limit of one analysis."""
+    request_options: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request, as the endpoint knows them: `{chat_template_kwargs: {enable_thinking: false}}`,
+    `{reasoning_effort: low}`."""
     structured_output: Literal["auto", "on", "off"] = "auto"
     """Ask for JSON of a schema: `auto` does, until the endpoint refuses that; `off` leaves it to the prompt."""
     max_prompt_chars: int = Field(default=48_000, ge=4_000)
@@ -44,6 +52,13 @@ class LlmConfig(Section):
     """Price of a million prompt tokens; null: unknown, and so are the costs."""
     completion_price: float | None = Field(default=None, ge=0)
     """Price of a million completion tokens."""
+
+    @field_validator("request_options")
+    @classmethod
+    def _only_further_ones(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(options.keys() & OWN_OPTIONS):
+            raise ValueError(f"{taken[0]} is set by OPID itself")
+        return options
 
 
 class AnalyzerConfig(Section):

@@ -113,8 +113,12 @@ def rescore_samples(
         "rollout/groups_filtered": len(set(whole.group_ids)) - len(set(learned.group_ids)),
         "rollout/tie_rate": tie_rate(whole.won, whole.group_ids, whole.trajectory_ids),
     }
-    shares = advantages.shares(learned.response_ids.lengths)
-    metrics = {f"advantage_share/{name}": share for name, share in shares.items()} | groups
+    lengths = learned.response_ids.lengths
+    metrics = {
+        **{f"advantage_share/{name}": share for name, share in advantages.shares(lengths).items()},
+        **{f"advantage_magnitude/{name}": size for name, size in advantages.magnitudes(lengths).items()},
+        **groups,
+    }
     return pa.table(columns, schema=schema.SCORES), metrics | _metrics(samples, routed, added, placebo)
 
 
@@ -148,7 +152,7 @@ def skill_prompts(
                 offered[row],
                 config.environment.history_length,
             )
-            with_skill = inject(parts, kinds[row], text)
+            with_skill = inject(parts, kinds[row], text, config.prompting)
             prompt = encode(tokenizer, with_skill, config.rollout.max_prompt_tokens, may_exceed=True)
             rows.append(int(row))
             ids.append(np.asarray(prompt.ids, np.int32))

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from envs.base import WAKE_S, Environment, PromptParts, StepResult, Task, in_background, state_key_of
+from opid_core.config import PromptingConfig
 from opid_core.errors import EnvironmentFault
 from opid_core.rollout.prompting import EncodedPrompt, answer_text, encode, inject, render
 from opid_core.seeds import derive
@@ -104,6 +105,7 @@ class EpisodeSettings:
     timeout_s: float
     skill_of: Callable[[Task], str] | None = None
     """The static skill of a task, which stands in all its prompts as an episode skill."""
+    prompting: PromptingConfig = field(default_factory=PromptingConfig)
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def _prompt_parts(state: _Live, settings: EpisodeSettings) -> PromptParts:
     )
     if settings.skill_of is None:
         return parts
-    return inject(parts, "episode", settings.skill_of(episode.request.task))
+    return inject(parts, "episode", settings.skill_of(episode.request.task), settings.prompting)
 
 
 def _act(

@@ -13,14 +13,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from envs.base import PromptParts
+from opid_core.config.prompting import EPISODE_TITLE, STEP_TITLE, PromptingConfig
 from opid_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-EPISODE_TITLE = "Episode skill:"
-STEP_TITLE = "Step skill:"
-"""The first lines of the two blocks; fixed, because policies are warm-started on them."""
+__all__ = [
+    "EPISODE_TITLE",
+    "STEP_TITLE",
+    "EncodedPrompt",
+    "answer_text",
+    "encode",
+    "inject",
+    "render",
+    "templated",
+    "with_template_arguments",
+]
 
 _MARK = "\ufffc"
 """Stands for the message where the text that a chat template puts around it is wanted."""
@@ -57,18 +66,24 @@ def render(parts: PromptParts) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def inject(parts: PromptParts, kind: Literal["episode", "step"], skill: str) -> PromptParts:
-    """`parts` with the skill in a titled block: an episode skill right after the task line, a step skill right before
-    the turn paragraph. Without a task line both go before the turn paragraph, without that to the end; a blank skill
-    leaves the prompt byte for byte. Source: ALGORITHM, section 5.
+def inject(
+    parts: PromptParts,
+    kind: Literal["episode", "step"],
+    skill: str,
+    prompting: PromptingConfig = PromptingConfig(),  # noqa: B008 - it never changes
+) -> PromptParts:
+    """`parts` with the skill in its block: an episode skill right after the task line, a step skill right before the
+    turn paragraph. Without a task line both go before the turn paragraph, without that to the end; a blank skill leaves
+    the prompt byte for byte. Source: ALGORITHM, section 5.
     """
     if kind not in ("episode", "step"):
         raise DataError(f"kind of skill: {kind!r} is none of episode, step")
     if not skill.strip():
         return parts
+    template = prompting.episode_block if kind == "episode" else prompting.step_block
+    block = template.replace("{skill}", skill)
     if kind == "episode" and parts.task:
-        return replace(parts, task=f"{parts.task}\n{EPISODE_TITLE}\n{skill}")
-    block = f"{EPISODE_TITLE if kind == 'episode' else STEP_TITLE}\n{skill}"
+        return replace(parts, task=f"{parts.task}\n{block}")
     return replace(parts, turn=f"{block}\n{parts.turn}" if parts.turn else block)
 
 

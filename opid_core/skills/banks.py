@@ -11,7 +11,11 @@ from envs.base import Task
 from opid_core.errors import ConfigError
 from opid_core.local_paths import local_path
 from opid_core.reading import read_text
-from opid_core.skills.replies import clean_skill
+from opid_core.samples import Samples
+from opid_core.skills.replies import Analysis, clean_skill
+
+GENERAL = "general"
+"""In place of a task type: what is said of every task, before its type's own skill."""
 
 
 def load_skill_bank(path: str | Path) -> dict[str, str]:
@@ -38,12 +42,30 @@ def load_skill_bank(path: str | Path) -> dict[str, str]:
 
 
 def skill_finder(path: str | Path) -> Callable[[Task], str]:
-    """A function that finds a task's skill in a bank. It raises ConfigError for a task type that the bank has not."""
+    """A function that finds a task's skill in a bank: the general one, and that of its type. It raises ConfigError for
+    a task type of which the bank says nothing."""
     bank = load_skill_bank(path)
 
     def skill_of(task: Task) -> str:
-        if task.task_type not in bank:
+        told = [bank[name] for name in (GENERAL, task.task_type) if name in bank]
+        if not told:
             raise ConfigError(f"{path}: no skill for task type {task.task_type!r}; it has: {', '.join(sorted(bank))}")
-        return bank[task.task_type]
+        return " ".join(told)
 
     return skill_of
+
+
+def from_bank(samples: Samples, path: str | Path) -> list[Analysis]:
+    """The bank's skill as the episode skill of each trajectory that did not break, in the order of `samples`.
+
+    Raises ConfigError as `skill_finder`.
+    """
+    skill_of = skill_finder(path)
+    task_ids, task_types, outcomes = (samples.texts(name) for name in ("task_id", "task_type", "outcome"))
+    return [
+        Analysis(
+            name, "", skill_of(Task(task_ids[rows[0]], task_types[rows[0]], None)), {}, analyzer="bank", attempts=0
+        )
+        for name, rows in samples.by_trajectory().items()
+        if outcomes[rows[0]] != "broken"
+    ]

@@ -74,6 +74,8 @@ class Analysis:
     """JSON of what was cut from the trajectory."""
     error: str | None = None
     raw_reply: str | None = None
+    reasoning: str | None = None
+    """What the endpoint kept apart of the reply."""
     replayed: bool = field(default=False, compare=False)
     """Whether the call was made and paid for earlier."""
     reasons: Mapping[int, str] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class Analysis:
 
 _SHARED = (
     *("analyzer", "model", "prompt_hash", "attempts", "tokens", "prompt_tokens", "completion_tokens", "cost"),
-    *("seconds", "cut", "error", "raw_reply"),
+    *("seconds", "cut", "error", "raw_reply", "reasoning"),
 )
 """Columns of `skills` that all rows of an analysis share."""
 

@@ -19,7 +19,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "routes": STEP_KEY,
     "scores": STEP_KEY,
     "metrics": ("iteration", "name"),
-    "evaluations": ("policy_version", "temperature", "repetition", "task_id"),
+    "evaluations": ("policy_version", "split", "temperature", "repetition", "task_id"),
 }
 """Columns that name a row of each table."""
 

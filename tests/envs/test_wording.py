@@ -15,8 +15,14 @@ TASK = "Your task is to: put a mug in desk."
 
 @pytest.mark.parametrize("environment", [alfworld.AlfworldEnvironment, webshop.WebshopEnvironment])
 def test_the_tagged_environments(environment):
-    assert environment.parse_action is parse_tagged_action
+    assert environment.parse_action("<think>a</think><action>Look</action>") == ("look", True)
     assert environment.response_text is tagged_response
+
+
+def test_what_is_kept_of_a_response_without_tags():
+    response = "I would rather go to the SINKBASIN 1 and wait"
+    assert alfworld.AlfworldEnvironment.parse_action(response) == ("go to the sinkbasin 1 and wait", False)  # 30
+    assert webshop.WebshopEnvironment.parse_action(response) == ("sinkbasin 1 and wait", False)  # 20
 
 
 @pytest.mark.parametrize(

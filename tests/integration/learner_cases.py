@@ -19,7 +19,10 @@ CONFIG = LearnerConfig(
     max_gradient_norm=0.5,
 )
 SAMPLES = 16
-DISTILLATIONS = (Sdar(distillation_coefficient=0.3), SkillSd(distillation_coefficient=0.3))
+DISTILLATIONS = (
+    Sdar(teacher="routed", distillation_coefficient=0.3),
+    SkillSd(teacher="routed", distillation_coefficient=0.3),
+)
 """With coefficients that make them as large as the other losses."""
 DISTILLED_ALIKE = 5e-5
 """Largest difference of a weight after an update with distillation, which moves weights by more than 1e-3; AdamW

@@ -59,7 +59,9 @@ def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
     assert config.prompting.template_arguments == {"enable_thinking": False, "effort": "low", "budget": 3}
     assert build_config(config.model_dump(mode="json")) == config
     for wrong, message in (
-        (["policy=null"], "template of a warm start's policy"),
+        (["policy=null"], "a warm start's policy knows the defaults alone"),
+        (["prompting.step_block='no skill'"], r"prompting\\.step_block"),
+        (["prompting.step_block='{skill} {other}'"], r"prompting\\.step_block"),
         (["prompting.template_arguments={'a b': 1}"], r"template_arguments\.a b"),
         (["prompting.template_arguments={tools: [1]}"], r"template_arguments\.tools"),
     ):
@@ -350,10 +352,9 @@ def test_configs_are_frozen():
 def test_every_shipped_config_loads_with_both_presets(path, preset):
     config = load_config(path, [f"preset={preset}"])
     environment = config.environment
-    penalty = {"search_qa": 0.01}.get(environment.name, 0.1) if preset == "released" else 0.0
+    released = {"search_qa": (1.0, 0.01)}.get(environment.name, (10.0, 0.1))
     assert (environment.success_reward, environment.invalid_action_penalty) == (
-        10.0 if preset == "released" else 1.0,
-        penalty,
+        released if preset == "released" else (1.0, 0.0)
     )
     assert isinstance(config.method, Opid)
     assert config.method.baseline == ("step" if preset == "released" else "trajectory")
@@ -385,6 +386,28 @@ def test_the_configs_of_the_papers_models_hold_its_numbers(
     assert (method.lambda_episode, method.lambda_step) == (0.001, 0.001)
     assert (config.iterations, config.evaluation.temperatures) == (150, (0.4,))
     assert config.analyzer.max_step_skills == step_skills
+
+
+@pytest.mark.parametrize(
+    ("name", "normalize", "entropy", "warmup", "splits"),
+    [
+        ("alfworld_qwen2.5_3b", "mean_std", 0.001, 0, ("valid_seen", "valid_unseen")),
+        ("alfworld_qwen3_1.7b", "mean", 0.001, 0, ("valid_seen", "valid_unseen")),
+        ("webshop_qwen2.5_3b", "mean", 0.001, 0, ("validation",)),
+        ("search_qa_qwen2.5_3b", "mean_std", 0.0, 15, ("valid_unseen",)),
+    ],
+)
+def test_the_configs_of_the_papers_models_follow_the_released_runs(
+    name, normalize, entropy, warmup, splits, monkeypatch
+):
+    """ALGORITHM, sections 2 and 7, as corrected."""
+    monkeypatch.setenv("ALFWORLD_DATA", "games")
+    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    assert isinstance(config.method, Opid)
+    assert config.method.normalize == normalize
+    assert (config.learner.entropy_coefficient, config.learner.warmup_iterations) == (entropy, warmup)
+    assert config.evaluation.splits == splits
+    assert config.prompting.template_arguments == ({"enable_thinking": False} if "qwen3" in name else {})
 
 
 OTHER_VALUES = {

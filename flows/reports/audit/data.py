@@ -145,7 +145,7 @@ def iteration_data(
 
 
 def _skills(skills: pa.Table, position: dict[str, int], before: set[str]) -> list[dict[str, Any]]:
-    known = ("skill_id", "trajectory_id", "kind", "step", "text", "raw_reply")
+    known = ("skill_id", "trajectory_id", "kind", "step", "text", "raw_reply", "reasoning")
     return [
         {
             "id": row["skill_id"],

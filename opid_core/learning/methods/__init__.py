@@ -13,6 +13,7 @@ from opid_core.learning.methods.base import (
     OutcomeMethod,
     SkillMethod,
     StateMethod,
+    TaughtMethod,
     routes,
 )
 from opid_core.learning.methods.opid import Opid
@@ -34,6 +35,7 @@ __all__ = [
     "SkillMethod",
     "SkillSd",
     "StateMethod",
+    "TaughtMethod",
     "from_keys",
     "get",
     "routes",

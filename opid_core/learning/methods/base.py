@@ -48,16 +48,21 @@ class Advantages:
         parts = (outcome, len(samples)), (step, len(samples)), (skill, len(samples.response_ids.values))
         return cls(*(np.zeros(n, np.float32) if part is None else part.astype(np.float32) for part, n in parts))
 
-    def shares(self, response_lengths: Int[np.ndarray, " samples"]) -> dict[str, float]:
-        """Share of each part in the summed absolute advantage over response tokens; all are 0 where every advantage is.
-
-        Source: ALGORITHM, section 6.
-        """
+    def magnitudes(self, response_lengths: Int[np.ndarray, " samples"]) -> dict[str, float]:
+        """Mean absolute advantage of a response token by part; 0 of no token. Source: ALGORITHM, section 6."""
         parts = {
             "outcome": float(np.abs(self.outcome.astype(np.float64)) @ response_lengths),
             "step": float(np.abs(self.step.astype(np.float64)) @ response_lengths),
             "skill": float(np.abs(self.skill.astype(np.float64)).sum()),
         }
+        return {name: part / max(1, len(self.skill)) for name, part in parts.items()}
+
+    def shares(self, response_lengths: Int[np.ndarray, " samples"]) -> dict[str, float]:
+        """Share of each part in the summed absolute advantage over response tokens; all are 0 where every advantage is.
+
+        Source: ALGORITHM, section 6.
+        """
+        parts = self.magnitudes(response_lengths)
         whole = sum(parts.values())
         return {name: part / whole if whole else 0.0 for name, part in parts.items()}
 
@@ -110,6 +115,11 @@ class Method(Section):
     @property
     def bank_at_test(self) -> str | None:
         """File of the static skills that stand in the prompts of evaluations."""
+        return None
+
+    @property
+    def bank_of_teacher(self) -> str | None:
+        """File of the static skills that responses are scored under, in place of an analyzer's."""
         return None
 
     @model_validator(mode="before")
@@ -223,6 +233,29 @@ class SkillMethod(Method):
         lacking = [name for name, used in routed.items() if used and placebos[name] is None]
         if self.signal != "skill" and lacking:
             raise ValueError(f"signal: {self.signal} needs {lacking[0]}, because skills of that kind are routed")
+        return self
+
+
+class TaughtMethod(SkillMethod):
+    """A method that was published with a static skill in its teacher's prompt."""
+
+    teacher: Literal["bank", "routed"] = "bank"
+    """Whose skill responses are scored under: a static one of `skill_bank`, the same for the whole episode (`bank`, as
+    published), or the analyzer's, as OPID routes it (`routed`)."""
+    skill_bank: str | None = None
+    """With `teacher: bank` the JSON file of static skills by task type (`configs/skill_banks`)."""
+
+    @property
+    def bank_of_teacher(self) -> str | None:
+        return self.skill_bank if self.teacher == "bank" else None
+
+    def uses_kinds(self, completed_iterations: int) -> tuple[bool, bool]:
+        return (True, False) if self.teacher == "bank" else super().uses_kinds(completed_iterations)
+
+    @model_validator(mode="after")
+    def _bank_where_it_is_read(self) -> Self:
+        if self.teacher == "bank" and self.skill_bank is None:
+            raise ValueError("teacher: bank needs skill_bank (configs/skill_banks has some); or set teacher: routed")
         return self
 
 

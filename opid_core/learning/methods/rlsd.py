@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from opid_core.learning.advantages import skill_deltas
-from opid_core.learning.methods.base import Advantages, OutcomeMethod, SkillMethod, routes
+from opid_core.learning.methods.base import Advantages, OutcomeMethod, TaughtMethod, routes
 
 if TYPE_CHECKING:
     from opid_core.samples import Samples
 
 SHARE = 0.5
-"""a at the first iteration; it falls linearly to 0."""
+"""a before the first iteration, which is number 1; it falls linearly to 0 in number `ANNEALED_ITERATIONS`."""
 ANNEALED_ITERATIONS = 100
 LOWEST, HIGHEST = 0.8, 1.2
 """Bounds of a token's weight."""
 
 
-class Rlsd(OutcomeMethod, SkillMethod):
+class Rlsd(OutcomeMethod, TaughtMethod):
     """A * [(1 - a) + a * clip(exp(sign(A) * delta), 0.8, 1.2)], A = A_ep; A where no skill is routed."""
 
     name: Literal["rlsd"] = "rlsd"
@@ -27,7 +27,7 @@ class Rlsd(OutcomeMethod, SkillMethod):
     def advantages(self, samples: Samples) -> Advantages:
         """A_ep, and as `skill` what the weights add to it. Source: ALGORITHM, section 8."""
         outcome = self.outcome(samples)
-        share = SHARE * max(0.0, 1 - samples.completed_iterations / ANNEALED_ITERATIONS)
+        share = SHARE * max(0.0, 1 - (samples.completed_iterations + 1) / ANNEALED_ITERATIONS)
         credit = samples.per_token(outcome).astype(np.float64)
         delta = skill_deltas(
             samples.on_tokens("skill_log_probs"),

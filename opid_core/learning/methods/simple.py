@@ -14,6 +14,7 @@ from opid_core.learning.methods.base import (
     Method,
     OutcomeMethod,
     StateMethod,
+    TaughtMethod,
     without_ties,
 )
 
@@ -86,7 +87,7 @@ class SkillGrpo(OutcomeMethod):
         return self.skill_bank if self.keep_skill_at_test else None
 
 
-class Opsd(DistillingMethod):
+class Opsd(TaughtMethod, DistillingMethod):
     """stop_gradient(sigmoid(beta * d)) * d, d = log pi_T - log pi, and no policy-gradient term: the gradient raises the
     sampled tokens, those most that the skill favours.
     """
@@ -120,7 +121,7 @@ class GrpoOpsd(Sdar):
     """Slope of the distillation loss's gate sigmoid(beta * delta); 0 is a constant gate of 0.5."""
 
 
-class SkillSd(OutcomeMethod, DistillingMethod):
+class SkillSd(OutcomeMethod, TaughtMethod, DistillingMethod):
     """A_ep and ratio * k3, k3 = exp(-l) - 1 + l, l = log pi - log pi_T, ratio = pi / pi_old.
 
     Gradients flow through both factors: in expectation over the old policy's tokens, value and gradient are those of

@@ -30,8 +30,8 @@ class Analyzer(Protocol):
 
     def __call__(self, samples: Samples, config: AnalyzerConfig) -> Sequence[Analysis]:
         """Analyses of the trajectories of an iteration. `samples` have three columns beside those of the tables `steps`
-        and `trajectories`: `analyzed` (whether skills of their trajectory are wanted), `discounted_return` and
-        `critical` (by the statistics selector)."""
+        and `trajectories`: `analyzed` (whether skills of their trajectory are wanted), `discounted_return` (without
+        the penalty of malformed responses) and `critical` (by the statistics selector)."""
         ...
 
 
@@ -55,7 +55,7 @@ def analyze(
     returns = step_returns(samples, gamma, penalty)
     samples = samples.with_columns(
         analyzed=is_analyzed(samples, config),
-        discounted_return=returns,
+        discounted_return=step_returns(samples, gamma, penalty=0.0),  # as the released code tells the analyzer
         critical=select_critical(samples, returns, config),
     )
     if config.asks_model and config.llm.show_group:

@@ -91,7 +91,8 @@ async def _analyze_all(
 def cache_key(prompt: Prompt, config: AnalyzerConfig) -> str:
     """sha256 of all that a reply depends on: messages, model, sampling parameters, form of the reply."""
     llm = config.llm
-    return _sha256([prompt.messages, llm.model, llm.temperature, llm.max_tokens, llm.structured_output])
+    asked = [prompt.messages, llm.model, llm.temperature, llm.max_tokens, llm.structured_output]
+    return _sha256([*asked, llm.request_options] if llm.request_options else asked)
 
 
 async def _analyze_one(
@@ -100,13 +101,14 @@ async def _analyze_one(
     if cache is not None and (kept := await asyncio.to_thread(cache.get, key)) is not None:
         return _replayed(kept, key, prompt, config)
     usage, started_s = Usage(), time.monotonic()
-    reply, raw_reply, error = await _ask(endpoint, prompt, usage)
+    reply, completion, error = await _ask(endpoint, prompt, usage)
     taken = {
         "attempts": usage.requests,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "seconds": time.monotonic() - started_s,
-        "raw_reply": raw_reply,
+        "raw_reply": completion and completion.text,
+        "reasoning": completion and completion.reasoning,
     }
     if reply is None:
         return _failed("", config, prompt, **taken, error=error)
@@ -115,23 +117,24 @@ async def _analyze_one(
     return _usable(reply, prompt, config, **taken)
 
 
-async def _ask(endpoint: Endpoint, prompt: Prompt, usage: Usage) -> tuple[Reply | None, str | None, str | None]:
-    """The usable reply or None, the model's last text, and why it cannot be used. A model that answers nonsense is
-    shown its error and asked once more."""
-    messages, raw_reply, errors = prompt.messages, None, []
+async def _ask(
+    endpoint: Endpoint, prompt: Prompt, usage: Usage
+) -> tuple[Reply | None, ChatCompletion | None, str | None]:
+    """The usable reply or None, the model's last completion, and why it cannot be used. A model that answers nonsense
+    is shown its error and asked once more."""
+    messages, completion, errors = prompt.messages, None, []
     for _ in range(2):
         try:
             completion = await endpoint.complete(messages, usage)
         except NoCompletion as fault:
             errors.append(str(fault))
             break
-        raw_reply = completion.text
         try:
-            return _read(completion), raw_reply, None
+            return _read(completion), completion, None
         except AnalyzerReplyError as fault:
             errors.append(str(fault))
             messages = ask_again(prompt.messages, completion.text, str(fault))
-    return None, raw_reply, "; asked again: ".join(errors)
+    return None, completion, "; asked again: ".join(errors)
 
 
 def _read(completion: ChatCompletion) -> Reply:

@@ -111,6 +111,9 @@ def test_metrics():
             "advantage_share/outcome": outcome / (outcome + skill),
             "advantage_share/step": 0.0,
             "advantage_share/skill": skill / (outcome + skill),
+            "advantage_magnitude/outcome": outcome / 8,
+            "advantage_magnitude/step": 0.0,
+            "advantage_magnitude/skill": skill / 8,
             "rollout/groups_trained": 1,
             "rollout/groups_filtered": 0,
             "rollout/tie_rate": 0.0,
@@ -262,7 +265,9 @@ def test_tied_groups_are_filtered_where_the_method_says_so():
 def test_the_iteration_reaches_the_method():
     given = tables()
     iterations = [given["steps"].set_column(1, "iteration", pa.array([i] * 6, pa.int32())) for i in (1, 101)]
-    early, late = (rescore({**given, "steps": s}, config(name="rlsd"))[0].to_pylist() for s in iterations)
+    early, late = (
+        rescore({**given, "steps": s}, config(name="rlsd", teacher="routed"))[0].to_pylist() for s in iterations
+    )
     # A = 41/6, delta -0.05: half of the credit is weighed with exp(-0.05).
     assert early[0]["skill_advantages"] == pytest.approx([41 / 6 * 0.5 * (np.exp(-0.05) - 1)] * 2)
     assert late[0]["skill_advantages"] == [0.0, 0.0]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.base import TURN_LINE, PromptParts
+from opid_core.config import PromptingConfig
 from opid_core.errors import ConfigError, DataError
 from opid_core.rollout.prompting import (
     EPISODE_TITLE,
@@ -270,6 +271,14 @@ def test_a_template_that_shows_only_lists_of_parts_gets_one(now, strict):
     refusing = "{%- if messages[0].content is string %}{{ raise_exception('a list') }}{%- endif %}" if strict else ""
     assert PARTS_TEMPLATE != QWEN_TEMPLATE
     assert shown(with_template(refusing + PARTS_TEMPLATE), current=now) == shown(chat_tokenizer("qwen"), current=now)
+
+
+def test_a_block_of_the_configs_own_stands_where_the_plain_one_would():
+    own = PromptingConfig(episode_block="Hint, for this episode:\n{skill}", step_block="Now: {skill}!")
+    for kind, block in (("episode", "Hint, for this episode:\n{skill}"), ("step", "Now: {skill}!")):
+        plain, title = render(inject(PARTS, kind, "{skill}")), "Episode" if kind == "episode" else "Step"
+        assert render(inject(PARTS, kind, "{skill}", own)) == plain.replace(f"{title} skill:\n{{skill}}", block)
+        assert inject(PARTS, kind, " ", own) is PARTS
 
 
 def test_the_default_of_named_templates_counts():

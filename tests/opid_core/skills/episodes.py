@@ -34,6 +34,8 @@ def episode(
         "group_id": pa.array([group_id for _ in steps], pa.string()),
         "trajectory_id": pa.array([trajectory_id for _ in steps], pa.string()),
         "step": pa.array(steps, pa.int32()),
+        "task_id": pa.array([f"task of {group_id}" for _ in steps], pa.string()),
+        "task_type": pa.array(["pick" for _ in steps], pa.string()),
         "task_text": pa.array([task_text for _ in steps], pa.string()),
         "observation": pa.array([given.get(n, "after: " + " / ".join(actions[:n])) for n in steps], pa.string()),
         "state": pa.array(states or [None for _ in steps], pa.string()),

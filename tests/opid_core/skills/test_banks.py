@@ -8,7 +8,8 @@ import pytest
 from envs.alfworld import TASK_TYPES
 from envs.base import Task
 from opid_core.errors import ConfigError
-from opid_core.skills.banks import load_skill_bank, skill_finder
+from opid_core.skills.banks import from_bank, load_skill_bank, skill_finder
+from tests.opid_core.skills.episodes import episode, together
 
 SHIPPED = Path(__file__).parents[3] / "configs" / "skill_banks" / "alfworld.json"
 
@@ -31,8 +32,29 @@ def test_a_task_gets_the_skill_of_its_type(tmp_path):
         skill_of(Task("t", "heat", None))
 
 
-def test_the_shipped_bank_has_every_type_of_alfworld():
+def test_what_is_said_of_every_task_comes_first(tmp_path):
+    skill_of = skill_finder(write(tmp_path, {"general": "Look first.", "cool": "Open it."}))
+    assert skill_of(Task("t", "cool", None)) == "Look first. Open it."
+    assert skill_of(Task("t", "heat", None)) == "Look first."
+
+
+def test_the_shipped_banks_have_every_type():
     assert set(load_skill_bank(SHIPPED)) == set(TASK_TYPES)
+    shop = {"general", "beauty", "electronics", "fashion", "garden", "grocery"}
+    assert set(load_skill_bank(SHIPPED.with_name("webshop.json"))) == shop
+    panel = {"nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle"}
+    assert set(load_skill_bank(SHIPPED.with_name("search_qa.json"))) == {"general", "one_hop", "two_hop"} | panel
+
+
+def test_a_teachers_bank_gives_each_trajectory_the_skill_of_its_task(tmp_path):
+    path = write(tmp_path, {"general": "Look first."})
+    samples = together(
+        episode("won", ["go to desk 1", "take mug 1"], "success"),
+        episode("lost", ["look"], "failure"),
+        episode("bad", ["look"], "broken"),
+    )
+    given = [(one.trajectory_id, one.episode_skill, one.step_skills, one.analyzer) for one in from_bank(samples, path)]
+    assert given == [("won", "Look first.", {}, "bank"), ("lost", "Look first.", {}, "bank")]
 
 
 @pytest.mark.parametrize(

@@ -86,5 +86,5 @@ def test_a_method_without_skills_has_no_placebos():
 @pytest.mark.parametrize("name", ["opid", "rlsd", "sdar", "skill_sd", "opsd", "grpo_opsd"])
 def test_every_method_with_skills_has_placebos(name):
     samples = Samples.from_columns(trajectory_id=["x"], group_id=["g"], step=[0], admissible_actions=[OFFERED])
-    one = method(name, placebo_step="fixed", placebo_episode="fixed", signal="placebo")
+    one = method(name, teacher="routed", placebo_step="fixed", placebo_episode="fixed", signal="placebo")
     assert placebos(samples, SKILLS, ["x/episode"], one, 0, ActionWords()) == ["Keep in mind"]

@@ -138,7 +138,7 @@ def test_route_table_names_the_injected_skill():
     assert table["added_skill_id"].null_count == 4
     for name in ("grpo", "gigpo", "rloo", "dapo"):
         assert set(route_table(samples, skills, method(name), seed=0, words=WORDS)["route"].to_pylist()) == {"none"}
-    assert route_table(samples, skills, method("sdar"), seed=0, words=WORDS).equals(table)
+    assert route_table(samples, skills, method("sdar", teacher="routed"), seed=0, words=WORDS).equals(table)
 
 
 def routed(routing: str, seed: int = 0, **keys) -> list[tuple]:

@@ -90,7 +90,7 @@ def test_opid_can_have_a_step_advantage():
     assert total(BATCH, result).tolist() == [13.5, 15.0, 5, -14.25, -15.0]
 
 
-@pytest.mark.parametrize(("iteration", "share"), [(1, 0.5), (51, 0.25), (101, 0.0), (131, 0.0)])
+@pytest.mark.parametrize(("iteration", "share"), [(1, 0.495), (50, 0.25), (100, 0.0), (131, 0.0)])
 def test_rlsd_gives_tokens_more_or_less_of_the_credit(iteration, share):
     """x (A = 5): delta -2 and 1 are weights 0.8 and 1.2; y (A = -5): delta 1 and -2 are weights 0.8 and 1.2; x's second
     step has no skill. The weights count with a share that falls from a half to nothing."""
@@ -105,16 +105,19 @@ def test_rlsd_gives_tokens_more_or_less_of_the_credit(iteration, share):
 def test_rlsd_does_not_clip_small_deltas():
     batch = BATCH.with_columns(skill_log_probs=log_probs([-0.9, -0.9], None, [-1.9, -1.9]))
     result = total(batch, compute("rlsd", batch))
-    # exp(0.1) = 1.105171 for the winner, exp(-0.1) = 0.904837 for the loser, each by half
-    np.testing.assert_allclose(result[:2], [5 * 1.0525855] * 2, rtol=1e-6)
-    np.testing.assert_allclose(result[3:], [-5 * 0.9524187] * 2, rtol=1e-6)
+    # exp(0.1) = 1.105171 for the winner, exp(-0.1) = 0.904837 for the loser, by the first iteration's 0.495
+    np.testing.assert_allclose(result[:2], [5 * (1 + 0.495 * 0.105171)] * 2, rtol=1e-6)
+    np.testing.assert_allclose(result[3:], [-5 * (1 - 0.495 * 0.095163)] * 2, rtol=1e-6)
     tied = BATCH.with_columns(score=np.zeros(3, np.float32))
     assert not total(tied, compute("rlsd", tied)).any()  # no credit to share
 
 
 def test_shares_count_valid_tokens():
     # outcome 5 * 5 tokens, step 2 * 4.75 + 2 * 4.75, skill 1 + 0.5 + 0.25 + 0.5
-    result = compute("opid", BATCH, step_weight=1.0).shares(BATCH.response_ids.lengths)
+    advantages = compute("opid", BATCH, step_weight=1.0)
+    sizes = advantages.magnitudes(BATCH.response_ids.lengths)
+    assert sizes == pytest.approx({"outcome": 25 / 5, "step": 19 / 5, "skill": 2.25 / 5})
+    result = advantages.shares(BATCH.response_ids.lengths)
     assert result == pytest.approx({"outcome": 25 / 46.25, "step": 19 / 46.25, "skill": 2.25 / 46.25})
     nothing = BATCH.with_columns(score=np.zeros(3, np.float32), route=["none"] * 3)
     shares = compute("opid", nothing).shares(BATCH.response_ids.lengths)
@@ -149,13 +152,19 @@ def test_what_the_other_stages_ask_a_method():
     assert {name: one.bank_in_training for name, one in every.items() if one.bank_in_training} == {
         "skill_grpo": "bank.json"
     }
+    taught = ["opsd", "grpo_opsd", "skill_sd", "rlsd", "sdar"]
+    assert [name for name, one in every.items() if one.bank_of_teacher] == [*sorted(taught, key=[*every].index)]
+    assert method("sdar").uses_kinds(0) == (True, False)  # the bank's skill in every step
+    assert method("sdar", teacher="routed").bank_of_teacher is None
+    assert method("sdar", teacher="routed").uses_kinds(0) == (True, True)
     assert method("skill_grpo").bank_at_test is None
     assert method("skill_grpo", keep_skill_at_test=True).bank_at_test == "bank.json"
 
 
 def test_the_papers_numbers_are_each_methods_defaults():
     def configured(name: str) -> dict:
-        return build_config({"campaign": "c", "method": {"name": name}}).method.model_dump()
+        taught = {"teacher": "routed"} if "teacher" in methods.get(name).model_fields else {}
+        return build_config({"campaign": "c", "method": {"name": name, **taught}}).method.model_dump()
 
     assert configured("gigpo")["step_weight"] == 1.0
     assert (configured("opid")["step_weight"], configured("opid")["lambda_step"]) == (0.0, 0.001)
@@ -201,7 +210,8 @@ def test_a_distillation_towards_the_placebo_is_given_its_log_probs():
     [
         ({"signal": "contrast"}, "contrast needs placebo_episode"),
         ({"signal": "placebo", "placebo_episode": "fixed"}, "placebo needs placebo_step"),
-        ({"name": "sdar", "signal": "contrast", **PLACEBOS}, "not a loss"),
+        ({"name": "sdar", "teacher": "routed", "signal": "contrast", **PLACEBOS}, "not a loss"),
+        ({"name": "rlsd"}, "needs skill_bank"),
         ({"routing": "additive", "placebo_step": "fixed"}, "no placebo"),
         ({"lambda_schedule": "linear"}, "need it"),
         ({"lambda_iterations": 3}, "goes without"),

@@ -168,6 +168,16 @@ def test_the_page_shows_the_file_and_a_config_that_names_it(modules):
     assert (alone.failed, alone.error) == (True, "nobody won")
 
 
+def test_returns_are_told_before_the_penalty(modules):
+    told = own(
+        modules,
+        "[Analysis(i, '', f'return {g}', {}) for i, g in zip(samples.trajectory_ids, samples.numbers"
+        "('discounted_return')) if i != 'bad'][1::2]",
+    )
+    # won: 5, 10; lost: 0, 0, of which the second response was malformed
+    assert [analysis.episode_skill for analysis in analyses(config=told)] == ["return 10.0", "return 0.0"]
+
+
 def own(modules: Path, body: str, **options) -> AnalyzerConfig:
     source = "from opid_core.skills.replies import Analysis\ndef analyze(samples, config):\n    return "
     (modules / "mine.py").write_text(source + body)

@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from opid_core.config import LlmConfig
 from opid_core.errors import DataError
 from opid_core.skills.analyzers import llm
 from tests.chat_server import KEY, Answer
@@ -198,6 +200,25 @@ def test_another_question_is_asked(server, changes):
     llm.analyze(episode(seen="another"), config(server), cache=kept)
     llm.analyze(episode("y"), config(server, concurrency=1, timeout_s=60.0, max_retries=9), cache=kept)
     assert len(server.requests) == len(kept.texts) == 3
+
+
+def test_further_options_are_sent_and_reasoning_is_kept_apart(server):
+    kept, options = Kept(), {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"}
+    server.answers = [Answer(content=GOOD, reasoning="First the mug, then the desk.")]
+    (analysis,) = llm.analyze(episode(), config(server, request_options=options), cache=kept)
+    assert options.items() <= server.requests[0].items()
+    assert (analysis.raw_reply, analysis.reasoning) == (GOOD, "First the mug, then the desk.")
+    (again,) = llm.analyze(episode(), config(server, request_options=options), cache=kept)
+    assert (again.replayed, again.reasoning) == (True, analysis.reasoning)
+    (plain,) = llm.analyze(episode(), config(server), cache=kept)  # another question
+    assert not plain.replayed
+    assert "chat_template_kwargs" not in server.requests[-1]
+
+
+@pytest.mark.parametrize("taken", ["model", "messages", "stream", "max_tokens"])
+def test_an_option_with_a_key_of_its_own_is_refused(taken):
+    with pytest.raises(ValidationError, match=f"{taken} is set by OPID itself"):
+        LlmConfig(request_options={taken: 1})
 
 
 def test_a_damaged_reply_of_the_cache_is_named(server):
