@@ -15,9 +15,9 @@ KEY = "sk-0123456789-never-to-be-seen"
 
 @dataclass(frozen=True)
 class Answer:
-    """`content` is the model's text of a completion, or an error's message, `reasoning` what is kept apart of it; `body`
-    is sent instead of either; `hang` keeps the connection open and says nothing until the server stops; `drip_s` is the
-    pause before each byte."""
+    """`content` is the model's text of a completion, or an error's message, `reasoning` what is kept apart of it;
+    `body` is sent instead of either; `hang` keeps the connection open and says nothing until the server stops; `drip_s`
+    is the pause before each byte."""
 
     status: int = 200
     content: str | None = None

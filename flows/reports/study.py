@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 
 from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, evaluations, mean_metrics, read_chain, read_tables
 from flows.reports.formatting import markdown_table, percent, score_text, with_interval
+from flows.reports.paired import of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
 from flows.study import Study, study_folder
 from infra.manifest import Manifest, weights_hash
@@ -28,13 +28,11 @@ from opid_core.evaluation import (
     PairedDifference,
     area_under_curve,
     by_temperature,
-    difference,
     mean_curve,
     scores_by_task,
     success,
     success_by_type,
     table_success,
-    wins_by_task,
 )
 from opid_core.hashing import MAY_DIFFER, config_differences
 from opid_core.skills.effects import SkillEffect
@@ -138,11 +136,11 @@ def method_rows(study: Study, runs: dict[str, list[SeedRun]]) -> list[MethodRow]
     for label, of_method in runs.items():
         twin = study.twin(label) if study.twin(label) != study.baseline else None
         for temperature in sorted({t for run in of_method for t in run.final}):
-            won, types = _of_tasks(of_method, temperature)
+            won, types = of_tasks(of_method, temperature)
             micro, macro = success(won, types)
             curves = [_curve(run, temperature) for run in of_method]
             others = [] if label == study.baseline else runs[study.baseline]
-            scores = _of_tasks(of_method, temperature, scores_by_task)[0]
+            scores = of_tasks(of_method, temperature, scores_by_task)[0]
             rows.append(
                 MethodRow(
                     method=label,
@@ -155,11 +153,11 @@ def method_rows(study: Study, runs: dict[str, list[SeedRun]]) -> list[MethodRow]
                     by_type=success_by_type(won, types),
                     episodes=float(np.mean([episodes[-1] for episodes, _ in curves])),
                     curve_mean=float(np.mean([area_under_curve(*curve, until) for curve in curves])),
-                    against_baseline=_paired(of_method, others, temperature),
+                    against_baseline=paired(of_method, others, temperature),
                     twin=twin,
-                    against_twin=None if twin is None else _paired(of_method, runs[twin], temperature),
+                    against_twin=None if twin is None else paired(of_method, runs[twin], temperature),
                     score=success(scores, [""] * scores.shape[1])[0] if scores.size else None,
-                    score_against_baseline=_paired(of_method, others, temperature, scores_by_task),
+                    score_against_baseline=paired(of_method, others, temperature, scores_by_task),
                 )
             )
     return rows
@@ -327,37 +325,6 @@ def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> SeedRun:
     )
 
 
-ByTask = Callable[[pa.Table], Mapping[str, Sequence[float]]]
-"""What is compared, of each task's episodes: `wins_by_task` or `scores_by_task`."""
-
-
-def _of_tasks(
-    runs: Sequence[SeedRun], temperature: float, by_task: ByTask = wins_by_task
-) -> tuple[Float[np.ndarray, "seeds tasks"], list[str]]:
-    """The mean of each task's repetitions (of wins, their share), and the tasks' types. A task for which some run has
-    no number, because it only broke there, is left out."""
-    found = [by_task(run.final[temperature]) for run in runs]
-    if any(panel.keys() != found[0].keys() for panel in found):
-        raise ConfigError("the campaigns of a study were evaluated on different tasks: they cannot be compared")
-    kept = [task for task in sorted(found[0]) if all(panel[task] for panel in found)]
-    final = runs[0].final[temperature]
-    types = dict(zip(*(final.column(name).to_pylist() for name in ("task_id", "task_type")), strict=True))
-    means = np.array([[np.mean(panel[task]) for task in kept] for panel in found])
-    return means, [types[task] for task in kept]
-
-
-def _paired(
-    runs: Sequence[SeedRun], others: Sequence[SeedRun], temperature: float, by_task: ByTask = wins_by_task
-) -> PairedDifference | None:
-    """The difference of two methods over the seeds that both have; None where they have none, or no number."""
-    shared = {run.seed for run in runs} & {run.seed for run in others}
-    if not shared:
-        return None
-    one, other = ([run for run in method if run.seed in shared] for method in (runs, others))
-    means, _ = _of_tasks([*one, *other], temperature, by_task)
-    return difference(means[: len(one)], means[len(one) :]) if means.size else None
-
-
 def _played(chain: list[Manifest]) -> np.ndarray:
     """Training episodes played before each policy version."""
     return np.cumsum([0, *(manifest.tables["trajectories"].rows or 0 for manifest in chain[1:])])
@@ -406,7 +373,7 @@ def _score_table(rows: Sequence[MethodRow], baseline: str) -> list[str]:
         [
             [
                 *(row.method, f"{row.temperature:g}", score_text(row.score)),
-                *((score_text(found.estimate), f"{found.p_value:.3f}") if found else ("", "")),
+                *((score_text(found.estimate), f"{found.p_value:.2g}") if found else ("", "")),
             ]
             for row, found in against
         ],
