@@ -60,8 +60,8 @@ def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
     assert build_config(config.model_dump(mode="json")) == config
     for wrong, message in (
         (["policy=null"], "a warm start's policy knows the defaults alone"),
-        (["prompting.step_block='no skill'"], r"prompting\\.step_block"),
-        (["prompting.step_block='{skill} {other}'"], r"prompting\\.step_block"),
+        (["prompting.step_block='no skill'"], r"prompting\.step_block"),
+        (["prompting.step_block='{skill} {other}'"], r"prompting\.step_block"),
         (["prompting.template_arguments={'a b': 1}"], r"template_arguments\.a b"),
         (["prompting.template_arguments={tools: [1]}"], r"template_arguments\.tools"),
     ):

@@ -268,8 +268,8 @@ def test_the_iteration_reaches_the_method():
     early, late = (
         rescore({**given, "steps": s}, config(name="rlsd", teacher="routed"))[0].to_pylist() for s in iterations
     )
-    # A = 41/6, delta -0.05: half of the credit is weighed with exp(-0.05).
-    assert early[0]["skill_advantages"] == pytest.approx([41 / 6 * 0.5 * (np.exp(-0.05) - 1)] * 2)
+    # A = 41/6, delta -0.05: 0.5 * (1 - 1/100) of the credit is weighed with exp(-0.05).
+    assert early[0]["skill_advantages"] == pytest.approx([41 / 6 * 0.495 * (np.exp(-0.05) - 1)] * 2)
     assert late[0]["skill_advantages"] == [0.0, 0.0]
 
 
