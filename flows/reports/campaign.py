@@ -195,7 +195,7 @@ def show_evaluations(table: pa.Table, console: Console) -> None:
     parts = [(split, *part) for split, of_split in by_split(table).items() for part in by_temperature(of_split).items()]
     for split, temperature, part in parts:
         success = table_success(part)
-        rows = Table("task type", "episodes", "success", title=f"{split}, temperature {temperature:g}")
+        rows = Table("task type", "episodes", "success", title=Text(f"{split}, temperature {temperature:g}"))
         for name, share in success.per_type.items():
             rows.add_row(Text(name), str(success.episodes_per_type[name]), f"{share:.1%}")
         episodes = str(success.episodes)
