@@ -55,7 +55,6 @@ def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits
     keys = ["policy_version", "split", "temperature", "repetition"]
     rows = rows.assign(episodes_of_panel=rows.groupby(keys)["task_id"].transform("size"))
     suite = (
-        has_text("split"),
         in_set("outcome", OUTCOMES),
         is_finite("return"),
         in_range("score", low=0, high=1),

@@ -175,7 +175,6 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("evaluations", put(0, outcome="won"), IN_SET, "outcome"),
     ("evaluations", put(0, **{"return": math.inf}), IN_SET, "not_finite_return"),
     ("evaluations", put(0, score=1.5), BETWEEN, "score"),
-    ("evaluations", put(0, split=" "), REGEX, "split"),
     ("evaluations", put(0, tokens=-1), BETWEEN, "tokens"),
     ("evaluations", put(0, valid_actions=-1), BETWEEN, "valid_actions"),
     ("evaluations", put(0, admissible_actions=-1), BETWEEN, "admissible_actions"),
