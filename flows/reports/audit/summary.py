@@ -19,7 +19,7 @@ from opid_core.evaluation import SuccessRate, table_success
 
 COLUMNS = {
     "metrics": ("name", "value"),
-    "trajectories": ("task_id", "task_type", "outcome"),
+    "trajectories": ("task_id", "task_type", "outcome", "score"),
     "skills": ("trajectory_id", "kind", "text", "error", "tokens", "seconds", "cost"),
 }
 """What a row of the campaign's page takes of each table: of a thousand commits nothing else is read."""
