@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: quickstart test lint install docs clean
 
 quickstart: $(INSTALLED)
-	$(BIN)/opid train configs/quickstart.yaml
+	$(BIN)/opid compare configs/quickstart.yaml --seeds 1 --name quickstart_study
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -36,7 +36,7 @@ from opid_core.skills.analyzers.hindsight import (
     workflow_steps,
 )
 
-EPISODE_WEIGHTS = (3, 2, 1)
+EPISODE_WEIGHTS = (3, 1, 1)
 """Of the prompts with an episode skill: the own workflow, another task's, a rule of what to avoid."""
 
 

@@ -30,7 +30,7 @@ def audit(
 ) -> None:
     """Look at a campaign: one static page for it, one for each asked iteration; or tables; or compare two.
 
-    Example: [bold]opid audit quickstart --iteration all[/], [bold]opid audit quickstart@1 quickstart@12[/]
+    Example: [bold]opid audit quickstart --iteration all[/], [bold]opid audit quickstart@1 quickstart@4[/]
     """
     from flows.reports.chains import parse_commit
     from flows.reports.formatting import say
