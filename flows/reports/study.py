@@ -282,7 +282,8 @@ def _results(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[Method
         lines += [
             f"**{row.method}, temperature {row.temperature:g}: {row.before:.1%} -> {row.micro.mean:.1%}; without "
             f"skills ({twin}) {reached:.1%}.** Difference {100 * e.mean:+.1f} points (95%: {100 * e.low:+.1f} to "
-            f"{100 * e.high:+.1f}), p = {against.p_value:.2g}, {row.tasks} held-out tasks, {len(row.seeds)} seed(s). "
+            f"{100 * e.high:+.1f}), p = {against.p_value:.2g}, {row.tasks} held-out tasks, "
+            f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}. "
             f"Skills' share of the advantage: {percent(float(np.mean(shares)))}.",
             "",
         ]

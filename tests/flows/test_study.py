@@ -151,7 +151,7 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     assert text.startswith("# Study mine\n\nPreset released; seeds 5, 6; 1 iterations; the final policy ")
     assert "| skills | 1 | 50.0% (" in text  # against plain
     assert "**skills, temperature 1: 25.0% -> 100.0%; without skills (plain) 50.0%.** Difference +50.0 points (" in text
-    assert "2 held-out tasks, 2 seed(s). Skills' share of the advantage: 25.0%." in text
+    assert "2 held-out tasks, 2 seeds. Skills' share of the advantage: 25.0%." in text
     assert "twin" not in text
     assert "| update/distillation_loss | 0.1250 | 0.1250 |\n| update/tokens | 1,234 | 1,234 |" in text
     assert "| advantage_share/skill | 0.00% | 25.00% |" in text
