@@ -43,6 +43,11 @@ recovery: {lease_ttl_s: 3}
 """
 
 
+def _heed_interrupts() -> None:
+    """Where the tests run in a shell's background SIGINT is ignored, and children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(
     root: Path, prefect: Mapping[str, str] | Path, *overrides: str, text: str = CONFIG, command: Sequence[str] = TRAIN
 ) -> subprocess.Popen[str]:
@@ -74,6 +79,7 @@ def start(
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_interrupts,
         )
 
 
