@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -21,6 +22,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.e
 )
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as `opid` does: libraries read it when they are imported
+
+
+# No test is timed: how long an example takes tells of the machine's other work.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

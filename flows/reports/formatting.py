@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from opid_core.evaluation import Estimate
+if TYPE_CHECKING:
+    from opid_core.evaluation import Estimate
 
 
 class Terminal(Console):

@@ -152,7 +152,7 @@ def test_heating_undoes_cooling():
     assert (expert.treated["cool"], expert.treated["heat"]) == (set(), {"apple 1"})
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(index=st.integers(0, 500), actions=st.lists(st.integers(0, 10_000), max_size=40))
 def test_beliefs_stay_true_through_any_walk(index, actions):
     """After any admissible actions, what the expert believes to be here is what `examine` shows, and so is the hand."""

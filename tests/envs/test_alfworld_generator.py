@@ -111,7 +111,7 @@ def test_sizes(size, receptacles, objects):
         assert objects[0] <= facts.count("(inReceptacle ") <= objects[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**63),
     index=st.integers(0, 99),

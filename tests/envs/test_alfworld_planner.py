@@ -71,7 +71,7 @@ def test_official_games_are_solved(task_type):
     assert all(wins(game, solve(game)) for game in games[:3])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**63), index=st.integers(0, 99), size=st.sampled_from(["small", "medium", "full"]))
 def test_generated_games_are_solved(seed, index, size):
     options = GeneratorOptions(seed=seed, size=size)

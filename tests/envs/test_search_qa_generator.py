@@ -93,7 +93,7 @@ def test_the_bytes_are_the_same_in_every_process(hash_seed):
 
 
 @given(st.integers(0, 2**31), st.sampled_from([50, 61, 200]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_passages_answer_every_question_and_splits_share_no_entity(seed, passages):
     made = world(seed=seed, passages=passages, train=40, valid_unseen=6)
     texts = texts_of(made)
@@ -128,7 +128,7 @@ def test_the_parts_of_the_world_are_not_joined():
 
 
 @given(st.integers(0, 2**31))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_is_told_and_asked_is_understood(seed):
     rng = random.Random(seed)
     kinds = KINDS * 2

@@ -203,7 +203,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ACTIONS, max_size=12))
 def test_whatever_is_done(shop, actions):
     """Twins from the same state see the same; what is not offered changes nothing; a purchase scores 0 to 1."""
