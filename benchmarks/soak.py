@@ -1,6 +1,6 @@
 """One campaign of very many very small iterations: what grows with the length of its chain?
 
-    python -m benchmarks.soak --iterations 1000 --folder /tmp/soak --out soak.md
+    python -m benchmarks.soak --iterations 1000 --folder soak --out soak.md
 
 Flow, tasks, Prefect's server, store, gates, manifests, tracking and reports are the campaign's own; engine, tokenizer
 and learner answer at once, in the driver's process. The gates take most of such an iteration's time, whatever the rows:

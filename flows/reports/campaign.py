@@ -65,11 +65,9 @@ def summary(
     lines += [
         *_by_task_type(evaluated),
         "",
-        *(
-            ["## The skills that did most", "", *effect_lines(skills), ""]
-            if (skills := effects_of(store, chain))
-            else []
-        ),
+        *(["## The skills that did most", "", *effect_lines(skills), ""] if skills else []),
+        "![success](success.png)",
+        "",
         "Look further:",
         "",
         "```",

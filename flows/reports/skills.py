@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flows.reports.chains import read_tables
 from flows.reports.formatting import markdown_table, percent
 from infra.manifest import Manifest
-from infra.store import CampaignStore
-from opid_core.skills.effects import SkillEffect, skill_effects
+from infra.store import CampaignStore, read_table
+from opid_core.skills.effects import COLUMNS, SkillEffect, skill_effects
 
-TABLES = ("skills", "routes", "scores")
+NEWEST = 10
+"""Iterations whose skills are looked at: a long campaign has gigabytes of scores."""
 SHOWN = 3
 """How many skills a summary shows."""
 
 
 def effects_of(store: CampaignStore, chain: Sequence[Manifest]) -> list[SkillEffect]:
-    """The effects of all skills of the campaign's iterations, most advantage first."""
-    return skill_effects(read_tables(store, manifest, TABLES) for manifest in chain if "scores" in manifest.tables)
+    """The effects of the skills of the campaign's `NEWEST` iterations, most advantage first."""
+    newest = [manifest for manifest in chain if "scores" in manifest.tables][-NEWEST:]
+    return skill_effects(
+        {name: read_table(store, manifest.tables[name], columns) for name, columns in COLUMNS.items()}
+        for manifest in newest
+    )
 
 
 def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
@@ -27,10 +31,8 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     total = sum(effect.advantage for effect in effects)
     kinds = {kind: sum(e.advantage for e in effects if e.kind == kind) for kind in ("episode", "step")}
     parts = ", ".join(f"{kind} skills {percent(given / total)}" for kind, given in kinds.items() if total)
-    lines = [
-        f"{len(effects):,} different skills" + (f"; of what they gave {parts}." if parts else "; they gave nothing."),
-        "",
-    ]
+    told = f"of what they gave {parts}" if parts else "they gave nothing"
+    lines = [f"{len(effects):,} different skills in the last {NEWEST} iterations; {told}.", ""]
     rows = [
         [
             *(effect.kind, effect.text.replace("|", "\\|").replace("\n", " "), str(effect.steps)),

@@ -11,6 +11,13 @@ import pyarrow as pa
 
 from opid_core.samples import Ragged
 
+COLUMNS = {
+    "skills": ("skill_id", "kind", "text"),
+    "routes": ("trajectory_id", "step", "skill_id"),
+    "scores": ("trajectory_id", "step", "old_log_probs", "skill_log_probs", "skill_advantages", "trained"),
+}
+"""What is read of each table."""
+
 
 @dataclass(frozen=True)
 class SkillEffect:
@@ -28,34 +35,27 @@ class SkillEffect:
 
 
 def skill_effects(iterations: Iterable[Mapping[str, pa.Table]]) -> list[SkillEffect]:
-    """The skills of the tables `skills`, `routes` and `scores` of some iterations, most advantage first.
+    """The skills of the tables `skills`, `routes` and `scores` of some iterations (`COLUMNS`), most advantage first.
 
     A step counts for the skill that it is routed to; one that is added to it (`method.routing: additive`) is left out.
     """
     deltas: dict[tuple[str, str], list[float]] = defaultdict(list)
     given: dict[tuple[str, str], float] = defaultdict(float)
     for tables in iterations:
-        named = {
-            skill_id: (kind, text)
-            for skill_id, kind, text in zip(*_columns(tables["skills"], "skill_id", "kind", "text"), strict=True)
-        }
-        routed = dict(
-            zip(
-                zip(*_columns(tables["routes"], "trajectory_id", "step"), strict=True),
-                tables["routes"].column("skill_id").to_pylist(),
-                strict=True,
-            )
-        )
+        ids, kinds, texts = _columns(tables["skills"], "skills")
+        named = dict(zip(ids, zip(kinds, texts, strict=True), strict=True))
+        trajectories, steps, skill_ids = _columns(tables["routes"], "routes")
+        routed = dict(zip(zip(trajectories, steps, strict=True), skill_ids, strict=True))
         scores = tables["scores"]
-        old, skill = (_sums(scores, name) for name in ("old_log_probs", "skill_log_probs"))
+        delta = _sums(scores, "skill_log_probs") - _sums(scores, "old_log_probs")
         advantage = _sums(scores, "skill_advantages", absolute=True)
-        keys = zip(*_columns(scores, "trajectory_id", "step"), strict=True)
-        for row, (key, trained) in enumerate(zip(keys, scores.column("trained").to_pylist(), strict=True)):
-            skill_id = routed[key]
-            if skill_id is None or not scores.column("skill_log_probs")[row].is_valid:
-                continue
-            deltas[named[skill_id]].append(float(skill[row] - old[row]))
-            given[named[skill_id]] += float(advantage[row]) if trained else 0.0
+        has_skill = scores.column("skill_log_probs").is_valid().to_pylist()
+        keys = (scores.column(name).to_pylist() for name in ("trajectory_id", "step", "trained"))
+        for row, (trajectory_id, step, trained) in enumerate(zip(*keys, strict=True)):
+            if has_skill[row]:
+                skill = named[routed[trajectory_id, step]]
+                deltas[skill].append(float(delta[row]))
+                given[skill] += float(advantage[row]) if trained else 0.0
     effects = [
         SkillEffect(kind, text, len(d), sum(x > 0 for x in d), float(np.mean(d)), given[kind, text])
         for (kind, text), d in deltas.items()
@@ -63,8 +63,8 @@ def skill_effects(iterations: Iterable[Mapping[str, pa.Table]]) -> list[SkillEff
     return sorted(effects, key=lambda effect: (-effect.advantage, -effect.steps, effect.kind, effect.text))
 
 
-def _columns(table: pa.Table, *names: str) -> list[list]:
-    return [table.column(name).to_pylist() for name in names]
+def _columns(table: pa.Table, name: str) -> list[list]:
+    return [table.column(column).to_pylist() for column in COLUMNS[name]]
 
 
 def _sums(scores: pa.Table, name: str, *, absolute: bool = False) -> np.ndarray:

@@ -82,6 +82,7 @@ def test_the_report_of_a_campaign_says_it_by_data_set_too(tmp_path):
     commit_rows(store, tmp_path, None, {"evaluations": played()}, tokenizer=False)
     text = (write_report(store) / "summary.md").read_text()
     assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 0.0% |" in text
+    assert "\n![success](success.png)\n" in text
     assert (
         """
 | task type (after 0 updates, temperature 0.4) | episodes | success |
