@@ -263,7 +263,9 @@ def test_requests_of_a_commit_do_not_grow_with_the_chain_or_the_policy_s_files(s
         assert proxy.requests == [f"GET {folder}/{manifest.tables['scores'].path}"]
         proxy.requests.clear()
         assert len(manifests(store)) == 4
-        assert len(proxy.requests) == 16
+        # Read 16 at once; those that have not begun when the first missing one is seen are never sent.
+        assert {f"GET {folder}/_commits/{n:06}.json" for n in range(5)} <= set(proxy.requests)
+        assert len(proxy.requests) == len(set(proxy.requests)) <= 16
 
 
 # Ids and seeds
