@@ -16,6 +16,7 @@ from infra.store import folder_path, weights_only
 from opid_core.config import CampaignConfig, LlmConfig
 from opid_core.endpoint import check_endpoint
 from opid_core.errors import ConfigError
+from opid_core.hub import policy_folder
 from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.endpoint import Answered, EndpointEngine
 from opid_core.rollout.prompting import with_template_arguments
@@ -24,9 +25,11 @@ from tasks.evaluate import panel, play_panel
 from tasks.workers import RemoteEngine
 
 
-def newest_policy(config: CampaignConfig) -> Path:
-    """The folder of the newest committed policy of the config's campaign: to be played, so on S3 its optimizer state is
-    left where it is. Raises ConfigError when there is none."""
+def policy_to_play(config: CampaignConfig, policy: str | None) -> Path:
+    """The folder of `policy`, or (None) of the newest committed policy of the config's campaign: on S3 its optimizer
+    state is left where it is. Raises ConfigError when there is none."""
+    if policy is not None:
+        return policy_folder(policy)
     store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
     if not chain:
         raise ConfigError(f"campaign {config.campaign!r} has no committed policy yet; give --policy FOLDER")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opid_core.config import CampaignConfig
+from opid_core.hub import policy_folder
 from opid_core.policies import PolicyShape, count_parameters
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -141,7 +142,8 @@ def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int =
 
 def policy_shape(config: CampaignConfig) -> PolicyShape:
     """The shape of the config's policy, or of the one that a warm start would make."""
-    return count_parameters(config.policy_folder, config.warm_start)
+    folder = None if config.policy is None else policy_folder(config.policy, weights=False)
+    return count_parameters(folder, config.warm_start)
 
 
 def _master(config: CampaignConfig) -> int:

@@ -20,6 +20,7 @@ from flows.reports.formatting import say
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError
+from opid_core.hub import hub_model, policy_folder
 from opid_core.policies import load_tokenizer
 from opid_core.policy_check import check_policy_folder, load_config
 from opid_core.rollout.prompting import encode, inject, with_template_arguments
@@ -32,23 +33,25 @@ from tasks.rollout import sample_tasks
 from tasks.track import require_wandb
 
 
-def check(config: CampaignConfig) -> None:
-    """Raise ConfigError or DataError for anything that would stop the campaign later. Touches nothing."""
-    check_all_but_space(config)
+def check(config: CampaignConfig, *, weights: bool = True) -> None:
+    """Raise ConfigError or DataError for anything that would stop the campaign later. Touches nothing; a policy of the
+    hub is downloaded (without `weights`: its config and tokenizer alone)."""
+    check_all_but_space(config, weights=weights)
     check_space([config])
 
 
-def check_all_but_space(config: CampaignConfig) -> None:
+def check_all_but_space(config: CampaignConfig, *, weights: bool = True) -> None:
     """`check`, for a config that is run as several campaigns: ask `check_space` about those."""
-    check_policy_and_engine(config.policy_folder)
+    folder = None if config.policy is None else policy_folder(config.policy, weights=weights)
+    check_policy_and_engine(folder, weights=weights or (config.policy is not None and hub_model(config.policy) is None))
     environment = environment_maker(config)()
     check_skill_banks(config)
     if config.policy is None:
         require_expert(environment)
     prompts = _first_prompts(config, environment)
-    if config.policy_folder is not None:
-        _check_limits(config, config.policy_folder, prompts)
-        first_prompt(config, config.policy_folder)
+    if folder is not None:
+        _check_limits(config, folder, prompts)
+        first_prompt(config, folder)
     if config.analyzer.asks_model:
         from opid_core.endpoint import check_endpoint
 
@@ -125,10 +128,10 @@ def _commits(config: CampaignConfig) -> int:
     return len(manifests(find_campaign(config.root, config.campaign, endpoint_url)))
 
 
-def check_policy_and_engine(folder: Path | None, trained: bool = True) -> None:
+def check_policy_and_engine(folder: Path | None, trained: bool = True, weights: bool = True) -> None:
     """Raise ConfigError for an unusable policy folder (None: a warm start will make it) or a missing engine."""
     if folder is not None:
-        check_policy_folder(folder, trained)
+        check_policy_folder(folder, trained, weights)
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]'")
 
@@ -216,7 +219,7 @@ def show(config: CampaignConfig, console: Console) -> None:
         f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
     )
     console.print(table)
-    if prompt := first_prompt(config, config.policy_folder):
+    if prompt := first_prompt(config, None if config.policy is None else policy_folder(config.policy, weights=False)):
         console.print("The first prompt, as the policy gets it:")
         say(console, prompt)
     warn(config, console)

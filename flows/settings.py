@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from opid_core import proxies
+from opid_core import hub, proxies
 
 
 def apply(root: str | Path) -> None:
@@ -32,6 +32,7 @@ def apply(root: str | Path) -> None:
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        hub.USERS_OFFLINE: os.environ.get("HF_HUB_OFFLINE", "0"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",

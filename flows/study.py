@@ -20,6 +20,7 @@ from flows.train import check_and_open, when_reachable
 from opid_core.config import CampaignConfig, load_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences
+from opid_core.hub import hub_model, pinned
 from opid_core.learning.methods import Gigpo, Grpo, Opid
 
 MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
@@ -136,10 +137,12 @@ def run_study(study: Study, console: Console) -> None:
 
 
 def shared_policy(study: Study, console: Console) -> str:
-    """The folder of the policy that all campaigns start from: the configs' own, or one made by warm start, once."""
+    """The policy that all campaigns start from: the configs' own (one of the hub at the commit that it is at now), or
+    the folder of one made by warm start, once."""
     first = next(iter(study.methods.values()))
     if first.policy is not None:
-        return first.policy
+        model = hub_model(first.policy)
+        return first.policy if model is None else str(pinned(model))
     folder = study_folder(study) / "policy"
     if not folder.exists():
         unfinished = folder.with_name("policy.unfinished")

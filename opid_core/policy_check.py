@@ -27,8 +27,8 @@ WRAPPERS = {
 """What puts these prefixes before the names of weights."""
 
 
-def check_policy_folder(folder: str | Path, trained: bool = True) -> None:
-    """Raise ConfigError that names what is wrong with a base policy folder.
+def check_policy_folder(folder: str | Path, trained: bool = True, weights: bool = True) -> None:
+    """Raise ConfigError that names what is wrong with a base policy folder, whose `weights` are there or not yet.
 
     A policy that is only played (not `trained`) may share its output layer with its embeddings, be quantised, and be of
     any architecture that the engine takes.
@@ -51,7 +51,8 @@ def check_policy_folder(folder: str | Path, trained: bool = True) -> None:
     config = load_config(folder)
     if trained:
         check_trainable(config, folder)
-    check_weights(folder, config)
+    if weights:
+        check_weights(folder, config)
     if trained and config.tie_word_embeddings:
         raise ConfigError(
             f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "

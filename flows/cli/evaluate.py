@@ -18,7 +18,8 @@ from opid_core.errors import ConfigError
 def evaluate(
     config_path: ConfigPath,
     policy: Annotated[
-        Path | None, typer.Option(help="HF folder to evaluate; default: the campaign's newest policy.")
+        str | None,
+        typer.Option(help="HF folder, or model of the hub, to evaluate; default: the campaign's newest policy."),
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Instead of a folder: address of an OpenAI-compatible endpoint, http://HOST/v1.")
@@ -49,7 +50,7 @@ def evaluate(
         raise ConfigError("--endpoint and --model NAME belong together")
     settings.apply(config.root)
     from flows import plan
-    from flows.evaluate import endpoint_settings, evaluate_endpoint, evaluate_folder, newest_policy
+    from flows.evaluate import endpoint_settings, evaluate_endpoint, evaluate_folder, policy_to_play
     from flows.reports.campaign import evaluation_record, show_evaluations
     from flows.reports.formatting import say
 
@@ -62,7 +63,7 @@ def evaluate(
         table, answered = evaluate_endpoint(config, llm, console)
         more = {"endpoint": asdict(answered), "engine": None}
     else:
-        folder = policy or newest_policy(config)
+        folder = policy_to_play(config, policy)
         plan.check_policy_and_engine(folder, trained=False)
         plan.first_prompt(config, folder)
         evaluated, more = str(folder), {}

@@ -21,7 +21,7 @@ def rollout(
     config_path: ConfigPath,
     episodes: Annotated[int, typer.Option(min=1, help="Play so many of the evaluation split's first tasks.")] = 2,
     policy: Annotated[
-        Path | None, typer.Option(help="HF folder to run; default: the campaign's newest policy.")
+        str | None, typer.Option(help="HF folder, or model of the hub, to run; default: the campaign's newest policy.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file for the transcripts; must not exist.")] = None,
     overrides: Overrides = [],  # noqa: B006
@@ -34,13 +34,13 @@ def rollout(
 
     config = load_config(config_path, overrides)
     settings.apply(config.root)
-    from flows.evaluate import newest_policy
+    from flows.evaluate import policy_to_play
     from flows.plan import check_new_file
     from flows.reports.formatting import say, show_markdown
 
     if out is not None:
         check_new_file(out)
-    played = play_episodes(config, policy or newest_policy(config), episodes)
+    played = play_episodes(config, policy_to_play(config, policy), episodes)
     summary = _summary(played, config.evaluation.temperatures[0])
     text = "\n\n".join([*(transcript(episode) for episode in played), f"**{summary}**"]) + "\n"
     if out is None:

@@ -27,7 +27,7 @@ def train(
     if dry_run:
         from flows import plan
 
-        plan.check(config)
+        plan.check(config, weights=False)
         plan.show(config, console)
         return
     from flows.prefect_api import prefect_api

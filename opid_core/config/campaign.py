@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
@@ -40,8 +39,9 @@ class CampaignConfig(Section):
     """Numbers where the paper's text and its code differ: reward, penalty, baseline rule and normalisation; some follow
     the environment (see Presets)."""
     policy: str | None = None
-    """Base policy: an HF folder (untied embeddings, tokenizer with it; `~` and `$NAME` may be in it); null makes one by
-    warm start."""
+    """Base policy: an HF folder (untied embeddings, tokenizer with it; `~` and `$NAME` may be in it), or a model of the
+    Hugging Face hub: `ORG/NAME`, `ORG/NAME@REVISION` (where no such folder is), `hf://ORG/NAME`; null makes one by warm
+    start."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of engine and learner."""
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -57,11 +57,6 @@ class CampaignConfig(Section):
     storage: StorageConfig = StorageConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     gates: GatesConfig = GatesConfig()
-
-    @property
-    def policy_folder(self) -> Path | None:
-        """The folder that `policy` names."""
-        return None if self.policy is None else local_path(self.policy, "policy")
 
     @property
     def bank_at_test(self) -> str | None:

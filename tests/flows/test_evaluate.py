@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.evaluate import newest_policy
+from flows.evaluate import policy_to_play
 from infra.objects import delete
 from infra.store import open_campaign
 from opid_core.config import build_config
@@ -294,11 +294,11 @@ def test_empty_and_cut_and_uncounted_responses_are_told(server, evaluate):
     )
 
 
-def test_the_newest_policy_is_its_weights(tmp_path):
+def test_the_policy_to_play_is_its_weights(tmp_path):
     """Its optimizer state is not needed to play it: not downloaded, and not missed."""
     config = build_config({"campaign": "demo", "root": str(tmp_path / "runs")})
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
     chain = make_chain(store, tmp_path, 2)
     weights, state = chain[-1].policy.files
     delete([store.address(state.path)])
-    assert newest_policy(config) / "model.safetensors" == store.address(weights.path)
+    assert policy_to_play(config, None) / "model.safetensors" == store.address(weights.path)

@@ -1,13 +1,16 @@
-"""Small HTTP servers that answer as no healthy S3 server would."""
+"""Small HTTP servers: those that answer as no healthy S3 server would, and a hub of models."""
 
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
@@ -173,3 +176,37 @@ def proxied(server_url: str) -> Iterator[Proxy]:
 
     with _serving(Forwarding) as proxy.url:
         yield proxy
+
+
+@contextmanager
+def hub(models: Mapping[str, tuple[str, Path]]) -> Iterator[tuple[str, list[str]]]:
+    """A server that speaks as much of the Hugging Face hub's protocol as it takes to download a model, and what it was
+    asked. `models`: the commit of the branch `main` and the folder of each."""
+    asked: list[str] = []
+
+    class Hub(_Handler):
+        def respond(self) -> None:
+            self.body()
+            path = unquote(urlsplit(self.path).path)
+            asked.append(f"{self.command} {path}")
+            parts = path.removeprefix("/api/models").strip("/").split("/")
+            name = "/".join(parts[:2])
+            if name not in models:
+                return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            commit, folder = models[name]
+            if parts[3] not in ("main", commit):
+                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            if parts[2] == "resolve":
+                data = (folder / "/".join(parts[4:])).read_bytes()
+                headers = {"X-Repo-Commit": commit, "ETag": f'"{sha256(data).hexdigest()}"'}
+                return self.answer(200, b"" if self.command == "HEAD" else data, headers, announced=len(data))
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            listed = [
+                {"type": "file", "path": str(f.relative_to(folder)), "size": f.stat().st_size, "oid": f.name}
+                for f in files
+            ]
+            reply = listed if parts[2] == "tree" else {"id": name, "sha": commit}
+            self.answer(200, json.dumps(reply).encode(), {"Content-Type": "application/json"})
+
+    with _serving(Hub) as url:
+        yield url, asked
