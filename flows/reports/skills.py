@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flows.reports.formatting import markdown_table, percent
 from infra.manifest import Manifest
@@ -19,9 +20,32 @@ def effects_of(store: CampaignStore, chain: Sequence[Manifest]) -> list[SkillEff
     """The effects of the skills of the campaign's `NEWEST` iterations, most advantage first."""
     newest = [manifest for manifest in chain if "scores" in manifest.tables][-NEWEST:]
     return skill_effects(
-        {name: read_table(store, manifest.tables[name], columns) for name, columns in COLUMNS.items()}
+        (
+            manifest.iteration,
+            {name: read_table(store, manifest.tables[name], columns) for name, columns in COLUMNS.items()},
+        )
         for manifest in newest
     )
+
+
+def effect_rows(effects: Sequence[SkillEffect]) -> list[dict[str, Any]]:
+    """The effects as rows of a table to sort: with their shares, None of nothing."""
+    total = sum(effect.advantage for effect in effects)
+    return [
+        {
+            "kind": effect.kind,
+            "text": effect.text,
+            "steps": effect.steps,
+            "raised": effect.raised / effect.steps,
+            "delta": effect.delta,
+            "won_if_raised": effect.won_if_raised,
+            "won_if_not": effect.won_if_not,
+            "first": effect.first,
+            "last": effect.last,
+            "share": effect.advantage / total if total else None,
+        }
+        for effect in effects
+    ]
 
 
 def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:

@@ -14,6 +14,7 @@ from opid_core.samples import Ragged
 COLUMNS = {
     "skills": ("skill_id", "kind", "text"),
     "routes": ("trajectory_id", "step", "skill_id"),
+    "trajectories": ("trajectory_id", "outcome"),
     "scores": ("trajectory_id", "step", "old_log_probs", "skill_log_probs", "skill_advantages", "trained"),
 }
 """What is read of each table."""
@@ -27,25 +28,45 @@ class SkillEffect:
     text: str
     steps: int
     raised: int
-    """Steps whose response became likelier under the skill."""
+    """Steps whose response became likelier under the skill: the policy did what the skill asks for."""
+    raised_won: int
+    """Those of them whose episodes succeeded."""
+    other_won: int
+    """Of the steps whose response became no likelier, those whose episodes succeeded."""
     delta: float
     """Mean log-prob of the response under the skill less without it, in nats."""
     advantage: float
     """The sum of |skill advantage| over the response tokens of the steps that were trained on."""
+    first: int
+    """The first of the iterations that were looked at in which a step was scored under it."""
+    last: int
+
+    @property
+    def won_if_raised(self) -> float | None:
+        """Share of `raised` in episodes that succeeded; None of none."""
+        return self.raised_won / self.raised if self.raised else None
+
+    @property
+    def won_if_not(self) -> float | None:
+        """Share of the other steps in episodes that succeeded; None of none."""
+        others = self.steps - self.raised
+        return self.other_won / others if others else None
 
 
-def skill_effects(iterations: Iterable[Mapping[str, pa.Table]]) -> list[SkillEffect]:
-    """The skills of the tables `skills`, `routes` and `scores` of some iterations (`COLUMNS`), most advantage first.
+def skill_effects(iterations: Iterable[tuple[int, Mapping[str, pa.Table]]]) -> list[SkillEffect]:
+    """The skills of some iterations, each its number and its tables (`COLUMNS`), most advantage first.
 
     A step counts for the skill that it is routed to; one that is added to it (`method.routing: additive`) is left out.
     """
-    deltas: dict[tuple[str, str], list[float]] = defaultdict(list)
+    seen: dict[tuple[str, str], list[tuple[float, bool, int]]] = defaultdict(list)
     given: dict[tuple[str, str], float] = defaultdict(float)
-    for tables in iterations:
+    for iteration, tables in iterations:
         ids, kinds, texts = _columns(tables["skills"], "skills")
         named = dict(zip(ids, zip(kinds, texts, strict=True), strict=True))
         trajectories, steps, skill_ids = _columns(tables["routes"], "routes")
         routed = dict(zip(zip(trajectories, steps, strict=True), skill_ids, strict=True))
+        ids, outcomes = _columns(tables["trajectories"], "trajectories")
+        won = {trajectory_id for trajectory_id, outcome in zip(ids, outcomes, strict=True) if outcome == "success"}
         scores = tables["scores"]
         delta = _sums(scores, "skill_log_probs") - _sums(scores, "old_log_probs")
         advantage = _sums(scores, "skill_advantages", absolute=True)
@@ -54,13 +75,26 @@ def skill_effects(iterations: Iterable[Mapping[str, pa.Table]]) -> list[SkillEff
         for row, (trajectory_id, step, trained) in enumerate(zip(*keys, strict=True)):
             if has_skill[row]:
                 skill = named[routed[trajectory_id, step]]
-                deltas[skill].append(float(delta[row]))
+                seen[skill].append((float(delta[row]), trajectory_id in won, iteration))
                 given[skill] += float(advantage[row]) if trained else 0.0
-    effects = [
-        SkillEffect(kind, text, len(d), sum(x > 0 for x in d), float(np.mean(d)), given[kind, text])
-        for (kind, text), d in deltas.items()
-    ]
+    effects = [_effect(*skill, steps, given[skill]) for skill, steps in seen.items()]
     return sorted(effects, key=lambda effect: (-effect.advantage, -effect.steps, effect.kind, effect.text))
+
+
+def _effect(kind: str, text: str, steps: list[tuple[float, bool, int]], advantage: float) -> SkillEffect:
+    iterations = [iteration for _, _, iteration in steps]
+    return SkillEffect(
+        kind=kind,
+        text=text,
+        steps=len(steps),
+        raised=sum(delta > 0 for delta, _, _ in steps),
+        raised_won=sum(won for delta, won, _ in steps if delta > 0),
+        other_won=sum(won for delta, won, _ in steps if delta <= 0),
+        delta=float(np.mean([delta for delta, _, _ in steps])),
+        advantage=advantage,
+        first=min(iterations),
+        last=max(iterations),
+    )
 
 
 def _columns(table: pa.Table, name: str) -> list[list]:

@@ -16,6 +16,7 @@ from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
 from flows.reports.chains import evaluations, read_tables
 from flows.reports.formatting import percent, score_text
+from flows.reports.skills import NEWEST, effect_rows, effects_of
 from infra.manifest import Manifest
 from infra.store import CampaignStore, key_of, location, read_config
 from opid_core.errors import DataError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 CAMPAIGN_PAGE = "index.html"
+EFFECTS_SHOWN = 500
+"""Skills in the campaign's page: those that gave most."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -66,6 +69,7 @@ def campaign_page(
     if not chain:
         raise DataError(f"{location(store)}: nothing is committed yet: there is nothing to audit")
     new, config = summary.new_counts(rows), read_config(store)
+    effects = effects_of(store, chain)
     return render(
         "campaign.html.j2",
         script=_read("page.js"),
@@ -77,7 +81,10 @@ def campaign_page(
         chart=summary.success_chart(rows, evaluations(store, chain), panel_name(config)),
         small=summary.small_charts(rows, new),
         cost=summary.total_cost([row.analyzer_cost for row in rows]),
-        data=packed({"added": summary.added_last(store, chain, rows)}),
+        effects=len(effects),
+        shown=EFFECTS_SHOWN,
+        newest=NEWEST,
+        data=packed({"added": summary.added_last(store, chain, rows), "effects": effect_rows(effects)[:EFFECTS_SHOWN]}),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flows.reports.audit.pages import CAMPAIGN_PAGE, page_of, write_pages
+from flows.reports.skills import effects_of
 from infra.store import CampaignStore, read_table
 from tests.audited import Shape, make_campaign
 from tests.chromium import chromium
@@ -71,6 +72,36 @@ def test_the_campaign_page_leads_to_an_iteration(campaign, open_page):
     page.wait_for_url(f"**/{page_of(LAST)}*")  # the page that is left is ready too
     page.wait_for_selector("body[data-ready=yes]", state="attached")
     assert page.locator("h1").inner_text() == "Iteration 2"
+
+
+def test_skills_are_ranked_by_what_they_did(campaign, open_page):
+    store, chain, folder = campaign
+    effects = effects_of(store, chain)
+    page = open_page(folder / CAMPAIGN_PAGE)
+    rows = page.locator("#effects tbody tr")
+    assert rows.count() == len(effects)
+    texts = page.locator("#effects td.skill-text")
+    assert texts.first.inner_text() == effects[0].text
+    heading = page.locator("#effects th:has-text('mean delta')")
+    heading.locator("button").press("Enter")  # by the keyboard too
+    assert heading.get_attribute("aria-sort") == "descending"
+    by_delta = sorted(effects, key=lambda effect: -effect.delta)
+    assert texts.first.inner_text() == by_delta[0].text
+    heading.locator("button").click()
+    assert texts.first.inner_text() == by_delta[-1].text
+    page.fill("#effect-text", effects[0].text.upper())
+    page.wait_for_selector(f"#effect-count:has-text('1 of {len(effects)} skills')")
+    page.fill("#effect-text", "")
+    page.select_option("#effect-kind", "episode")
+    assert rows.count() == sum(effect.kind == "episode" for effect in effects)
+
+
+@pytest.mark.parametrize("width", [380, 900, 1440])
+def test_no_page_is_wider_than_its_window(campaign, open_page, width):
+    for name in (CAMPAIGN_PAGE, page_of(LAST)):
+        page = open_page(campaign[2] / name)
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_the_filters_leave_what_they_say(campaign, open_page):

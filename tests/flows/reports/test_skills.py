@@ -1,16 +1,22 @@
 from __future__ import annotations
 
-from flows.reports.skills import effect_lines, effects_of
+from typing import Any
+
+from flows.reports.skills import effect_lines, effect_rows, effects_of
 from infra.store import open_campaign
 from opid_core.skills.effects import SkillEffect
 from tests.factories import CONFIG, START_ROWS, commit_rows, named_rows
 
 
+def make_effect(kind: str, text: str, **numbers: Any) -> SkillEffect:
+    return SkillEffect(kind, text, **{"raised_won": 0, "other_won": 0, "first": 1, "last": 1, **numbers})
+
+
 def test_the_skills_that_did_most_with_their_part():
     effects = [
-        SkillEffect("step", "Do now: a|b", steps=4, raised=3, delta=0.5, advantage=6.0),
-        SkillEffect("episode", "Plan: c", steps=2, raised=1, delta=-1.25, advantage=2.0),
-        *(SkillEffect("step", str(n), steps=1, raised=0, delta=0.0, advantage=0.0) for n in range(3)),
+        make_effect("step", "Do now: a|b", steps=4, raised=3, delta=0.5, advantage=6.0),
+        make_effect("episode", "Plan: c", steps=2, raised=1, delta=-1.25, advantage=2.0),
+        *(make_effect("step", str(n), steps=1, raised=0, delta=0.0, advantage=0.0) for n in range(3)),
     ]
     sentence, _, _, _, first, second, third = effect_lines(effects)
     assert (
@@ -32,3 +38,17 @@ def test_effects_are_read_from_a_campaigns_commits(tmp_path):
     # 0.25 a token: two of the step skill, one of the episode skill of the same trajectory
     assert (first.kind, first.steps, first.delta, first.advantage) == ("step", 1, 0.5, 0.5)
     assert (second.kind, second.steps, second.delta, second.advantage) == ("episode", 1, 0.25, 0.25)
+
+
+def test_rows_to_sort_have_shares():
+    first, second = effect_rows(
+        [
+            make_effect("step", "a", steps=4, raised=3, raised_won=1, delta=0.5, advantage=6.0, first=2, last=7),
+            make_effect("episode", "b", steps=2, raised=2, delta=1.5, advantage=2.0),
+        ]
+    )
+    assert first == {
+        **{"kind": "step", "text": "a", "steps": 4, "raised": 0.75, "delta": 0.5, "share": 0.75},
+        **{"won_if_raised": 1 / 3, "won_if_not": 0.0, "first": 2, "last": 7},
+    }
+    assert (second["won_if_not"], second["share"]) == (None, 0.25)

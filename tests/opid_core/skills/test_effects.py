@@ -6,7 +6,7 @@ from tests.factories import make_table
 PLAN, DO = "Plan: take mug.", "Do now: take mug 1"
 
 
-def _iteration(step_delta: float) -> dict:
+def _iteration(number: int, step_delta: float) -> tuple[int, dict]:
     """Two trajectories of one step under the same plan, `a` and `b`, and one under a step skill, `c`; `d` has none."""
     keys = [{"trajectory_id": name, "step": 0} for name in "abcd"]
     skills = [
@@ -27,17 +27,29 @@ def _iteration(step_delta: float) -> dict:
         keys[2] | old | {"skill_log_probs": [-1.0 + step_delta, -0.25], "skill_advantages": [step_delta, 0.25]},
         keys[3] | old,
     ]
-    tables = {"skills": skills, "routes": routes, "scores": scores}
-    return {name: make_table(name, rows) for name, rows in tables.items()}
+    outcomes = {"a": "failure", "b": "success", "c": "success", "d": "success"}
+    trajectories = [{"trajectory_id": name, "outcome": outcome} for name, outcome in outcomes.items()]
+    tables = {"skills": skills, "routes": routes, "scores": scores, "trajectories": trajectories}
+    return number, {name: make_table(name, rows) for name, rows in tables.items()}
 
 
 def test_a_skills_effect_is_summed_over_all_steps_with_its_kind_and_text():
     # Do now: deltas -4 + 0.25 and 2 + 0.25, advantages 4 + 0.25 and 2 + 0.25
     # Plan: deltas 0.5 and -1 twice; only that of 0.5 was trained on
-    assert skill_effects([_iteration(-4.0), _iteration(2.0)]) == [
-        SkillEffect("step", DO, steps=2, raised=1, delta=-0.75, advantage=6.5),
-        SkillEffect("episode", PLAN, steps=4, raised=2, delta=-0.25, advantage=1.0),
+    # c won each time, of the plan's episodes b alone, whose response became less likely
+    effects = skill_effects([_iteration(3, -4.0), _iteration(5, 2.0)])
+    did = {"steps": 2, "raised": 1, "raised_won": 1, "other_won": 1, "delta": -0.75, "advantage": 6.5}
+    planned = {"steps": 4, "raised": 2, "raised_won": 0, "other_won": 2, "delta": -0.25, "advantage": 1.0}
+    assert effects == [
+        SkillEffect("step", DO, **did, first=3, last=5),
+        SkillEffect("episode", PLAN, **planned, first=3, last=5),
     ]
+    assert (effects[1].won_if_raised, effects[1].won_if_not) == (0.0, 1.0)
+
+
+def test_of_no_steps_no_share_is_known():
+    effects = skill_effects([_iteration(1, 2.0)])
+    assert (effects[0].won_if_raised, effects[0].won_if_not) == (1.0, None)
 
 
 def test_without_scores_under_skills_there_is_no_effect():

@@ -29,10 +29,66 @@
     return make("div", { class: "wide" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
 
+  // As `skillTable`, but a click on a heading sorts: columns of [name, cell, kind of cell, value to sort by].
+  function sortedTable(rows, columns) {
+    let by = null, falls = true;
+    const body = make("tbody", {});
+    const heads = columns.map(([name, , , value]) => {
+      const button = make("button", { type: "button" }, name);
+      const head = make("th", { scope: "col" }, button);
+      button.addEventListener("click", () => {
+        falls = by === value ? !falls : true;
+        by = value;
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+        show(shown);
+      });
+      return head;
+    });
+    let shown = rows;
+    function show(some) {
+      shown = some;
+      const before = (a, b) => (by(a) === null) - (by(b) === null) || (by(a) < by(b) ? 1 : by(a) > by(b) ? -1 : 0) * (falls ? 1 : -1);
+      const sorted = by === null ? some : [...some].sort(before); // what is not known stands last either way
+      body.replaceChildren(...sorted.map((row) => make("tr", {}, ...columns.map(([, cell, kind]) => make("td", { class: kind || "" }, cell(row))))));
+    }
+    show(rows);
+    return [make("div", { class: "wide" }, make("table", { class: "sorted" }, make("thead", {}, make("tr", {}, ...heads)), body)), show];
+  }
+
   // The campaign's page -----------------------------------------------------------------------------------------------
 
+  function showEffects(effects) {
+    const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)}%`);
+    const column = (name, key, cell) => [name, (row) => cell(row[key]), "number", (row) => row[key]];
+    const [table, show] = sortedTable(effects, [
+      ["kind", (row) => badge(row.kind), "", (row) => row.kind],
+      ["skill", (row) => free(row.text), "skill-text", (row) => row.text],
+      column("steps", "steps", String),
+      column("made likelier", "raised", share),
+      column("won then", "won_if_raised", share),
+      column("won else", "won_if_not", share),
+      column("mean delta, nats", "delta", (value) => signed(value, 2)),
+      column("share", "share", (value) => (value === null ? "–" : `${(100 * value).toFixed(1)}%`)),
+      column("first used", "first", String),
+      column("last used", "last", String),
+    ]);
+    const text = byId("effect-text"), kind = byId("effect-kind");
+    kind.append(make("option", { value: "" }, "all kinds"), ...["episode", "step"].map((value) => make("option", { value }, value)));
+    const filter = () => {
+      const found = effects.filter((row) => (!kind.value || row.kind === kind.value) && row.text.toLowerCase().includes(text.value.toLowerCase()));
+      byId("effect-count").textContent = `${found.length} of ${effects.length} skills`;
+      show(found);
+    };
+    text.addEventListener("input", filter);
+    kind.addEventListener("input", filter);
+    byId("effects").append(table);
+    filter();
+  }
+
   async function campaignPage() {
-    const { added } = await unpack("campaign");
+    const { added, effects } = await unpack("campaign");
+    if (effects.length) showEffects(effects);
     byId("added").append(
       skillTable(added, [
         ["kind", (skill) => badge(skill.kind)],
