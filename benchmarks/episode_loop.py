@@ -222,7 +222,7 @@ def measure_idle(given: argparse.Namespace) -> None:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        engine = RemoteEngine(config, make_tiny_policy_folder(Path(folder), max_positions=1024))
+        engine = RemoteEngine(config, make_tiny_policy_folder(Path(folder), max_positions=1024), trained=False)
         try:
             for _ in range(given.repeat + 1):  # the first warms up
                 worked_s = groups[0].call("seconds")

@@ -48,6 +48,27 @@ def signal_quality(delta: Float[np.ndarray, " steps"], is_experts: Bool[np.ndarr
     return SignalQuality(len(experts), len(others), raised[0], raised[1], auc)
 
 
+def auc_interval(
+    delta: Float[np.ndarray, " steps"],
+    is_experts: Bool[np.ndarray, " steps"],
+    groups: Sequence[str],
+    *,
+    draws: int = 1000,
+) -> tuple[float, float]:
+    """The 95% interval of the AUC: percentiles of a bootstrap that draws groups, since what a group's episodes do goes
+    together. (nan, nan) where no draw has steps of both kinds."""
+    values, value = np.unique(delta, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
+    times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    found = []
+    for of_draw in times:
+        experts, others = (np.bincount(value, of_draw[group] * part, len(values)) for part in (is_experts, ~is_experts))
+        if pairs := experts.sum() * others.sum():
+            found.append((experts * (np.cumsum(others) - others / 2)).sum() / pairs)
+    low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
+    return float(low), float(high)
+
+
 def expert_agrees(environment: Environment, task: Task, trajectory: Samples) -> list[bool] | None:
     """Of each step of one trajectory (in order) whether the expert, having seen the same, would have done the same;
     None where the expert does not know this task. Raises ConfigError where there is no expert."""
@@ -69,7 +90,7 @@ def main() -> None:
     parser.add_argument("campaigns", nargs="+")
     parser.add_argument("--root", default="runs")
     given = parser.parse_args()
-    print("| campaign | route | expert's actions | others | delta > 0: expert's | delta > 0: others | AUC |")
+    print("| campaign | route | expert's actions | others | delta > 0: expert's | delta > 0: others | AUC (95%) |")
     print("|---|---|---|---|---|---|---|")
     together = []
     for name in given.campaigns:
@@ -80,20 +101,20 @@ def main() -> None:
         _print("all", together)
 
 
-def _print(name: str, steps: Sequence[tuple[str, float, bool]]) -> None:
-    for route in sorted({route for route, _, _ in steps}):
-        pairs = [(delta, is_experts) for of, delta, is_experts in steps if of == route]
-        delta, is_experts = zip(*pairs, strict=True)
+def _print(name: str, steps: Sequence[tuple[str, str, float, bool]]) -> None:
+    for route in sorted({route for route, *_ in steps}):
+        groups, delta, is_experts = zip(*(step[1:] for step in steps if step[0] == route), strict=True)
         quality = signal_quality(np.array(delta), np.array(is_experts, bool))
+        low, high = auc_interval(np.array(delta), np.array(is_experts, bool), groups)
         print(
             f"| {name} | {route} | {quality.expert_steps} | {quality.other_steps} | {quality.expert_raised:.1%} "
-            f"| {quality.other_raised:.1%} | {quality.auc:.3f} |",
+            f"| {quality.other_raised:.1%} | {quality.auc:.3f} ({low:.3f} to {high:.3f}) |",
             flush=True,
         )
 
 
-def _scored_steps(root: str, campaign: str) -> Iterator[tuple[str, float, bool]]:
-    """(route, delta, whether the action is the expert's) of every step that was scored under a skill."""
+def _scored_steps(root: str, campaign: str) -> Iterator[tuple[str, str, float, bool]]:
+    """(route, group, delta, whether the action is the expert's) of every step that was scored under a skill."""
     store = find_campaign(root, campaign)
     config = build_config(read_config(store), campaign)
     environment = make(config.environment.name, validate_options(config.environment.name, config.environment.options))
@@ -105,10 +126,11 @@ def _scored_steps(root: str, campaign: str) -> Iterator[tuple[str, float, bool]]
             trajectory = samples.select(rows)
             agrees = expert_agrees(environment, tasks[trajectory.texts("task_id")[0]], trajectory)
             old, skill = (trajectory.tokens(name) for name in ("old_log_probs", "skill_log_probs"))
+            group = f"{campaign}/{trajectory.group_ids[0]}"
             routes, is_scored = trajectory.texts("route"), trajectory.has("skill_log_probs")
             for step, same in enumerate(agrees or []):
                 if is_scored[step]:
-                    yield routes[step], float(skill[step].sum(dtype=float) - old[step].sum(dtype=float)), same
+                    yield routes[step], group, float(skill[step].sum(dtype=float) - old[step].sum(dtype=float)), same
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def policy_to_play(config: CampaignConfig, policy: str | None) -> Path:
 
 def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | None = None) -> pa.Table:
     """Play the panel with the HF folder's policy; returns an `evaluations` table (policy_version 0)."""
-    engine = RemoteEngine(config, folder)
+    engine = RemoteEngine(config, folder, trained=False)
     try:
         with live_progress(config, console) if console else nullcontext():
             tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)

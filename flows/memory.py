@@ -40,7 +40,7 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
     """Of the config's policy, whose `shape` is read from its folder where it is not given.
 
     ZeRO divides among the ranks: stage 1 the optimizer, 2 the gradients too, 3 the weights too. The frozen reference is
-    whole on every rank.
+    whole on every rank. The engine's output layer is its own, where the policy's is its embeddings.
     """
     shape = shape or policy_shape(config)
     learner, rollout = config.learner, config.rollout
@@ -62,7 +62,7 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
         optimizer_mib=weights * (8 + _master(config)) * share(1),
         reference_mib=weights * size if learner.kl_coefficient > 0 else 0.0,
         activations_mib=learner.micro_batch_tokens * (per_token + logits) / _MIB,
-        engine_weights_mib=weights * _BYTES[config.engine.dtype],
+        engine_weights_mib=(weights + shape.tied_parameters / _MIB) * _BYTES[config.engine.dtype],
         one_sequence_mib=tokens * 2 * shape.layers * shape.key_value_size * _BYTES[config.engine.dtype] / _MIB,
     )
 

@@ -1,14 +1,16 @@
-"""Which model architectures can be trained: those whose scores are the log-probs of the model's own forward pass."""
+"""Which model architectures can be trained: those whose scores are the log-probs of the model's own forward pass; and
+which of their parameters are one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _NAMES = """
 afmoe apertus arcee aria_text axk1 axk2 bamba biogpt bitnet bloom codegen cohere cohere2 cohere2_moe ctrl cwm
@@ -28,7 +30,8 @@ architectures.md). An architecture that is not here may see ahead, or not be kno
 NAME` tells."""
 
 PLAYED_TIED = frozenset(("cohere", "cohere2", "cohere2_moe", "gemma2", "gemma3n_text"))
-"""vLLM takes the embeddings of these as their output layer, and skips an output layer in the weights."""
+"""vLLM takes the embeddings of these as their output layer, and skips an output layer in the weights: a live engine
+keeps the one that it began with (its CPU build), or plays what was not trained (an untied model)."""
 
 
 def check_architecture(config: PreTrainedConfig, folder: Path) -> None:
@@ -48,7 +51,10 @@ def _why_not(config: PreTrainedConfig) -> str | None:
             "(docs/measurements/architectures.md)"
         )
     if config.model_type in PLAYED_TIED:
-        return "vLLM always takes its embeddings as the output layer: what is trained would not be what is played"
+        return (
+            "vLLM gives it no output layer but its embeddings, and new weights do not reach that in a live engine: "
+            "what is trained would not be what is played"
+        )
     if changing := sorted(_rope_types(getattr(config, "rope_parameters", None)) & {"dynamic", "longrope"}):
         return (
             f"its rotary embeddings (config.json: rope_type {changing[0]!r}) change with the longest sequence of a "
@@ -78,3 +84,27 @@ def random_in_training(config: PreTrainedConfig) -> list[str]:
         and isinstance(value, float)
         and value > 0
     ]
+
+
+def tied_weights(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Names of the one parameter that is both embeddings and output layer in a model of `config`; empty where each has
+    its own. Allocates no weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return names_of_tied(model)
+
+
+def names_of_tied(model: PreTrainedModel) -> tuple[str, ...]:
+    """See `tied_weights`."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if outputs is None or outputs.weight is not inputs.weight:
+        return ()
+    return tuple(name for name, one in model.named_parameters(remove_duplicate=False) if one is outputs.weight)
+
+
+def is_one_of(name: str, tied: Sequence[str]) -> bool:
+    """Whether a stored weight is one of the `tied` parameters; some files leave out the first part of a name."""
+    return any(one == name or one.endswith("." + name) for one in tied)

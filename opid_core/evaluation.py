@@ -287,6 +287,11 @@ class PairedDifference:
 
     estimate: Estimate
     p_value: float
+    detectable: float | None
+    """The true difference that a test over so many tasks, of differences that vary so much, finds with a chance of 80%
+    (at 5%); None with a single task."""
+    adjusted_p: float | None = None
+    """Where there are several comparisons: corrected for their number."""
 
 
 def success(
@@ -326,7 +331,16 @@ def difference(
     by_task = paired.mean(axis=0)
     signs = np.random.default_rng([seed, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
     flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
-    return PairedDifference(_estimate(paired.mean(), drawn.mean(axis=1)), float((flipped.sum() + 1) / (draws + 1)))
+    p_value = float((flipped.sum() + 1) / (draws + 1))
+    return PairedDifference(_estimate(paired.mean(), drawn.mean(axis=1)), p_value, detectable_difference(by_task))
+
+
+def detectable_difference(by_task: Float[np.ndarray, " tasks"]) -> float | None:
+    """(1.960 + 0.842) x the standard error of the mean difference of tasks: see `PairedDifference.detectable`. Source:
+    Cohen, Statistical Power Analysis, 1988 (normal approximation, two-sided)."""
+    if len(by_task) < 2:
+        return None
+    return (1.959964 + 0.841621) * float(np.std(by_task, ddof=1)) / math.sqrt(len(by_task))
 
 
 def area_under_curve(

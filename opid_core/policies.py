@@ -1,4 +1,4 @@
-"""Policies as HF folders: making a tiny one and its tokenizer, reading, untying and writing them."""
+"""Policies as HF folders: making a tiny one and its tokenizer, reading and writing them, and GGUF files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opid_core.architectures import names_of_tied
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.policy_check import check_entries, check_trainable, check_weights, load_config, require_fit
@@ -112,8 +113,8 @@ def load_tokenizer(folder: str | Path, **settings: Any) -> Any:
 
 
 def prepare_policy(source: str | Path, target: str | Path) -> None:
-    """Write to `target` the HF folder of a model from an HF folder or a GGUF file (dequantised to float32), with an
-    output layer that is a parameter of its own. Both compute the same function.
+    """Write to `target` the HF folder, with safetensors, of a model from a GGUF file (dequantised to float32) or an HF
+    folder in another format. Both compute the same function, and what is tied stays so.
 
     Raises ConfigError where `source` is neither, cannot be trained, or lacks weights, and where `target` exists.
     """
@@ -141,12 +142,12 @@ def prepare_policy(source: str | Path, target: str | Path) -> None:
     if unfinished.exists():
         shutil.rmtree(unfinished)
     config: Any = copy.deepcopy(loaded.config)
-    config.tie_word_embeddings = False
+    config.tie_word_embeddings = bool(names_of_tied(loaded))
     if is_gguf:
         load_tokenizer(folder, **settings).save_pretrained(unfinished)
         del config.quantization_config  # it says how the file was stored
     model = AutoModelForCausalLM.from_config(config, dtype=loaded.dtype)
-    model.load_state_dict(loaded.state_dict())  # the tied output layer is in it under a name of its own
+    model.load_state_dict(loaded.state_dict())
     save_policy(model, unfinished, files_from=unfinished if is_gguf else source)
     unfinished.rename(target)
 
@@ -181,6 +182,8 @@ class PolicyShape:
     vocab_size: int
     key_value_size: int
     """Width of a layer's keys (and of its values), all heads together."""
+    tied_parameters: int = 0
+    """Of the output layer that is the embeddings too: the engine has a copy of its own."""
 
 
 def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> PolicyShape:
@@ -210,10 +213,13 @@ def shape_of(model: PreTrainedModel) -> PolicyShape:
     heads = getattr(config, "num_attention_heads", 0)  # none where there is no attention
     key_value_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
     head_size = config.to_dict().get("head_dim") or (config.hidden_size // heads if heads else 0)
+    tied = names_of_tied(model)
+    tied_parameters = model.get_parameter(tied[0]).numel() if tied else 0
     return PolicyShape(
-        parameters=model.num_parameters(),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         key_value_size=head_size * key_value_heads,
+        tied_parameters=tied_parameters,
     )

@@ -6,11 +6,11 @@ Only small files and the headers of the weights are read; the architecture is bu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opid_core.architectures import check_architecture
+from opid_core.architectures import check_architecture, is_one_of, tied_weights
 from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ WRAPPERS = {
 def check_policy_folder(folder: str | Path, trained: bool = True, weights: bool = True) -> None:
     """Raise ConfigError that names what is wrong with a base policy folder, whose `weights` are there or not yet.
 
-    A policy that is only played (not `trained`) may share its output layer with its embeddings, be quantised, and be of
-    any architecture that the engine takes.
+    A policy that is only played (not `trained`) may be quantised, and of any architecture that the engine takes.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,11 +53,7 @@ def check_policy_folder(folder: str | Path, trained: bool = True, weights: bool 
     if weights:
         check_weights(folder, config)
     if trained and config.tie_word_embeddings:
-        raise ConfigError(
-            f"policy: {folder} ties its output layer to its embeddings (config.json: tie_word_embeddings). A live "
-            "engine that gets new weights would keep the old output layer without a word. Make an untied copy first: "
-            f"opid prepare {folder} --out {folder}-untied"
-        )
+        _check_tied(folder, tied_weights(config))
 
 
 def check_entries(folder: Path) -> None:
@@ -137,6 +132,22 @@ def check_weights(folder: Path, config: PreTrainedConfig) -> None:
     if getattr(config, "quantization_config", None):
         return
     require_fit(folder, config, *_compare(config, stored), stored)
+
+
+def _check_tied(folder: Path, tied: Sequence[str]) -> None:
+    """Raise ConfigError where the weights hold several values of the one parameter that has the `tied` names."""
+    from safetensors import safe_open
+
+    values: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as weights:
+            values |= {name: weights.get_tensor(name) for name in weights.keys() if is_one_of(name, tied)}  # noqa: SIM118
+    names = list(values)
+    if any(not values[name].equal(values[names[0]]) for name in names[1:]):
+        raise ConfigError(
+            f"policy: {folder}: config.json ties the output layer to the embeddings (tie_word_embeddings), but the "
+            f"weights hold different {' and '.join(sorted(names))}; set tie_word_embeddings to false there"
+        )
 
 
 def require_fit(

@@ -30,8 +30,8 @@ class RemoteEngine:
 
     tokens_generated: int
 
-    def __init__(self, config: CampaignConfig, policy_dir: Path) -> None:
-        """Start the process and load the HF folder. Raises what `VllmEngine` raises."""
+    def __init__(self, config: CampaignConfig, policy_dir: Path, *, trained: bool) -> None:
+        """Start the process and load the HF folder; see `VllmEngine`, also for what is raised."""
         self.tokens_generated = 0
         self._waiting: list[dict[str, Any]] = []
         self._running = 0
@@ -44,6 +44,7 @@ class RemoteEngine:
             max_model_len=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
             threads=config.threads,
             seed=config.seed,
+            trained=trained,
             env={"OMP_NUM_THREADS": str(config.threads)},
         )
 
@@ -188,7 +189,7 @@ class Workers:
             # The engine takes its share of a GPU's memory at once, and needs it free; a learner grows later. So a
             # learner that is here already, as in a run that is resumed after its rollout, starts again beside it.
             self._close_learner()
-            self._engine = RemoteEngine(self._config, folder)
+            self._engine = RemoteEngine(self._config, folder, trained=True)
         else:
             self._engine_policy = None
             self._engine.load_policy(folder)

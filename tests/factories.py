@@ -106,8 +106,12 @@ def valid_rows() -> Rows:
     steps = [("a", 0, [3, 4]), ("a", 1, [5]), ("b", 0, [3, 6, 7])]
     keys = [{"trajectory_id": trajectory_id, "step": step} for trajectory_id, step, _ in steps]
     plan = "Find the mug first, look at every shelf in turn, then go to a desk with it."
+    wrote = "<think>The mug may well be inside of the drawer</think><action>look</action>"
     return {
-        "steps": [row("steps", **key, response_ids=ids) for key, (_, _, ids) in zip(keys, steps, strict=True)],
+        "steps": [
+            row("steps", **key, response_ids=ids, response_text=wrote)
+            for key, (_, _, ids) in zip(keys, steps, strict=True)
+        ],
         "trajectories": [
             row("trajectories", trajectory_id="a", outcome="success", steps=2),
             row("trajectories", trajectory_id="b"),
@@ -298,8 +302,11 @@ def make_tokenizer():
     )
 
 
-def make_tiny_policy_folder(folder: Path, *, seed: int = 0, max_positions: int = 256, scale: float = 4.0) -> Path:
-    """Write a two-layer policy (width 64) and its tokenizer; `scale` sharpens the output so that log-probs differ."""
+def make_tiny_policy_folder(
+    folder: Path, *, seed: int = 0, max_positions: int = 256, scale: float = 4.0, tied: bool = False
+) -> Path:
+    """Write a two-layer policy (width 64) and its tokenizer; `scale` sharpens the output so that log-probs differ.
+    `tied`: its output layer is its embeddings."""
     import torch
 
     from opid_core.policies import make_tiny_policy
@@ -309,6 +316,8 @@ def make_tiny_policy_folder(folder: Path, *, seed: int = 0, max_positions: int =
     )
     model.config.eos_token_id = EOS_ID
     model.config.pad_token_id = 0
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and parameter.dim() == 2:

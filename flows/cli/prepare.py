@@ -1,4 +1,4 @@
-"""`opid prepare`: a downloaded model as a policy that can be trained."""
+"""`opid prepare`: a model in another format as a policy that can be trained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from flows.cli.common import app, console
 
 @app.command()
 def prepare(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="HF model folder, or GGUF file.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="GGUF file, or HF model folder without safetensors.")],
     out: Annotated[Path, typer.Option(help="Folder for the policy; must not exist.")],
 ) -> None:
-    """Make a model usable as `policy`: an HF folder whose output layer is not tied to its embeddings.
+    """Make an HF folder with safetensors of a model in another format, for `policy`. A folder that has them needs no
+    preparing, tied embeddings or not.
 
-    Example: [bold]opid prepare models/Qwen2.5-3B-Instruct --out models/Qwen2.5-3B-Instruct-untied[/]
+    Example: [bold]opid prepare SmolLM2-135M-Instruct.Q4_1.gguf --out models/SmolLM2-135M-Instruct[/]
     """
     settings.apply("runs")
     from opid_core.policies import prepare_policy

@@ -77,7 +77,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
         ended.append(episode)
         report(0, "rollout", len(ended), count)
 
-    engine = RemoteEngine(config, policy_folder)
+    engine = RemoteEngine(config, policy_folder, trained=False)
     try:
         with live_progress(config, console):
             tokenizer = with_template_arguments(load_tokenizer(policy_folder), config.prompting.template_arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from opid_core.errors import ConfigError
 from opid_core.evaluation import PairedDifference, difference, wins_by_task
 
 if TYPE_CHECKING:
-    from flows.reports.study import SeedRun
+    from flows.reports.study import MethodRow, SeedRun
 
 ByTask = Callable[[pa.Table], Mapping[str, Sequence[float]]]
 """What is compared, of each task's episodes: `wins_by_task` or `scores_by_task`."""
@@ -44,3 +45,27 @@ def paired(
     one, other = ([run for run in method if run.seed in shared] for method in (runs, others))
     means, _ = of_tasks([*one, *other], temperature, by_task)
     return difference(means[: len(one)], means[len(one) :]) if means.size else None
+
+
+COMPARED = ("against_baseline", "against_twin", "score_against_baseline")
+"""The fields of a method's row that hold a comparison."""
+
+
+def corrected(rows: Sequence[MethodRow]) -> list[MethodRow]:
+    """The rows of a study with p-values that are corrected for all of its comparisons together."""
+    places = [(number, name) for number, row in enumerate(rows) for name in COMPARED if getattr(row, name) is not None]
+    adjusted = holm([getattr(rows[number], name).p_value for number, name in places])
+    found = list(rows)
+    for (number, name), p_value in zip(places, adjusted, strict=True):
+        found[number] = replace(found[number], **{name: replace(getattr(found[number], name), adjusted_p=p_value)})
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values such that those below a level are found wrong with that chance at most in any of the comparisons: of m,
+    the k-th smallest times m - k + 1, no smaller than those before. Source: Holm, 1979."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted

@@ -38,6 +38,7 @@ def effect_rows(effects: Sequence[SkillEffect]) -> list[dict[str, Any]]:
             "steps": effect.steps,
             "raised": effect.raised / effect.steps,
             "delta": effect.delta,
+            "delta_per_token": effect.delta_per_token,
             "won_if_raised": effect.won_if_raised,
             "won_if_not": effect.won_if_not,
             "first": effect.first,
@@ -60,10 +61,18 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     rows = [
         [
             *(effect.kind, effect.text.replace("|", "\\|").replace("\n", " "), str(effect.steps)),
-            *(f"{effect.raised / effect.steps:.0%}", f"{effect.delta:+.2f}"),
+            *(f"{effect.raised / effect.steps:.0%}", f"{effect.delta:+.2f}", f"{effect.delta_per_token:+.3f}"),
             percent(effect.advantage / total if total else None),
         ]
         for effect in effects[:SHOWN]
     ]
-    header = ["kind", "skill", "steps", "made likelier", "mean delta, nats", "share of all skills' advantage"]
+    header = [
+        "kind",
+        "skill",
+        "steps",
+        "made likelier",
+        "mean delta, nats",
+        "a token",
+        "share of all skills' advantage",
+    ]
     return [*lines, *markdown_table(header, rows)]

@@ -39,7 +39,7 @@ class CampaignConfig(Section):
     """Numbers where the paper's text and its code differ: reward, penalty, baseline rule and normalisation; some follow
     the environment (see Presets)."""
     policy: str | None = None
-    """Base policy: an HF folder (untied embeddings, tokenizer with it; `~` and `$NAME` may be in it), or a model of the
+    """Base policy: an HF folder (safetensors, tokenizer with it; `~` and `$NAME` may be in it), or a model of the
     Hugging Face hub: `ORG/NAME`, `ORG/NAME@REVISION` (where no such folder is), `hf://ORG/NAME`; null makes one by warm
     start."""
     threads: int = Field(default=2, ge=1)

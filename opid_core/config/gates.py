@@ -39,9 +39,12 @@ class GatesConfig(Section):
     """Warn above this share of skills whose text is nearly that of an earlier one."""
     max_copied_words: int = Field(default=20, ge=1)
     """Warn of a skill that repeats more words in a row of what the policy was shown."""
+    max_written_words: int = Field(default=8, ge=1)
+    """A skill that repeats more words in a row of what the policy itself wrote, actions and what it was shown left
+    out, quotes the response."""
     max_leaking_skills: float = Field(default=0.1, ge=0, le=1)
-    """Each skill that holds a text which the environment forbids (a golden answer) is a warning; more than this share
-    of them fails the gate."""
+    """Each skill that holds a text which the environment forbids (a golden answer), or that quotes the response, is a
+    warning; more than this share of either fails the gate."""
     max_skill_delta: float = Field(default=20.0, gt=0)
     """Warn of a step in which the skill moves a token's log-prob by more nats."""
     drift_iterations: int = Field(default=10, ge=0)

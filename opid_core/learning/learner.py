@@ -176,7 +176,7 @@ class Learner:
         return metrics | policy_metrics(totals) | {"optimizer_steps": float(steps), "tokens": tokens}
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The full weights under the HF folder's names, one at a time; every rank must draw all of them."""
+        """The full weights under the HF folder's names, one at a time, a tied one once; every rank must draw all."""
         if self.config.zero_stage == 3:
             self._engine.empty_partition_cache()  # on a GPU a forward pass may have left weights on their way
         for name, parameter in self._policy.named_parameters():

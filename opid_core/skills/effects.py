@@ -35,6 +35,8 @@ class SkillEffect:
     """Of the steps whose response became no likelier, those whose episodes succeeded."""
     delta: float
     """Mean log-prob of the response under the skill less without it, in nats."""
+    delta_per_token: float
+    """The same for a token: the sum over all responses by their tokens."""
     advantage: float
     """The sum of |skill advantage| over the response tokens of the steps that were trained on."""
     first: int
@@ -58,7 +60,7 @@ def skill_effects(iterations: Iterable[tuple[int, Mapping[str, pa.Table]]]) -> l
 
     A step counts for the skill that it is routed to; one that is added to it (`method.routing: additive`) is left out.
     """
-    seen: dict[tuple[str, str], list[tuple[float, bool, int]]] = defaultdict(list)
+    seen: dict[tuple[str, str], list[tuple[float, int, bool, int]]] = defaultdict(list)
     given: dict[tuple[str, str], float] = defaultdict(float)
     for iteration, tables in iterations:
         ids, kinds, texts = _columns(tables["skills"], "skills")
@@ -70,27 +72,29 @@ def skill_effects(iterations: Iterable[tuple[int, Mapping[str, pa.Table]]]) -> l
         scores = tables["scores"]
         delta = _sums(scores, "skill_log_probs") - _sums(scores, "old_log_probs")
         advantage = _sums(scores, "skill_advantages", absolute=True)
+        lengths = Ragged.from_arrow(scores.column("old_log_probs")).lengths
         has_skill = scores.column("skill_log_probs").is_valid().to_pylist()
         keys = (scores.column(name).to_pylist() for name in ("trajectory_id", "step", "trained"))
         for row, (trajectory_id, step, trained) in enumerate(zip(*keys, strict=True)):
             if has_skill[row]:
                 skill = named[routed[trajectory_id, step]]
-                seen[skill].append((float(delta[row]), trajectory_id in won, iteration))
+                seen[skill].append((float(delta[row]), int(lengths[row]), trajectory_id in won, iteration))
                 given[skill] += float(advantage[row]) if trained else 0.0
     effects = [_effect(*skill, steps, given[skill]) for skill, steps in seen.items()]
     return sorted(effects, key=lambda effect: (-effect.advantage, -effect.steps, effect.kind, effect.text))
 
 
-def _effect(kind: str, text: str, steps: list[tuple[float, bool, int]], advantage: float) -> SkillEffect:
-    iterations = [iteration for _, _, iteration in steps]
+def _effect(kind: str, text: str, steps: list[tuple[float, int, bool, int]], advantage: float) -> SkillEffect:
+    deltas, tokens, won, iterations = zip(*steps, strict=True)
     return SkillEffect(
         kind=kind,
         text=text,
         steps=len(steps),
-        raised=sum(delta > 0 for delta, _, _ in steps),
-        raised_won=sum(won for delta, won, _ in steps if delta > 0),
-        other_won=sum(won for delta, won, _ in steps if delta <= 0),
-        delta=float(np.mean([delta for delta, _, _ in steps])),
+        raised=sum(delta > 0 for delta in deltas),
+        raised_won=sum(delta > 0 and has_won for delta, has_won in zip(deltas, won, strict=True)),
+        other_won=sum(delta <= 0 and has_won for delta, has_won in zip(deltas, won, strict=True)),
+        delta=sum(deltas) / len(deltas),
+        delta_per_token=sum(deltas) / sum(tokens),
         advantage=advantage,
         first=min(iterations),
         last=max(iterations),

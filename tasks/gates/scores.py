@@ -14,6 +14,7 @@ from opid_core.schema import ROUTE_NAMES
 from tasks.gates.columns import plain
 from tasks.gates.expectations import Expectation, equal, has_text, in_range, in_set, is_finite, log_probs, warn
 from tasks.gates.frame import STEP_KEY, Frame, Limits, coverage, frame_of, step_keys
+from tasks.gates.knowledge import knowledge
 
 
 def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
@@ -47,7 +48,8 @@ def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
 
 
 def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
-    rows = plain(table).assign(max_skill_delta=_max_skill_delta(table))
+    deltas = _deltas(table)
+    rows = plain(table).assign(max_skill_delta=deltas["largest"])
     steps = plain(related["steps"].select([*STEP_KEY, "response_ids"]))[[*STEP_KEY, "n_response_ids"]]
     routes = related["routes"].select([*STEP_KEY, "route", "added_skill_id", "placebo"]).to_pandas()
     trajectories = related["trajectories"].select(["trajectory_id", "outcome"]).to_pandas()
@@ -84,12 +86,15 @@ def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
         Expectation("ExpectColumnUniqueValueCountToBeBetween", {"column": "has_reference", "max_value": 1}),
         in_range("history_dropped", low=0),
     )
-    return [frame_of("scores", rows, *suite), coverage(rows, step_keys(related["steps"]))]
+    known = rows[list(STEP_KEY)].assign(delta=deltas["sum"], tokens=rows["n_response_ids"])
+    known = pd.DataFrame(known[rows["trained"].eq(True) & np.isfinite(known["delta"])])
+    return [frame_of("scores", rows, *suite), coverage(rows, step_keys(related["steps"])), knowledge(known, related)]
 
 
-def _max_skill_delta(table: pa.Table) -> np.ndarray:
-    """Largest |skill log-prob - old log-prob| of each row in nats, [rows]; nan where there is none to tell."""
-    largest = np.full(table.num_rows, np.nan)
+def _deltas(table: pa.Table) -> dict[str, np.ndarray]:
+    """Of each row the `sum` of skill log-prob - old log-prob over its tokens and the `largest` |difference|, in nats,
+    [rows]; nan where there is none to tell."""
+    found = {name: np.full(table.num_rows, np.nan) for name in ("sum", "largest")}
     old, skill = (one_chunk(table.column(name)) for name in ("old_log_probs", "skill_log_probs"))
     old_lengths, skill_lengths = (
         pc.call_function("list_value_length", [column]).fill_null(0).to_numpy(zero_copy_only=False)
@@ -97,12 +102,13 @@ def _max_skill_delta(table: pa.Table) -> np.ndarray:
     )
     compared = np.flatnonzero((old_lengths == skill_lengths) & (old_lengths > 0))
     if not len(compared):
-        return largest
+        return found
     values = [
         pc.call_function("list_flatten", [column.take(pa.array(compared))]).to_numpy(zero_copy_only=False)
         for column in (old, skill)
     ]
-    deltas = np.abs(values[1] - values[0])
+    deltas = values[1] - values[0]
     starts = np.concatenate([[0], np.cumsum(old_lengths[compared])[:-1]])
-    largest[compared] = np.fmax.reduceat(np.where(np.isfinite(deltas), deltas, np.nan), starts)
-    return largest
+    found["largest"][compared] = np.fmax.reduceat(np.where(np.isfinite(deltas), np.abs(deltas), np.nan), starts)
+    found["sum"][compared] = np.add.reduceat(deltas.astype(np.float64), starts)
+    return found

@@ -59,12 +59,31 @@ def searchable(texts: Iterable[str]) -> str:
     return " | ".join(["", *(" ".join(words(text)) for text in texts), ""])
 
 
-def longest_copied_run(text: str, source: str) -> int:
-    """Most words in a row of `text` that stand so in `source` (made by `searchable`)."""
+def without(source: str, texts: Iterable[str]) -> str:
+    """`source` (made by `searchable`) in which each of `texts`, as words in a row, ends a run as a text's end does."""
+    runs = {run for text in texts if (run := tuple(words(text)))}
+    lengths = sorted({len(run) for run in runs}, reverse=True)
+    found, kept, at = source.split(" "), [], 0
+    while at < len(found):
+        length = next((length for length in lengths if tuple(found[at : at + length]) in runs), 0)
+        kept.append("|" if length else found[at])
+        at += length or 1
+    return " ".join(kept)
+
+
+def longest_copied_run(text: str, source: str, known: str = "") -> int:
+    """Most words in a row of `text` that stand so in `source` but not in `known` (both made by `searchable`)."""
     found, longest = words(text), 0
+
+    def run(start: int, length: int) -> str:
+        return f" {' '.join(found[start : start + length])} "
+
     for start in range(len(found)):
-        while start + longest < len(found) and f" {' '.join(found[start : start + longest + 1])} " in source:
-            longest += 1
+        length = longest
+        while start + length < len(found) and run(start, length + 1) in source:
+            length += 1
+        if length > longest and run(start, length) not in known:
+            longest = length
     return longest
 
 

@@ -61,6 +61,7 @@ def _texts(rows: pd.DataFrame, related: Mapping[str, pa.Table], limits: Limits) 
     ids, trajectories = rows["skill_id"].fillna("").tolist(), rows["trajectory_id"].tolist()
     texts = rows["text"].fillna("").tolist()
     shown, forbidden, settings = _shown(related["steps"]), _forbidden(related["trajectories"], limits), limits.settings
+    written = _written(related["steps"])
     frame = pd.DataFrame(
         {
             "skill_id": ids,
@@ -70,16 +71,23 @@ def _texts(rows: pd.DataFrame, related: Mapping[str, pa.Table], limits: Limits) 
                 skill_texts.longest_copied_run(text, shown.get(trajectory, ""))
                 for text, trajectory in zip(texts, trajectories, strict=True)
             ],
+            "written_words": [
+                skill_texts.longest_copied_run(text, written.get(trajectory, ""), shown.get(trajectory, ""))
+                for text, trajectory in zip(texts, trajectories, strict=True)
+            ],
             "leaked": [
                 skill_texts.forbidden_in(text, forbidden.get(trajectory, ()))
                 for text, trajectory in zip(texts, trajectories, strict=True)
             ],
         }
     )
+    frame["quotes"] = frame["written_words"] > settings.max_written_words
     suite = (
         warn(in_set("duplicate_of", [""], max_others=settings.max_duplicate_skills)),
         warn(in_set("near_duplicate_of", [""], max_others=settings.max_near_duplicate_skills)),
         warn(in_range("copied_words", high=settings.max_copied_words)),
+        warn(in_range("written_words", high=settings.max_written_words)),
+        in_set("quotes", [False], max_others=settings.max_leaking_skills),
         warn(in_set("leaked", [""])),
         in_set("leaked", [""], max_others=settings.max_leaking_skills),
     )
@@ -94,6 +102,21 @@ def _shown(steps: pa.Table) -> dict[str, str]:
         for trajectory, text in zip(shown["trajectory_id"].to_pylist(), shown[column].to_pylist(), strict=True):
             texts.setdefault(trajectory, []).append(text or "")
     return {trajectory: skill_texts.searchable(shown) for trajectory, shown in texts.items()}
+
+
+def _written(steps: pa.Table) -> dict[str, str]:
+    """What the policy wrote in each trajectory, searchable, without the actions of its group: a skill may name them."""
+    columns = ("group_id", "trajectory_id", "response_text", "action", "is_valid")
+    texts: dict[tuple[str, str], list[str]] = {}
+    actions: dict[str, set[str]] = {}
+    for group, trajectory, text, action, is_valid in zip(*(steps[name].to_pylist() for name in columns), strict=True):
+        texts.setdefault((group, trajectory), []).append(text or "")
+        if is_valid:
+            actions.setdefault(group, set()).add(action or "")
+    return {
+        trajectory: skill_texts.without(skill_texts.searchable(written), actions.get(group, ()))
+        for (group, trajectory), written in texts.items()
+    }
 
 
 def _forbidden(trajectories: pa.Table, limits: Limits) -> dict[str, tuple[str, ...]]:

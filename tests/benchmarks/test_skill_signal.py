@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from benchmarks.skill_signal import SignalQuality, expert_agrees, signal_quality
+from benchmarks.skill_signal import SignalQuality, auc_interval, expert_agrees, signal_quality
 from envs.base import make, result_of
 from opid_core.warm_start import require_expert
 from tests.opid_core.skills.episodes import episode
@@ -15,6 +15,15 @@ def test_signal_quality_by_hand():
     is_experts = np.array([True, True, True, False, False])
     # pairs (expert's, other): 1 > 0.5, 1 > -2, -1 < 0.5, -1 > -2, 0.5 = 0.5, 0.5 > -2: 4.5 of 6
     assert signal_quality(delta, is_experts) == SignalQuality(3, 2, 2 / 3, 1 / 2, 4.5 / 6)
+
+
+def test_the_interval_of_the_order_is_over_groups():
+    delta, is_experts = np.array([1.0, -1.0, 0.5, 0.5, -2.0]), np.array([True, True, True, False, False])
+    # one group is drawn in every draw: always all pairs, 4.5 of 6
+    assert auc_interval(delta, is_experts, ["g"] * 5) == (4.5 / 6, 4.5 / 6)
+    # g: 1 > 0.5 and -1 < 0.5: 1 of 2; h: 0.5 > -2: 1 of 1; more than 2.5% of the draws have one of them alone
+    assert auc_interval(delta, is_experts, ["g", "g", "h", "g", "h"]) == (0.5, 1.0)
+    assert np.isnan(auc_interval(delta, np.ones(5, bool), ["g"] * 5)).all()
 
 
 def test_no_steps_of_one_kind_leave_nothing_to_compare():

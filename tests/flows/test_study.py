@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from flows.reports.paired import holm
 from flows.reports.study import draw_curves, method_rows, page, read_runs, shared_episodes, write_comparison
 from flows.study import MAY_VARY, Study, load_study
 from infra.manifest import new_manifest
@@ -183,9 +184,21 @@ def test_a_method_is_compared_with_its_own_twin_too(tmp_path):
     ]
     assert (skills["twin"], skills["against_twin"]["estimate"]["mean"]) == ("skills-lambda0", 0.5)
     assert (twin["twin"], twin["against_twin"]) == (None, None)
+    compared = [skills["against_baseline"], skills["against_twin"], twin["against_baseline"]]
+    assert [one["adjusted_p"] for one in compared] == holm([one["p_value"] for one in compared])
+    # of two tasks: one difference of 1 each (no spread), and one of 1 and one of 0: 2.802 x sqrt(1/2) / sqrt(2)
+    assert [one["detectable"] for one in compared] == pytest.approx([0.0, 1.400793, 1.400793])
     _, section = (folder / "summary.md").read_text().split("## Against the twin without skill signal\n")
     assert "| skills | skills-lambda0 | 1 | 50.0% (" in section
+    assert f" | {compared[1]['p_value']:.2g} | {compared[1]['adjusted_p']:.2g} | 140.1 points |" in section
     assert section.split("##")[0].count("\n| ") == 3  # header, rule, one method
+
+
+def test_several_comparisons_are_corrected_as_holm_does():
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which may not be smaller than the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_sample_efficiency_is_over_the_episodes_that_every_run_played(study):

@@ -24,9 +24,10 @@ DISTILLATIONS = (
     SkillSd(teacher="routed", distillation_coefficient=0.3),
 )
 """With coefficients that make them as large as the other losses."""
-DISTILLED_ALIKE = 5e-5
-"""Largest difference of a weight after an update with distillation, which moves weights by more than 1e-3; AdamW
-divides gradients by their own size, and so enlarges rounding where they are small."""
+ENLARGED = 5e-5
+"""Largest difference of a weight after an update with distillation or of a tied policy, whose outputs are sharper; both
+move weights by more than 1e-3. AdamW divides gradients by their own size, and so enlarges rounding where they are
+small."""
 
 
 def make_samples(policy_folder) -> Samples:

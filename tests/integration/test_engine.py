@@ -218,15 +218,35 @@ def test_a_cache_too_small_for_one_sequence_is_a_config_error(policy_folder):
         VllmEngine(policy_folder, CONFIG, max_model_len=100_000, threads=1, seed=0)
 
 
-def test_closing_an_engine_leaves_the_learner_alive_and_a_new_one_can_start(engine, policy_folder, learner, tmp_path):
+def test_closing_an_engine_leaves_the_learner_alive_and_a_tied_policy_is_pushed_into_new_ones(
+    engine, policy_folder, learner, tmp_path
+):
+    """The new engines have an output layer of their own, the learner and what it exports have not."""
+    from opid_core.learning.learner import Learner
     from opid_core.rollout.engines.vllm import VllmEngine, canary_gap
 
     engine.close()
+    learner.save(tmp_path / "state")  # takes part in the process group
+    tied = make_tiny_policy_folder(tmp_path / "tied", tied=True)
+    other = make_tiny_policy_folder(tmp_path / "other", tied=True, seed=1)
+    trained = Learner(tied, LearnerConfig(kl_coefficient=0.0), threads=1, seed=0)
     for _ in range(2):
-        fresh = VllmEngine(policy_folder, CONFIG, max_model_len=128, threads=1, seed=0)
-        assert canary_gap(fresh, learner.score, prompts(2), TOLERANCE) < 1e-4
+        fresh = VllmEngine(tied, CONFIG, max_model_len=128, threads=1, seed=0)
+        assert canary_gap(fresh, trained.score, prompts(2), TOLERANCE) < 1e-4
+        fresh.load_policy(other)
+        with pytest.raises(NumericsError):
+            canary_gap(fresh, trained.score, prompts(2), TOLERANCE)
+        trained.export(tmp_path / "exported")
+        fresh.load_policy(tmp_path / "exported")
+        assert canary_gap(fresh, trained.score, prompts(2), TOLERANCE) < 1e-4
+        with pytest.raises(DataError, match="neither of the tied weights"):
+            fresh.load_weights([(n, t) for n, t in _weights(tied) if n != "model.embed_tokens.weight"])
         fresh.close()
-        learner.save(tmp_path)  # takes part in the process group
+    trained.close()
+    played = VllmEngine(tied, CONFIG, max_model_len=128, threads=1, seed=0, trained=False)
+    with pytest.raises(DataError, match="play one tied policy"):
+        played.load_policy(tied)
+    played.close()
 
 
 def _weights(folder):

@@ -15,7 +15,7 @@ from tests.factories import make_tiny_policy_folder
 from tests.integration.learner_cases import (
     CONFIG,
     DISTILLATIONS,
-    DISTILLED_ALIKE,
+    ENLARGED,
     largest_difference,
     make_samples,
     plain_torch_update,
@@ -34,9 +34,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """policy/ and, for each ZeRO stage, the state one-<stage> that one rank saved after the first update."""
+    """policy/, a tied one, and for each ZeRO stage the state one-<stage> that one rank saved after the first update."""
     folder = tmp_path_factory.mktemp("ranks")
-    make_tiny_policy_folder(folder / "policy")
+    make_tiny_policy_folder(folder / "policy", tied=True)
     return folder
 
 
@@ -99,7 +99,7 @@ def test_two_ranks_update_as_plain_torch_does_in_any_micro_batches(two_ranks, fo
     for stage in STAGES:
         result = two_ranks[0][stage]
         for name in ("updated", "updated in one micro-batch"):
-            assert largest_difference(result[name], expected) < 1e-5
+            assert largest_difference(result[name], expected) < ENLARGED
         for name in ("metrics", "metrics in one micro-batch"):
             assert result[name]["loss"] == pytest.approx(loss, abs=1e-5)
             assert result[name] == pytest.approx(two_ranks[0][0]["metrics"], rel=1e-4)
@@ -110,7 +110,7 @@ def test_two_ranks_distil_as_plain_torch_does(two_ranks, folder, samples):
         expected, _ = plain_torch_update(folder / "policy", samples, seed=3, distillation=distillation)
         for stage in (1, 3):
             for results in two_ranks:
-                assert largest_difference(results[stage][distillation.name], expected) < DISTILLED_ALIKE
+                assert largest_difference(results[stage][distillation.name], expected) < ENLARGED
 
 
 def test_every_rank_returns_the_same(two_ranks):

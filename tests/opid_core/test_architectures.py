@@ -8,7 +8,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from opid_core.architectures import PLAYED_TIED, SCORED, check_architecture
+from opid_core.architectures import PLAYED_TIED, SCORED, check_architecture, is_one_of, tied_weights
 from opid_core.errors import ConfigError
 from tests.architectures import gap, tiny_config, tiny_model
 
@@ -46,7 +46,7 @@ LONG_FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_m
         ("bert", {}, "none of those whose scores are known"),
         ("gemma3", {}, "wraps a language model with others"),
         ("bart", {}, "none of those whose scores are known"),
-        ("gemma2", {}, "vLLM always takes its embeddings"),
+        ("gemma2", {}, "vLLM gives it no output layer but its embeddings"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
         ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **LONG_FACTORS}}, "'longrope'"),
         ("gpt2", {}, r"set to 0 in config.json: resid_pdrop: 0.1, embd_pdrop: 0.1, attn_pdrop: 0.1"),
@@ -60,3 +60,19 @@ def test_an_architecture_is_refused_by_name_and_reason(model_type, changes, reas
 
 def test_a_plain_architecture_passes():
     check_architecture(tiny_config("llama"), Path("folder"))
+
+
+def test_the_names_of_one_parameter():
+    names = tied_weights(tiny_config("qwen2", tie_word_embeddings=True))
+    assert names == ("model.embed_tokens.weight", "lm_head.weight")
+    assert tied_weights(tiny_config("qwen2")) == ()
+    names = tied_weights(tiny_config("gpt2", tie_word_embeddings=True))
+    assert names == ("transformer.wte.weight", "lm_head.weight")
+    stored = (
+        "wte.weight",
+        "transformer.wte.weight",
+        "lm_head.weight",
+        "wpe.weight",
+        "te.weight",
+    )  # as published, and as saved
+    assert [is_one_of(name, names) for name in stored] == [True, True, True, False, False]

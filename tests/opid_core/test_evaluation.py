@@ -15,6 +15,7 @@ from opid_core.evaluation import (
     area_under_curve,
     by_split,
     by_temperature,
+    detectable_difference,
     difference,
     independent_trials,
     mean_curve,
@@ -173,6 +174,13 @@ def test_a_paired_difference_and_its_sign_flip_test():
     # Shares of repetitions, task differences 1/4 and 3/4: two of the four sign patterns are as extreme.
     shares = np.array([[0.5, 1.0], [0.0, 0.5]])
     assert difference(shares, np.zeros((2, 2))).p_value == pytest.approx(1 / 2, abs=0.02)
+
+
+def test_what_a_comparison_could_have_found_by_hand():
+    # Mean 1/2, squares 4 x 1/4 over 3: standard error sqrt(1/3) / sqrt(4) = 0.288675; (1.959964 + 0.841621) times that
+    assert detectable_difference(np.array([1.0, 0, 0, 1])) == pytest.approx(0.808748)
+    assert detectable_difference(np.array([1.0])) is None
+    assert difference(np.ones((1, 4)), np.array([[0.0, 1, 1, 0]])).detectable == pytest.approx(0.808748)
 
 
 def test_methods_on_other_tasks_cannot_be_paired():

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from opid_core.errors import ConfigError
 from opid_core.learning.scoring import score
 from opid_core.policies import load_model, load_tokenizer, prepare_policy, save_policy
-from opid_core.policy_check import INDEX, WEIGHTS, check_policy_folder, weight_files
+from opid_core.policy_check import INDEX, WEIGHTS, check_policy_folder, load_config, weight_files
 from opid_core.samples import Ragged
 from tests.architectures import tiny_config, tiny_model
 from tests.factories import make_tiny_policy_folder, make_tokenizer
@@ -219,21 +218,31 @@ def test_files_beside_the_weights_travel_unchanged(policy_folder, tmp_path):
     assert not (tmp_path / "without" / "generation_config.json").exists()
 
 
-def test_a_tied_policy_is_refused_and_prepare_mends_it(policy_folder, tmp_path):
-    model = AutoModelForCausalLM.from_pretrained(policy_folder)
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-    model.save_pretrained(policy_folder)
-    with pytest.raises(ConfigError, match="ties its output layer"):
-        check_policy_folder(policy_folder)
-    check_policy_folder(policy_folder, trained=False)  # it may still be evaluated
-    prepare_policy(policy_folder, tmp_path / "untied")
-    check_policy_folder(tmp_path / "untied")
+def test_a_tied_policy_is_taken_as_it_is_and_stays_so(tmp_path):
+    tied = make_tiny_policy_folder(tmp_path / "tied", tied=True)
+    check_policy_folder(tied)
+    prepare_policy(tied, tmp_path / "prepared")
+    save_policy(load_model(tied, "auto"), tmp_path / "saved", files_from=tied)
     sequences = Ragged.from_rows([[5, 6, 7], [8]], np.int32), Ragged.from_rows([[9, 10], [11]], np.int32)
-    tied, untied = (
-        score(AutoModelForCausalLM.from_pretrained(folder), *sequences, micro_batch_tokens=64)
-        for folder in (policy_folder, tmp_path / "untied")
-    )
-    np.testing.assert_array_equal(tied.values, untied.values)
+    expected = score(load_model(tied, "auto"), *sequences, micro_batch_tokens=64)
+    for folder in (tmp_path / "prepared", tmp_path / "saved"):
+        check_policy_folder(folder)
+        assert load_config(folder).tie_word_embeddings
+        stored = load_file(folder / WEIGHTS)
+        assert "model.embed_tokens.weight" in stored
+        assert "lm_head.weight" not in stored
+        found = score(load_model(folder, "auto"), *sequences, micro_batch_tokens=64)
+        np.testing.assert_array_equal(found.values, expected.values)
     with pytest.raises(ConfigError, match="exists already"):
-        prepare_policy(policy_folder, tmp_path / "untied")
+        prepare_policy(tied, tmp_path / "prepared")
+
+
+def test_one_tied_parameter_has_one_value(policy_folder):
+    described = json.loads((policy_folder / "config.json").read_text(encoding="utf-8"))
+    (policy_folder / "config.json").write_text(json.dumps({**described, "tie_word_embeddings": True}))
+    with pytest.raises(ConfigError, match=r"different lm_head\.weight and model\.embed_tokens\.weight; set tie_"):
+        check_policy_folder(policy_folder)
+    check_policy_folder(policy_folder, trained=False)  # vLLM and transformers take both as they are
+    weights = load_file(policy_folder / WEIGHTS)
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}, policy_folder / WEIGHTS)
+    check_policy_folder(policy_folder)  # a copy of the one value says nothing else

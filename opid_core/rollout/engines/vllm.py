@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from opid_core.architectures import is_one_of, tied_weights
 from opid_core.config import EngineConfig
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
 from opid_core.policies import load_tokenizer
 from opid_core.policy_check import load_config, weight_files
+from opid_core.rollout.engines.own_head import engine_arguments, with_own_head
 from opid_core.samples import Ragged
 
 if TYPE_CHECKING:
@@ -53,8 +55,18 @@ class VllmEngine:
     tokens_generated: int
     """All tokens sampled so far, whoever uses them."""
 
-    def __init__(self, policy_dir: Path, config: EngineConfig, *, max_model_len: int, threads: int, seed: int) -> None:
-        """Load the HF folder `policy_dir`. `max_model_len`: longest prompt + response in tokens.
+    def __init__(
+        self,
+        policy_dir: Path,
+        config: EngineConfig,
+        *,
+        max_model_len: int,
+        threads: int,
+        seed: int,
+        trained: bool = True,
+    ) -> None:
+        """Load the HF folder `policy_dir`. `max_model_len`: longest prompt + response in tokens. `trained`: new weights
+        will be pushed; a tied policy then gets an output layer of its own, as large as its embeddings.
 
         Raises ConfigError for a missing vLLM and for sizes that vLLM refuses.
         """
@@ -68,7 +80,14 @@ class VllmEngine:
         self._max_model_len = max_model_len
         self._running: dict[str, tuple[list[int], list[float]]] = {}
         self._stop_token_ids = end_tokens(policy_dir)
-        self._weight_names = _weight_names(policy_dir)
+        policy_config = load_config(policy_dir)
+        is_tied = policy_config.tie_word_embeddings
+        self._takes_weights = trained or not is_tied
+        self._tied = tied_weights(policy_config) if trained and is_tied else ()
+        self._weight_names = [name for name in _weight_names(policy_dir) if not is_one_of(name, self._tied)]
+        load_args: dict[str, Any] = {"load_format": "hf"}
+        if trained and is_tied:
+            load_args = engine_arguments(lambda: _stored_weights(policy_dir), self._tied)
         device_args: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_fraction}
             if on_gpu
@@ -90,13 +109,13 @@ class VllmEngine:
                     dtype=config.dtype,
                     # Found by itself, files of Mistral's own format beside these would be taken instead.
                     config_format="hf",
-                    load_format="hf",
                     max_model_len=max_model_len,
                     max_num_seqs=config.max_concurrent,
                     logprobs_mode="raw_logprobs",
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                     seed=seed,
+                    **load_args,
                     **device_args,
                 )
             )
@@ -181,11 +200,14 @@ class VllmEngine:
         self.load_weights(_stored_weights(policy_dir))
 
     def load_weights(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Put new weights (all of them, under the HF folder's names) into the live engine and reset the prefix cache.
+        """Put new weights (all of them, under the HF folder's names; a tied one once) into the live engine and reset
+        the prefix cache.
 
         Raises DataError when a weight is missing: vLLM would keep its old value without a word. Only when idle.
         """
         self._require_idle("load_weights")
+        if not self._takes_weights:
+            raise DataError("load_weights: this engine was made to play one tied policy (trained=False)")
         missing = set(self._weight_names)
 
         def seen() -> Iterator[tuple[str, Tensor]]:
@@ -193,8 +215,9 @@ class VllmEngine:
                 missing.discard(name)
                 yield name, tensor
 
+        weights = with_own_head(seen(), self._tied)
         try:
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": seen()})
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             reset = self._engine.reset_prefix_cache()
         except RuntimeError as error:
             raise InfrastructureError(f"the engine did not take the new weights: {error}") from error
@@ -263,8 +286,7 @@ def canary_gap(
         raise NumericsError(
             f"engine and learner differ by {gap:.3g} nats on the same tokens (engine.canary_tolerance is "
             f"{tolerance:g}): the engine does not hold the learner's weights, or computes with "
-            "another dtype. Push the weights again; a bfloat16 engine needs a tolerance of about 0.1; tied embeddings "
-            "must be untied"
+            "another dtype. Push the weights again; a bfloat16 engine needs a tolerance of about 0.1"
         )
     return gap
 

@@ -23,7 +23,8 @@ Answer with exactly one JSON object and nothing else:
 - episode_skill: after a success the workflow in general terms (the core decision rule and the order of actions); \
 after a failure the rule that avoids it (the core mistake and its warning signs). Never empty.
 - step_skills: at most {max_step_skills} critical steps. STEP is the number of the step in the data (from 0); the text \
-is one short imperative sentence that the agent can act on at that step, from what it sees there."""
+is one short imperative sentence that the agent can act on at that step, from what it sees there.
+Skills are in your own words: they may name actions, and never quote what the agent wrote."""
 
 _MAP = """
 - group (of a step): what this and other episodes of the same task did in the same state, and how many steps they were \

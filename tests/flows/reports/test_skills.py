@@ -9,13 +9,15 @@ from tests.factories import CONFIG, START_ROWS, commit_rows, named_rows
 
 
 def make_effect(kind: str, text: str, **numbers: Any) -> SkillEffect:
-    return SkillEffect(kind, text, **{"raised_won": 0, "other_won": 0, "first": 1, "last": 1, **numbers})
+    return SkillEffect(
+        kind, text, **{"delta_per_token": 0.0, "raised_won": 0, "other_won": 0, "first": 1, "last": 1, **numbers}
+    )
 
 
 def test_the_skills_that_did_most_with_their_part():
     effects = [
-        make_effect("step", "Do now: a|b", steps=4, raised=3, delta=0.5, advantage=6.0),
-        make_effect("episode", "Plan: c", steps=2, raised=1, delta=-1.25, advantage=2.0),
+        make_effect("step", "Do now: a|b", steps=4, raised=3, delta=0.5, delta_per_token=0.0625, advantage=6.0),
+        make_effect("episode", "Plan: c", steps=2, raised=1, delta=-1.25, delta_per_token=-0.5, advantage=2.0),
         *(make_effect("step", str(n), steps=1, raised=0, delta=0.0, advantage=0.0) for n in range(3)),
     ]
     sentence, _, _, _, first, second, third = effect_lines(effects)
@@ -23,9 +25,9 @@ def test_the_skills_that_did_most_with_their_part():
         sentence
         == "5 different skills in the last 10 iterations; of what they gave episode skills 25.0%, step skills 75.0%."
     )
-    assert first == "| step | Do now: a\\|b | 4 | 75% | +0.50 | 75.0% |"
-    assert second == "| episode | Plan: c | 2 | 50% | -1.25 | 25.0% |"
-    assert third == "| step | 0 | 1 | 0% | +0.00 | 0.0% |"
+    assert first == "| step | Do now: a\\|b | 4 | 75% | +0.50 | +0.062 | 75.0% |"
+    assert second == "| episode | Plan: c | 2 | 50% | -1.25 | -0.500 | 25.0% |"
+    assert third == "| step | 0 | 1 | 0% | +0.00 | +0.000 | 0.0% |"
     assert effect_lines(effects[2:])[0] == "3 different skills in the last 10 iterations; they gave nothing."
     assert effect_lines([]) == ["No step was scored under a skill."]
 
@@ -36,6 +38,7 @@ def test_effects_are_read_from_a_campaigns_commits(tmp_path):
     chain.append(commit_rows(store, tmp_path, chain[0], named_rows()))
     first, second = effects_of(store, chain)
     # 0.25 a token: two of the step skill, one of the episode skill of the same trajectory
+    assert first.delta_per_token == second.delta_per_token == 0.25
     assert (first.kind, first.steps, first.delta, first.advantage) == ("step", 1, 0.5, 0.5)
     assert (second.kind, second.steps, second.delta, second.advantage) == ("episode", 1, 0.25, 0.25)
 
@@ -48,7 +51,15 @@ def test_rows_to_sort_have_shares():
         ]
     )
     assert first == {
-        **{"kind": "step", "text": "a", "steps": 4, "raised": 0.75, "delta": 0.5, "share": 0.75},
+        **{
+            "kind": "step",
+            "text": "a",
+            "steps": 4,
+            "raised": 0.75,
+            "delta": 0.5,
+            "delta_per_token": 0.0,
+            "share": 0.75,
+        },
         **{"won_if_raised": 1 / 3, "won_if_not": 0.0, "first": 2, "last": 7},
     }
     assert (second["won_if_not"], second["share"]) == (None, 0.25)

@@ -170,3 +170,36 @@ def test_tiny_policy_is_seeded_untied_and_leaves_the_global_random_state():
 def test_tiny_policy_refuses_head_widths_that_the_engine_lacks():
     with pytest.raises(ConfigError, match=r"hidden_size / heads = 64 / 4 must be one of 32, 64"):
         tiny_model(heads=4)
+
+
+def test_the_gradient_of_a_tied_layer_is_the_sum_of_both_uses():
+    """As autograd gives it through the model's own forward pass; and that of an untied twin's two layers, added up."""
+    untied, tied = tiny_model(), tiny_model()
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    with torch.no_grad():
+        untied.lm_head.weight.copy_(untied.model.embed_tokens.weight)
+    sequences = random_sequences(3)
+
+    def own_pass(model) -> torch.Tensor:
+        total = torch.zeros(())
+        for prompt, response in zip(*sequences, strict=True):
+            logits = model(input_ids=torch.tensor([[*prompt, *response]])).logits[0]
+            total = total + logits[len(prompt) - 1 : -1].log_softmax(-1)[range(len(response)), response].sum()
+        return total
+
+    gradients = []
+    for model, loss in ((tied, own_pass), (tied, lambda one: ResponseScorer(one)(*sequences)[0].sum())):
+        model.zero_grad()
+        loss(model).backward()
+        gradients.append({n: one.grad.clone() for n, one in model.named_parameters() if one.grad is not None})
+    expected, found = gradients
+    assert expected.keys() == found.keys()
+    assert "lm_head.weight" not in found
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+    own_pass(untied).backward()
+    both = untied.model.embed_tokens.weight.grad + untied.lm_head.weight.grad
+    torch.testing.assert_close(found["model.embed_tokens.weight"], both, atol=1e-5, rtol=1e-4)
+    assert untied.model.embed_tokens.weight.grad.abs().max() > 1e-2
+    assert untied.lm_head.weight.grad.abs().max() > 1e-2

@@ -34,12 +34,28 @@ def _iteration(number: int, step_delta: float) -> tuple[int, dict]:
 
 
 def test_a_skills_effect_is_summed_over_all_steps_with_its_kind_and_text():
-    # Do now: deltas -4 + 0.25 and 2 + 0.25, advantages 4 + 0.25 and 2 + 0.25
+    # all responses have two tokens; Do now: deltas -4 + 0.25 and 2 + 0.25, advantages 4 + 0.25 and 2 + 0.25
     # Plan: deltas 0.5 and -1 twice; only that of 0.5 was trained on
     # c won each time, of the plan's episodes b alone, whose response became less likely
     effects = skill_effects([_iteration(3, -4.0), _iteration(5, 2.0)])
-    did = {"steps": 2, "raised": 1, "raised_won": 1, "other_won": 1, "delta": -0.75, "advantage": 6.5}
-    planned = {"steps": 4, "raised": 2, "raised_won": 0, "other_won": 2, "delta": -0.25, "advantage": 1.0}
+    did = {
+        "steps": 2,
+        "raised": 1,
+        "raised_won": 1,
+        "other_won": 1,
+        "delta": -0.75,
+        "delta_per_token": -0.375,
+        "advantage": 6.5,
+    }
+    planned = {
+        "steps": 4,
+        "raised": 2,
+        "raised_won": 0,
+        "other_won": 2,
+        "delta": -0.25,
+        "delta_per_token": -0.125,
+        "advantage": 1.0,
+    }
     assert effects == [
         SkillEffect("step", DO, **did, first=3, last=5),
         SkillEffect("episode", PLAN, **planned, first=3, last=5),

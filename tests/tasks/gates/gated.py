@@ -12,6 +12,8 @@ from opid_core.schema import from_rows
 from tasks.gates import run as gates
 from tests.factories import Rows
 
+QUOTE = "As I said: the mug may well be inside of the drawer."
+"""A skill that repeats ten words of what the policy wrote in trajectory `a` of `valid_rows`."""
 LEAK = "The answer is: old PARIS!"
 """A skill that tells a text that `LIMITS` forbids."""
 

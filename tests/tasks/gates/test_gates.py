@@ -22,7 +22,7 @@ from tasks import gates as suites
 from tasks.gates import run as gates
 from tasks.gates.columns import plain
 from tests.factories import Rows, valid_rows
-from tests.tasks.gates.gated import HISTORY, LEAK, LIMITS, checked, tables, warnings
+from tests.tasks.gates.gated import HISTORY, LEAK, LIMITS, QUOTE, checked, tables, warnings
 
 
 def failures(name: str, rows: Rows, limits: dict[str, Any] | None = None) -> list[tuple[str, str]]:
@@ -198,8 +198,10 @@ WARNED: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("skills", put(1, text=valid_rows()["skills"][0]["text"]), IN_SET, "duplicate_of"),
     ("skills", put(1, text=NEARLY), IN_SET, "near_duplicate_of"),
     ("skills", put(0, text="Task: put a MUG on a desk."), BETWEEN, "copied_words"),
+    ("skills", put(0, text=QUOTE), BETWEEN, "written_words"),
     ("skills", put(0, text=LEAK), IN_SET, "leaked"),
     ("scores", put(0, skill_log_probs=[-20.75, -0.5]), BETWEEN, "max_skill_delta"),
+    ("scores", put(0, old_log_probs=[-9.0, -9.0], skill_log_probs=[-0.5, -0.5]), BETWEEN, "evidence"),
     ("metrics", put(2, value=0.8), IN_SET, "drifted"),
     ("metrics", put(2, value=0.2), IN_SET, "drifted"),
     ("metrics", put(3, value=-0.2), IN_SET, "act"),
@@ -284,6 +286,7 @@ SPECIAL: list[tuple[str, Callable[[Rows], Any], dict[str, Any], list[tuple[str, 
         {"forbidden": {"t": ["Old Paris"]}},
         [(IN_SET, "leaked")],
     ),
+    ("skills", lambda rows: rows["skills"][0].update(text=QUOTE), {}, [(IN_SET, "quotes")]),
 ]
 
 

@@ -15,6 +15,7 @@ from tasks.gates.skill_texts import (
     longest_copied_run,
     near_duplicate_of,
     searchable,
+    without,
 )
 
 ELEVEN = "one two three four five six seven eight nine ten eleven"  # 10 pairs of neighbours
@@ -78,6 +79,20 @@ def test_runs_of_copied_words():
     assert longest_copied_run("mugs and see", source) == 1
     assert longest_copied_run("", source) == 0
     assert longest_copied_run("anything", searchable([])) == 0
+
+
+def test_what_the_policy_wrote_but_for_actions_and_what_it_was_shown():
+    wrote = searchable(["I think the mug is on shelf 2, so I go to shelf 2 and look.", "Go to shelf 20!"])
+    plain = without(wrote, ["go to shelf 2", "shelf 2", "..."])
+    assert plain == searchable(["I think the mug is on", "so I", "and look", "Go to shelf 20"])
+    skill = "Do now: go to shelf 2 and look. I think the mug is on shelf 2, so I go to shelf 2."
+    assert longest_copied_run(skill, wrote) == 14
+    assert longest_copied_run(skill, plain) == 6  # I think the mug is on
+    assert longest_copied_run(skill, plain, searchable(["Hint: I think the mug is on a shelf"])) == 3  # of shelf 20
+    assert (
+        longest_copied_run(skill, plain, searchable(["think the mug is on"])) == 6
+    )  # the run as a whole was not shown
+    assert without(wrote, []) == wrote
 
 
 def test_forbidden_texts_are_whole_words():

@@ -69,6 +69,7 @@
       column("won then", "won_if_raised", share),
       column("won else", "won_if_not", share),
       column("mean delta, nats", "delta", (value) => signed(value, 2)),
+      column("a token", "delta_per_token", (value) => signed(value, 3)),
       column("share", "share", (value) => (value === null ? "–" : `${(100 * value).toFixed(1)}%`)),
       column("first used", "first", String),
       column("last used", "last", String),
