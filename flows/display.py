@@ -1,50 +1,164 @@
-"""Live progress of a campaign in the terminal; plain lines where the output is no terminal."""
+"""Live progress in the terminal; lines with the time where the output is no terminal."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
+from flows.reports.formatting import say
 from opid_core.config import CampaignConfig
 from tasks import progress
 
+LINE_EVERY_S = 30.0
+"""How often a stage that goes on has a line where the output is no terminal."""
+
+
+class CampaignClock:
+    """How long a campaign still takes, from the iterations that were committed while it was watched."""
+
+    def __init__(self, iterations: int) -> None:
+        self.iterations, self.done = iterations, 0
+        self._since_s: float | None = None
+        self._took_s: list[float] = []
+
+    def committed(self, iteration: int) -> None:
+        """An iteration was committed now (0: the start)."""
+        now_s = time.monotonic()
+        if iteration > 0 and self._since_s is not None:
+            self._took_s.append(now_s - self._since_s)
+        self._since_s, self.done = now_s, iteration
+
+    def left_s(self) -> float | None:
+        """Seconds until the last commit if the iterations to come take as long as those seen; None before any."""
+        if not self._took_s or self._since_s is None:
+            return None
+        whole_s = sum(self._took_s) / len(self._took_s) * (self.iterations - self.done)
+        return max(0.0, whole_s - (time.monotonic() - self._since_s))
+
 
 @contextmanager
-def live_progress(config: CampaignConfig, console: Console) -> Iterator[None]:
-    """Draw the campaign's and the current stage's progress while the block runs."""
-    columns = (
-        TextColumn("{task.fields[label]:<16}", style="bold", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        campaign_bar = bars.add_task("", total=config.iterations, label=config.campaign)
-        stage_bar = bars.add_task("", total=None, label="start")
-        current: tuple[int | None, str] | None = None
+def live_progress(console: Console, config: CampaignConfig | None = None, first: str = "start") -> Iterator[None]:
+    """Show the current stage while the block runs, and how far the campaign of `config` is (None: it is none).
 
-        def show(event: progress.Progress) -> None:
-            nonlocal current
-            if event.event != "progress":
-                console.print(event.note, highlight=False)
-                if event.iteration is not None and event.event in ("resumed", "committed"):
-                    bars.update(campaign_bar, completed=event.iteration)
-                return
-            key = (event.iteration, event.stage)
-            if key != current:
-                current = key
-                bars.reset(stage_bar)
-            label = event.stage if event.iteration is None else f"{event.iteration}: {event.stage}"
-            bars.update(stage_bar, label=label, completed=event.done, total=event.total or None, description=event.note)
+    `first` is what goes on until a stage reports. On a terminal two bars; elsewhere a line as a stage begins, every
+    `LINE_EVERY_S` seconds while it goes on, and whatever stays on a terminal too.
+    """
+    clock = CampaignClock(config.iterations) if config else None
+    shown = _bars if console.is_terminal else _lines
+    with shown(console, config.campaign if config else "", clock, first) as show:
 
-        stop = progress.listen(show)
+        def heard(event: progress.Progress) -> None:
+            if clock and event.iteration is not None and event.event in ("resumed", "committed"):
+                clock.committed(event.iteration)
+            show(event)
+
+        stop = progress.listen(heard)
         try:
             yield
         finally:
             stop()
+
+
+def stage_name(event: progress.Progress) -> str:
+    """`2: rollout`, or the stage alone where it is of no iteration."""
+    return event.stage if event.iteration is None else f"{event.iteration}: {event.stage}"
+
+
+def counted(event: progress.Progress) -> str:
+    """`12/64, 34% won`: how far a stage is, and its note."""
+    return ", ".join(part for part in (f"{event.done}/{event.total}" if event.total else "", event.note) if part)
+
+
+def clock_text(seconds: float) -> str:
+    """`0:06:40`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+# On a terminal ------------------------------------------------------------------------------------------------------
+
+
+class _Left(ProgressColumn):
+    """The time left: of the campaign by its clock, of a stage by its own speed."""
+
+    max_refresh = 0.5
+
+    def __init__(self, clock: CampaignClock | None) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def render(self, task: Task) -> Text:
+        seconds = self._clock.left_s() if task.fields["of_campaign"] and self._clock else task.time_remaining
+        return Text("" if seconds is None or task.total is None else f"{clock_text(seconds)} left", "cyan")
+
+
+@contextmanager
+def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: str) -> Iterator[progress.Listener]:
+    columns = (
+        TextColumn("{task.fields[label]}", style="bold", markup=False, table_column=Column(no_wrap=True, max_width=18)),
+        BarColumn(bar_width=12),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        _Left(clock),
+    )
+    with Progress(*columns, console=console, transient=True, expand=True) as bars:
+        whole = bars.add_task("", total=clock.iterations, label=campaign, of_campaign=True) if clock else None
+        stage = bars.add_task("", total=None, label=first, of_campaign=False)
+        current: str | None = None
+
+        def begin(label: str) -> None:
+            nonlocal current
+            if label != current:
+                current = label
+                bars.reset(stage, total=None, description="")
+                bars.update(stage, label=label)
+
+        def show(event: progress.Progress) -> None:
+            if whole is not None and clock:
+                done = f"{clock.done} of {clock.iterations} iterations"
+                bars.update(whole, completed=clock.done, description=done)
+            if event.event != "progress":
+                console.print(event.note, highlight=False)
+                if event.event == "committed":
+                    begin(f"{event.iteration}: after commit")
+                return
+            begin(stage_name(event))
+            bars.update(stage, completed=event.done, total=event.total or None, description=counted(event))
+
+        yield show
+
+
+# Elsewhere ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _lines(console: Console, campaign: str, clock: CampaignClock | None, first: str) -> Iterator[progress.Listener]:
+    current: str | None = None
+    began_s = printed_s = time.monotonic()
+
+    def line(text: str) -> None:
+        say(console, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {campaign}{' ' if campaign else ''}{text}")
+
+    def show(event: progress.Progress) -> None:
+        nonlocal current, began_s, printed_s
+        if event.event != "progress":
+            left_s = clock.left_s() if clock and event.event == "committed" else None
+            line(event.note + (f"; about {clock_text(left_s)} left" if left_s else ""))
+            return
+        name, now_s = stage_name(event), time.monotonic()
+        if name != current:
+            current, began_s = name, now_s
+        elif now_s - printed_s < LINE_EVERY_S:
+            return
+        printed_s = now_s
+        speed = event.done / (now_s - began_s) if now_s > began_s else 0.0
+        left = f", {clock_text((event.total - event.done) / speed)} left" if speed and event.total else ""
+        line(f"{name} {counted(event)}{left}".rstrip())
+
+    line(first)
+    yield show

@@ -40,7 +40,7 @@ def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | Non
     """Play the panel with the HF folder's policy; returns an `evaluations` table (policy_version 0)."""
     engine = RemoteEngine(config, folder, trained=False)
     try:
-        with live_progress(config, console) if console else nullcontext():
+        with live_progress(console, first="start engine") if console else nullcontext():
             tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)
             return play_panel(config, engine, tokenizer, 0, config.evaluation.tasks)
     finally:
@@ -76,7 +76,7 @@ def evaluate_endpoint(config: CampaignConfig, settings: LlmConfig, console: Cons
     rules = config.environment.model_copy(update={"episode_timeout_s": float("inf")})
     without_limit = config.model_copy(update={"environment": rules})
     engine = EndpointEngine(settings, on_note=lambda note: say(console, note))
-    with closing(engine), live_progress(config, console):
+    with closing(engine), live_progress(console, first="evaluate"):
         table = play_panel(without_limit, engine, None, 0, config.evaluation.tasks)
     say(console, _summary(engine.answered))
     return table, engine.answered

@@ -113,7 +113,10 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
     else:
         cache_mib = config.engine.kv_cache_mib
         total = memory.learner_mib * config.learner.ranks + memory.engine_weights_mib + cache_mib
-        lines.append(f"on this machine, which has no GPU: {total:.0f} MiB with a cache of {cache_mib} MiB")
+        lines.append(
+            f"on this machine, which has no GPU: {total:.0f} MiB with a cache of {cache_mib} MiB, and about 3 GiB that "
+            "Python, PyTorch, vLLM and Prefect take in their processes"
+        )
     return "\n".join(lines)
 
 

@@ -132,7 +132,7 @@ def run_study(study: Study, console: Console) -> None:
             console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
             config = config.model_copy(update={"policy": policy})
             check_and_open(config, console)
-            with live_progress(config, console):
+            with live_progress(console, config):
                 run_campaign(config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from prefect import flow
 from rich.console import Console
@@ -57,11 +58,16 @@ def when_reachable(recovery: RecoveryConfig, check: Callable[[], None], console:
             time.sleep(delay_s)
 
 
-def train_campaign(config: CampaignConfig, console: Console) -> None:
-    """Run or resume the campaign with live progress, then write its report, which is printed, and its audit pages."""
-    with live_progress(config, console):
+def train_campaign(config: CampaignConfig, console: Console, api: AbstractContextManager[None] | None = None) -> None:
+    """Run or resume the campaign with live progress, then write its report, which is printed, and its audit pages.
+
+    `api` is the Prefect API to start first; None where this runs inside of a flow.
+    """
+    with live_progress(console, config, "start Prefect" if api else "start"), api or nullcontext():
         run_campaign(config)
     endpoint_url = config.storage.endpoint_url
-    print_report(write_report(find_campaign(config.root, config.campaign, endpoint_url)), console)
-    page = write_audit(str(config.root), endpoint_url, config.campaign, ["last"], None, "html")[-1]
+    with console.status(f"{config.campaign}: writing the report and the pages"):
+        folder = write_report(find_campaign(config.root, config.campaign, endpoint_url))
+        page = write_audit(str(config.root), endpoint_url, config.campaign, ["last"], None, "html")[-1]
+    print_report(folder, console)
     console.print(f"Open {page} in a browser.", soft_wrap=True, highlight=False)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from infra.campaigns import CampaignStore, create_object, location, read_object
+from infra.campaigns import CampaignStore, create_object, list_objects, location, read_object
 from infra.tables import key_of
 from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
@@ -37,6 +37,13 @@ def failures(store: CampaignStore, iteration: int) -> list[dict[str, Any]]:
     while (record := read_record(store, _path(iteration, len(found), _FAILED))) is not None:
         found.append(record)
     return found
+
+
+def finished(store: CampaignStore, iteration: int, attempt: int) -> set[str]:
+    """Names of the stages that have a record in this attempt."""
+    folder = _path(iteration, attempt, "").rsplit("/", 1)[0]
+    listed = list_objects(store, folder, r"[a-z_]+\.json")
+    return {info.path.rsplit("/", 1)[1].removesuffix(".json") for info in listed} - {_FAILED}
 
 
 def give_up(store: CampaignStore, iteration: int, attempt: int, reason: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+from functools import cache
 from pathlib import Path
 
 from opid_core.errors import ConfigError
@@ -16,4 +18,28 @@ def local_path(text: str | Path, field: str) -> Path:
         raise ConfigError(f"{field}: {text}: the environment variable is not set")
     if path.split("/")[0].startswith("~"):
         raise ConfigError(f"{field}: {text}: no such user, or no home folder (HOME is not set)")
-    return Path(path)
+    return shipped(Path(path))
+
+
+def shipped(path: Path) -> Path:
+    """`path`, or where it begins with `configs/` and does not exist here, what was installed with OPID under that name
+    (`configs/quickstart.yaml`, `configs/policies/alfworld_tiny`), if there is such a thing."""
+    if path.parts[:1] != ("configs",) or path.exists():
+        return path
+    folder = shipped_configs()
+    installed = None if folder is None else folder.joinpath(*path.parts[1:])
+    return installed if installed is not None and installed.exists() else path
+
+
+@cache
+def shipped_configs() -> Path | None:
+    """The folder `configs` of the checkout, or of the installed distribution; None where there is neither."""
+    checkout = Path(__file__).parents[1] / "configs"
+    if (checkout / "quickstart.yaml").is_file():
+        return checkout
+    try:
+        files = importlib.metadata.files("opid") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = [file for file in files if file.parts[-3:] == ("opid", "configs", "quickstart.yaml")]
+    return Path(str(found[0].locate())).resolve().parent if found else None

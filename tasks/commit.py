@@ -88,7 +88,7 @@ def commit(campaign: str, iteration: int, attempt: int) -> Manifest:
             lease.check()
         standing, won = campaign_store.commit(it.store, manifest)
         it.show_asset("manifest", {"path": manifest_path(it.store, standing), "content": standing.content})
-    announce(iteration, "commit", "committed", _note(standing, won))
+    announce(iteration, "commit", "committed", what_changed(it.config.iterations, standing, it.parent, won))
     return standing
 
 
@@ -104,9 +104,20 @@ def history(it: Iteration) -> list[dict[str, float | None]]:
     return [{name: value for name, value in m.metrics.items() if is_watched(name)} for m in recent]
 
 
-def _note(manifest: Manifest, won: bool) -> str:
-    shown = {
-        name: value for name, value in manifest.metrics.items() if value is not None and name.endswith("success_micro")
-    }
-    numbers = "".join(f", {name.removesuffix('_micro')} {value:.1%}" for name, value in shown.items())
-    return f"{manifest.iteration}: committed{'' if won else ' by another run, adopted'}{numbers}"
+def what_changed(iterations: int, manifest: Manifest, before: Manifest | None, won: bool) -> str:
+    """One line about a commit: how many episodes were won, how many more than in the iteration before, and the KL of
+    the policy that sampled to the one that was trained."""
+    metrics, iteration = manifest.metrics, manifest.iteration
+    parts = []
+    if (share := metrics.get("rollout/success_micro")) is not None:
+        last = before.metrics.get("rollout/success_micro") if before else None
+        parts.append(f"{share:.1%} of rollouts won" + (f" ({100 * (share - last):+.1f} points)" if last else ""))
+    for name, share in sorted(metrics.items()):
+        if name.startswith("evaluation/") and name.endswith("/success_micro") and share is not None:
+            parts.append(f"evaluation {name.split('/')[1]} {share:.1%}")
+    if (kl := metrics.get("update/kl_k3")) is not None:
+        parts.append(f"KL {kl:.2g}")
+    if (seconds := metrics.get("seconds/iteration_s")) is not None:
+        parts.append(f"{seconds:.0f} s")
+    what = f"iteration {iteration} of {iterations}" if iteration else "start"
+    return f"{what} committed{'' if won else ' by another run, adopted'}: {', '.join(parts)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -55,21 +56,25 @@ def play_panel(
     tokenizer,
     version: int,
     count: int,
-    on_progress: Callable[[int, int, str], None] = lambda *progress: report(0, "evaluate", *progress),
+    on_progress: Callable[[int, int, str], None] = lambda *progress: report(None, "evaluate", *progress),
 ) -> pa.Table:
     """Play the panel of each split at each temperature, as often as the config repeats it. `on_progress(done, total,
     note)`."""
     repetitions = config.evaluation.repetitions
-    passes = []
-    for split, temperature in itertools.product(config.evaluation.splits, config.evaluation.temperatures):
+    pairs = [*itertools.product(config.evaluation.splits, config.evaluation.temperatures)]
+    total = count * repetitions * len(pairs)
+    passes, done, tokens, began_s = [], 0, 0, time.monotonic()
+    for split, temperature in pairs:
         settings = evaluation_settings(config, temperature)
         finished: list[Episode] = []
 
-        def on_episode(episode: Episode, finished=finished, title=f"{split}, temperature {temperature:g}") -> None:
+        def on_episode(episode: Episode, finished=finished, title=f"temperature {temperature:g}, {split}") -> None:
+            nonlocal done, tokens
             finished.append(episode)
+            done, tokens = done + 1, tokens + episode.tokens
             won = sum(e.outcome == "success" for e in finished)
-            note = f"{title}: {won / len(finished):.0%} won"
-            on_progress(len(finished), count * repetitions, note)
+            speed = tokens / max(time.monotonic() - began_s, 1e-9)
+            on_progress(done, total, f"{won / len(finished):.0%} won, {speed:.0f} tokens/s, {title}")
 
         for repetition in range(repetitions):
             asked = panel_requests(config, count, temperature, repetition, split)
@@ -103,9 +108,9 @@ def evaluate(campaign: str, iteration: int, attempt: int) -> None:
         if it.is_reused:
             return
         count, version = evaluation_due(it.config, iteration), it.number
-        it.progress(0, count)
         with it.timed("seconds/evaluate_s"):
             engine, tokenizer = it.workers.engine(it.next_policy), it.workers.tokenizer(it.next_policy)
+            it.progress(note=f"{count} tasks")
             evaluations = play_panel(it.config, engine, tokenizer, version, count, it.progress)
         it.metrics |= evaluation_metrics(evaluations)
         it.write("evaluations", evaluations, policy_version=version, panel_size=count)

@@ -33,10 +33,12 @@ class Progress:
     event: Event = "progress"
 
 
-_listeners: list[Callable[[Progress], None]] = []
+Listener = Callable[[Progress], None]
+
+_listeners: list[Listener] = []
 
 
-def listen(listener: Callable[[Progress], None]) -> Callable[[], None]:
+def listen(listener: Listener) -> Callable[[], None]:
     """Call `listener` with every report from now on; returns the function that stops it."""
     _listeners.append(listener)
     return lambda: _listeners.remove(listener)

@@ -114,9 +114,9 @@ def rollout(campaign: str, iteration: int, attempt: int) -> None:
         if it.is_reused:
             return
         config, asked = it.config, requests(it)
-        it.progress(0, len(asked))
         with it.timed("seconds/push_s"):
             engine = it.workers.engine(it.policy)
+        it.progress(0, len(asked))
         tokenizer = it.workers.tokenizer(it.policy)
         finished: list[Episode] = []
 

@@ -32,7 +32,7 @@ SHOWN = {
     "advantage_share/skill": "skills' share of the advantage",
     "skills/coverage": "trajectories with an episode skill",
     "skills/failed": "trajectories whose analysis failed",
-    "update/kl_k3": "KL to the policy of the start",
+    "update/kl_k3": "KL from the sampling to the trained policy (k3, nats)",
     "seconds/iteration_s": "seconds",
 }
 

@@ -17,6 +17,7 @@ from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.vllm import Completion
 from opid_core.rollout.prompting import with_template_arguments
 from opid_core.samples import Ragged, Samples
+from tasks.progress import report
 
 if TYPE_CHECKING:
     from opid_core.learning.losses import Loss
@@ -185,6 +186,7 @@ class Workers:
         if self._engine is not None and self._engine_policy == policy:
             return self._engine
         folder = folder_path(self._store, weights_only(policy))
+        is_new = self._engine is None
         if self._engine is None:
             # The engine takes its share of a GPU's memory at once, and needs it free; a learner grows later. So a
             # learner that is here already, as in a run that is resumed after its rollout, starts again beside it.
@@ -194,6 +196,7 @@ class Workers:
             self._engine_policy = None
             self._engine.load_policy(folder)
         learner = self.learner(policy)  # starts while the engine does
+        report(None, "start engine" if is_new else "check engine", note="against the learner")
         encode = self.tokenizer(policy).encode
         prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
         canary_gap(self._engine, learner.score, prompts, self._config.engine.canary_tolerance)
@@ -205,6 +208,7 @@ class Workers:
         if self._learner is not None and self._learner_policy == policy:
             return self._learner
         self._close_learner()
+        report(None, "start learner")
         folder = folder_path(self._store, policy)
         state = folder / STATE_FOLDER if state_files(policy) else None
         self._learner = RemoteLearner(self._config, folder, state, self.micro_batch_tokens)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +14,33 @@ import typer
 from flows.reports.formatting import Terminal
 from opid_core.local_paths import local_path
 
+HELP = (
+    "Train language agents with on-policy skill distillation.\n\n"
+    "Start with [bold]opid doctor[/], then [bold]opid train configs/quickstart.yaml[/]."
+)
 app = typer.Typer(
     name="opid",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Train language agents with on-policy skill distillation.\n\n"
-    "Start with [bold]opid doctor[/], then [bold]opid train configs/quickstart.yaml[/].",
 )
 console = Terminal()
 error_console = Terminal(stderr=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"opid {importlib.metadata.version('opid')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def opid(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The options of `opid` itself."""
 
 
 def _expanded(root: str) -> str:

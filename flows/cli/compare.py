@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -28,13 +29,15 @@ def compare(
     Example: [bold]opid compare configs/compare/*.yaml --seeds 3 --name signals[/]
     """
     from flows.reports.formatting import show_markdown
-    from flows.study import check, load_study, run_study, show, study_folder
 
-    study = load_study(name, configs, seeds, overrides)
-    settings.apply(study_folder(study))
-    if not report_only:
-        check(study, console)
-        show(study, console)
+    with console.status(f"{name}: checking"):  # the imports alone take seconds
+        from flows.study import check, load_study, run_study, show, study_folder
+
+        study = load_study(name, configs, seeds, overrides)
+        settings.apply(study_folder(study))
+        if not report_only:
+            check(study, console)
+            show(study, console)
     if dry_run:
         console.print("Dry run: nothing was written.")
         return
@@ -42,7 +45,9 @@ def compare(
         from flows.prefect_api import prefect_api
 
         try:
-            with prefect_api():
+            with ExitStack() as running:
+                with console.status(f"{name}: starting Prefect"):
+                    running.enter_context(prefect_api())
                 run_study(study, console)
         except KeyboardInterrupt:
             console.print("Interrupted. The same command continues where it was.")

@@ -98,9 +98,9 @@ def _accelerator() -> Check:
 
 def _memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Check("memory", total >= 7, f"{total:.0f} GiB (the quickstart needs 8)")
+    return Check("memory", total >= 5, f"{total:.0f} GiB (the quickstart takes 4)")
 
 
 def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free / 2**30
-    return Check("disk", free >= 2, f"{free:.0f} GiB free in {folder} (the quickstart needs 2)")
+    return Check("disk", free >= 1, f"{free:.0f} GiB free in {folder} (the quickstart needs less than 1)")

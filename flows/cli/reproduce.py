@@ -235,5 +235,5 @@ def _run(config: CampaignConfig, copy: CampaignStore, before: list[Manifest], de
     from flows.prefect_api import prefect_api
     from tasks.iteration import CampaignRun
 
-    with prefect_api(), live_progress(config, console), CampaignRun(config, copy, before):
+    with live_progress(console, config, "start Prefect"), prefect_api(), CampaignRun(config, copy, before):
         return run_iteration(config.campaign, len(before), 0, degrade)

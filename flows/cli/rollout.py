@@ -75,11 +75,11 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
 
     def progress(episode: Episode) -> None:
         ended.append(episode)
-        report(0, "rollout", len(ended), count)
+        report(None, "rollout", len(ended), count)
 
     engine = RemoteEngine(config, policy_folder, trained=False)
     try:
-        with live_progress(config, console):
+        with live_progress(console, first="start engine"):
             tokenizer = with_template_arguments(load_tokenizer(policy_folder), config.prompting.template_arguments)
             rules = evaluation_settings(config, temperature)
             return run_episodes(engine, tokenizer, make_environment, requests, rules, progress)

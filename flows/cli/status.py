@@ -2,70 +2,111 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.common import CampaignName, Endpoint, Root, app, console
+from flows.cli.common import Endpoint, Root, app, console
 
 if TYPE_CHECKING:
+    from flows.reports.standing import Standing
     from infra.manifest import Manifest
-    from infra.store import CampaignStore
 
 
 @app.command()
 def status(
-    campaign: CampaignName,
+    campaign: Annotated[
+        str | None, typer.Argument(metavar="[CAMPAIGN]", help="Name of the campaign; default: all of the root.")
+    ] = None,
     root: Root = "runs",
     endpoint_url: Endpoint = None,
     last: Annotated[int, typer.Option(min=1, help="How many of the newest iterations to show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """What is committed, who works on it, what stopped it: iterations, success, gates, overhead, the newest policy.
+    """What is committed, who works on it, at which stage, the time left, what stopped it; or all campaigns of a root.
 
-    Example: [bold]opid status quickstart[/]
+    Example: [bold]opid status quickstart[/], or [bold]opid status --root runs --json[/]
     """
     from flows.reports.chains import read_chain
     from flows.reports.formatting import say
-    from infra.stages import failures
-    from infra.store import location, read_config
+    from flows.reports.standing import standing_of, standings
 
+    if campaign is None:
+        found = standings(root, endpoint_url)
+        if as_json:
+            say(console, json.dumps([asdict(one) for one in found], indent=2))
+        elif found:
+            console.print(_overview(found))
+        else:
+            say(console, f"There is no campaign in {root}.")
+        return
     store, chain = read_chain(root, campaign, endpoint_url)
-    done, planned = max(0, len(chain) - 1), read_config(store)["iterations"]
-    state = "nothing committed yet" if not chain else "unfinished" if done < planned else "finished"
-    preset = f", preset {chain[0].preset}" if chain else ""
+    standing = standing_of(store, chain)
+    if as_json:
+        commits = [{"iteration": m.iteration, "created_at": m.created_at, "metrics": dict(m.metrics)} for m in chain]
+        say(console, json.dumps({**asdict(standing), "commits": commits[-last:]}, indent=2))
+        return
+    preset = f", preset {standing.preset}" if standing.preset else ""
     say(
         console,
-        f"{campaign} in {location(store)}: {done} iterations committed of {planned} first planned, {state}{preset}",
+        f"{campaign} in {standing.location}: {standing.iterations_done} iterations committed of "
+        f"{standing.iterations_planned} first planned, {'' if chain else 'nothing committed yet, '}"
+        f"{standing.state}{preset}",
     )
-    say(console, _driver(store))
+    say(console, _now(standing))
     console.print(_commits(chain[-last:]))
     for manifest in chain[-last:]:
         for reason in manifest.degraded:
             say(console, f"Iteration {manifest.iteration} is degraded: {reason}")
-    if chain:
-        say(console, f"Newest policy: {location(store, chain[-1].policy.uri)}")
-    following = len(chain)
-    for number, failure in enumerate(failures(store, following), start=1):
-        say(console, f"Iteration {following}, attempt {number} given up at {failure['at']}:", "red")
-        say(console, failure["reason"])
-    if done < planned:
+    if standing.newest_policy:
+        say(console, f"Newest policy: {standing.newest_policy}")
+    for failure in standing.failures:
+        say(console, f"Iteration {len(chain)} was given up, {failure}", "red")
+    if standing.state in ("silent", "stopped"):
         console.print("Continue with the same `opid train CONFIG` command.")
 
 
-def _driver(store: CampaignStore) -> str:
-    from infra import lease
+def _now(standing: Standing) -> str:
+    """Who works on it, at what, and for how long yet; or what stopped it."""
+    left = "" if standing.seconds_left is None else f", about {timedelta(seconds=round(standing.seconds_left))} left"
+    where = f"iteration {standing.iterations_done + 1 if standing.committed_at else 0}, {standing.stage}"
+    match standing.state:
+        case "running":
+            return f"At {where}{left}. Driver: {standing.driver}."
+        case "silent":
+            return f"At {where}. Its driver is silent: {standing.driver}; it may have been killed."
+        case "stopped":
+            how = (
+                "after a failure, see below" if standing.failures else "by Ctrl-C or before a failure could be recorded"
+            )
+            begun = standing.committed_at is not None or standing.driver is not None
+            return f"Stopped at {where} ({how}){left}." if begun else f"No driver works on it; next: {where}."
+    return "No driver works on it."
 
-    held = lease.status(store)
-    if held is None or held[0].released:
-        return "No driver works on it."
-    holder, age_s = held
-    return (
-        f"Driver: process {holder.process_id} on {holder.host} since {holder.started_at}, "
-        f"last heartbeat {age_s:.0f} s ago."
-    )
+
+def _overview(found: Sequence[Standing]) -> Table:
+    """All campaigns in 80 columns."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
+    table.add_column("campaign", overflow="fold")
+    for header in ("iterations", "state", "stage", "time left", "newest evaluation"):
+        table.add_column(header)
+    for one in found:
+        is_over = one.state == "finished" or one.seconds_left is None
+        table.add_row(
+            one.campaign,
+            f"{one.iterations_done} of {one.iterations_planned}",
+            one.state,
+            one.stage or "",
+            "" if is_over else str(timedelta(seconds=round(one.seconds_left or 0))),
+            "\n".join(f"{name} {share:.1%}" for name, share in one.success.items()),
+        )
+    return table
 
 
 def _commits(chain: Sequence[Manifest]) -> Table:

@@ -13,7 +13,9 @@ from flows.cli.common import Endpoint, Root, app, console
 
 @app.command()
 def trace(
-    skill_id: Annotated[str, typer.Argument(help="Id of the skill, such as 000003-0004-02/step3.")],
+    skill_id: Annotated[
+        str, typer.Argument(help="Id of the skill, such as 000003-0004-02/episode or 000003-0004-02/step3.")
+    ],
     root: Root = "runs",
     endpoint_url: Endpoint = None,
     campaign: Annotated[str | None, typer.Option(help="Whose skill; default: the campaign that has it.")] = None,
@@ -21,7 +23,7 @@ def trace(
 ) -> None:
     """A skill's whole life: trajectory, analysis, routing, what it did to which tokens, the update that used it.
 
-    Example: [bold]opid trace 000003-0004-02/step3 --campaign quickstart[/]
+    Example: [bold]opid trace 000003-0004-02/episode --campaign quickstart[/]
     """
     from flows.reports.formatting import say
     from flows.reports.trace import describe, trace_skill

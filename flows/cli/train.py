@@ -30,13 +30,13 @@ def train(
         plan.check(config, weights=False)
         plan.show(config, console)
         return
-    from flows.prefect_api import prefect_api
-    from flows.train import check_and_open, train_campaign
-
     try:
-        check_and_open(config, console)
-        with prefect_api():
-            train_campaign(config, console)
+        with console.status(f"{config.campaign}: checking"):  # the imports alone take seconds
+            from flows.prefect_api import prefect_api
+            from flows.train import check_and_open, train_campaign
+
+            check_and_open(config, console)
+        train_campaign(config, console, prefect_api())
     except KeyboardInterrupt:
         console.print("Interrupted. The same command continues where it was.")
         raise typer.Exit(130) from None

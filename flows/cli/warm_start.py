@@ -36,22 +36,15 @@ def warm_start(
 
 
 def write_warm_start(config: CampaignConfig, out: Path, device: str, console: Console) -> None:
-    """Train the policy with a progress bar and write it to `out`. Raises ConfigError where that exists already."""
-    from rich.progress import Progress, TaskID
-
+    """Train the policy with live progress and write it to `out`. Raises ConfigError where that exists already."""
+    from flows.display import live_progress
     from opid_core import warm_start
     from tasks.episodes import environment_maker
+    from tasks.progress import report
 
     if out.exists():
         raise ConfigError(f"--out: {out} exists already; name a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with Progress(console=console, transient=True) as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int, note: str) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done, description=f"{stage} {note}")
-
-        warm_start.warm_start(config, environment_maker(config), out, show, device)
+    with live_progress(console, first="warm start"):
+        warm_start.warm_start(config, environment_maker(config), out, lambda *stage: report(None, *stage), device)
     console.print(f"Policy written to {out}. Use it with: opid train CONFIG --set policy={out}", soft_wrap=True)

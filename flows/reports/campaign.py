@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
-from flows.reports.formatting import interval, markdown_table, score_text, show_markdown, with_interval
+from flows.reports.formatting import interval, markdown_table, say, score_text, show_markdown, with_interval
 from flows.reports.skills import effect_lines, effects_of
 from infra.manifest import Manifest
-from infra.store import CampaignStore, local_folder, location, manifests, read_config
+from infra.store import CampaignStore, local_folder, manifests, read_config
 from opid_core.config import CampaignConfig
 from opid_core.evaluation import by_split, by_temperature, panel_name, same_tasks, table_success
 from tasks.version import code_version
@@ -43,23 +44,18 @@ def summary(
 ) -> str:
     """The tables of evaluations, of the first split and of `more`, and the commands to look further."""
     panel = panel_name(read_config(store))
-    skills = effects_of(store, chain)
+    skills, means = effects_of(store, chain), mean_metrics(store, chain)
     lines = [
         f"# Campaign {store.campaign}",
         "",
+        *_results(evaluated, panel, means.get("advantage_share/skill")),
         f"Preset: {chain[-1].preset or 'unknown'}. Share of the advantage over valid tokens, the mean over iterations: "
-        f"{_advantage_shares(mean_metrics(store, chain))}.",
+        f"{_advantage_shares(means)}.",
         "",
         f"{len(chain) - 1} iterations committed. Success on the {panel} (95% Wilson interval):",
         "",
         *_evaluations_table(evaluated),
     ]
-    for first, last in first_and_last(evaluated):
-        lines += [
-            "",
-            f"Temperature {first.temperature:g}: {first.success.micro:.1%} before, {last.success.micro:.1%} after "
-            f"{last.policy_version} updates. {_verdict(first, last)}",
-        ]
     for split in dict.fromkeys(e.split for e in more):
         lines += ["", f"Success on the split {split}:", "", *_evaluations_table([e for e in more if e.split == split])]
     lines += [
@@ -71,13 +67,36 @@ def summary(
         "Look further:",
         "",
         "```",
-        f"opid status {store.campaign} --root {store.root}",
-        f"tensorboard --logdir {local_folder(store, 'tensorboard')}",
-        f"python -c \"import pandas; print(pandas.read_parquet('{_newest(store, chain, 'skills')}'))\"",
+        *_commands(store),
         "```",
         "",
     ]
     return "\n".join(lines)
+
+
+def _results(evaluated: Sequence[Evaluated], panel: str, skill_share: float | None) -> list[str]:
+    """What came out, first of all: success before and after at each temperature, and the skills' part in it."""
+    lines = [
+        f"- **{first.success.micro:.1%} -> {last.success.micro:.1%}** of the {panel} won at temperature "
+        f"{first.temperature:g} ({100 * (last.success.micro - first.success.micro):+.1f} points after "
+        f"{last.policy_version} updates). {_verdict(first, last)}"
+        for first, last in first_and_last(evaluated)
+    ]
+    if skill_share:
+        lines.append(
+            f"- Skills gave {skill_share:.1%} of the advantage. What they add to success shows beside a campaign "
+            "without them: `opid compare`."
+        )
+    return [*lines, ""] if lines else []
+
+
+def _commands(store: CampaignStore) -> list[str]:
+    where = ["--root", store.root, *(["--endpoint-url", store.endpoint_url] if store.endpoint_url else [])]
+    return [
+        shlex.join(["opid", "status", store.campaign, *where]),
+        shlex.join(["opid", "audit", store.campaign, *where]),
+        shlex.join(["tensorboard", "--logdir", str(local_folder(store, "tensorboard"))]),
+    ]
 
 
 def _evaluations_table(evaluated: Sequence[Evaluated]) -> list[str]:
@@ -132,13 +151,6 @@ def _by_task_type(evaluated: Sequence[Evaluated]) -> list[str]:
     return lines
 
 
-def _newest(store: CampaignStore, chain: Sequence[Manifest], table: str) -> str:
-    for manifest in reversed(chain):
-        if table in manifest.tables:
-            return location(store, manifest.tables[table].path)
-    return location(store)
-
-
 def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Evaluated], panel: str) -> None:
     """Success of the training rollouts by iteration, and of the `panel` by update with its intervals."""
     points = [
@@ -185,7 +197,7 @@ def save_plot(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) 
 def print_report(folder: Path, console: Console) -> None:
     """Print the summary and where it lies."""
     show_markdown(console, (folder / "summary.md").read_text(encoding="utf-8"))
-    console.print(f"Report: {folder / 'summary.md'}, plot: {folder / 'success.png'}", soft_wrap=True)
+    say(console, f"Report: {folder / 'summary.md'}\nPlot: {folder / 'success.png'}")
 
 
 def show_evaluations(table: pa.Table, console: Console) -> None:

@@ -38,8 +38,14 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def show_markdown(console: Console, text: str) -> None:
-    """Print Markdown; what a link leads to is shown, an image is left out."""
-    console.print(Markdown(re.sub(r"^!\[.*\]\(.*\)$", "", text, flags=re.MULTILINE), hyperlinks=False))
+    """Print Markdown; what a link leads to is shown, an image is left out, and no line of a code block is broken, so
+    that commands can be copied."""
+    without_images = re.sub(r"^!\[.*\]\(.*\)$", "", text, flags=re.MULTILINE)
+    for number, part in enumerate(re.split(r"^```\w*\n(.*?)^```$", without_images, flags=re.MULTILINE | re.DOTALL)):
+        if number % 2:
+            say(console, f"\n{part}")
+        elif part.strip():
+            console.print(Markdown(part, hyperlinks=False))
 
 
 def percent(share: float | None, missing: str = "") -> str:

@@ -57,7 +57,11 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     kinds = {kind: sum(e.advantage for e in effects if e.kind == kind) for kind in ("episode", "step")}
     parts = ", ".join(f"{kind} skills {percent(given / total)}" for kind, given in kinds.items() if total)
     told = f"of what they gave {parts}" if parts else "they gave nothing"
-    lines = [f"{len(effects):,} different skills in the last {NEWEST} iterations; {told}.", ""]
+    lines = [
+        f"{len(effects):,} different skills in the last {NEWEST} iterations; {told}. Of each: the steps scored under "
+        "it, how many became likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
+        "",
+    ]
     rows = [
         [
             *(effect.kind, effect.text.replace("|", "\\|").replace("\n", " "), str(effect.steps)),
@@ -66,13 +70,5 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
         ]
         for effect in effects[:SHOWN]
     ]
-    header = [
-        "kind",
-        "skill",
-        "steps",
-        "made likelier",
-        "mean delta, nats",
-        "a token",
-        "share of all skills' advantage",
-    ]
+    header = ["kind", "skill", "steps", "likelier", "delta", "a token", "share"]
     return [*lines, *markdown_table(header, rows)]

@@ -16,7 +16,7 @@ from opid_core.config.presets import merge
 from opid_core.config.strict_yaml import MAX_YAML_BYTES, parse_yaml
 from opid_core.errors import ConfigError
 from opid_core.learning import methods
-from opid_core.local_paths import local_path
+from opid_core.local_paths import local_path, shipped
 from opid_core.reading import read_text
 
 
@@ -24,9 +24,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConf
     """Read a campaign's YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
 
     A file may name another one that it `extends` (a path from its own folder): it then holds only what differs.
-    Raises ConfigError that names the file, the field and the allowed values.
+    A path that begins with `configs/` and is not here is that of a config installed with OPID. Raises ConfigError that
+    names the file, the field and the allowed values.
     """
-    return build_config(_on_top(read_config_file(Path(path)), parse_overrides(overrides)), str(path))
+    return build_config(_on_top(read_config_file(shipped(Path(path))), parse_overrides(overrides)), str(path))
 
 
 def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:

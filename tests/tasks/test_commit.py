@@ -13,7 +13,7 @@ from opid_core.config import build_config
 from opid_core.errors import DataError, LeaseLost
 from opid_core.hashing import config_hash
 from tasks import progress
-from tasks.commit import build_manifest, commit, history, metric_rows, times
+from tasks.commit import build_manifest, commit, history, metric_rows, times, what_changed
 from tasks.iteration import CampaignRun, Iteration, StageResult
 from tasks.version import code_version
 
@@ -113,10 +113,40 @@ def test_commits_chain_and_a_slower_run_adopts_the_faster(run, tmp_path, prefect
     assert set(read_table(run.store, start.tables["metrics"]).column("iteration").to_pylist()) == {0}
     assert verify(run.store) == 4
     assert notes == [
-        (0, "committed", "0: committed, evaluation/t1/success 50.0%"),
-        (1, "committed", "1: committed, rollout/success 25.0%"),
-        (1, "committed", "1: committed by another run, adopted, rollout/success 25.0%"),
+        (0, "committed", f"start committed: evaluation t1 50.0%, {seconds(start)}"),
+        (1, "committed", f"iteration 1 of 2 committed: 25.0% of rollouts won, {seconds(first)}"),
+        (
+            1,
+            "committed",
+            f"iteration 1 of 2 committed by another run, adopted: 25.0% of rollouts won, {seconds(first)}",
+        ),
     ]
+
+
+def seconds(manifest: Manifest) -> str:
+    return f"{manifest.metrics['seconds/iteration_s']:.0f} s"
+
+
+def test_a_line_about_a_commit_says_what_changed(run, tmp_path):
+    def manifest(**metrics: float | None) -> Manifest:
+        it = finished(run, tmp_path)
+        return build_manifest(it, created_at=datetime(2026, 1, 2, tzinfo=UTC), prefect_run_id=None).model_copy(
+            update={"iteration": 3, "metrics": metrics}
+        )
+
+    before = manifest(**{"rollout/success_micro": 0.25})
+    after = manifest(
+        **{
+            "rollout/success_micro": 0.375,
+            "evaluation/t1/success_micro": 0.52,
+            "evaluation/t1/success_low": 0.46,
+            "update/kl_k3": 0.00213,
+            "seconds/iteration_s": 61.4,
+        }
+    )
+    assert what_changed(4, after, before, won=True) == (
+        "iteration 3 of 4 committed: 37.5% of rollouts won (+12.5 points), evaluation t1 52.0%, KL 0.0021, 61 s"
+    )
 
 
 @pytest.mark.integration

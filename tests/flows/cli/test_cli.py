@@ -117,7 +117,7 @@ def test_bad_files(monkeypatch, capsys, tmp_path):
 
 
 def test_a_usage_error_has_the_same_code(monkeypatch, capsys):
-    for arguments in (["train"], ["trian"], ["train", "--nonsense", "c.yaml"], ["status"]):
+    for arguments in (["train"], ["trian"], ["train", "--nonsense", "c.yaml"], ["trace"]):
         assert opid(monkeypatch, *arguments) == 2
         assert capsys.readouterr().err.startswith("Usage: ")
 
@@ -208,7 +208,8 @@ def test_status_before_the_first_commit(monkeypatch, capsys, tmp_path):
     assert opid(monkeypatch, "status", "small", "--root", tmp_path) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "0 iterations committed" in printed
-    assert "nothing committed yet" in printed
+    assert "nothing committed yet, stopped" in printed
+    assert "No driver works on it; next: iteration 0, initial_policy." in printed
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, config_path):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+
+from flows.reports.standing import standing_of
+from infra import lease, stages
 from infra.manifest import ExpectationResult, GateResult, Manifest, new_manifest
-from infra.store import commit, open_campaign
+from infra.store import CampaignStore, commit, manifests, open_campaign
 from tests.factories import CONFIG, make_manifest
 
 
@@ -32,3 +37,61 @@ def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(
     assert max(map(len, lines[1 : at + 2])) <= 80
     assert "Iteration 1 is degraded: skills: 14 of 20 [failed]" in lines
     assert max(map(len, lines[1 : at + 2])) <= 80
+
+
+def a_campaign(root, folder, name: str, commits: int) -> CampaignStore:
+    """A campaign of 3 iterations with so many commits, the start's included."""
+    store = open_campaign(root, name, {**CONFIG, "campaign": name, "iterations": 3})
+    chain: list[Manifest | None] = [None]
+    for _ in range(commits):
+        chain.append(make_manifest(store, folder / name, chain[-1]))
+        commit(store, chain[-1])
+    return store
+
+
+def test_all_campaigns_of_a_root_and_of_its_studies_are_listed(tmp_path, opid):
+    root = tmp_path / "runs"
+    a_campaign(root, tmp_path, "new", 0)
+    a_campaign(root, tmp_path, "over", 4)
+    a_campaign(root / "study", tmp_path, "method", 2)
+    rows = [line.split()[:6] for line in opid("status", "--root", root).splitlines()[1:]]
+    assert rows == [
+        ["new", "0", "of", "3", "stopped", "initial_policy"],
+        ["over", "3", "of", "3", "finished"],
+        ["study/method", "1", "of", "3", "stopped", "rollout"],
+    ]
+    told = json.loads(opid("status", "--root", root, "--json"))
+    assert [(one["campaign"], one["state"], one["stage"]) for one in told] == [
+        ("new", "stopped", "initial_policy"),
+        ("over", "finished", None),
+        ("study/method", "stopped", "rollout"),
+    ]
+
+
+def test_who_works_on_a_campaign_at_which_stage_and_what_stopped_it(tmp_path, opid):
+    root = tmp_path / "runs"
+    store = a_campaign(root, tmp_path, "mine", 2)
+
+    def told() -> dict:
+        return json.loads(opid("status", "mine", "--root", root, "--json"))
+
+    stages.give_up(store, 2, 0, "EngineDied: the engine is gone")
+    stages.record(store, 2, 1, "rollout", {}, {})
+    stages.record(store, 2, 1, "extract_skills", {}, {})
+    with lease.held(store, 30):
+        running = told()
+        assert "At iteration 2, route" in opid("status", "mine", "--root", root)
+    assert (running["state"], running["stage"]) == ("running", "route")
+    assert running["driver"].startswith(f"process {os.getpid()} on ")
+    assert [failure.split(": ", 1)[1] for failure in running["failures"]] == ["EngineDied: the engine is gone"]
+    assert [one["iteration"] for one in running["commits"]] == [0, 1]
+    assert told()["state"] == "stopped"
+    assert "Stopped at iteration 2, route (after a failure, see below)" in opid("status", "mine", "--root", root)
+
+
+def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
+    store = a_campaign(tmp_path / "runs", tmp_path, "mine", 2)
+    chain = manifests(store)
+    assert standing_of(store, chain).seconds_left is None
+    timed = [m.model_copy(update={"metrics": {"seconds/iteration_s": 50.0}}) for m in chain]
+    assert standing_of(store, timed).seconds_left == 100.0

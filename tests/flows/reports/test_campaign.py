@@ -130,8 +130,8 @@ def test_before_and_after_are_compared_task_by_task(tmp_path):
     commit_rows(store, tmp_path, start, {"evaluations": won, "metrics": []}, tokenizer=False)
     text = (write_report(store) / "summary.md").read_text()
     assert (
-        "Temperature 0.4: 60.0% before, 100.0% after 1 updates. Of the same tasks 2 were won more often after, 0 "
-        "before (exact sign test: p = 0.5).\n" in text
+        "\n- **60.0% -> 100.0%** of the held-out panel won at temperature 0.4 (+40.0 points after 1 updates). Of the "
+        "same tasks 2 were won more often after, 0 before (exact sign test: p = 0.5).\n" in text
     )
 
 

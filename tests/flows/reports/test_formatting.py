@@ -49,12 +49,19 @@ def test_a_text_is_shown_as_it_is_and_its_control_characters_as_escapes():
     assert "http://example.org" in printed
 
 
+def test_a_code_block_of_a_page_is_printed_with_unbroken_lines():
+    output = io.StringIO()
+    command = f"opid audit quickstart --root /{'folder/' * 30}"
+    show_markdown(Terminal(file=output, width=40), f"# Title\n\nText\n\n```\n{command}\n```\n")
+    assert command in output.getvalue().splitlines()
+
+
 def test_progress_shows_names_as_they_are():
     output = io.StringIO()
     config = build_config({"campaign": "x", "environment": {"name": "alfworld"}}).model_copy(
         update={"campaign": "[red]mine[/]"}
     )
-    with live_progress(config, Terminal(file=output, width=200, force_terminal=True, color_system=None)):
+    with live_progress(Terminal(file=output, width=200, force_terminal=True, color_system=None), config):
         progress.report(1, "rollout", 1, 2, "[b]note[/]\x9b31m")
     assert "[red]mine[/]" in output.getvalue()
     assert "[b]note[/]\\x9" in output.getvalue()

@@ -1,0 +1,110 @@
+"""Where a campaign stands: how far it is, who works on it, what stopped it, how long it still takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from infra import lease, stages
+from infra.manifest import Manifest
+from infra.store import CampaignStore, find_campaign, list_campaigns, location, manifests, read_config
+
+NEWEST = 10
+"""Iterations whose durations the time left is taken from."""
+State = Literal["running", "silent", "stopped", "finished"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A campaign as its store tells."""
+
+    campaign: str
+    location: str
+    preset: str | None
+    state: State
+    """`running`: a driver renews its lease. `silent`: a driver has the lease and does not renew it, as after a `kill
+    -9`. `stopped`: unfinished, and no driver works on it, as after Ctrl-C."""
+    iterations_done: int
+    iterations_planned: int
+    """What the campaign was created with; a later run may plan more."""
+    stage: str | None
+    """That comes next, or is worked on; None where all is committed."""
+    driver: str | None
+    """Who has the lease."""
+    seconds_left: float | None
+    """Until the last commit, if the iterations to come take as long as the newest; None before the first."""
+    success: dict[str, float]
+    """The newest evaluation: temperature (`t1`), or split and temperature, -> share of tasks won."""
+    failures: tuple[str, ...]
+    """Why attempts at the iteration that comes next were given up, with their times (UTC)."""
+    newest_policy: str | None
+    committed_at: str | None
+    """ISO 8601, UTC, as all times are."""
+
+
+def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
+    """The standing of the campaign with these manifests. Raises DataError for a damaged lease or record of a stage."""
+    config = read_config(store)
+    planned, done = int(config["iterations"]), max(0, len(chain) - 1)
+    is_finished = bool(chain) and done >= planned
+    held = lease.status(store)
+    holder, silent_s = held if held and not held[0].released else (None, 0.0)
+    ttl_s = config.get("recovery", {}).get("lease_ttl_s", 30.0)
+    state: State = "finished" if is_finished else "stopped"
+    if holder:
+        state = "running" if silent_s <= ttl_s else "finished" if is_finished else "silent"
+    driver = holder and f"process {holder.process_id} on {holder.host} since {holder.started_at}"
+    following, given_up = len(chain), stages.failures(store, len(chain))
+    evaluated = next(filter(None, map(_success, reversed(chain))), {})
+    return Standing(
+        campaign=store.campaign,
+        location=location(store),
+        preset=chain[0].preset if chain else None,
+        state=state,
+        iterations_done=done,
+        iterations_planned=planned,
+        stage=None if is_finished else _stage(stages.finished(store, following, len(given_up)), following),
+        driver=driver and f"{driver}, last heartbeat {silent_s:.0f} s ago",
+        seconds_left=_seconds_left(chain, planned, state == "running"),
+        success=evaluated,
+        failures=tuple(f"attempt {n} at {one['at']}: {one['reason']}" for n, one in enumerate(given_up, start=1)),
+        newest_policy=location(store, chain[-1].policy.uri) if chain else None,
+        committed_at=chain[-1].created_at if chain else None,
+    )
+
+
+def standings(root: str, endpoint_url: str | None) -> list[Standing]:
+    """The standings of all campaigns under `root`, by name, then of those of its studies (local ones)."""
+    roots = {"": root} if "://" in root else {"": root} | {f"{p.name}/": str(p) for p in sorted(Path(root).glob("*/"))}
+    found = []
+    for prefix, folder in roots.items():
+        for name in list_campaigns(folder, endpoint_url):
+            store = find_campaign(folder, name, endpoint_url)
+            found.append(replace(standing_of(store, manifests(store)), campaign=f"{prefix}{name}"))
+    return found
+
+
+def _success(manifest: Manifest) -> dict[str, float]:
+    ending = "/success_micro"
+    return {
+        name.split("/")[1]: value
+        for name, value in sorted(manifest.metrics.items())
+        if name.startswith("evaluation/") and name.endswith(ending) and value is not None
+    }
+
+
+def _stage(finished: set[str], iteration: int) -> str:
+    order = ("initial_policy",) if iteration == 0 else ("rollout", "extract_skills", "route", "rescore", "update")
+    waiting = [stage for stage in order if stage not in finished]
+    return waiting[0] if waiting else "commit" if "evaluate" in finished else "evaluate or commit"
+
+
+def _seconds_left(chain: list[Manifest], planned: int, is_running: bool) -> float | None:
+    took = [s for m in chain[1:][-NEWEST:] if (s := m.metrics.get("seconds/iteration_s")) is not None]
+    if not took:
+        return None
+    whole_s = sum(took) / len(took) * max(0, planned + 1 - len(chain))
+    since_s = (datetime.now(UTC) - datetime.fromisoformat(chain[-1].created_at)).total_seconds() if is_running else 0.0
+    return max(0.0, whole_s - since_s)
