@@ -78,7 +78,7 @@ def test_init_writes_commented_configs_with_their_schema_and_overwrites_nothing(
     assert load_config(folder / "first.yaml").campaign == "first"
     (folder / "first.yaml").write_text("mine")
     (folder / "my_model.yaml").unlink()
-    with pytest.raises(ConfigError, match="first.yaml exists already"):
+    with pytest.raises(ConfigError, match=r"first\.yaml exists already"):
         opid("init", folder)
     assert (folder / "first.yaml").read_text() == "mine"
     assert not (folder / "my_model.yaml").exists()

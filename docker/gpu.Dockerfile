@@ -1,0 +1,15 @@
+# The extra `gpu` (vLLM's CUDA build with its PyTorch): docker build -f docker/gpu.Dockerfile -t opid:gpu .
+# DeepSpeed compiles its fused optimizer at the first start, so this needs the CUDA compiler, not only its libraries.
+FROM nvidia/cuda:12.9.1-devel-ubuntu24.04
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends build-essential python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /opid
+COPY . .
+RUN python3 -m venv /opt/opid && /opt/opid/bin/python -m pip install --no-cache-dir '.[gpu]'
+ENV PATH=/opt/opid/bin:$PATH
+WORKDIR /work
+RUN useradd --create-home opid && chown opid /work
+USER opid
+ENTRYPOINT ["opid"]
+CMD ["--help"]
