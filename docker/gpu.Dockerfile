@@ -1,6 +1,7 @@
 # The extra `gpu` (vLLM's CUDA build with its PyTorch): docker build -f docker/gpu.Dockerfile -t opid:gpu .
 # DeepSpeed compiles its fused optimizer at the first start, so this needs the CUDA compiler, not only its libraries.
 FROM nvidia/cuda:12.9.1-devel-ubuntu24.04
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
@@ -9,7 +10,7 @@ COPY . .
 RUN python3 -m venv /opt/opid && /opt/opid/bin/python -m pip install --no-cache-dir '.[gpu]'
 ENV PATH=/opt/opid/bin:$PATH
 WORKDIR /work
-RUN useradd --create-home opid && chown opid /work
-USER opid
+RUN useradd --create-home --uid 10001 opid && chown opid /work
+USER 10001
 ENTRYPOINT ["opid"]
 CMD ["--help"]

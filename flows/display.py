@@ -101,7 +101,12 @@ class _Left(ProgressColumn):
 @contextmanager
 def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: str) -> Iterator[progress.Listener]:
     columns = (
-        TextColumn("{task.fields[label]}", style="bold", markup=False, table_column=Column(no_wrap=True, max_width=18)),
+        TextColumn(
+            "{task.fields[label]}",
+            style="bold",
+            markup=False,
+            table_column=Column(no_wrap=True, min_width=18, max_width=18),
+        ),
         BarColumn(bar_width=12),
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
         _Left(clock),
@@ -111,12 +116,12 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
         stage = bars.add_task("", total=None, label=first, of_campaign=False)
         current: str | None = None
 
-        def begin(label: str) -> None:
+        def at(label: str, completed: int = 0, total: int | None = None, description: str = "") -> None:
             nonlocal current
-            if label != current:
-                current = label
-                bars.reset(stage, total=None, description="")
-                bars.update(stage, label=label)
+            is_new, current = label != current, label
+            if is_new:
+                bars.reset(stage)
+            bars.update(stage, label=label, completed=completed, total=total, description=description, refresh=is_new)
 
         def show(event: progress.Progress) -> None:
             if whole is not None and clock:
@@ -125,10 +130,9 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
             if event.event != "progress":
                 console.print(event.note, highlight=False)
                 if event.event == "committed":
-                    begin(f"{event.iteration}: after commit")
+                    at(f"{event.iteration}: after commit")
                 return
-            begin(stage_name(event))
-            bars.update(stage, completed=event.done, total=event.total or None, description=counted(event))
+            at(stage_name(event), event.done, event.total or None, counted(event))
 
         yield show
 

@@ -11,6 +11,11 @@ from opid_core.errors import ConfigError
 
 
 def local_path(text: str | Path, field: str) -> Path:
+    """The path that `text` names: `expanded_path`, and what was installed with OPID (`shipped`)."""
+    return shipped(expanded_path(text, field))
+
+
+def expanded_path(text: str | Path, field: str) -> Path:
     """The path that `text` names, `~` and environment variables expanded. Raises ConfigError, which begins with the
     config's `field`, for a variable that is not set and a home folder that is not known."""
     path = os.path.expandvars(os.path.expanduser(text))
@@ -18,17 +23,18 @@ def local_path(text: str | Path, field: str) -> Path:
         raise ConfigError(f"{field}: {text}: the environment variable is not set")
     if path.split("/")[0].startswith("~"):
         raise ConfigError(f"{field}: {text}: no such user, or no home folder (HOME is not set)")
-    return shipped(Path(path))
+    return Path(path)
 
 
-def shipped(path: Path) -> Path:
-    """`path`, or where it begins with `configs/` and does not exist here, what was installed with OPID under that name
-    (`configs/quickstart.yaml`, `configs/policies/alfworld_tiny`), if there is such a thing."""
-    if path.parts[:1] != ("configs",) or path.exists():
-        return path
-    folder = shipped_configs()
-    installed = None if folder is None else folder.joinpath(*path.parts[1:])
-    return installed if installed is not None and installed.exists() else path
+def shipped(path: Path, folder: Path = Path()) -> Path:
+    """`folder / path`, or where `path` begins with `configs/` and does not exist there, what was installed with OPID
+    under that name (`configs/quickstart.yaml`, `configs/policies/alfworld_tiny`), if there is such a thing."""
+    here = folder / path
+    if path.parts[:1] != ("configs",) or here.exists():
+        return here
+    configs = shipped_configs()
+    installed = None if configs is None else configs.joinpath(*path.parts[1:])
+    return installed if installed is not None and installed.exists() else here
 
 
 @cache

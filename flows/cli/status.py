@@ -78,15 +78,13 @@ def _now(standing: Standing) -> str:
     where = f"iteration {standing.iterations_done + 1 if standing.committed_at else 0}, {standing.stage}"
     match standing.state:
         case "running":
-            return f"At {where}{left}. Driver: {standing.driver}."
+            return f"At {where}{left}.\nDriver: {standing.driver}."
         case "silent":
-            return f"At {where}. Its driver is silent: {standing.driver}; it may have been killed."
+            return f"At {where}. Its driver is silent and may have been killed:\n{standing.driver}."
         case "stopped":
-            how = (
-                "after a failure, see below" if standing.failures else "by Ctrl-C or before a failure could be recorded"
-            )
+            how = "after a failure, see below" if standing.failures else "by Ctrl-C, or with no failure recorded"
             begun = standing.committed_at is not None or standing.driver is not None
-            return f"Stopped at {where} ({how}){left}." if begun else f"No driver works on it; next: {where}."
+            return f"Stopped at {where}{left}\n({how})." if begun else f"No driver works on it; next: {where}."
     return "No driver works on it."
 
 

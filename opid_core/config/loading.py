@@ -16,7 +16,7 @@ from opid_core.config.presets import merge
 from opid_core.config.strict_yaml import MAX_YAML_BYTES, parse_yaml
 from opid_core.errors import ConfigError
 from opid_core.learning import methods
-from opid_core.local_paths import local_path, shipped
+from opid_core.local_paths import expanded_path, shipped
 from opid_core.reading import read_text
 
 
@@ -54,7 +54,7 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
         return data
     if not isinstance(base, str):
         raise ConfigError(f"{path}: extends: expected the path of a config file, got {base!r}")
-    below = path.parent / local_path(base, f"{path}: extends")
+    below = shipped(expanded_path(base, f"{path}: extends"), path.parent)
     return _on_top(read_config_file(below, (*extending, path.resolve())), data)
 
 

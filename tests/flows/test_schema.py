@@ -13,6 +13,7 @@ import yaml
 from flows.schema import schema, text
 from opid_core.config import load_config
 from opid_core.errors import ConfigError
+from opid_core.hub import policy_folder
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
@@ -87,9 +88,10 @@ def test_init_writes_commented_configs_with_their_schema_and_overwrites_nothing(
 def test_what_is_installed_with_opid_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config("configs/compare/grpo.yaml")
-    assert config.policy_folder == CONFIGS / "policies" / "alfworld_tiny"
+    assert config.policy
+    assert policy_folder(config.policy) == CONFIGS / "policies" / "alfworld_tiny"
     own = tmp_path / "configs" / "policies" / "alfworld_tiny"
     own.mkdir(parents=True)
-    assert config.policy_folder == Path("configs/policies/alfworld_tiny")  # what lies here is nearer
+    assert policy_folder(config.policy) == Path("configs/policies/alfworld_tiny")  # what lies here is nearer
     with pytest.raises(ConfigError, match=r"configs/absent\.yaml: cannot read the config"):
         load_config("configs/absent.yaml")

@@ -13,6 +13,7 @@ from infra.store import local_folder, location, read_table, verify
 from opid_core.config import LearnerConfig
 from opid_core.policy_check import check_policy_folder
 from opid_core.samples import Samples
+from tests.test_snippets import unexplained
 
 pytestmark = pytest.mark.integration
 
@@ -49,6 +50,7 @@ def test_every_step_is_routed_and_scored_and_every_token_counted(campaign, itera
         assert [(row["trajectory_id"], row["step"]) for row in campaign.rows(table, iteration)] == key
     metrics = {row["name"]: row["value"] for row in campaign.rows("metrics", iteration)}
     lengths = [len(row["response_ids"]) for row in steps]
+    assert unexplained(set(metrics)) == set()
     assert metrics["tokens/rollout"] == sum(lengths) == sum(row["tokens"] for row in trajectories)
     assert max(lengths) <= 24
     assert {row["policy_version"] for row in steps} == {iteration - 1}

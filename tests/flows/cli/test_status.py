@@ -86,7 +86,7 @@ def test_who_works_on_a_campaign_at_which_stage_and_what_stopped_it(tmp_path, op
     assert [failure.split(": ", 1)[1] for failure in running["failures"]] == ["EngineDied: the engine is gone"]
     assert [one["iteration"] for one in running["commits"]] == [0, 1]
     assert told()["state"] == "stopped"
-    assert "Stopped at iteration 2, route (after a failure, see below)" in opid("status", "mine", "--root", root)
+    assert "Stopped at iteration 2, route\n(after a failure, see below)." in opid("status", "mine", "--root", root)
 
 
 def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
