@@ -6,7 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint install docs clean
+.PHONY: quickstart test lint install docs docs-site clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/opid compare configs/quickstart.yaml --seeds 1 --name quickstart_study
@@ -25,6 +25,12 @@ docs: $(INSTALLED)
 	$(BIN)/python -m flows.schema > configs/opid.schema.json.new
 	mv configs/opid.schema.json.new configs/opid.schema.json
 
+# The site in build/site, with every link checked; its packages are apart from the locked ones.
+docs-site:
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.6,<10'
+	$(VENV)-docs/bin/mkdocs build --strict
+
 install: $(INSTALLED)
 
 $(INSTALLED): requirements/cpu.lock pyproject.toml
@@ -36,4 +42,4 @@ $(INSTALLED): requirements/cpu.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VENV)-docs build .pytest_cache .ruff_cache .hypothesis *.egg-info

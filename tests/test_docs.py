@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = ("flows", "tasks", "opid_core", "envs", "infra", "tests", "benchmarks", "configs", "docs")
@@ -35,6 +36,18 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
         if not target.exists() or (anchor and anchor not in headings(target)):
             broken.append(link)
     assert not broken
+
+
+def test_the_site_has_every_page_once():
+    def pages(entry: object) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
+
+    nav = pages(yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(nav) == sorted(
+        str(path.relative_to(REPOSITORY / "docs")) for path in (REPOSITORY / "docs").rglob("*.md")
+    )
 
 
 def test_pages_that_code_and_configs_name_exist():

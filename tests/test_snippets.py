@@ -18,7 +18,7 @@ from tests.test_docs import REPOSITORY
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs" / "tutorials").glob("*.md"))]
 GPU = 'title="needs a GPU"'
 """In the fence of a block that was never run here."""
-FENCE = re.compile(r"^```(\w*)(?: (.*))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)(?: ([^\n]*))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COMMANDS = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
 METRIC_PREFIXES = (
     *("rollout", "skills", "routes", "analyses", "cost", "tokens", "signal", "rescore"),
