@@ -112,7 +112,7 @@ def test_the_report_is_written(campaign):
     folder = local_folder(campaign.store, "report")
     assert "2 iterations committed" in (folder / "summary.md").read_text(encoding="utf-8")
     assert (folder / "success.png").read_bytes().startswith(b"\x89PNG")
-    for note in ("0: committed", "1: committed", "2: committed", "Report: "):
+    for note in ("start committed", "iteration 1 of 2 committed", "iteration 2 of 2 committed", "Report: "):
         assert note in campaign.printed
     assert "Traceback" not in campaign.printed
 
