@@ -42,10 +42,10 @@ def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(
 def a_campaign(root, folder, name: str, commits: int) -> CampaignStore:
     """A campaign of 3 iterations with so many commits, the start's included."""
     store = open_campaign(root, name, {**CONFIG, "campaign": name, "iterations": 3})
-    chain: list[Manifest | None] = [None]
+    newest = None
     for _ in range(commits):
-        chain.append(make_manifest(store, folder / name, chain[-1]))
-        commit(store, chain[-1])
+        newest = make_manifest(store, folder / name, newest)
+        commit(store, newest)
     return store
 
 
