@@ -29,7 +29,7 @@ _INTRODUCTION = f"""\
 # Configuration
 
 One YAML file describes a campaign; `configs/quickstart.yaml` is an example. This page is made from the config models
-by `make docs`.
+by `make docs`; `opid init DIR` writes commented ones to begin with.
 
 * A key left out has its default; only `campaign` must be given. An unknown key or value is refused, with the nearest
   valid name.
@@ -37,7 +37,9 @@ by `make docs`.
 * `--set KEY=VALUE` of the commands overrides the file: `--set learner.learning_rate=1e-5 --set campaign=second`.
   Another `environment.name` drops the options below it, another `method.name` the keys that it does not read.
 * A key stands once. Numbers are finite, and of base 10: YAML would take `010` for 8 and `1:30` for 90, so both are
-  refused. `~` and `$NAME` may stand in folders and files.
+  refused. `~` and `$NAME` may stand in folders and files; one that begins with `configs/` and is not here is that which
+  was installed with OPID.
+* An editor with a YAML language server completes and checks keys by `configs/opid.schema.json` (`opid schema` prints it).
 * `opid train CONFIG --dry-run` prints every value that a run would have.
 * A campaign is continued with the config that it was created with. Only {", ".join(f"`{key}`" for key in MAY_DIFFER)}
   may differ; any other change is refused with the difference, and needs another campaign name.
