@@ -39,7 +39,7 @@ by `make docs`; `opid init DIR` writes commented ones to begin with.
 * A key stands once. Numbers are finite, and of base 10: YAML would take `010` for 8 and `1:30` for 90, so both are
   refused. `~` and `$NAME` may stand in folders and files; one that begins with `configs/` and is not here is that which
   was installed with OPID.
-* An editor with a YAML language server completes and checks keys by `configs/opid.schema.json` (`opid schema` prints it).
+* Editors with a YAML language server complete and check keys by `configs/opid.schema.json` (`opid schema` prints it).
 * `opid train CONFIG --dry-run` prints every value that a run would have.
 * A campaign is continued with the config that it was created with. Only {", ".join(f"`{key}`" for key in MAY_DIFFER)}
   may differ; any other change is refused with the difference, and needs another campaign name.

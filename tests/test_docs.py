@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def test_links_lead_to_pages_and_headings_that_exist(page):
 
 
 def test_the_site_has_every_page_once():
-    def pages(entry: object) -> list[str]:
+    def pages(entry: Any) -> list[str]:
         if isinstance(entry, str):
             return [entry]
         return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in pages(part)]
