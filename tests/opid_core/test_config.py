@@ -7,6 +7,7 @@ import pytest
 from opid_core.config import CampaignConfig, LearnerConfig, build_config, load_config
 from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER, config_hash, training_hash
+from opid_core.hub import policy_folder
 from opid_core.learning.methods import Gigpo, Grpo, Opid
 
 
@@ -210,7 +211,7 @@ def test_folders_are_written_as_in_a_shell(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     config = build_config({"campaign": "c", "root": "~/runs", "policy": "$HOME/models/tiny"})
     assert config.root == "/home/someone/runs"
-    assert config.policy_folder == Path("/home/someone/models/tiny")
+    assert policy_folder("$HOME/models/tiny") == Path("/home/someone/models/tiny")
     assert config.policy == "$HOME/models/tiny"  # another machine may continue the campaign
     for root in ("$NO_SUCH_VARIABLE/runs", "~no-such-user/runs"):
         with pytest.raises(ConfigError, match=r"root: .* (not set|no such user)"):
