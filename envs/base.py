@@ -279,8 +279,11 @@ def clumsy_actions_of(expert: Expert, admissible_actions: Sequence[str]) -> Sequ
 class HasExpert(Protocol):
     """An environment that can show how it is played; a warm start needs one."""
 
-    fixed_phrases: Sequence[str]
-    """The wording that its prompts share: a tiny tokenizer makes one token of each."""
+    @property
+    def fixed_phrases(self) -> Sequence[str]:
+        """The wording that its prompts share, and the names and ids that actions take over from them: a tiny tokenizer
+        makes one token of each, wherever it stands, so that copying one is copying one token."""
+        ...
 
     def expert(self, observation: str) -> Expert:
         """A new expert for the episode that `reset` just started with `observation`."""

@@ -35,6 +35,7 @@ from opid_core.skills.analyzers.hindsight import (
     workflow_skill,
     workflow_steps,
 )
+from opid_core.skills.analyzers.told import worded
 
 EPISODE_WEIGHTS = (3, 1, 1)
 """Of the prompts with an episode skill: the own workflow, another task's, a rule of what to avoid."""
@@ -224,7 +225,9 @@ def _with_skills(
         parts, clumsy, expert = moment.parts, moment.clumsy, moment.expert
         shown.append(ExpertStep(parts, write(clumsy)))
         if rng.random() < settings.skill_share:
-            named = [expert] if not moment.strays else [expert, replace(expert, action=rng.choice(moment.strays))]
+            # "answer" does not say which: told so, only the expert's is right.
+            strays = [stray for stray in moment.strays if worded(stray, words) != words.answer_tag]
+            named = [expert, replace(expert, action=rng.choice(strays))] if strays else [expert]
             for decision in named:
                 with_skill = inject(parts, "step", step_skill(decision.action, words))
                 shown.append(ExpertStep(with_skill, write(decision)))

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from envs.base import ActionWords, StepResult, Task, register
 from envs.search_qa.data import Question, existing_file
 from envs.search_qa.engines import Passage
-from envs.search_qa.generator import GeneratorOptions
+from envs.search_qa.generator import GeneratorOptions, make_world
 from envs.search_qa.retrieval import RetrievalOptions, SearchClient, open_engine
 from envs.search_qa.tasks import generated_splits, generated_tasks, stored_splits, stored_tasks
 from envs.search_qa.text import (
@@ -27,7 +27,7 @@ from envs.search_qa.text import (
     query_of,
     response_text,
 )
-from envs.search_qa.world import SearchQaExpert
+from envs.search_qa.world import SearchQaExpert, wording
 from opid_core.sections import Section
 
 __all__ = [
@@ -76,7 +76,6 @@ class SearchQaEnvironment:
     parse_action = staticmethod(parse_action)
     prompt_parts = staticmethod(prompt_parts)
     response_text = staticmethod(response_text)
-    fixed_phrases = FIXED_PHRASES
     action_words = ActionWords(failed_observations=(NOTHING_DONE,), tags=("search", "answer"), answer_tag="answer")
     admissible_actions: Sequence[str] = ()
 
@@ -87,6 +86,15 @@ class SearchQaEnvironment:
             path: str = getattr(options, field)
             if path != "generated":
                 existing_file(path, f"environment.options.{field}")
+
+    @property
+    def fixed_phrases(self) -> Sequence[str]:
+        """The wording of all prompts, and in the generated world that of its passages and the words of its names."""
+        if self.options.questions != "generated":
+            return FIXED_PHRASES
+        made = make_world(self.options.generator)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
+        words = {word for name in made.names for word in name.split() if word != "of"}
+        return (*FIXED_PHRASES, *wording(), *sorted(words))
 
     def splits(self) -> Sequence[str]:
         """The splits of the questions (the manifest's, if there is one)."""

@@ -41,10 +41,12 @@ class GeneratorOptions(Section):
 
 @dataclass(frozen=True)
 class GeneratedWorld:
-    """`passages` are (id, contents) pairs, `questions` one list a split; `digest` is the hash of the passages."""
+    """`passages` are (id, contents) pairs, `questions` one list a split, `names` those of all entities; `digest` is the
+    hash of the passages."""
 
     passages: Sequence[tuple[str, str]] = field(repr=False)
     questions: dict[str, list[Question]] = field(repr=False)
+    names: Sequence[str] = field(repr=False)
     digest: str
 
 
@@ -65,7 +67,7 @@ def make_world(options: GeneratorOptions) -> GeneratedWorld:
     passages = [(str(number), texts[name]) for number, name in enumerate(order)]
     digest = hashlib.sha256("\n".join(json.dumps(passage) for passage in passages).encode()).hexdigest()
     questions = {split: _questions(split, members[split], texts, options) for split in SPLITS}
-    return GeneratedWorld(passages, questions, digest)
+    return GeneratedWorld(passages, questions, list(texts), digest)
 
 
 def _questions(

@@ -3,6 +3,7 @@ that answers."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ GOODS = (
     "pear brandy", "plum jam", "reed flutes", "salt bricks", "silk ribbons", "silver combs", "smoked trout",
     "walnut oil", "wool rugs",
 )  # fmt: skip
+PLACES = ("Bay", "Bridge", "Ford", "Gate", "Grove", "Hill", "Lake", "Marsh", "Mill", "Port", "Rock", "Vale")
 WORKS = ("Ballad", "Chronicle", "Hymn", "Lament", "Mosaic", "Opera", "Portrait", "Saga", "Tapestry", "Waltz")
 EVENTS = ("Assembly", "Council", "Fair", "March", "Regatta", "Siege", "Treaty", "Uprising")
 YEARS = range(300, 1000)
@@ -163,29 +165,33 @@ class Entity:
 
 
 def coin_names(kinds: str, rng: random.Random) -> list[str]:
-    """A name for each letter of `kinds`; no two are equal, and no coined word names two works, places or events."""
+    """A name for each letter of `kinds`; no two are equal.
+
+    Names are pairs of words from small sets, and half of the pairs or fewer are names: whoever knows those of one part
+    of a world knows nearly all words of the other's, never which go together.
+    """
     syllables = [c + v for c in "bdfghjklmnprstvz" for v in "aeiou"]
-    n = len(syllables)
+    coined = [(a + b).capitalize() for a in syllables for b in syllables]
+    rng.shuffle(coined)
+    names: dict[str, list[str]] = {}
+    for kind, form, others in (("L", "{} {}", PLACES), ("W", "{1} of {0}", WORKS), ("E", "{1} of {0}", EVENTS)):
+        count = kinds.count(kind)
+        words = coined[: -(-2 * count // len(others))]
+        names[kind] = rng.sample([form.format(word, other) for word in words for other in others], count)
+    count = kinds.count("P")
+    side = math.isqrt(2 * count) + 1
+    first, last = [coined.pop() for _ in range(side)], [coined.pop() + "n" for _ in range(side)]
+    names["P"] = rng.sample([f"{a} {b}" for a in first for b in last], count)
+    return [names[kind].pop() for kind in kinds]
 
-    def word(number: int, length: int, ending: str = "") -> str:
-        letters = ""
-        for _ in range(length):
-            number, position = divmod(number, n)
-            letters += syllables[position]
-        return (letters + ending).capitalize()
 
-    people = rng.sample(range(n**4), kinds.count("P"))  # a first and a last name of two syllables each
-    places = rng.sample(range(n**3), len(kinds) - len(people))
-    names = []
-    for kind in kinds:
-        if kind == "P":
-            number = people.pop()
-            names.append(f"{word(number % n**2, 2)} {word(number // n**2, 2, 'n')}")
-        elif kind == "L":
-            names.append(word(places.pop(), 3))
-        else:
-            names.append(f"{rng.choice(WORKS if kind == 'W' else EVENTS)} of {word(places.pop(), 3)}")
-    return names
+def wording() -> list[str]:
+    """What passages, questions and thoughts say besides names and years: the texts around them, and other values."""
+    forms = [form for relation in RELATIONS for form in (*relation.told, relation.asked, relation.noun)]
+    forms += [*_INTRODUCTIONS.values(), _CLOSING, *(f"{relation.name} of {{x}}" for relation in RELATIONS)]
+    around = [text for form in forms for text in re.split(r"\{[xy]\}", form) if len(text) > 1]
+    names = [relation.name for relation in RELATIONS]
+    return list(dict.fromkeys([*around, *names, "need ", *CRAFTS, *GOODS]))
 
 
 def relate(entities: Sequence[Entity], rng: random.Random) -> None:

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from envs.base import StepResult, Task, register
 from envs.manifest import pick, pick_splits
-from envs.webshop.expert import WebshopExpert
-from envs.webshop.generator import GeneratorOptions, generated_folder
+from envs.webshop.expert import THOUGHTS, WebshopExpert
+from envs.webshop.generator import GeneratorOptions, generated_folder, wording
 from envs.webshop.goals import SPLITS, Goal, GoalKind, split_tasks
 from envs.webshop.reward import OptionMatching, Score, require_extra
 from envs.webshop.search import SearchEngine
@@ -44,6 +44,10 @@ class WebshopOptions(Section):
     """The generated catalog."""
 
 
+_IDS = 1000
+"""A tiny tokenizer gets tokens for so many products' ids at most."""
+
+
 class WebshopEnvironment:
     """One running session in the shop. Raises ConfigError for options that cannot be used (a missing folder, package or
     extra), DataError for a malformed data file.
@@ -55,7 +59,6 @@ class WebshopEnvironment:
     parse_action = staticmethod(parse_action)
     prompt_parts = staticmethod(prompt_parts)
     response_text = staticmethod(response_text)
-    fixed_phrases = FIXED_PHRASES
 
     def __init__(self, options: WebshopOptions) -> None:
         require_extra()
@@ -64,6 +67,16 @@ class WebshopEnvironment:
         self.task_text = ""
         data = generated_folder(options.generator) if options.data == "generated" else options.data
         self.shop = open_shop(data, options.goals, options.goal_seed, options.search)
+
+    @property
+    def fixed_phrases(self) -> Sequence[str]:
+        """The wording of all prompts and thoughts, and of a generated catalog that of its products and their ids, as
+        pages and as actions write them."""
+        phrases = (*FIXED_PHRASES, *THOUGHTS.values())
+        if self.options.data != "generated":
+            return phrases
+        ids = [str(asin) for asin in self.shop.catalog.asins[:_IDS]]
+        return (*phrases, *wording(), *ids, *map(str.lower, ids))
 
     def splits(self) -> Sequence[str]:
         """The splits of the goals (those that the manifest names, if there is one)."""

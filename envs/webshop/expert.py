@@ -12,19 +12,33 @@ from envs.webshop.pages import RESULTS_PER_PAGE, SEPARATOR
 _CLICK = re.compile(r"click\[(.+)\]")
 _RESULTS = re.compile(r"\[SEP\] Page (\d+) \(Total results: (\d+)\)")
 _BACK = "click[back to search]"
+THOUGHTS = {
+    "search": "search page. search.",
+    "fits": "results page. one fits. open it.",
+    "next": "results page. it is not here. next page.",
+    "first": "results page. take the first.",
+    "again": "results page. it is not here. search again.",
+    "other": "another item. go back to the results.",
+    "choose": "the item. choose an option.",
+    "buy": "the item. all is chosen. buy it.",
+    "details": "details. go back to the item.",
+}
+"""All that the expert ever thinks: what is to be done, not with what; that only the action says."""
 
 
 class WebshopExpert:
     """Plays one episode: it knows the goal and sees what the player sees.
 
-    It searches for the instruction without its options and price limit; where no page of the results has the goal's
-    product, for the product's name; after that it takes the first product that the last page has.
+    It searches for the kind of product; where no page of the results has the goal's product, for the instruction
+    without its options and price limit, then for the product's name; after that it takes the first product that the
+    last page has.
     """
 
     def __init__(self, goal: Goal, observation: str) -> None:
         self._wanted = tuple(goal.options.values() if isinstance(goal.options, Mapping) else goal.options)
         self._target = f"click[{goal.asin.lower()}]"
-        self._queries = (_query(goal), _searchable(goal.name))
+        self._instruction = _query(goal)
+        self._queries = [q for q in (_searchable(goal.query), self._instruction, _searchable(goal.name)) if q]
         self._attempt = 0
         self._opened = ""
         self._chosen: set[str] = set()
@@ -43,7 +57,7 @@ class WebshopExpert:
                 self._chosen.clear()
         elif now in ("results", "search"):
             self._chosen.clear()
-            if before == "results" and now == "search":
+            if before == "results" and now == "search" and self._gave_up():
                 self._attempt = min(self._attempt + 1, len(self._queries) - 1)
         self._observation = observation
 
@@ -52,39 +66,43 @@ class WebshopExpert:
         page = _page(self._observation)
         if page == "search":
             query = self._queries[self._attempt]
-            return Decision(f"search[{query}]", f"search page. look for {query}.")
+            return Decision(f"search[{query}]", THOUGHTS["search"])
         if page == "results":
             return self._decide_on_results(admissible_actions)
         if page == "item":
             return self._decide_on_item(admissible_actions)
-        return Decision("click[< prev]", "details. go back to the item.")
+        return Decision("click[< prev]", THOUGHTS["details"])
 
     def clumsy_actions(self, admissible_actions: Sequence[str]) -> Sequence[str]:
         """Any click, and searches for the beginning or the end of what is wanted."""
-        words = self._queries[0].split()
+        words = self._instruction.split()
         searches = [f"search[{' '.join(part)}]" for part in (words[:2], words[-2:])]
         clicks = [action for action in admissible_actions if _CLICK.fullmatch(action)]
         return clicks + searches if len(clicks) < len(admissible_actions) else clicks
 
     def _decide_on_results(self, admissible_actions: Sequence[str]) -> Decision:
         number, total = (int(group) for group in _RESULTS.search(self._observation).groups())  # pyright: ignore
-        seen = f"results page {number}."
         if self._target in admissible_actions:
-            return Decision(self._target, f"{seen} {self._target[6:-1]} fits. open it.")
+            return Decision(self._target, THOUGHTS["fits"])
         if number * RESULTS_PER_PAGE < total:
-            return Decision("click[next >]", f"{seen} it is not here. next page.")
+            return Decision("click[next >]", THOUGHTS["next"])
         products = [action for action in admissible_actions if action not in (_BACK, "click[< prev]", "click[next >]")]
         if self._last_attempt and products:
-            return Decision(products[0], f"{seen} take {products[0][6:-1]}.")
-        return Decision(_BACK, f"{seen} it is not here. search again.")
+            return Decision(products[0], THOUGHTS["first"])
+        return Decision(_BACK, THOUGHTS["again"])
 
     def _decide_on_item(self, admissible_actions: Sequence[str]) -> Decision:
         if self._opened != self._target and not self._last_attempt:
-            return Decision("click[< prev]", "another item. go back to the results.")
+            return Decision("click[< prev]", THOUGHTS["other"])
         for value in self._wanted:
             if value not in self._chosen and f"click[{value}]" in admissible_actions:
-                return Decision(f"click[{value}]", f"the item. choose {value}.")
-        return Decision("click[buy now]", "the item. all is chosen. buy it.")
+                return Decision(f"click[{value}]", THOUGHTS["choose"])
+        return Decision("click[buy now]", THOUGHTS["buy"])
+
+    def _gave_up(self) -> bool:
+        """Whether the results that were left had been read to their end without the goal's product."""
+        number, total = (int(group) for group in _RESULTS.search(self._observation).groups())  # pyright: ignore
+        return number * RESULTS_PER_PAGE >= total and self._target[6:-1].upper() not in self._observation
 
     @property
     def _last_attempt(self) -> bool:

@@ -175,6 +175,16 @@ def generated_folder(options: GeneratorOptions) -> str:
     return str(cached_folder("webshop", name, lambda folder: write_catalog(options, folder)))
 
 
+def wording() -> list[str]:
+    """What the made products and their goals are worded with, as pages, actions and instructions write it."""
+    kinds = [text for category in _CATEGORIES for kind in category.kinds for text in (kind.noun, kind.query)]
+    attributes = [text for category in _CATEGORIES for text in category.attributes.split(", ")]
+    values = [value.lower() for category in _CATEGORIES for _, values in category.options for value in values]
+    uses = [use for category in _CATEGORIES for use in category.uses]
+    titles = [text.title() for text in attributes]
+    return list(dict.fromkeys([*kinds, *attributes, *titles, *values, *uses, *_ADJECTIVES]))
+
+
 def _products(options: GeneratorOptions) -> Iterator[tuple[str, str, str, str]]:
     """Each product's entry in the four files (people wrote goals for every tenth, beginning with the first)."""
     first = random.Random(f"webshop/{options.seed}").randrange(10**9)

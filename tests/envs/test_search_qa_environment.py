@@ -8,8 +8,13 @@ import pytest
 
 from envs.base import HasExpert, StepResult, Task, make, result_of
 from envs.search_qa import Question, SearchQaEnvironment
+from envs.search_qa.generator import GeneratorOptions, make_world
 from envs.search_qa.world import SearchQaExpert
+from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError
+from opid_core.policies import load_tokenizer, train_tokenizer
+from opid_core.rollout.prompting import render
+from opid_core.warm_start import demonstrate
 
 SMALL = {"generator": {"passages": 200, "train": 80, "valid_unseen": 20}}
 NO_PASSAGES = "<information>\nNo passage found.\n</information>"
@@ -157,6 +162,28 @@ def test_a_clumsy_player_searches_and_answers_with_what_was_read():
         *("<search>Belora</search>", "<search>Tavi Muken</search>"),
         *("<answer>Belora</answer>", "<answer>Tavi Muken</answer>"),
     ]
+
+
+def test_told_to_answer_only_the_experts_answer_is_shown():
+    settings = WarmStartConfig(episodes=60, skill_share=1.0, clumsiness=0.5)
+    shown = demonstrate(lambda: make("search_qa", SMALL), "train", settings, max_steps=4, history_length=2, seed=1)
+    told = [one for one in shown if "Do now: answer" in render(one.parts)]
+    assert len(told) > 10
+    for one in told:
+        answer = one.response.partition("<answer>")[2].removesuffix("</answer>")
+        assert f" is {answer}.</think>" in one.response  # the thought is what was read
+
+
+def test_a_name_is_told_by_its_words_wherever_it_stands(tmp_path):
+    environment = make("search_qa", SMALL)
+    assert isinstance(environment, HasExpert)
+    train_tokenizer(["a"], environment.fixed_phrases, 300, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    for name in make_world(GeneratorOptions(**SMALL["generator"])).names[:20]:  # pyright: ignore[reportArgumentType]
+        words = tokenizer.tokenize(f"<search>{name}")[1:]
+        assert {word for word in name.split() if word != "of"} <= {*words}
+        for text in (f"Do now: search: {name}", f"need {name}", f"\n{name}"):
+            assert tokenizer.tokenize(text)[-len(words) :] == words
 
 
 def test_there_is_no_expert_for_questions_of_a_file(environment):

@@ -65,7 +65,7 @@ def test_same_options_same_bytes():
     assert world(seed=6).digest != first.digest
 
 
-DIGEST, QUESTIONS = "1cc746eb19b8c490", "ef35a8093ebc0b3c"
+DIGEST, QUESTIONS = "e942a454337bd7a7", "c9bdc8aa535617a8"
 """Of the passages and the questions of the small world."""
 
 
@@ -110,6 +110,17 @@ def test_the_passages_answer_every_question_and_splits_share_no_entity(seed, pas
             assert len(visited) == 2 + index % 2
             met[split].update(name for name in visited if name in texts)
     assert met["train"].isdisjoint(met["valid_unseen"])
+
+
+@pytest.mark.parametrize("passages", [400, 2000])
+def test_the_words_of_held_out_names_are_nearly_all_known_from_training(passages):
+    made = world(passages=passages, train=1, valid_unseen=1)
+    held_out, trained = made.names[: passages // 5], made.names[passages // 5 :]
+    assert len({*made.names}) == passages == len(made.names)
+    words = [{word for name in part for word in name.split()} for part in (held_out, trained)]
+    assert len(words[0] - words[1]) <= 0.02 * len(words[0])
+    people = [name for name in made.names if len(name.split()) == 2 and name.endswith("n")]
+    assert len(people) == passages / 2 > 4 * len({word for name in people for word in name.split()})
 
 
 def test_the_parts_of_the_world_are_not_joined():

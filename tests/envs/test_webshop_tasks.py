@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from envs.webshop.catalog import Catalog, find_files
 from envs.webshop.goals import NO_LIMIT, Goals, draw_limit
 from opid_core.config import WarmStartConfig
 from opid_core.errors import ConfigError, DataError
+from opid_core.policies import load_tokenizer, train_tokenizer
 from opid_core.warm_start import demonstrate
 from tests.envs.test_webshop_catalog import MUG, raw_product, small_data
 
@@ -219,8 +221,8 @@ def test_the_expert_mends_detours():
     assert result.won
 
 
-def test_a_search_that_misses_is_tried_with_the_products_name(tmp_path):
-    """30 mugs hide the goal's product behind its instruction; its name does not help either: the expert still buys."""
+def test_a_search_that_misses_is_tried_with_other_words(tmp_path):
+    """60 mugs hide the goal's product from every search, its name's too: the expert still buys."""
     products = [raw_product(f"BMUG{number:06d}", name="Mug", query="mugs") for number in range(60)]
     data = str(small_data(tmp_path / "data", [*products, {**MUG, "name": "Mug", "full_description": "mug" * 9}]))
     environment = envs.make("webshop", {"data": data, "validation": 1})
@@ -234,15 +236,16 @@ def test_a_search_that_misses_is_tried_with_the_products_name(tmp_path):
         if result.done:
             break
     assert result.done
-    assert actions[0] == "search[hand made mugs]"
-    assert "search[mug]" in actions
+    searches = [action for action in actions if action.startswith("search[")]
+    assert searches == ["search[coffee mugs]", "search[hand made mugs]", "search[mug]"]
 
 
 def test_a_clumsy_player_clicks_anything_and_searches_for_a_part():
     environment = generated()
     observation = result_of(environment.reset(environment.tasks("train")[0]))
     expert = environment.expert(observation)
-    words = expert.decide(environment.admissible_actions).action.removeprefix("search[").removesuffix("]").split()
+    instruction = environment.task_text.removeprefix("Your task is to: Find me ")
+    words = re.split(r" with [a-z]+:|, and price", instruction)[0].split()
     begin, end = " ".join(words[:2]), " ".join(words[-2:])
     searches = [f"search[{begin}]", f"search[{end}]"]
     assert expert.clumsy_actions(environment.admissible_actions) == ["click[search]", *searches]
@@ -258,4 +261,17 @@ def test_demonstrations_for_a_warm_start():
     assert shown == demonstrate(generated, "train", settings, max_steps=15, history_length=2, seed=1)
     assert len(shown) >= 6 * 3
     assert all(WebshopEnvironment.parse_action(one.response)[1] for one in shown)
-    assert shown[0].response.startswith("<think>search page. look for ")
+    assert shown[0].response.startswith("<think>search page. search.</think><action>search[")
+
+
+def test_an_id_is_one_token_on_the_page_in_the_action_and_in_the_skill(tmp_path):
+    environment = generated()
+    assert isinstance(environment, WebshopEnvironment)
+    train_tokenizer(["a"], environment.fixed_phrases, 300, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    asin = str(environment.shop.catalog.asins[7])
+    assert tokenizer.tokenize(f" [SEP] {asin} [SEP] $1")[1] == asin
+    skill, response = (
+        tokenizer.tokenize(text) for text in (f"Do now: click[{asin.lower()}]", f"click[{asin.lower()}]")
+    )
+    assert skill[-3:] == response == ["click[", asin.lower(), "]"]
