@@ -3,14 +3,16 @@
 The policy plays the held-out tasks of the config without a skill, with the workflow of the expert's own play of the
 task as episode skill, with that of the expert's play of another task, and with a step skill that names the expert's
 next action at every step. Each row: success with its 95% interval, and against the plain row the paired difference
-(tasks won with the skill alone, without it alone, p of the exact sign test). `followed` is the share of steps that
-did what the step skill named. All rows share tasks and seeds.
+(tasks won with the skill alone, without it alone, p of the exact sign test). `score` is the mean of
+what episodes are worth (percent), where a world says it; `followed` the share of steps that did what the step skill
+named. All rows share tasks and seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,21 @@ from opid_core.rollout.engines.vllm import VllmEngine
 from opid_core.rollout.episodes import EpisodeSettings, run_episodes
 from opid_core.rollout.prompting import inject
 from opid_core.skills.analyzers.hindsight import step_skill, workflow_skill
+from opid_core.skills.analyzers.told import worded
 from opid_core.warm_start import require_expert
 from tasks.episodes import environment_maker, evaluation_settings
 from tasks.evaluate import panel, panel_requests
 from tasks.workers import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Played:
+    """Which tasks were won, what each episode is worth (empty where the world does not say), and the share of steps
+    that followed a step skill (None for other skills)."""
+
+    won: Sequence[bool]
+    scores: Sequence[float]
+    followed: float | None = None
 
 
 class Told:
@@ -44,7 +57,7 @@ class Told:
         return observation
 
     def step(self, action: str):
-        self.followed.append(action == self._named)
+        self.followed.append(worded(action, self._words) == worded(self._named, self._words))
         result = result_of(self._environment.step(action))
         if not result.done:
             self._expert.observe(action, result.observation)
@@ -67,8 +80,8 @@ def workflow_of(environment: Environment, task: Task, max_steps: int) -> str:
     return workflow_skill(actions, action_words_of(environment))
 
 
-def played(config: CampaignConfig, folder: Path, tasks: int, temperature: float) -> dict[str, tuple[list[bool], float]]:
-    """By kind of skill: which tasks were won, and the share of steps that followed a step skill (nan for others)."""
+def played(config: CampaignConfig, folder: Path, tasks: int, temperature: float) -> dict[str, Played]:
+    """What was played by kind of skill."""
     make, tokenizer = environment_maker(config), load_tokenizer(folder)
     rollout, rules = config.rollout, evaluation_settings(config, temperature)
     engine = VllmEngine(
@@ -88,36 +101,41 @@ def played(config: CampaignConfig, folder: Path, tasks: int, temperature: float)
         told.append(Told(make()))
         return told[-1]
 
-    def play(make_environment: Callable[[], Environment], skill_of: Callable[[Task], str] | None) -> list[bool]:
+    def play(make_environment: Callable[[], Environment], skill_of: Callable[[Task], str] | None) -> Played:
         settings = EpisodeSettings(**{**vars(rules), "skill_of": skill_of})
         episodes = run_episodes(engine, tokenizer, make_environment, requests, settings)
-        return [episode.outcome == "success" for episode in episodes]
+        scores = [episode.score for episode in episodes if episode.score is not None]
+        return Played([episode.outcome == "success" for episode in episodes], scores)
 
-    won = {
+    results = {
         "none": play(make, None),
         "own workflow": play(make, lambda task: plans[task.task_id]),
         "another task's workflow": play(make, lambda task: plans[following[task.task_id].task_id]),
         "step skills of the expert": play(with_expert, None),
     }
     followed = [did for environment in told for did in environment.followed]
-    shares = {name: float("nan") for name in won} | {"step skills of the expert": sum(followed) / len(followed)}
-    return {name: (won[name], shares[name]) for name in won}
+    results["step skills of the expert"] = replace(
+        results["step skills of the expert"], followed=sum(followed) / len(followed)
+    )
+    return results
 
 
-def lines(results: Mapping[str, tuple[Sequence[bool], float]]) -> list[str]:
+def lines(results: Mapping[str, Played]) -> list[str]:
     """The table, in Markdown."""
-    plain = results["none"][0]
+    plain = results["none"].won
     rows = [
-        "| skill | won | success (95%) | won with it alone, without it alone | p | followed |",
-        "|---|---|---|---|---|---|",
+        "| skill | won | success (95%) | won with it alone, without it alone | p | score | followed |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, (won, followed) in results.items():
+    for name, one in results.items():
+        won = one.won
         low, high = wilson_interval(sum(won), len(won))
         paired = sign_test(won, plain)
         against = f"{paired.first_more}, {paired.second_more} | {paired.p_value:.2g}" if name != "none" else " | "
-        share = "" if followed != followed else f"{followed:.1%}"
+        score = f"{100 * sum(one.scores) / len(one.scores):.1f}" if one.scores else ""
+        share = "" if one.followed is None else f"{one.followed:.1%}"
         success = f"{sum(won) / len(won):.1%} ({low:.1%} to {high:.1%})"
-        rows.append(f"| {name} | {sum(won)} of {len(won)} | {success} | {against} | {share} |")
+        rows.append(f"| {name} | {sum(won)} of {len(won)} | {success} | {against} | {score} | {share} |")
     return rows
 
 

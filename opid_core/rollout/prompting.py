@@ -174,8 +174,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, parts: PromptParts, dropped: int
     text = render(drop_history(parts, dropped))
     frame = template_frame(tokenizer, str(tokenizer.chat_template))
     whole = templated(tokenizer, text)
-    special = (token for token in tokenizer.added_tokens_decoder.values() if token.special)
-    if not any(token.content in text or token.normalized for token in special):  # normalised: spelled in many ways
+    if not any(special in text for special in _spelled_special(tokenizer)):
         return EncodedPrompt(text, _ids(tokenizer, whole), dropped, frame.opened)
     before, after = frame.before, frame.after
     message = whole.removeprefix(before).removesuffix(after)  # as the template shows it: some trim it
@@ -237,6 +236,14 @@ def _templated(tokenizer: PreTrainedTokenizerBase, message: str, *, as_parts: bo
         named = tokenizer.chat_template
         choice = f" (templates: {', '.join(named)}; none is called default)" if isinstance(named, dict) else ""
         raise ConfigError(f"the policy's chat template refuses a single user message{choice}: {error}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _spelled_special(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """How the special tokens are spelled; "", which every text holds, for one that is spelled in many ways. Kept,
+    because listing a tokenizer's added tokens takes longer than encoding a prompt."""
+    special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return tuple("" if token.normalized else token.content for token in special)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = False) -> list[int]:
