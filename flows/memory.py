@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from opid_core.config import CampaignConfig
+from opid_core.errors import OpidError
 from opid_core.hub import policy_folder
-from opid_core.policies import PolicyShape, count_parameters
+from opid_core.policies import PolicyShape, count_parameters, known_shape
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20
 
 ACTIVATIONS = {False: 34, True: 2}
@@ -44,7 +47,7 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
     """
     shape = shape or policy_shape(config)
     learner, rollout = config.learner, config.rollout
-    size, weights = _BYTES[learner.dtype], shape.parameters / _MIB
+    size, weights = BYTES[learner.dtype], shape.parameters / _MIB
 
     def share(stage: int) -> float:
         return 1 / learner.ranks if learner.zero_stage >= stage else 1.0
@@ -62,8 +65,8 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
         optimizer_mib=weights * (8 + _master(config)) * share(1),
         reference_mib=weights * size if learner.kl_coefficient > 0 else 0.0,
         activations_mib=learner.micro_batch_tokens * (per_token + logits) / _MIB,
-        engine_weights_mib=(weights + shape.tied_parameters / _MIB) * _BYTES[config.engine.dtype],
-        one_sequence_mib=tokens * 2 * shape.layers * shape.key_value_size * _BYTES[config.engine.dtype] / _MIB,
+        engine_weights_mib=(weights + shape.tied_parameters / _MIB) * BYTES[config.engine.dtype],
+        one_sequence_mib=tokens * 2 * shape.layers * shape.key_value_size * BYTES[config.engine.dtype] / _MIB,
     )
 
 
@@ -133,7 +136,7 @@ def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int =
     """Policies, optimizer states (of all policies, or of the newest `storage.optimizer_states` and the one that comes
     next) and tables; of the campaign what is still to come after its first `done` commits."""
     shape = shape or policy_shape(config)
-    size, weights = _BYTES[config.learner.dtype], shape.parameters / _MIB
+    size, weights = BYTES[config.learner.dtype], shape.parameters / _MIB
     episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
     rows = episodes * config.environment.max_steps
     lasting = weights * size + rows * config.rollout.max_prompt_tokens * 2 / _MIB
@@ -147,6 +150,19 @@ def policy_shape(config: CampaignConfig) -> PolicyShape:
     """The shape of the config's policy, or of the one that a warm start would make."""
     folder = None if config.policy is None else policy_folder(config.policy, weights=False)
     return count_parameters(folder, config.warm_start)
+
+
+def planned_shape(config: CampaignConfig) -> PolicyShape | None:
+    """`policy_shape`; where this machine does not have the policy, that of the published model that its name tells.
+    None where neither is known."""
+    policy = config.policy
+    if policy is not None and not Path(os.path.expandvars(os.path.expanduser(policy))).is_dir():
+        if known := known_shape(policy):
+            return known
+    try:
+        return policy_shape(config)
+    except OpidError:
+        return None
 
 
 def _master(config: CampaignConfig) -> int:

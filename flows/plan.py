@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.base import Environment, PromptParts, result_of
-from flows import memory
+from flows import cost, memory
 from flows.prefect_api import check_api
+from flows.reports.chains import mean_metrics, read_chain
 from flows.reports.formatting import say
 from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core.config import CampaignConfig
-from opid_core.errors import ConfigError, DataError
+from opid_core.errors import ConfigError, DataError, OpidError
 from opid_core.hub import hub_model, policy_folder
-from opid_core.policies import load_tokenizer
+from opid_core.policies import PolicyShape, load_tokenizer
 from opid_core.policy_check import check_policy_folder, load_config
 from opid_core.rollout.prompting import encode, inject, with_template_arguments
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
@@ -193,15 +194,40 @@ def warn(config: CampaignConfig, console: Console) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def show(config: CampaignConfig, console: Console) -> None:
-    """Print the plan: the whole config, the stages, episodes, and the estimates."""
-    rollout, evaluation, shape = config.rollout, config.evaluation, memory.policy_shape(config)
+def problem(check: Callable[[], None]) -> OpidError | None:
+    """What `check` raises of OPID's own errors."""
+    try:
+        check()
+    except OpidError as error:
+        return error
+    return None
+
+
+def so_far(configs: Sequence[CampaignConfig], shape: PolicyShape, card: cost.Card) -> tuple[dict[str, float], int]:
+    """Factors of the cost model from those of the campaigns that have run, and how many these are."""
+    runs = []
+    for config in configs:
+        try:
+            store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
+            measured = cost.measured_seconds(mean_metrics(store, chain))
+        except OpidError:  # not there; what is wrong with the store `check_space` tells
+            continue
+        if measured:
+            runs.append((measured, cost.estimate(config, shape, card).seconds))
+    return cost.calibration(runs), len(runs)
+
+
+def show(config: CampaignConfig, console: Console, card: str | None = None, *, prompt: bool = True) -> None:
+    """Print the plan: the whole config, the stages, episodes, the estimates for `card` (None: as `cost.card_of`) and
+    the first prompt. Raises ConfigError for a card without a data sheet."""
+    rollout, evaluation, shape = config.rollout, config.evaluation, memory.planned_shape(config)
+    card_name, sheet = cost.card_of(config, card)
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
     episodes = rollout.tasks_per_iteration * rollout.group_size
     samples = episodes * config.environment.max_steps
     table = Table("plan", "", show_header=False)
     policy = config.policy or f"warm start from {config.warm_start.episodes} expert episodes"
-    table.add_row("policy", f"{policy}, {shape.parameters / 1e6:.2f}M parameters")
+    table.add_row("policy", f"{policy}, {shape.parameters / 1e6:.2f}M parameters" if shape else policy)
     table.add_row("iterations", f"{config.iterations}: rollout, extract_skills, route, rescore, update, commit")
     table.add_row("episodes", f"{rollout.tasks_per_iteration} groups x {rollout.group_size} = {episodes} an iteration")
     table.add_row("samples", f"at most {samples} an iteration, mini-batches of {config.learner.mini_batch_samples}")
@@ -210,17 +236,26 @@ def show(config: CampaignConfig, console: Console) -> None:
         "evaluation", f"{panels}, {largest_panel(config)} before and after, of each of {', '.join(evaluation.splits)}"
     )
     table.add_row("analyzer", analyzer_cost(config))
-    table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
-    stored = memory.stored(config, shape)
-    kept = config.storage.optimizer_states
-    table.add_row(
-        "store (at most)",
-        f"{stored.lasting_mib:.1f} MiB an iteration and {stored.state_mib:.1f} MiB of optimizer state (kept: "
-        f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
-    )
+    if shape is None:
+        table.add_row(
+            "memory, time, store", "unknown: the policy is not on this machine, nor one of those known by name"
+        )
+    else:
+        factors, runs = so_far([config], shape, sheet) if card is None else ({}, 0)
+        told = cost.describe(config, cost.estimate(config, shape, sheet, factors=factors), card_name)
+        table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
+        table.add_row("time (estimate)", told + "\ncalibrated on what this campaign has taken so far" * runs)
+        stored = memory.stored(config, shape)
+        kept = config.storage.optimizer_states
+        table.add_row(
+            "store (at most)",
+            f"{stored.lasting_mib:.1f} MiB an iteration and {stored.state_mib:.1f} MiB of optimizer state (kept: "
+            f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
+        )
     console.print(table)
-    if prompt := first_prompt(config, None if config.policy is None else policy_folder(config.policy, weights=False)):
+    folder = policy_folder(config.policy, weights=False) if prompt and config.policy is not None else None
+    if text := first_prompt(config, folder):
         console.print("The first prompt, as the policy gets it:")
-        say(console, prompt)
+        say(console, text)
     warn(config, console)
     console.print("Dry run: nothing was written.")

@@ -17,8 +17,15 @@ def schema() -> dict[str, Any]:
     whole |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "OPID campaign"}
     del whole["required"]  # a file may extend another one
     whole["properties"]["extends"] = {
-        "type": "string",
-        "description": "Another config file, from this file's folder: this one holds what differs.",
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+        "description": "Another config file, from this file's folder, or several, each on top of those before it: this one "
+        "holds what differs.",
+    }
+    whole["properties"]["rows"] = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"type": "object", "properties": dict(whole["properties"]), "additionalProperties": False},
+        "description": "Of a study (`opid compare`): by the name of a method what differs from the rest of the file.",
     }
     method = whole["$defs"]["Method"]
     for model in methods.BUILT_IN.values():

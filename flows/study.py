@@ -12,16 +12,18 @@ from prefect import flow
 from rich.console import Console
 from rich.table import Table
 
-from flows import plan
+from flows import cost, memory, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
-from flows.train import check_and_open, when_reachable
-from opid_core.config import CampaignConfig, load_config
+from flows.tiny import shrunk
+from flows.train import check_and_open
+from opid_core.config import CampaignConfig, load_rows
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences
 from opid_core.hub import hub_model, pinned
 from opid_core.learning.methods import Gigpo, Grpo, Opid
+from opid_core.local_paths import shipped
 
 MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
 """Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
@@ -54,28 +56,34 @@ class Study:
         return next(name for name, other in self.methods.items() if _is_twin(other, config))
 
 
-def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence[str] = ()) -> Study:
-    """The study of the config files `paths`, with the seeds from each file's `seed` on.
+def load_study(
+    name: str, paths: Sequence[Path], seeds: int, overrides: Sequence[str] = (), *, tiny: bool = False
+) -> Study:
+    """The study of the config files `paths`, of which one with `rows` holds several methods and a folder stands for its
+    `*.yaml`, with the seeds from each config's `seed` on. `tiny`: as `flows.tiny.shrunk` makes each.
 
     Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO or, with a step weight, GiGPO)
     unless one of the files is that. The campaigns lie under `<root>/<name>`. Raises ConfigError for files that do not
     fit together.
     """
     methods: dict[str, CampaignConfig] = {}
-    for path in paths:
-        config = load_config(path, overrides)
-        config = config.model_copy(update={"root": f"{config.root.rstrip('/')}/{name}"})
-        if config.campaign in methods:
-            raise ConfigError(f"{path}: campaign: {config.campaign!r} is the name of another method of the study")
-        methods[config.campaign] = config
+    of: list[Path] = []
+    for path in config_files(paths):
+        for config in load_rows(path, overrides):
+            config = shrunk(config, overrides) if tiny else config
+            config = config.model_copy(update={"root": f"{config.root.rstrip('/')}/{name}"})
+            if config.campaign in methods:
+                raise ConfigError(f"{path}: campaign: {config.campaign!r} is the name of another method of the study")
+            methods[config.campaign] = config
+            of.append(path)
     first = next(iter(methods.values()))
-    for config, path in zip(methods.values(), paths, strict=True):
+    for config, path in zip(methods.values(), of, strict=True):
         if differing := config_differences(first.model_dump(mode="json"), config.model_dump(mode="json"), MAY_VARY):
             raise ConfigError(
-                f"{path}: {', '.join(differing)}: differs from {paths[0]}; the methods of a study may differ in "
+                f"{path}: {', '.join(differing)}: differs from {of[0]}; the methods of a study may differ in "
                 + ", ".join(MAY_VARY)
             )
-    for path, (label, config) in zip(paths, list(methods.items()), strict=True):
+    for path, (label, config) in zip(of, list(methods.items()), strict=True):
         if isinstance(config.method, Opid) and not any(_is_twin(other, config) for other in methods.values()):
             without = config.method.model_copy(update={"lambda_episode": 0.0, "lambda_step": 0.0})
             twin = f"{label}-lambda0"
@@ -95,32 +103,88 @@ def load_study(name: str, paths: Sequence[Path], seeds: int, overrides: Sequence
     )
 
 
-def check(study: Study, console: Console) -> None:
-    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError at once, and as
-    `when_reachable`."""
+def config_files(paths: Sequence[Path]) -> list[Path]:
+    """The files among `paths`, and in place of a folder its `*.yaml` by name. Raises ConfigError for one without."""
+    files = []
+    for path in map(shipped, paths):
+        found = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        if not found:
+            raise ConfigError(f"{path}: no config in this folder (*.yaml)")
+        files += found
+    return files
 
-    def check_all() -> None:
-        for config in study.methods.values():
-            plan.check_all_but_space(config)
-        plan.check_space([config for _, _, config in study.campaigns()])
 
-    when_reachable(next(iter(study.methods.values())).recovery, check_all, console)
+def check(study: Study, *, weights: bool = True) -> None:
+    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError. A policy of the
+    hub is downloaded (without `weights`: its config and tokenizer alone)."""
+    for config in study.methods.values():
+        plan.check_all_but_space(config, weights=weights)
+    plan.check_space([config for _, _, config in study.campaigns()])
 
 
-def show(study: Study, console: Console) -> None:
-    """Print what the study will run."""
-    table = Table("method", "signal", "campaigns", title=f"study {study.name}")
+def show(study: Study, console: Console, card: str | None = None) -> None:
+    """Print what the study will run and what it takes, on `card` (None: the one of `cost.card_of`).
+
+    Raises ConfigError for a card without a data sheet.
+    """
+    configs = [config for _, _, config in study.campaigns()]
+    first, seeds = configs[0], len(study.seeds)
+    card_name, sheet = cost.card_of(first, card)
+    shape = memory.planned_shape(first)
+    factors, runs = plan.so_far(configs, shape, sheet) if shape and card is None else ({}, 0)
+    costs = {
+        label: cost.estimate(config, shape, sheet, factors=factors)
+        for label, config in study.methods.items()
+        if shape is not None
+    }
+    numbers = {label: _amounts_of(config, costs.get(label), seeds) for label, config in study.methods.items()}
+    table = Table("method", "signal", "runs", *AMOUNTS, title=f"study {study.name}")
     for label, config in study.methods.items():
-        signal = {"name": config.method.name, **config.method.model_dump(exclude_defaults=True)}
-        names = ", ".join(f"{label}-seed{seed}" for seed in study.seeds)
-        table.add_row(label, json.dumps(signal, sort_keys=True), names)
+        table.add_row(label, _signal(config), str(seeds), *map(_shown, numbers[label]))
+    table.add_section()
+    totals = [sum(column) for column in zip(*numbers.values(), strict=True)]
+    table.add_row("all", "", str(len(configs)), *map(_shown, totals))
     console.print(table)
-    first = next(iter(study.methods.values()))
-    count = len(study.methods) * len(study.seeds)
+    seeds_shown, policy = ", ".join(map(str, study.seeds)), first.policy or "made by warm start once"
     console.print(
-        f"{count} campaigns of {first.iterations} iterations under {first.root}, compared with {study.baseline}; "
-        f"one policy for all: {first.policy or 'made by warm start once'}."
+        f"{len(configs)} campaigns of {first.iterations} iterations under {first.root}, seeds {seeds_shown}, compared "
+        f"with {study.baseline}; one policy for all: {policy}.\n"
+        "Samples, calls to the analyzer's model and disk are the most that it can be; hours are an estimate, of all "
+        f"{first.learner.ranks} x {card_name} of a campaign together.",
+        highlight=False,
     )
+    if not costs:
+        console.print("Hours and disk unknown: the policy is not on this machine, nor one of those known by name.")
+        return
+    longest = max(costs, key=lambda label: costs[label].hours)
+    told = cost.describe(study.methods[longest], costs[longest], card_name)
+    console.print(f"The longest campaign, {longest}: {told}", highlight=False)
+    if runs:
+        console.print(f"Calibrated on what {runs} campaigns of the study have taken so far.")
+
+
+AMOUNTS = ("episodes", "samples", "calls", "hours", "disk GiB")
+
+
+def _amounts_of(config: CampaignConfig, cost_of_one: cost.Cost | None, seeds: int) -> list[float]:
+    """`AMOUNTS` of a method, over all of its seeds."""
+    episodes = config.iterations * config.rollout.tasks_per_iteration * config.rollout.group_size
+    counts = [episodes, episodes * config.environment.max_steps, config.iterations * cost.analyzer_calls(config)]
+    measures = [cost_of_one.gpu_hours, cost_of_one.disk_mib / 1024] if cost_of_one else []
+    return [seeds * number for number in (*counts, *measures)]
+
+
+def _shown(number: float) -> str:
+    """A count whole, a measure with two digits or more."""
+    return f"{number:,.2g}" if 0 < number < 10 and isinstance(number, float) else f"{number:,.0f}"
+
+
+def _signal(config: CampaignConfig) -> str:
+    """What sets a method apart from the defaults, and its analyzer."""
+    signal = {"name": config.method.name, **config.method.model_dump(exclude_defaults=True)}
+    if analyzer := config.analyzer.model_dump(exclude_defaults=True):
+        signal["analyzer"] = analyzer
+    return json.dumps(signal, sort_keys=True)
 
 
 @flow(name="compare", flow_run_name="{study.name}", validate_parameters=False, persist_result=False)

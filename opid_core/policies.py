@@ -186,6 +186,33 @@ class PolicyShape:
     """Of the output layer that is the embeddings too: the engine has a copy of its own."""
 
 
+def _published(
+    parameters: int, layers: int, hidden_size: int, vocab_size: int, key_value_size: int, *, tied: bool = True
+) -> PolicyShape:
+    tied_parameters = vocab_size * hidden_size if tied else 0
+    return PolicyShape(parameters, layers, hidden_size, vocab_size, key_value_size, tied_parameters)
+
+
+KNOWN_SHAPES = {
+    "qwen2.5-0.5b": _published(494_032_768, 24, 896, 151_936, 2 * 64),
+    "qwen2.5-1.5b": _published(1_543_714_304, 28, 1536, 151_936, 2 * 128),
+    "qwen2.5-3b": _published(3_085_938_688, 36, 2048, 151_936, 2 * 128),
+    "qwen2.5-7b": _published(7_615_616_512, 28, 3584, 152_064, 4 * 128, tied=False),
+    "qwen3-1.7b": _published(1_720_574_976, 28, 2048, 151_936, 8 * 128),
+    "qwen3-4b": _published(4_022_468_096, 36, 2560, 151_936, 8 * 128),
+    "qwen3-8b": _published(8_190_735_360, 36, 4096, 151_936, 8 * 128, tied=False),
+    "smollm2-135m": _published(134_515_008, 30, 576, 49_152, 3 * 64),
+}
+"""Of models as they are published, for plans on a machine that does not have them."""
+
+
+def known_shape(policy: str) -> PolicyShape | None:
+    """The shape of the published model that the end of a path or of a hub's id names, whatever stands behind the size
+    (`-Instruct`); None for an unknown one."""
+    name = policy.rstrip("/").rsplit("/", 1)[-1].lower()
+    return next((shape for known, shape in KNOWN_SHAPES.items() if f"{name}-".startswith(f"{known}-")), None)
+
+
 def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> PolicyShape:
     """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights."""
     import torch

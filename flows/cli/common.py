@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from flows.reports.formatting import Terminal
+from opid_core.errors import ConfigError
 from opid_core.local_paths import local_path
 
 HELP = (
@@ -54,6 +55,23 @@ ConfigPath = Annotated[
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a config value; repeat for more.")
 ]
+Card = Annotated[
+    str | None,
+    typer.Option(help="With --dry-run: estimate for this card, as in H100 or RTX4090; default: this machine's."),
+]
+
+
+def check_card(card: str | None, dry_run: bool) -> None:
+    """Raise ConfigError for a card without a data sheet, and where nothing is estimated."""
+    if card is None:
+        return
+    if not dry_run:
+        raise ConfigError("--card: only a dry run estimates; add --dry-run")
+    from flows.cost import card_named
+
+    card_named(card)
+
+
 CampaignName = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign.")]
 Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.", callback=_expanded)]
 Endpoint = Annotated[

@@ -9,16 +9,30 @@ from typing import Annotated
 import typer
 
 from flows import settings
-from flows.cli.common import Overrides, app, console
+from flows.cli.common import Card, Overrides, app, check_card, console
 
 
 @app.command()
 def compare(
-    configs: Annotated[list[Path], typer.Argument(metavar="CONFIG...", help="Configs, one a method.")],
-    name: Annotated[str, typer.Option(help="Name of the study: its folder in the store's root.")] = "study",
+    configs: Annotated[
+        list[Path],
+        typer.Argument(metavar="CONFIG...", help="Configs, one a method; or a file with rows; or a folder of them."),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the study: its folder in the store's root. Default: of a single file or folder its own."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Campaigns of each method, with seeds from the config's on.")] = 3,
     overrides: Overrides = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and list the campaigns.")] = False,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The same methods on a tiny policy and a generated world: minutes on a CPU.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the campaigns and what they take, check all.")
+    ] = False,
+    card: Card = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Only report on what is finished.")] = False,
 ) -> None:
     """Compare methods: campaigns of each with several seeds from one policy, then tables, paired tests and curves.
@@ -30,16 +44,27 @@ def compare(
     """
     from flows.reports.formatting import show_markdown
 
+    check_card(card, dry_run)
+    name = name or (configs[0].resolve().name.removesuffix(".yaml") if len(configs) == 1 else "study") + "_tiny" * tiny
     with console.status(f"{name}: checking"):  # the imports alone take seconds
+        from flows.plan import problem
         from flows.study import check, load_study, run_study, show, study_folder
+        from flows.train import when_reachable
 
-        study = load_study(name, configs, seeds, overrides)
+        study = load_study(name, configs, seeds, overrides, tiny=tiny)
         settings.apply(study_folder(study))
-        if not report_only:
-            check(study, console)
-            show(study, console)
+        found = None
+        if dry_run:
+            found = problem(lambda: check(study, weights=False))
+        elif not report_only:
+            recovery = next(iter(study.methods.values())).recovery
+            when_reachable(recovery, lambda: check(study), console)
+        if dry_run or not report_only:
+            show(study, console, card)
     if dry_run:
         console.print("Dry run: nothing was written.")
+        if found:
+            raise found
         return
     if not report_only:
         from flows.prefect_api import prefect_api

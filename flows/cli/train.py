@@ -7,14 +7,15 @@ from typing import Annotated
 import typer
 
 from flows import settings
-from flows.cli.common import ConfigPath, Overrides, app, console
+from flows.cli.common import Card, ConfigPath, Overrides, app, check_card, console
 
 
 @app.command()
 def train(
     config_path: ConfigPath,
     overrides: Overrides = [],  # noqa: B006 - typer wants a plain default
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan and its sizes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its sizes, check everything.")] = False,
+    card: Card = None,
 ) -> None:
     """Run the campaign that CONFIG names, or resume it: the same command after any interruption.
 
@@ -22,13 +23,16 @@ def train(
     """
     from opid_core.config import load_config
 
+    check_card(card, dry_run)
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     if dry_run:
         from flows import plan
 
-        plan.check(config, weights=False)
-        plan.show(config, console)
+        problem = plan.problem(lambda: plan.check(config, weights=False))
+        plan.show(config, console, card, prompt=problem is None)
+        if problem:
+            raise problem
         return
     try:
         with console.status(f"{config.campaign}: checking"):  # the imports alone take seconds

@@ -23,15 +23,40 @@ from opid_core.reading import read_text
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
     """Read a campaign's YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
 
-    A file may name another one that it `extends` (a path from its own folder): it then holds only what differs.
-    A path that begins with `configs/` and is not here is that of a config installed with OPID. Raises ConfigError that
-    names the file, the field and the allowed values.
+    A file may name others that it `extends` (paths from its own folder, each on top of those before it): it then holds
+    only what differs. A path that begins with `configs/` and is not here is that of a config installed with OPID. Raises
+    ConfigError that names the file, the field and the allowed values.
     """
-    return build_config(_on_top(read_config_file(shipped(Path(path))), parse_overrides(overrides)), str(path))
+    data = read_config_file(shipped(Path(path)))
+    if "rows" in data:
+        raise ConfigError(f"{path}: rows: a study of several campaigns; run it with opid compare")
+    return build_config(on_top(data, parse_overrides(overrides)), str(path))
+
+
+def load_rows(path: Path, overrides: Sequence[str] = ()) -> list[CampaignConfig]:
+    """The config of each row of a study: a file whose `rows` hold, by name, what differs from the rest of the file. The
+    name is the row's `campaign`. A file without `rows` is one row.
+
+    Raises ConfigError as `load_config`.
+    """
+    data = read_config_file(shipped(path))
+    if "rows" not in data:
+        return [load_config(path, overrides)]
+    rows, on_all = data.pop("rows"), parse_overrides(overrides)
+    if not isinstance(rows, dict) or not rows:
+        raise ConfigError(f"{path}: rows: expected a mapping of names to what differs, as in grpo: {{method: ...}}")
+    configs = []
+    for name, row in rows.items():
+        if not isinstance(row, dict) or "campaign" in row:
+            raise ConfigError(
+                f"{path}: rows.{name}: expected a mapping of config keys without `campaign`, {{}} for none; got {row!r}"
+            )
+        configs.append(build_config(on_top(on_top(data, {**row, "campaign": name}), on_all), f"{path}: row {name}"))
+    return configs
 
 
 def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The keys of a config file, those of the file that it extends below them; not checked yet.
+    """The keys of a config file, those of the files that it extends below them; not checked yet.
 
     `extending`: the files that led here. Raises ConfigError for a file that cannot be read or extends itself.
     """
@@ -52,13 +77,17 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
     base = data.pop("extends", None)
     if base is None:
         return data
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: extends: expected the path of a config file, got {base!r}")
-    below = shipped(expanded_path(base, f"{path}: extends"), path.parent)
-    return _on_top(read_config_file(below, (*extending, path.resolve())), data)
+    bases = base if isinstance(base, list) else [base]
+    if not bases or not all(isinstance(one, str) for one in bases):
+        raise ConfigError(f"{path}: extends: expected the path of a config file, or a list of them, got {base!r}")
+    below: dict[str, Any] = {}
+    for one in bases:
+        file = shipped(expanded_path(one, f"{path}: extends"), path.parent)
+        below = on_top(below, read_config_file(file, (*extending, path.resolve())))
+    return on_top(below, data)
 
 
-def _on_top(below: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def on_top(below: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` over what is `below` it. Where it names another environment, the options below fall away; where it names
     another method, those keys below that this one does not read. Its own are checked with the rest."""
     merged, world, section = merge(below, data), data.get("environment"), data.get("method")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.memory import estimate, misfits, policy_shape, smallest_gpu_mib, stored
+from flows.memory import estimate, misfits, planned_shape, policy_shape, smallest_gpu_mib, stored
 from opid_core.config import CampaignConfig, load_config
 from opid_core.policies import PolicyShape
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 ARCHITECTURES = {
     "alfworld_qwen2.5_3b": {
         "model_type": "qwen2",
@@ -64,10 +64,14 @@ def config_of(name: str, tmp_path: Path, *overrides: str) -> CampaignConfig:
     ],
 )
 def test_the_shape_of_a_model_from_its_config_file(name, parameters, tied_parameters, key_value_size, tmp_path):
-    """As published."""
-    shape = policy_shape(config_of(name, tmp_path))
+    """As published; where the folder is not there, by the model's name."""
+    config = config_of(name, tmp_path)
+    shape = policy_shape(config)
     found = (shape.parameters, shape.tied_parameters, shape.key_value_size)
     assert found == (parameters, tied_parameters, key_value_size)
+    away = config.model_copy(update={"policy": load_config(CONFIGS / f"{name}.yaml").policy})
+    assert planned_shape(away) == planned_shape(config) == shape
+    assert planned_shape(config.model_copy(update={"policy": "./models/unknown-3b"})) is None
 
 
 def test_an_estimate_by_hand(tmp_path):

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from flows.schema import schema, text
-from opid_core.config import load_config
+from opid_core.config import load_rows
 from opid_core.errors import ConfigError
 from opid_core.hub import policy_folder
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 TEMPLATES = REPOSITORY / "flows" / "templates"
-SHIPPED = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("compare/*.yaml"), *TEMPLATES.glob("*.yaml")])
+SHIPPED = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("*/*.yaml"), *TEMPLATES.glob("*.yaml")])
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 
 
@@ -31,7 +31,7 @@ def test_the_committed_schema_is_what_the_models_say():
 def test_every_shipped_config_loads_fits_the_schema_and_names_it(path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("ALFWORLD_DATA", "/games")
-    load_config(path)
+    load_rows(path)
     written = path.read_text(encoding="utf-8")
     VALIDATOR.validate(yaml.safe_load(written))
     first = written.splitlines()[0]

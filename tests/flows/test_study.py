@@ -10,10 +10,11 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from rich.console import Console
 
 from flows.reports.paired import holm
 from flows.reports.study import draw_curves, method_rows, page, read_runs, shared_episodes, write_comparison
-from flows.study import MAY_VARY, Study, load_study
+from flows.study import MAY_VARY, Study, load_study, show
 from infra.manifest import new_manifest
 from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
 from opid_core import schema
@@ -125,9 +126,50 @@ def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
         load_study("mine", [first, first], 1)
 
 
+def test_a_folder_stands_for_its_files(tmp_path):
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=rf"^{folder}: no config in this folder \(\*.yaml\)"):
+        load_study("mine", [folder], 1)
+    config_file(folder, "b", "{name: grpo}")
+    config_file(folder, "a", "{name: rloo}")
+    (folder / "notes.md").write_text("no config")
+    assert list(load_study("mine", [folder], 1).methods) == ["a", "b"]
+    config_file(folder, "c", "{name: grpo}", "environment: {name: webshop}\n")
+    with pytest.raises(ConfigError, match=r"c.yaml: environment.* differs from .*a.yaml; the methods of a study may"):
+        load_study("mine", [folder], 1)
+
+
+def test_rows_of_one_file_are_methods(tmp_path):
+    file = config_file(tmp_path, "study", "{name: opid}", "rows: {plain: {method: {name: grpo}}, skills: {}}\n")
+    study = load_study("mine", [file, config_file(tmp_path, "more", "{name: rloo}")], 1)
+    assert (list(study.methods), study.twin("skills")) == (["plain", "skills", "more"], "plain")
+    file = config_file(tmp_path, "study", "{name: opid}", "rows: {plain: {}, skills: {policy: another}}\n")
+    with pytest.raises(ConfigError, match=r"study.yaml: policy: differs from .*study.yaml"):
+        load_study("mine", [file], 1)
+
+
+def test_the_plan_counts_what_a_study_takes(tmp_path):
+    """2 seeds of an iteration: 2 tasks of 2 episodes, at most 30 steps each; a call to the analyzer a trajectory."""
+    skills = config_file(tmp_path, "skills", "{name: opid}", "analyzer: {backend: llm}\n")
+    plain = config_file(tmp_path, "plain", "{name: grpo}")
+    study = load_study("mine", [plain, skills], 2)
+    console = Console(record=True, width=200)
+    show(study, console)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text(clear=False).splitlines()]
+    numbers = {row[0]: row[2:] for row in cells if len(row) > 2}
+    assert numbers == {
+        "plain": ["2", "8", "240", "0", "", ""],
+        "skills": ["2", "8", "240", "8", "", ""],
+        "all": ["4", "16", "480", "8", "", ""],
+    }
+    assert "Hours and disk unknown: the policy is not on this machine" in console.export_text()
+    with pytest.raises(ConfigError, match="--card: no data sheet of 'H1000'"):
+        show(study, console, "H1000")
+
+
 def test_the_shipped_methods_make_a_study():
-    files = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
-    study = load_study("first", files, 3)
+    study = load_study("first", [Path(__file__).parents[2] / "configs" / "compare"], 3)
     assert list(study.methods) == ["grpo", "opid_0.01", "opid_0.1", "rlsd", "sdar"]
     assert study.baseline == "grpo"
 

@@ -9,8 +9,13 @@ import pytest
 from opid_core.config import load_config
 from opid_core.learning.methods import Opid
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+MODELS = ("qwen2.5_3b", "qwen2.5_7b", "qwen3_1.7b")
+OF_THE_PAPER = [CONFIGS / "paper" / f"{e}_{m}.yaml" for e in ("alfworld", "webshop", "search_qa") for m in MODELS]
+CAMPAIGNS = [*sorted(CONFIGS.glob("*.yaml")), *OF_THE_PAPER]
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+
+@pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda p: p.stem)
 @pytest.mark.parametrize("preset", ["released", "paper"])
 def test_every_shipped_config_loads_with_both_presets(path, preset):
     config = load_config(path, [f"preset={preset}"])
@@ -29,8 +34,8 @@ def test_every_shipped_config_loads_with_both_presets(path, preset):
         ("alfworld_qwen2.5_3b", 30, 5, 2048, 16, 256, 0.01, 5),
         ("alfworld_qwen2.5_7b", 30, 5, 2048, 16, 256, 0.01, 5),
         ("alfworld_qwen3_1.7b", 30, 5, 2048, 16, 256, 0.01, 5),
-        ("webshop_qwen2.5_3b", 15, 2, 4096, 16, 64, 0.01, 5),
-        ("search_qa_qwen2.5_3b", 4, 4, 4096, 128, 512, 0.001, 2),
+        *((f"webshop_{model}", 15, 2, 4096, 16, 64, 0.01, 5) for model in MODELS),
+        *((f"search_qa_{model}", 4, 4, 4096, 128, 512, 0.001, 2) for model in MODELS),
     ],
 )
 def test_the_configs_of_the_papers_models_hold_its_numbers(
@@ -38,7 +43,7 @@ def test_the_configs_of_the_papers_models_hold_its_numbers(
 ):
     """ALGORITHM, section 7."""
     monkeypatch.setenv("ALFWORLD_DATA", "games")
-    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    config = load_config(CONFIGS / "paper" / f"{name}.yaml")
     environment, rollout, learner, method = config.environment, config.rollout, config.learner, config.method
     assert (environment.max_steps, environment.history_length, rollout.max_prompt_tokens) == (steps, history, prompt)
     assert (rollout.tasks_per_iteration, rollout.group_size, rollout.max_response_tokens) == (tasks, 8, 512)
@@ -56,8 +61,8 @@ def test_the_configs_of_the_papers_models_hold_its_numbers(
     [
         ("alfworld_qwen2.5_3b", "mean_std", 0.001, 0, ("valid_seen", "valid_unseen")),
         ("alfworld_qwen3_1.7b", "mean", 0.001, 0, ("valid_seen", "valid_unseen")),
-        ("webshop_qwen2.5_3b", "mean", 0.001, 0, ("validation",)),
-        ("search_qa_qwen2.5_3b", "mean_std", 0.0, 15, ("valid_unseen",)),
+        *((f"webshop_{model}", "mean", 0.001, 0, ("validation",)) for model in MODELS),
+        *((f"search_qa_{model}", "mean_std", 0.0, 15, ("valid_unseen",)) for model in MODELS),
     ],
 )
 def test_the_configs_of_the_papers_models_follow_the_released_runs(
@@ -65,7 +70,7 @@ def test_the_configs_of_the_papers_models_follow_the_released_runs(
 ):
     """ALGORITHM, sections 2 and 7, as corrected."""
     monkeypatch.setenv("ALFWORLD_DATA", "games")
-    config = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    config = load_config(CONFIGS / "paper" / f"{name}.yaml")
     assert isinstance(config.method, Opid)
     assert config.method.normalize == normalize
     assert (config.learner.entropy_coefficient, config.learner.warmup_iterations) == (entropy, warmup)

@@ -61,14 +61,14 @@ def files_of(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(monkeypatch, capsys, folder: Path, *arguments: object) -> str:
-    """The error of a command that must be refused without a trace under `folder`."""
+    """The error of a command that must be refused without a trace under `folder`. A dry run may print its plan."""
     before = files_of(folder)
     capsys.readouterr()  # what making the inputs has printed
     code = opid(monkeypatch, *arguments)
     printed = capsys.readouterr()
     assert code == 2, printed
     assert files_of(folder) == before
-    assert printed.out == ""
+    assert printed.out == "" or "--dry-run" in arguments
     assert printed.err.count("error:") == 1
     assert printed.err.startswith("error: ")
     assert "Traceback" not in printed.err
@@ -233,6 +233,24 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, config_path):
     assert "2 groups x 3 = 6 an iteration" in plan
     assert "learning_rate: 1.0e-06" in plan
     assert plan.endswith("Dry run: nothing was written.")
+
+
+def test_the_plan_of_a_study_whose_model_is_elsewhere(monkeypatch, capsys, tmp_path):
+    """The plan, then what is missing as the last line, and a code that is not 0."""
+    monkeypatch.chdir(tmp_path)
+    study = REPOSITORY / "configs" / "paper" / "table2_alfworld_qwen2.5_3b.yaml"
+    assert opid(monkeypatch, "compare", study, "--dry-run", "--card", "a100") == 2
+    printed = capsys.readouterr()
+    assert "12 campaigns of 150 iterations under" in printed.out
+    assert "4 x a100" in printed.out
+    assert printed.err.startswith("error: policy: models/Qwen2.5-3B-Instruct-untied is not a folder")
+    assert files_of(tmp_path) == {}
+    error = refused(monkeypatch, capsys, tmp_path, "compare", study, "--dry-run", "--card", "abacus")
+    assert error.startswith("--card: no data sheet of 'abacus'; known: H100")
+    assert refused(monkeypatch, capsys, tmp_path, "compare", study, "--card", "a100").startswith(
+        "--card: only a dry run"
+    )
+    assert refused(monkeypatch, capsys, tmp_path, "compare", tmp_path).endswith("no config in this folder (*.yaml)")
 
 
 COMMANDS = typer.main.get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]

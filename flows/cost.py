@@ -1,0 +1,334 @@
+"""What a campaign costs, from its policy's shape, a card's data sheet and assumptions: docs/cost.md has them all.
+
+Nothing here is measured unless `factors` says so: a campaign that has run puts its own seconds in place of the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flows.memory import BYTES, stored
+from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError
+from opid_core.learning.methods.base import SkillMethod
+from opid_core.policies import PolicyShape
+from tasks.commit import WORK
+from tasks.evaluate import evaluation_due
+
+PHASES = ("rollout", "extract_skills", "rescore", "update", "evaluate", "other")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card's data sheet."""
+
+    peak_flops: float
+    """Dense bfloat16 FLOP/s with float32 sums."""
+    bandwidth: float
+    """Bytes/s of its memory."""
+
+
+CARDS = {
+    "H100": Card(989e12, 3.35e12),
+    "H200": Card(989e12, 4.8e12),
+    "A100": Card(312e12, 2.04e12),
+    "A100-40GB": Card(312e12, 1.56e12),
+    "L40S": Card(362e12, 0.864e12),
+    "RTX4090": Card(165e12, 1.01e12),
+    "RTX3090": Card(71e12, 0.936e12),
+    "CPU": Card(0.1e12, 20e9),
+}
+"""By name; SXM where there are several. Of the CPU: one thread in float32, which is no data sheet's number."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """How episodes of an environment go, on average. Tokens of prompts are their characters over 4."""
+
+    steps_share: float
+    """Steps of an episode, as a share of `environment.max_steps`."""
+    response_tokens: int
+    first_prompt_tokens: int
+    tokens_per_past_step: int
+    """What each step of the history adds to a prompt, up to `environment.history_length` steps."""
+
+
+PLAYS = {
+    "alfworld": Play(0.83, 150, 300, 30),
+    "webshop": Play(0.5, 150, 150, 240),
+    "search_qa": Play(0.75, 150, 130, 450),
+}
+"""Prompts of ALFWorld and WebShop are measured, all else here is assumed (docs/cost.md)."""
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What share of a card's peak is reached, and what the rest takes."""
+
+    score_share: float = 0.25
+    """Of the peak, in the learner's forward passes."""
+    update_share: float = 0.20
+    """Of the peak, in its updates."""
+    prefill_share: float = 0.40
+    """Of the peak, when the engine reads prompts."""
+    bandwidth_share: float = 0.77
+    """Of the memory's bandwidth, when it samples."""
+    token_overhead_s: float = 2.5e-3
+    """Of the engine's host, each token of all running sequences."""
+    cached_prompts: float = 0.3
+    """Share of prompt tokens that the engine finds in its cache."""
+    zero3_share: float = 0.5
+    """Of the learner's speed, under ZeRO stage 3."""
+    turn_s: float = 2e-3
+    """Of the episode loop, each turn: environment, prompt, tokenizer."""
+    analyzer_call_s: float = 30.0
+    """Of a call to an LLM that writes skills."""
+    storage_bytes_per_s: float = 1e9
+    """Of the store and of a push of weights."""
+    other_s: float = 5.0
+    """Commit, gates, routing, starts."""
+
+
+ASSUMED = Assumptions()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a campaign takes."""
+
+    gpus: int
+    samples: int
+    """Step samples an iteration, on average."""
+    tokens: float
+    """Prompt and response tokens of these samples."""
+    seconds: Mapping[str, float]
+    """Seconds an iteration by phase; evaluations are spread over all iterations."""
+    busy: float
+    """Share of the GPUs' time in which they compute."""
+    hours: float
+    disk_mib: float
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.hours * self.gpus
+
+
+def card_named(name: str) -> Card:
+    """The card `name`, in any case. Raises ConfigError that lists those known."""
+    by_lower = {known.lower(): card for known, card in CARDS.items()}
+    if name.lower() not in by_lower:
+        raise ConfigError(f"--card: no data sheet of {name!r}; known: {', '.join(CARDS)}")
+    return by_lower[name.lower()]
+
+
+def play_of(config: CampaignConfig) -> Play:
+    """How the config's episodes go. Of an environment of one's own: whole episodes, prompts half as long as they may
+    be."""
+    unknown = Play(1.0, 150, config.rollout.max_prompt_tokens // 2, 0)
+    return PLAYS.get(config.environment.name, unknown)
+
+
+def analyzer_calls(config: CampaignConfig) -> int:
+    """Calls to an LLM that writes skills, at most, in an iteration."""
+    method = config.method
+    wanted = method.uses_skills and method.bank_of_teacher is None and any(_kinds(config))
+    return _episodes(config) if wanted and config.analyzer.asks_model else 0
+
+
+def passes(config: CampaignConfig) -> float:
+    """Forward passes of the learner over an iteration's samples, at most: plain, under skills and placebos, and of the
+    reference. Under `routing: additive` not each step has a second skill, and yet counts."""
+    method, count = config.method, 1 + (config.learner.kl_coefficient > 0)
+    if isinstance(method, SkillMethod) and any(_kinds(config)):
+        count += 1 + (method.routing == "additive") + bool(method.placebo_episode or method.placebo_step)
+    return float(count)
+
+
+def estimate(
+    config: CampaignConfig,
+    shape: PolicyShape,
+    card: Card,
+    assumed: Assumptions = ASSUMED,
+    factors: Mapping[str, float] | None = None,
+) -> Cost:
+    """The cost of the campaign with the policy's `shape` on `learner.ranks` cards, of which the engine has one.
+
+    `factors` (of `calibration`) multiply the seconds of a phase.
+    """
+    learner, gpus = config.learner, config.learner.ranks
+    steps, response = _steps(config), _response_tokens(config)
+    prompts = [_prompt_tokens(config, step) for step in range(steps)]
+    episodes = _episodes(config)
+    samples = episodes * steps
+    tokens = float(episodes * (sum(prompts) + steps * response))
+    forward = _flops_a_token(shape, tokens / samples)
+    speed = card.peak_flops * gpus * (assumed.zero3_share if learner.zero_stage == 3 else 1.0)
+    layers = 4 if learner.gradient_checkpointing else 3  # forward, backward (twice that), and forward again
+    store = stored(config, shape)
+    to_store_s = (store.lasting_mib + store.state_mib) * 2**20 / assumed.storage_bytes_per_s
+    rollout_s = play_seconds(config, shape, card, assumed, episodes)
+    push_s = shape.parameters * BYTES[learner.dtype] / assumed.storage_bytes_per_s
+    updated_s = learner.epochs * layers * tokens * forward / (assumed.update_share * speed)
+    evaluated = sum(evaluation_due(config, i) > 0 for i in range(config.iterations + 1))
+    panels = sum(play_seconds(config, shape, card, assumed, n) for n in _panels(config))
+    factors = factors or {}
+    work_s = {
+        "rollout": rollout_s,
+        "extract_skills": analyzer_calls(config) * assumed.analyzer_call_s / config.analyzer.llm.concurrency,
+        "rescore": passes(config) * tokens * forward / (assumed.score_share * speed),
+        "update": updated_s,
+        "evaluate": panels / max(1, config.iterations),
+    }
+    waiting_s = {
+        "rollout": push_s,
+        "update": to_store_s,
+        "evaluate": push_s * evaluated / max(1, config.iterations),
+        "other": assumed.other_s,
+    }
+    seconds = {p: factors.get(p, 1.0) * (work_s.get(p, 0.0) + waiting_s.get(p, 0.0)) for p in PHASES}
+    using = {"rollout": 1, "evaluate": 1, "rescore": gpus, "update": gpus}
+    busy_s = sum(factors.get(p, 1.0) * work_s[p] * n for p, n in using.items())
+    total_s = sum(seconds.values())
+    return Cost(
+        gpus=gpus,
+        samples=samples,
+        tokens=tokens,
+        seconds=seconds,
+        busy=busy_s / (gpus * total_s),
+        hours=config.iterations * total_s / 3600,
+        disk_mib=store.campaign_mib,
+    )
+
+
+def play_seconds(config: CampaignConfig, shape: PolicyShape, card: Card, assumed: Assumptions, episodes: int) -> float:
+    """Seconds in which one engine plays `episodes`, step by step, as many at once as `engine.max_concurrent`.
+
+    A token of all running sequences takes as long as reading the weights and their caches, or as multiplying, whichever
+    is longer; a prompt is multiplied only.
+    """
+    response = _response_tokens(config)
+    live = min(episodes, config.engine.max_concurrent)
+    size = BYTES[config.engine.dtype]
+    cache_bytes = 2 * shape.layers * shape.key_value_size * size
+    seconds = 0.0
+    for step in range(_steps(config)):
+        prompt = _prompt_tokens(config, step)
+        read_s = ((shape.parameters + shape.tied_parameters) * size + live * (prompt + response / 2) * cache_bytes) / (
+            assumed.bandwidth_share * card.bandwidth
+        )
+        flops = _flops_a_token(shape, prompt + response)
+        multiply_s = live * flops / (assumed.prefill_share * card.peak_flops)
+        token_s = max(read_s, multiply_s) + assumed.token_overhead_s
+        seconds += response * token_s + (1 - assumed.cached_prompts) * prompt * multiply_s
+    return episodes / live * seconds + episodes * _steps(config) * assumed.turn_s
+
+
+def calibration(runs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:
+    """Measured over estimated seconds of each phase, over campaigns that have run: pairs of both, an iteration.
+
+    Evaluations take the rollout's factor: one engine plays both, and few iterations have one.
+    """
+    found = {}
+    for phase in set(PHASES) - {"evaluate"}:
+        pairs = [(measured[phase], made[phase]) for measured, made in runs if phase in measured]
+        if (estimated := sum(pair[1] for pair in pairs)) > 0:
+            found[phase] = sum(pair[0] for pair in pairs) / estimated
+    return {**found, "evaluate": found["rollout"]} if "rollout" in found else found
+
+
+def measured_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase of a campaign's metrics, means over its iterations; empty where it has not run."""
+    if "seconds/overhead_s" not in metrics:
+        return {}
+    of = {name: metrics.get(f"seconds/{name}_s", 0.0) for name in (*WORK, "extract_skills", "store_policy", "overhead")}
+    return {
+        "rollout": of["push"] + of["rollout"],
+        "extract_skills": of["extract_skills"],
+        "rescore": of["rescore"],
+        "update": of["update"] + of["store_policy"],
+        "other": of["overhead"] - of["extract_skills"] - of["store_policy"],  # both are no work of engine or learner
+    }
+
+
+def describe(config: CampaignConfig, cost: Cost, card_name: str, assumed: Assumptions = ASSUMED) -> str:
+    """The estimate of a campaign in words, with what it assumes."""
+    seconds = ", ".join(f"{phase} {value:.0f}" for phase, value in cost.seconds.items())
+    return (
+        f"{sum(cost.seconds.values()):.0f} s an iteration: {seconds}\n"
+        f"{cost.hours:.1f} hours on {cost.gpus} x {card_name} = {cost.gpu_hours:.1f}, busy {cost.busy:.0%}\n"
+        f"{cost.samples:,} samples and {cost.tokens / 1e6:.2f}M tokens an iteration\n{assumptions(config, assumed)}"
+    )
+
+
+def assumptions(config: CampaignConfig, assumed: Assumptions = ASSUMED) -> str:
+    """What an estimate assumes, in words."""
+    steps = _steps(config)
+    return (
+        f"assumed (docs/cost.md): {steps} steps an episode, {_response_tokens(config)} tokens a response, prompts of "
+        f"{_prompt_tokens(config, 0)} to {_prompt_tokens(config, steps)} tokens; of the "
+        f"peak {assumed.score_share:.0%} scoring, {assumed.update_share:.0%} updating, {assumed.prefill_share:.0%} "
+        f"reading prompts, of the bandwidth {assumed.bandwidth_share:.0%} sampling; {assumed.cached_prompts:.0%} of "
+        f"prompts cached; {1e3 * assumed.token_overhead_s:g} ms a token and {1e3 * assumed.turn_s:g} ms a turn on the "
+        f"host; {assumed.storage_bytes_per_s / 1e9:g} GB/s to the store"
+    )
+
+
+def card_of(config: CampaignConfig, name: str | None) -> tuple[str, Card]:
+    """The card of an estimate and its name: the one asked for, else this machine's GPU where its data sheet is known,
+    else an H100 for a policy in bfloat16 and the CPU for one in float32. Raises ConfigError for an unknown name."""
+    if name is None:
+        name = _card_here() or ("CPU" if config.learner.dtype == "float32" else "H100")
+    card = card_named(name)
+    if name.upper() != "CPU":
+        return name, card
+    one = replace(card, peak_flops=card.peak_flops * config.threads / config.learner.ranks)
+    return f"CPU, {config.threads} threads", one
+
+
+def _card_here() -> str | None:
+    """The known name of this machine's GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    told = torch.cuda.get_device_name(0).replace(" ", "").upper()
+    return next((name for name in sorted(CARDS, key=len, reverse=True) if name in told), None)
+
+
+def _kinds(config: CampaignConfig) -> tuple[bool, bool]:
+    method = config.method
+    return method.uses_kinds(0) if isinstance(method, SkillMethod) and method.wants_skills(0) else (False, False)
+
+
+def _episodes(config: CampaignConfig) -> int:
+    return config.rollout.tasks_per_iteration * config.rollout.group_size
+
+
+def _steps(config: CampaignConfig) -> int:
+    return max(1, round(play_of(config).steps_share * config.environment.max_steps))
+
+
+def _response_tokens(config: CampaignConfig) -> int:
+    return min(play_of(config).response_tokens, config.rollout.max_response_tokens)
+
+
+def _prompt_tokens(config: CampaignConfig, step: int) -> int:
+    play = play_of(config)
+    past = min(step, config.environment.history_length)
+    return min(config.rollout.max_prompt_tokens, play.first_prompt_tokens + past * play.tokens_per_past_step)
+
+
+def _panels(config: CampaignConfig) -> list[int]:
+    """Episodes of each evaluation of the campaign."""
+    of = config.evaluation
+    times = len(of.splits) * len(of.temperatures) * of.repetitions
+    due = (evaluation_due(config, iteration) for iteration in range(config.iterations + 1))
+    return [times * count for count in due if count]
+
+
+def _flops_a_token(shape: PolicyShape, context: float) -> float:
+    """Of a forward pass in a sequence of `context` tokens: two a weight that is multiplied, and attention to half of
+    the sequence. Looking up an embedding is free."""
+    looked_up = 0 if shape.tied_parameters else shape.vocab_size * shape.hidden_size
+    return 2 * (shape.parameters - looked_up) + 4 * shape.layers * shape.hidden_size * context / 2

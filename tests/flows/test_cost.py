@@ -1,0 +1,173 @@
+"""The cost model, with numbers by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flows.cost import (
+    CARDS,
+    Assumptions,
+    Card,
+    analyzer_calls,
+    calibration,
+    card_named,
+    card_of,
+    estimate,
+    measured_seconds,
+    passes,
+    play_seconds,
+)
+from opid_core.config import CampaignConfig, build_config
+from opid_core.config.presets import merge
+from opid_core.errors import ConfigError
+from opid_core.policies import PolicyShape
+
+BASE: dict[str, Any] = {
+    "campaign": "c",
+    "iterations": 10,
+    "environment": {"max_steps": 12, "history_length": 1},
+    "rollout": {"tasks_per_iteration": 2, "group_size": 4, "max_response_tokens": 100},
+    "engine": {"dtype": "bfloat16"},
+    "method": {"name": "grpo"},
+    "learner": {"dtype": "bfloat16", "ranks": 2, "gradient_checkpointing": True},
+    "evaluation": {"tasks": 8, "every": 5, "temperatures": [1.0, 0.4]},
+}
+SHAPE = PolicyShape(parameters=1_100_000, layers=2, hidden_size=100, vocab_size=1000, key_value_size=50)
+"""100,000 of the weights are looked up: a token takes 2,000,000 FLOP, and 2 * 2 * 100 for each of its context."""
+CARD = Card(peak_flops=1e9, bandwidth=1e9)
+ASSUMED = Assumptions(
+    score_share=0.5,
+    update_share=0.25,
+    prefill_share=0.5,
+    bandwidth_share=0.5,
+    token_overhead_s=0.01,
+    cached_prompts=0.5,
+    turn_s=0.1,
+    storage_bytes_per_s=1e6,
+    other_s=3.0,
+)
+
+
+def config_of(**changes: Any) -> CampaignConfig:
+    return build_config(merge(BASE, changes))
+
+
+def test_the_learners_seconds_by_hand():
+    """10 steps of 12, prompts of 300, then 330 tokens, responses of 100: 8 * (300 + 9 * 330 + 10 * 100) = 34,160 tokens
+    of 80 samples, 427 each."""
+    cost = estimate(config_of(), SHAPE, CARD, ASSUMED)
+    assert (cost.samples, cost.tokens) == (80, 34_160)
+    forward = 2_000_000 + 400 * 427  # FLOP a token
+    assert cost.seconds["rescore"] == pytest.approx(2 * 34_160 * forward / (0.5 * 2e9))  # plain and reference, 2 ranks
+    # Forward, backward as two, forward again: 4; weights (2 bytes) and their state (2 + 8 + 4), and the tables.
+    stored_bytes = 1_100_000 * (2 + 14) + 8 * 12 * 2048 * 2
+    update_s = 4 * 34_160 * forward / (0.25 * 2e9)
+    assert cost.seconds["update"] == pytest.approx(update_s + stored_bytes / 1e6)
+    assert (cost.seconds["extract_skills"], cost.seconds["other"]) == (0, 3)
+    total_s = sum(cost.seconds.values())
+    assert cost.hours == pytest.approx(10 * total_s / 3600)
+    assert (cost.gpus, cost.gpu_hours) == (2, 2 * cost.hours)
+    # The engine has one of the two; nothing computes while weights are pushed (2.2 s each), stored, or in between.
+    rollout_s = cost.seconds["rollout"] - 2.2
+    evaluate_s = cost.seconds["evaluate"] - 2.2 * 3 / 10
+    busy_s = rollout_s + evaluate_s + 2 * (cost.seconds["rescore"] + update_s)
+    assert cost.busy == pytest.approx(busy_s / (2 * total_s))
+
+
+@pytest.mark.parametrize(
+    ("changes", "times"),
+    [
+        ({"gradient_checkpointing": False}, {"update": 3 / 4}),
+        ({"zero_stage": 3}, {"update": 2, "rescore": 2}),
+        ({"epochs": 2}, {"update": 2}),
+        ({"kl_coefficient": 0.0}, {"rescore": 1 / 2}),
+    ],
+)
+def test_what_changes_the_learners_seconds(changes, times):
+    at_once = Assumptions(storage_bytes_per_s=1e30)
+    before, after = (estimate(config_of(learner=c), SHAPE, CARD, at_once).seconds for c in ({}, changes))
+    for phase in ("rollout", "rescore", "update"):
+        assert after[phase] == pytest.approx(times.get(phase, 1) * before[phase])
+
+
+def test_a_rollout_by_hand():
+    """Two steps of one: prompts of 300 and 330 tokens, of which half are cached; responses of 100."""
+    config = config_of(environment={"max_steps": 2})
+    cache_bytes = 2 * 2 * 50 * 2  # a token: keys and values of 2 layers, 2 bytes
+    expected_s = 8 * 2 * 0.1
+    for prompt in (300, 330):
+        read_s = (1_100_000 * 2 + 8 * (prompt + 50) * cache_bytes) / (0.5 * 1e12)
+        multiply_s = 8 * (2_000_000 + 400 * (prompt + 100)) / (0.5 * 1e9)
+        assert multiply_s > read_s
+        expected_s += 100 * (multiply_s + 0.01) + 0.5 * prompt * multiply_s
+    assert play_seconds(config, SHAPE, Card(1e9, 1e12), ASSUMED, 8) == pytest.approx(expected_s)
+    # On a card that multiplies at once, sampling takes as long as reading does.
+    read_s = sum(100 * (1_100_000 * 2 + 8 * (p + 50) * cache_bytes) / (0.5 * 1e6) for p in (300, 330))
+    slow = play_seconds(config, SHAPE, Card(1e30, 1e6), ASSUMED, 8)
+    assert slow == pytest.approx(read_s + 2 * 100 * 0.01 + 8 * 2 * 0.1)
+    # Half as many at once are as long in reading weights twice.
+    few = config_of(environment={"max_steps": 2}, engine={"max_concurrent": 4})
+    assert play_seconds(few, SHAPE, CARD, ASSUMED, 8) == pytest.approx(2 * play_seconds(few, SHAPE, CARD, ASSUMED, 4))
+
+
+def test_evaluations_are_spread_over_all_iterations():
+    """Before, after 5 and after 10 iterations: 8 tasks at two temperatures, 16 episodes each time."""
+    config = config_of()
+    one_s = play_seconds(config, SHAPE, CARD, ASSUMED, 16)
+    push_s = 2.2
+    assert estimate(config, SHAPE, CARD, ASSUMED).seconds["evaluate"] == pytest.approx(3 * (one_s + push_s) / 10)
+
+
+BANK = "configs/skill_banks/alfworld.json"
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "calls"),
+    [
+        ({"name": "grpo"}, 2, 0),
+        ({"name": "opid"}, 3, 8),
+        ({"name": "opid", "lambda_episode": 0.0, "lambda_step": 0.0}, 2, 0),
+        ({"name": "opid", "routing": "additive"}, 4, 8),
+        ({"name": "opid", "placebo_episode": "swapped", "placebo_step": "swapped"}, 4, 8),
+        ({"name": "rlsd", "skill_bank": BANK}, 3, 0),
+        ({"name": "rlsd", "teacher": "routed"}, 3, 8),
+        ({"name": "skill_grpo", "skill_bank": BANK}, 2, 0),
+    ],
+)
+def test_forward_passes_and_calls_of_a_method(method, count, calls):
+    config = config_of(method=method, analyzer={"backend": "llm"})
+    assert (passes(config), analyzer_calls(config)) == (count, calls)
+    assert analyzer_calls(config_of(method=method)) == 0
+
+
+def test_a_campaign_that_has_run_tells_the_seconds():
+    metrics = {
+        "push": 2,
+        "rollout": 10,
+        "extract_skills": 1,
+        "rescore": 4,
+        "update": 6,
+        "store_policy": 3,
+        "overhead": 7,
+    }
+    measured = measured_seconds({f"seconds/{name}_s": float(value) for name, value in metrics.items()})
+    assert measured == {"rollout": 12, "extract_skills": 1, "rescore": 4, "update": 9, "other": 3}
+    assert measured_seconds({}) == {}
+    estimated = {"rollout": 6.0, "extract_skills": 0.0, "rescore": 8.0, "update": 9.0, "evaluate": 5.0, "other": 5.0}
+    factors = calibration([(measured, estimated)])
+    assert factors == {"rollout": 2, "rescore": 0.5, "update": 1, "other": 0.6, "evaluate": 2}
+    both = calibration([(measured, estimated), ({**measured, "rescore": 20.0}, estimated)])
+    assert both["rescore"] == (4 + 20) / 16
+    before, after = (estimate(config_of(), SHAPE, CARD, ASSUMED, factors=f).seconds for f in ({}, factors))
+    assert after == {phase: factors.get(phase, 1) * seconds for phase, seconds in before.items()}
+
+
+def test_cards():
+    assert card_named("rtx4090") == CARDS["RTX4090"]
+    with pytest.raises(ConfigError, match=r"--card: no data sheet of 'H1000'; known: H100, H200, A100, .*, CPU"):
+        card_named("H1000")
+    config = config_of(learner={"ranks": 2}, threads=4)
+    assert card_of(config, "cpu") == ("CPU, 4 threads", Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth))
+    assert card_of(config, "h200")[1] == CARDS["H200"]
