@@ -114,12 +114,12 @@ class Cost:
         return self.hours * self.gpus
 
 
-def card_named(name: str) -> Card:
-    """The card `name`, in any case. Raises ConfigError that lists those known."""
-    by_lower = {known.lower(): card for known, card in CARDS.items()}
-    if name.lower() not in by_lower:
+def known_card(name: str) -> str:
+    """The name of the card as `CARDS` has it, from one in any case. Raises ConfigError that lists those known."""
+    found = next((known for known in CARDS if known.lower() == name.lower()), None)
+    if found is None:
         raise ConfigError(f"--card: no data sheet of {name!r}; known: {', '.join(CARDS)}")
-    return by_lower[name.lower()]
+    return found
 
 
 def play_of(config: CampaignConfig) -> Play:
@@ -277,13 +277,13 @@ def assumptions(config: CampaignConfig, assumed: Assumptions = ASSUMED) -> str:
 def card_of(config: CampaignConfig, name: str | None) -> tuple[str, Card]:
     """The card of an estimate and its name: the one asked for, else this machine's GPU where its data sheet is known,
     else an H100 for a policy in bfloat16 and the CPU for one in float32. Raises ConfigError for an unknown name."""
-    if name is None:
-        name = _card_here() or ("CPU" if config.learner.dtype == "float32" else "H100")
-    card = card_named(name)
-    if name.upper() != "CPU":
+    default = "CPU" if config.learner.dtype == "float32" else "H100"
+    name = known_card(name or _card_here() or default)
+    card = CARDS[name]
+    if name != "CPU":
         return name, card
-    one = replace(card, peak_flops=card.peak_flops * config.threads / config.learner.ranks)
-    return f"CPU, {config.threads} threads", one
+    peak_flops = card.peak_flops * config.threads / config.learner.ranks  # the ranks share the threads
+    return f"CPU ({config.threads} threads)", replace(card, peak_flops=peak_flops)
 
 
 def _card_here() -> str | None:

@@ -156,9 +156,9 @@ def planned_shape(config: CampaignConfig) -> PolicyShape | None:
     """`policy_shape`; where this machine does not have the policy, that of the published model that its name tells.
     None where neither is known."""
     policy = config.policy
-    if policy is not None and not Path(os.path.expandvars(os.path.expanduser(policy))).is_dir():
-        if known := known_shape(policy):
-            return known
+    is_away = policy is not None and not Path(os.path.expandvars(os.path.expanduser(policy))).is_dir()
+    if is_away and (known := known_shape(policy)):
+        return known
     try:
         return policy_shape(config)
     except OpidError:

@@ -67,9 +67,9 @@ def check_card(card: str | None, dry_run: bool) -> None:
         return
     if not dry_run:
         raise ConfigError("--card: only a dry run estimates; add --dry-run")
-    from flows.cost import card_named
+    from flows.cost import known_card
 
-    card_named(card)
+    known_card(card)
 
 
 CampaignName = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign.")]

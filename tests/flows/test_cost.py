@@ -12,9 +12,9 @@ from flows.cost import (
     Card,
     analyzer_calls,
     calibration,
-    card_named,
     card_of,
     estimate,
+    known_card,
     measured_seconds,
     passes,
     play_seconds,
@@ -165,9 +165,9 @@ def test_a_campaign_that_has_run_tells_the_seconds():
 
 
 def test_cards():
-    assert card_named("rtx4090") == CARDS["RTX4090"]
+    assert known_card("rtx4090") == "RTX4090"
     with pytest.raises(ConfigError, match=r"--card: no data sheet of 'H1000'; known: H100, H200, A100, .*, CPU"):
-        card_named("H1000")
+        known_card("H1000")
     config = config_of(learner={"ranks": 2}, threads=4)
-    assert card_of(config, "cpu") == ("CPU, 4 threads", Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth))
-    assert card_of(config, "h200")[1] == CARDS["H200"]
+    assert card_of(config, "cpu") == ("CPU (4 threads)", Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth))
+    assert card_of(config, "h200") == ("H200", CARDS["H200"])

@@ -239,11 +239,12 @@ def test_the_plan_of_a_study_whose_model_is_elsewhere(monkeypatch, capsys, tmp_p
     """The plan, then what is missing as the last line, and a code that is not 0."""
     monkeypatch.chdir(tmp_path)
     study = REPOSITORY / "configs" / "paper" / "table2_alfworld_qwen2.5_3b.yaml"
-    assert opid(monkeypatch, "compare", study, "--dry-run", "--card", "a100") == 2
+    model = "policy=models/elsewhere/Qwen2.5-3B-Instruct"
+    assert opid(monkeypatch, "compare", study, "--dry-run", "--card", "a100", "--set", model) == 2
     printed = capsys.readouterr()
     assert "12 campaigns of 150 iterations under" in printed.out
-    assert "4 x a100" in printed.out
-    assert printed.err.startswith("error: policy: models/Qwen2.5-3B-Instruct-untied is not a folder")
+    assert "4 x A100" in printed.out
+    assert printed.err.startswith("error: policy: models/elsewhere/Qwen2.5-3B-Instruct is not a folder")
     assert files_of(tmp_path) == {}
     error = refused(monkeypatch, capsys, tmp_path, "compare", study, "--dry-run", "--card", "abacus")
     assert error.startswith("--card: no data sheet of 'abacus'; known: H100")
