@@ -155,9 +155,9 @@ def policy_shape(config: CampaignConfig) -> PolicyShape:
 def planned_shape(config: CampaignConfig) -> PolicyShape | None:
     """`policy_shape`; where this machine does not have the policy, that of the published model that its name tells.
     None where neither is known."""
-    policy = config.policy
-    is_away = policy is not None and not Path(os.path.expandvars(os.path.expanduser(policy))).is_dir()
-    if is_away and (known := known_shape(policy)):
+    policy = config.policy or ""
+    is_here = not policy or Path(os.path.expandvars(os.path.expanduser(policy))).is_dir()
+    if not is_here and (known := known_shape(policy)):
         return known
     try:
         return policy_shape(config)

@@ -18,17 +18,17 @@ def schema() -> dict[str, Any]:
     del whole["required"]  # a file may extend another one
     whole["properties"]["extends"] = {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
-        "description": "Another config file, from this file's folder, or several, each on top of those before it: this one "
-        "holds what differs.",
+        "description": "Another config file, from this file's folder, or several, each on top of those before it: this "
+        "one holds what differs.",
     }
     whole["properties"]["rows"] = {
         "type": "object",
         "minProperties": 1,
-        "additionalProperties": {"type": "object", "properties": dict(whole["properties"]), "additionalProperties": False},
+        "additionalProperties": {"$ref": "#"},
         "description": "Of a study (`opid compare`): by the name of a method what differs from the rest of the file.",
     }
     method = whole["$defs"]["Method"]
-    for model in methods.BUILT_IN.values():
+    for model in reversed(methods.BUILT_IN.values()):  # OPID's first: its `routing` knows one more
         of_model = model.model_json_schema()
         whole["$defs"] |= {
             name: found for name, found in of_model.get("$defs", {}).items() if name not in whole["$defs"]

@@ -24,8 +24,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConf
     """Read a campaign's YAML file, apply `key.sub=value` overrides (values are YAML), check everything.
 
     A file may name others that it `extends` (paths from its own folder, each on top of those before it): it then holds
-    only what differs. A path that begins with `configs/` and is not here is that of a config installed with OPID. Raises
-    ConfigError that names the file, the field and the allowed values.
+    only what differs. A path that begins with `configs/` and is not here is that of a config installed with OPID.
+    Raises ConfigError that names the file, the field and the allowed values.
     """
     data = read_config_file(shipped(Path(path)))
     if "rows" in data:

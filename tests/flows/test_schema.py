@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from flows.schema import schema, text
-from opid_core.config import load_rows
+from opid_core.config import load_config, load_rows
 from opid_core.errors import ConfigError
 from opid_core.hub import policy_folder
 
