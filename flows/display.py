@@ -117,11 +117,13 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
         current: str | None = None
 
         def at(label: str, completed: int = 0, total: int | None = None, description: str = "") -> None:
-            nonlocal current
-            is_new, current = label != current, label
-            if is_new:
-                bars.reset(stage)
-            bars.update(stage, label=label, completed=completed, total=total, description=description, refresh=is_new)
+            nonlocal stage, current
+            if label != current:  # a new task: an old one keeps its total and its speed
+                current = label
+                bars.remove_task(stage)
+                stage = bars.add_task(description, total=total, completed=completed, label=label, of_campaign=False)
+                bars.refresh()
+            bars.update(stage, completed=completed, total=total, description=description)
 
         def show(event: progress.Progress) -> None:
             if whole is not None and clock:

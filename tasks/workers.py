@@ -196,7 +196,7 @@ class Workers:
             self._engine_policy = None
             self._engine.load_policy(folder)
         learner = self.learner(policy)  # starts while the engine does
-        report(None, "start engine" if is_new else "check engine", note="against the learner")
+        report(None, "start engine" if is_new else "check engine")
         encode = self.tokenizer(policy).encode
         prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
         canary_gap(self._engine, learner.score, prompts, self._config.engine.canary_tolerance)

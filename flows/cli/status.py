@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @app.command()
 def status(
     campaign: Annotated[
-        str | None, typer.Argument(metavar="[CAMPAIGN]", help="Name of the campaign; default: all of the root.")
+        str | None, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign; default: all of the root.")
     ] = None,
     root: Root = "runs",
     endpoint_url: Endpoint = None,
