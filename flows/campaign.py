@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from prefect import Task, flow
@@ -15,6 +16,7 @@ from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
+from flows.reports.standing import seconds_left
 from infra import stages
 from infra.lease import held
 from infra.manifest import Manifest
@@ -54,7 +56,9 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
             run.chain += configured(read_chain, config)(config.campaign)
             if len(run.chain) > 1:
                 done = len(run.chain) - 1
-                note = f"Resuming {config.campaign} after {done} of {config.iterations} iterations."
+                note = f"Resuming {config.campaign} after {done} of {config.iterations} iterations"
+                left_s = seconds_left(run.chain, config.iterations, is_running=False)
+                note += f", about {timedelta(seconds=round(left_s))} left." if left_s else "."
                 announce(done, "campaign", "resumed", note)
             if run.chain:
                 _follow_up(run)  # a crash may have come before it

@@ -84,7 +84,7 @@ def _results(evaluated: Sequence[Evaluated], panel: str, skill_share: float | No
     ]
     if skill_share:
         lines.append(
-            f"- Skills gave {skill_share:.1%} of the advantage. What they add to success shows beside a campaign "
+            f"- Skills gave {skill_share:.2%} of the advantage. What they add to success shows beside a campaign "
             "without them: `opid compare`."
         )
     return [*lines, ""] if lines else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +68,7 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
         iterations_planned=planned,
         stage=None if is_finished else _stage(stages.finished(store, following, len(given_up)), following),
         driver=driver and f"{driver}, last heartbeat {silent_s:.0f} s ago",
-        seconds_left=_seconds_left(chain, planned, state == "running"),
+        seconds_left=seconds_left(chain, planned, is_running=state == "running"),
         success=evaluated,
         failures=tuple(f"attempt {n} at {one['at']}: {one['reason']}" for n, one in enumerate(given_up, start=1)),
         newest_policy=location(store, chain[-1].policy.uri) if chain else None,
@@ -101,7 +102,9 @@ def _stage(finished: set[str], iteration: int) -> str:
     return waiting[0] if waiting else "commit" if "evaluate" in finished else "evaluate or commit"
 
 
-def _seconds_left(chain: list[Manifest], planned: int, is_running: bool) -> float | None:
+def seconds_left(chain: Sequence[Manifest], planned: int, *, is_running: bool) -> float | None:
+    """Seconds until iteration `planned` is committed if the next take as long as the newest; None before the first.
+    Where it `is_running`, the time since the newest commit counts."""
     took = [s for m in chain[1:][-NEWEST:] if (s := m.metrics.get("seconds/iteration_s")) is not None]
     if not took:
         return None

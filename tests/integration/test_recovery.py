@@ -83,7 +83,7 @@ def test_ended_in_every_way_it_goes_on_and_ends_as_what_nothing_disturbed(campai
     gone = pruned(resumed.store)
     assert {path.split("/")[1] for path in gone} == {"000001"}  # the start has none, the newest stays
     assert verify(resumed.store) == verify(campaign.store) - len(gone)
-    assert resumed.printed.count("Resuming tiny after 1 of 2 iterations.") == 4 + 1
+    assert resumed.printed.count("Resuming tiny after 1 of 2 iterations, about ") == 4 + 1
     # What a stage had recorded before the end is what was committed: it was not made again.
     last = resumed.chain[-1].model_dump(mode="json")
     assert set(records) == {"rollout", "extract_skills", "route", "rescore", "update"}
