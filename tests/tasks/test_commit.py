@@ -114,11 +114,11 @@ def test_commits_chain_and_a_slower_run_adopts_the_faster(run, tmp_path, prefect
     assert verify(run.store) == 4
     assert notes == [
         (0, "committed", f"start committed: evaluation t1 50.0%, {seconds(start)}"),
-        (1, "committed", f"iteration 1 of 2 committed: 25.0% of rollouts won, {seconds(first)}"),
+        (1, "committed", f"iteration 1 of 150 committed: 25.0% of rollouts won, {seconds(first)}"),
         (
             1,
             "committed",
-            f"iteration 1 of 2 committed by another run, adopted: 25.0% of rollouts won, {seconds(first)}",
+            f"iteration 1 of 150 committed by another run, adopted: 25.0% of rollouts won, {seconds(first)}",
         ),
     ]
 
