@@ -256,7 +256,7 @@ def describe(config: CampaignConfig, cost: Cost, card_name: str, assumed: Assump
     seconds = ", ".join(f"{phase} {value:.0f}" for phase, value in cost.seconds.items())
     return (
         f"{sum(cost.seconds.values()):.0f} s an iteration: {seconds}\n"
-        f"{cost.hours:.1f} hours on {cost.gpus} x {card_name} = {cost.gpu_hours:.1f}, busy {cost.busy:.0%}\n"
+        f"{_hours(cost.hours)} hours on {cost.gpus} x {card_name} = {_hours(cost.gpu_hours)}, busy {cost.busy:.0%}\n"
         f"{cost.samples:,} samples and {cost.tokens / 1e6:.2f}M tokens an iteration\n{assumptions(config, assumed)}"
     )
 
@@ -294,6 +294,10 @@ def _card_here() -> str | None:
         return None
     told = torch.cuda.get_device_name(0).replace(" ", "").upper()
     return next((name for name in sorted(CARDS, key=len, reverse=True) if name in told), None)
+
+
+def _hours(number: float) -> str:
+    return f"{number:,.1f}" if number >= 1 else f"{number:.2g}"
 
 
 def _kinds(config: CampaignConfig) -> tuple[bool, bool]:
