@@ -89,12 +89,11 @@ class SearchQaEnvironment:
 
     @property
     def fixed_phrases(self) -> Sequence[str]:
-        """The wording of all prompts, and in the generated world that of its passages and the words of its names."""
+        """The wording of all prompts, and in the generated world that of its passages and the parts of its names."""
         if self.options.questions != "generated":
             return FIXED_PHRASES
         made = make_world(self.options.generator)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
-        words = {word for name in made.names for word in name.split() if word != "of"}
-        return (*FIXED_PHRASES, *wording(), *sorted(words))
+        return (*FIXED_PHRASES, *wording(made.names))
 
     def splits(self) -> Sequence[str]:
         """The splits of the questions (the manifest's, if there is one)."""

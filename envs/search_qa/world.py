@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from envs.base import Decision
@@ -43,10 +43,10 @@ GOODS = (
     "pear brandy", "plum jam", "reed flutes", "salt bricks", "silk ribbons", "silver combs", "smoked trout",
     "walnut oil", "wool rugs",
 )  # fmt: skip
-PLACES = ("Bay", "Bridge", "Ford", "Gate", "Grove", "Hill", "Lake", "Marsh", "Mill", "Port", "Rock", "Vale")
+PLACES = ("Bay", "Bridge", "Ford", "Gate", "Grove", "Hill", "Lake", "Marsh", "Mill", "Quay", "Rock", "Vale")
 WORKS = ("Ballad", "Chronicle", "Hymn", "Lament", "Mosaic", "Opera", "Portrait", "Saga", "Tapestry", "Waltz")
 EVENTS = ("Assembly", "Council", "Fair", "March", "Regatta", "Siege", "Treaty", "Uprising")
-YEARS = range(300, 1000)
+YEARS = range(300, 1000, 10)
 
 RELATIONS = (
     Relation(
@@ -185,13 +185,16 @@ def coin_names(kinds: str, rng: random.Random) -> list[str]:
     return [names[kind].pop() for kind in kinds]
 
 
-def wording() -> list[str]:
-    """What passages, questions and thoughts say besides names and years: the texts around them, and other values."""
+def wording(names: Iterable[str]) -> list[str]:
+    """What passages, questions and thoughts about entities called `names` are made of: the two parts of each name, the
+    second with the space before it, the texts around names, and the other values."""
+    parts = (part for name in names for part in re.split(r"(?<= of )|(?= )(?! of )(?<! of)", name))
     forms = [form for relation in RELATIONS for form in (*relation.told, relation.asked, relation.noun)]
     forms += [*_INTRODUCTIONS.values(), _CLOSING, *(f"{relation.name} of {{x}}" for relation in RELATIONS)]
     around = [text for form in forms for text in re.split(r"\{[xy]\}", form) if len(text) > 1]
-    names = [relation.name for relation in RELATIONS]
-    return list(dict.fromkeys([*around, *names, "need ", *CRAFTS, *GOODS]))
+    relations = [relation.name for relation in RELATIONS]
+    values = [*CRAFTS, *GOODS, *map(str, YEARS)]
+    return list(dict.fromkeys([*around, *relations, "need ", *values, *sorted({*parts})]))
 
 
 def relate(entities: Sequence[Entity], rng: random.Random) -> None:

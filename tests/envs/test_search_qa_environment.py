@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -174,16 +175,17 @@ def test_told_to_answer_only_the_experts_answer_is_shown():
         assert f" is {answer}.</think>" in one.response  # the thought is what was read
 
 
-def test_a_name_is_told_by_its_words_wherever_it_stands(tmp_path):
+def test_a_name_is_the_same_two_tokens_wherever_it_stands(tmp_path):
+    """Without a token for the space between them, which stands between any two words: copying is harder with it."""
     environment = make("search_qa", SMALL)
     assert isinstance(environment, HasExpert)
     train_tokenizer(["a"], environment.fixed_phrases, 300, tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     for name in make_world(GeneratorOptions(**SMALL["generator"])).names[:20]:  # pyright: ignore[reportArgumentType]
-        words = tokenizer.tokenize(f"<search>{name}")[1:]
-        assert {word for word in name.split() if word != "of"} <= {*words}
-        for text in (f"Do now: search: {name}", f"need {name}", f"\n{name}"):
-            assert tokenizer.tokenize(text)[-len(words) :] == words
+        cut = name.index(" of ") + 4 if " of " in name else name.index(" ")
+        for text in ("<search>{}</search>", "Do now: search: {}.", "need {}.", "\n{} was born in "):
+            shown = tokenizer.tokenize(text.format(name))
+            assert any(pair == (name[:cut], name[cut:]) for pair in pairwise(shown)), shown
 
 
 def test_there_is_no_expert_for_questions_of_a_file(environment):
