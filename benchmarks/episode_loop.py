@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tasks.workers
+import tasks.engines
 from envs.base import PromptParts, StepResult, Task, make
 from infra.hosting import HostedGroup
 from opid_core.config import CampaignConfig
 from opid_core.rollout.episodes import EpisodeRequest, EpisodeSettings, run_episodes
 from opid_core.seeds import derive
-from tasks.workers import RemoteEngine
+from tasks.engines import start_engine
 from tests.factories import make_tiny_policy_folder, make_tokenizer
 
 WORDS = "go to desk 1 , open drawer 2 , look : book 1"
@@ -210,7 +210,7 @@ def measure_idle(given: argparse.Namespace) -> None:
         groups.append(HostedGroup(name, "benchmarks.episode_loop:timed_engine", *arguments, **named))
         return groups[-1]
 
-    tasks.workers.HostedGroup = hosted
+    tasks.engines.HostedGroup = hosted
     tokenizer = make_tokenizer()
     maker, requests = alfworld_requests(given.episodes)
     config = CampaignConfig.model_validate(
@@ -222,7 +222,7 @@ def measure_idle(given: argparse.Namespace) -> None:
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        engine = RemoteEngine(config, make_tiny_policy_folder(Path(folder), max_positions=1024), trained=False)
+        engine = start_engine(config, make_tiny_policy_folder(Path(folder), max_positions=1024), trained=False)
         try:
             for _ in range(given.repeat + 1):  # the first warms up
                 worked_s = groups[0].call("seconds")

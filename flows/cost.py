@@ -152,7 +152,8 @@ def estimate(
     assumed: Assumptions = ASSUMED,
     factors: Mapping[str, float] | None = None,
 ) -> Cost:
-    """The cost of the campaign with the policy's `shape` on `learner.ranks` cards, of which the engine has one.
+    """The cost of the campaign with the policy's `shape` on `learner.ranks` cards, of which each replica of the engine
+    has one.
 
     `factors` (of `calibration`) multiply the seconds of a phase.
     """
@@ -187,7 +188,8 @@ def estimate(
         "other": assumed.other_s,
     }
     seconds = {p: factors.get(p, 1.0) * (work_s.get(p, 0.0) + waiting_s.get(p, 0.0)) for p in PHASES}
-    using = {"rollout": 1, "evaluate": 1, "rescore": gpus, "update": gpus}
+    sampling = min(config.engine.replicas * config.engine.tensor_parallel, gpus)
+    using = {"rollout": sampling, "evaluate": sampling, "rescore": gpus, "update": gpus}
     busy_s = sum(factors.get(p, 1.0) * work_s[p] * n for p, n in using.items())
     total_s = sum(seconds.values())
     return Cost(
@@ -202,13 +204,15 @@ def estimate(
 
 
 def play_seconds(config: CampaignConfig, shape: PolicyShape, card: Card, assumed: Assumptions, episodes: int) -> float:
-    """Seconds in which one engine plays `episodes`, step by step, as many at once as `engine.max_concurrent`.
+    """Seconds in which the engine plays `episodes`, step by step, each replica as many at once as
+    `engine.max_concurrent`. Replicas beyond the ranks count for nothing, nor does tensor parallelism.
 
     A token of all running sequences takes as long as reading the weights and their caches, or as multiplying, whichever
     is longer; a prompt is multiplied only.
     """
     response = _response_tokens(config)
-    live = min(episodes, config.engine.max_concurrent)
+    of_replica = episodes / min(config.engine.replicas, config.learner.ranks)
+    live = min(of_replica, config.engine.max_concurrent)
     size = BYTES[config.engine.dtype]
     cache_bytes = 2 * shape.layers * shape.key_value_size * size
     seconds = 0.0
@@ -221,7 +225,7 @@ def play_seconds(config: CampaignConfig, shape: PolicyShape, card: Card, assumed
         multiply_s = live * flops / (assumed.prefill_share * card.peak_flops)
         token_s = max(read_s, multiply_s) + assumed.token_overhead_s
         seconds += response * token_s + (1 - assumed.cached_prompts) * prompt * multiply_s
-    return episodes / live * seconds + episodes * _steps(config) * assumed.turn_s
+    return of_replica / live * seconds + episodes * _steps(config) * assumed.turn_s
 
 
 def calibration(runs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.endpoint import Answered, EndpointEngine
 from opid_core.rollout.prompting import with_template_arguments
 from opid_core.seeds import derive
+from tasks.engines import start_engine
 from tasks.evaluate import panel, play_panel
-from tasks.workers import RemoteEngine
 
 
 def policy_to_play(config: CampaignConfig, policy: str | None) -> Path:
@@ -38,7 +38,7 @@ def policy_to_play(config: CampaignConfig, policy: str | None) -> Path:
 
 def evaluate_folder(config: CampaignConfig, folder: Path, console: Console | None = None) -> pa.Table:
     """Play the panel with the HF folder's policy; returns an `evaluations` table (policy_version 0)."""
-    engine = RemoteEngine(config, folder, trained=False)
+    engine = start_engine(config, folder, trained=False)
     try:
         with live_progress(console, first="start engine") if console else nullcontext():
             tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)

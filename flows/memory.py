@@ -20,7 +20,8 @@ ACTIVATIONS = {False: 34, True: 2}
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimates in MiB for the GPU of one rank, which also holds the engine (on a CPU: for one rank and the engine)."""
+    """Estimates in MiB for a GPU that holds a rank of the learner and a replica of the engine (or its share of one); on
+    a CPU for one rank and one replica."""
 
     parameters: int
     weights_mib: float
@@ -43,7 +44,8 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
     """Of the config's policy, whose `shape` is read from its folder where it is not given.
 
     ZeRO divides among the ranks: stage 1 the optimizer, 2 the gradients too, 3 the weights too. The frozen reference is
-    whole on every rank. The engine's output layer is its own, where the policy's is its embeddings.
+    whole on every rank. The engine's output layer is its own, where the policy's is its embeddings; tensor parallelism
+    divides a replica's weights, and its cache among the heads of the keys.
     """
     shape = shape or policy_shape(config)
     learner, rollout = config.learner, config.rollout
@@ -57,7 +59,8 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
     per_token = values * shape.hidden_size * size
     responses = rollout.max_response_tokens / max(1, rollout.max_prompt_tokens)
     logits = 4 * 4 * shape.vocab_size * responses  # in float32: logits, log-probs, and two more for the entropy
-    tokens = rollout.max_prompt_tokens + rollout.max_response_tokens
+    parts = config.engine.tensor_parallel
+    cached = (rollout.max_prompt_tokens + rollout.max_response_tokens) * 2 * shape.layers * shape.key_value_size
     return Memory(
         parameters=shape.parameters,
         weights_mib=weights * size * share(3),
@@ -65,8 +68,8 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
         optimizer_mib=weights * (8 + _master(config)) * share(1),
         reference_mib=weights * size if learner.kl_coefficient > 0 else 0.0,
         activations_mib=learner.micro_batch_tokens * (per_token + logits) / _MIB,
-        engine_weights_mib=(weights + shape.tied_parameters / _MIB) * BYTES[config.engine.dtype],
-        one_sequence_mib=tokens * 2 * shape.layers * shape.key_value_size * BYTES[config.engine.dtype] / _MIB,
+        engine_weights_mib=(weights + shape.tied_parameters / _MIB) * BYTES[config.engine.dtype] / parts,
+        one_sequence_mib=cached * BYTES[config.engine.dtype] / min(parts, max(1, shape.key_value_heads)) / _MIB,
     )
 
 
@@ -95,6 +98,12 @@ def misfits(config: CampaignConfig, memory: Memory, gpu_mib: float) -> list[str]
     return problems
 
 
+def on_cpu_mib(config: CampaignConfig, memory: Memory) -> float:
+    """What all replicas of the engine take on a CPU, their caches included."""
+    engine = config.engine
+    return engine.replicas * (memory.engine_weights_mib + engine.kv_cache_mib)
+
+
 def describe(config: CampaignConfig, memory: Memory) -> str:
     """The estimate in words, and whether this machine's GPU, if it has one, is large enough."""
     import torch
@@ -105,8 +114,12 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
         f"activations {memory.activations_mib:.0f}",
         f"engine {memory.engine_weights_mib:.0f} MiB of weights, {memory.one_sequence_mib:.0f} MiB of cache a sequence",
     ]
-    needed_gib = smallest_gpu_mib(config, memory) / 1024
-    lines.append(f"{config.learner.ranks} GPU(s) of at least {needed_gib:.1f} GiB each, the engine on the first")
+    needed_gib, engine = smallest_gpu_mib(config, memory) / 1024, config.engine
+    sampling, learning = engine.replicas * engine.tensor_parallel, config.learner.ranks
+    lines.append(
+        f"{max(sampling, learning)} GPU(s) of at least {needed_gib:.1f} GiB each: the first {learning} learn(s), the "
+        f"first {sampling} sample(s)"
+    )
     if torch.cuda.is_available():
         gpu_mib = torch.cuda.get_device_properties(0).total_memory / _MIB
         problems = misfits(config, memory, gpu_mib)
@@ -114,11 +127,11 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
         if not problems:
             lines.append(f"fits this GPU ({gpu_mib / 1024:.0f} GiB)")
     else:
-        cache_mib = config.engine.kv_cache_mib
-        total = memory.learner_mib * config.learner.ranks + memory.engine_weights_mib + cache_mib
+        total = memory.learner_mib * learning + on_cpu_mib(config, memory)
         lines.append(
-            f"on this machine, which has no GPU: {total:.0f} MiB with a cache of {cache_mib} MiB, and about 3 GiB that "
-            "Python, PyTorch, vLLM and Prefect take in their processes"
+            f"on this machine, which has no GPU: {total:.0f} MiB with {engine.replicas} cache(s) of "
+            f"{engine.kv_cache_mib} MiB, and about 3 GiB (more with replicas) that Python, PyTorch, vLLM and Prefect "
+            "take in their processes"
         )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from envs.base import Environment, PromptParts, result_of
 from flows import cost, memory
+from flows.devices import check_devices, describe_engine, device_warnings
 from flows.prefect_api import check_api
 from flows.reports.chains import mean_metrics, read_chain
 from flows.reports.formatting import say
@@ -49,6 +50,7 @@ def check_all_but_space(config: CampaignConfig, *, weights: bool = True) -> None
     check_skill_banks(config)
     if config.policy is None:
         require_expert(environment)
+    check_devices(config)
     prompts = _first_prompts(config, environment)
     if folder is not None:
         _check_limits(config, folder, prompts)
@@ -192,6 +194,8 @@ def warn(config: CampaignConfig, console: Console) -> None:
     if (split := config.environment.train_split) in config.evaluation.splits:
         text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
         console.print(text, highlight=False, soft_wrap=True)
+    for text in device_warnings(config):
+        console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
 
 
 def problem(check: Callable[[], None]) -> OpidError | None:
@@ -236,6 +240,7 @@ def show(config: CampaignConfig, console: Console, card: str | None = None, *, p
         "evaluation", f"{panels}, {largest_panel(config)} before and after, of each of {', '.join(evaluation.splits)}"
     )
     table.add_row("analyzer", analyzer_cost(config))
+    table.add_row("engine", describe_engine(config))
     if shape is None:
         table.add_row(
             "memory, time, store", "unknown: the policy is not on this machine, nor one of those known by name"

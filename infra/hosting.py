@@ -52,14 +52,16 @@ class HostedGroup:
     ) -> None:
         """Start the processes, and let each call `factory` (`package.module:function`) with the arguments.
 
-        Nothing is waited for, so that several groups can start side by side: the first `call` raises what went wrong.
+        Nothing is waited for, so that several groups can start side by side: the first call raises what went wrong, and
+        lets `factory` be called unless `create` did.
         """
         self.name = name
         self._ranks = ranks
         self._start_timeout_s = start_timeout_s
-        self._creation = (factory, *arguments), named
+        self._creation = factory, arguments, named
         self._folder = make_scratch_folder()
         self._is_connected = False
+        self._creating = False
         self._begun = False
         command = [sys.executable, "-m", "infra.hosting", str(self._folder)]
         if ranks > 1:
@@ -77,6 +79,16 @@ class HostedGroup:
     def process(self) -> subprocess.Popen[bytes]:
         """The process that the parent started: the only one, or torchrun."""
         return self._process
+
+    def create(self) -> None:
+        """Let the processes make their objects, and return while they do: the next call waits for them."""
+        with self._killed_when_left():
+            self._create()
+
+    @property
+    def first_connection(self) -> Connection:
+        """To the first rank; there is something to read when it has answered, or died."""
+        return self._connections[0]
 
     def call(self, method: str, *arguments: Any, on_progress: Callable[..., None] | None = None, **named: Any) -> Any:
         """Call `method` of the object on every rank; the first rank's result.
@@ -137,6 +149,13 @@ class HostedGroup:
         self._connections = [connections[rank] for rank in range(self._ranks)]
         self._is_connected = True
 
+    def _create(self) -> None:
+        if not self._is_connected:
+            self._connect()
+            factory, arguments, named = self._creation
+            self._send(("__init__", (factory, *arguments), named, False))
+            self._creating = True
+
     def _ask(
         self,
         method: str,
@@ -144,15 +163,19 @@ class HostedGroup:
         named: Mapping[str, Any],
         on_progress: Callable[..., None] | None = None,
     ) -> None:
-        """Send a call to every process; the first one makes the objects first."""
-        if not self._is_connected:
-            self._connect()
-            self._ask("__init__", *self._creation)
+        """Send a call to every process, once the objects are there and what was begun is done."""
+        self._create()
+        if self._creating:
+            self._creating = False
             self._answers()
         if self._begun:
             self.finish()
+        self._send((method, arguments, named, on_progress is not None))
+
+    def _send(self, message: Any) -> None:
         for connection in self._connections:
-            _send(connection, (method, arguments, named, on_progress is not None))
+            with suppress(BrokenPipeError, ConnectionResetError):  # what ended it is found when its answer is awaited
+                send(connection, message)
 
     def _answers(self, on_progress: Callable[..., None] | None = None) -> Any:
         results: dict[int, Any] = {}
@@ -198,6 +221,15 @@ class HostedGroup:
         )
 
 
+def first_done(groups: Sequence[HostedGroup]) -> HostedGroup:
+    """Wait until one of `groups`, each of which has begun something, can finish it or has died: the first of those."""
+    while True:
+        # Short waits, as for answers.
+        ready = wait([group.first_connection for group in groups], timeout=0.5)
+        if ready:
+            return next(group for group in groups if group.first_connection in ready)
+
+
 def send(connection: Connection, message: Any) -> None:
     """Send `message` so that `receive` makes it again; columns of samples and arrays are never copied on the way."""
     buffers: list[pickle.PickleBuffer] = []
@@ -219,11 +251,6 @@ def _handed_out(plugs: socket.socket) -> Connection:
     with theirs:
         socket.send_fds(plugs, [b"-"], [theirs.fileno()])
     return Connection(ours.detach())
-
-
-def _send(connection: Connection, message: Any) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # what ended it is found when its answer is awaited
-        send(connection, message)
 
 
 def _raise(name: str, rank: int, kind: str, text: str) -> NoReturn:

@@ -17,7 +17,7 @@ from infra.names import StoredName, TableName
 from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
 
-FORMAT = 3
+FORMAT = 4
 """Raised with any change of the fields below."""
 
 OBSERVED_TABLES = ("metrics", "evaluations")
@@ -123,6 +123,8 @@ class Manifest(Record):
     """Of the run's config; at the start, of the campaign's `config.json`."""
     preset: str = ""
     """Name of the preset of the config's numbers."""
+    execution: dict[str, bool | int | float] = {}
+    """How the run that committed it was fitted to its machine: `hashing.execution` of its config."""
     code_version: str
     seeds: dict[str, int]
     prefect_run_id: str | None
@@ -167,6 +169,7 @@ def new_manifest(
     created_at: str,
     previous: Manifest | None,
     preset: str = "",
+    execution: Mapping[str, bool | int | float] | None = None,
     degraded: Sequence[str] = (),
 ) -> Manifest:
     """A manifest with its hashes. `previous` is the manifest of the iteration before (None only at the start).
@@ -184,6 +187,7 @@ def new_manifest(
         "gates": {gate.table: gate for gate in gates},
         "config_hash": config_hash,
         "preset": preset,
+        "execution": dict(execution or {}),
         "code_version": code_version,
         "seeds": dict(seeds),
         "prefect_run_id": prefect_run_id,

@@ -10,6 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opid_core.config import CampaignConfig
 
+EXECUTION = (
+    "threads",
+    "engine.replicas",
+    "engine.tensor_parallel",
+    "engine.max_concurrent",
+    "engine.kv_cache_mib",
+    "engine.gpu_memory_fraction",
+    "learner.ranks",
+    "learner.micro_batch_tokens",
+    "learner.gradient_checkpointing",
+)
+"""Keys that fit a campaign to a machine and change how sums are rounded: a campaign that is continued with others is
+equal to an undisturbed one up to that. A manifest has the values that its iteration was made with."""
+
 MAY_DIFFER = (
     "iterations",
     "root",
@@ -24,17 +38,9 @@ MAY_DIFFER = (
     "analyzer.llm.concurrency",
     "analyzer.llm.prompt_price",
     "analyzer.llm.completion_price",
-    "threads",
-    "engine.max_concurrent",
-    "engine.kv_cache_mib",
-    "engine.gpu_memory_fraction",
-    "learner.ranks",
-    "learner.micro_batch_tokens",
-    "learner.gradient_checkpointing",
+    *EXECUTION,
 )
-"""Keys that may change between runs of one campaign: it may be extended, moved, and fitted to another machine.
-Those from `threads` on change how sums are rounded: a continued campaign is then equal to an undisturbed one up to
-that."""
+"""Keys that may change between runs of one campaign: it may be extended, moved, and fitted to another machine."""
 
 ABSENT = "(absent)"
 """In `config_differences`: a config without the key."""
@@ -43,6 +49,23 @@ ABSENT = "(absent)"
 def config_hash(config: CampaignConfig) -> str:
     """sha256 of the canonical JSON of the config."""
     return hashlib.sha256(canonical_json(config.model_dump(mode="json")).encode()).hexdigest()
+
+
+def execution(config: CampaignConfig) -> dict[str, Any]:
+    """The values of the keys of `EXECUTION`."""
+    values = _flat(config.model_dump(mode="json"))
+    return {key: values[key] for key in EXECUTION}
+
+
+def with_execution(config: CampaignConfig, values: Mapping[str, Any]) -> CampaignConfig:
+    """The config with other `values` of keys of `EXECUTION`."""
+    for key, value in values.items():
+        *section, last = key.split(".")
+        change: dict[str, Any] = {last: value}
+        if section:
+            change = {section[0]: getattr(config, section[0]).model_copy(update=change)}
+        config = config.model_copy(update=change)
+    return config
 
 
 def training_hash(config: CampaignConfig) -> str:

@@ -184,6 +184,11 @@ class PolicyShape:
     """Width of a layer's keys (and of its values), all heads together."""
     tied_parameters: int = 0
     """Of the output layer that is the embeddings too: the engine has a copy of its own."""
+    heads: int = 0
+    """Attention heads of a layer; 0, as the next two, where there are none or it is not known."""
+    key_value_heads: int = 0
+    intermediate_size: int = 0
+    """Inner width of a layer's perceptron."""
 
 
 def _published(
@@ -248,5 +253,8 @@ def shape_of(model: PreTrainedModel) -> PolicyShape:
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         key_value_size=head_size * key_value_heads,
+        heads=heads,
+        key_value_heads=key_value_heads,
+        intermediate_size=getattr(config, "intermediate_size", None) or 0,
         tied_parameters=tied_parameters,
     )

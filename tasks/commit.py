@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from infra import store as campaign_store
 from infra.manifest import Manifest, new_manifest
 from infra.store import CampaignStore, key_of, location, stored_config_hash
-from opid_core.hashing import config_hash
+from opid_core.hashing import config_hash, execution
 from opid_core.schema import TABLES, from_rows
 from tasks.gates.results import DRIFT_FLOORS, is_watched
 from tasks.iteration import TASK, Iteration, asset, campaign_run, stage
@@ -44,6 +44,7 @@ def build_manifest(it: Iteration, *, created_at: datetime, prefect_run_id: str |
         gates=everything.gates,
         config_hash=config_hash(it.config) if it.number else stored_config_hash(it.store),
         preset=it.config.preset,
+        execution=execution(it.config),
         code_version=code_version(),
         seeds={"campaign": it.config.seed, "iteration": it.seed},
         prefect_run_id=prefect_run_id,

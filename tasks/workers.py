@@ -1,8 +1,8 @@
-"""The live processes of a campaign: one engine and one learner, each in processes of its own."""
+"""The live processes of a campaign: its engine and its learner, each in processes of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,9 @@ from infra.manifest import FolderRecord, state_files, texts_only
 from infra.store import STATE_FOLDER, CampaignStore, folder_path, weights_only
 from opid_core.config import CampaignConfig
 from opid_core.policies import load_tokenizer
-from opid_core.rollout.engines.vllm import Completion
 from opid_core.rollout.prompting import with_template_arguments
 from opid_core.samples import Ragged, Samples
+from tasks.engines import Engine, start_engine
 from tasks.progress import report
 
 if TYPE_CHECKING:
@@ -24,79 +24,6 @@ if TYPE_CHECKING:
 
 CANARY_PROMPTS = ("Now it's your turn.", "On the table you see nothing. What next?")
 SMALLEST_MICRO_BATCH_TOKENS = 64
-
-
-class RemoteEngine:
-    """A `VllmEngine` behind a `HostedGroup`: what is submitted crosses with the next `step`, in one call."""
-
-    tokens_generated: int
-
-    def __init__(self, config: CampaignConfig, policy_dir: Path, *, trained: bool) -> None:
-        """Start the process and load the HF folder; see `VllmEngine`, also for what is raised."""
-        self.tokens_generated = 0
-        self._waiting: list[dict[str, Any]] = []
-        self._running = 0
-        self._begun = False
-        self._group = HostedGroup(
-            "engine",
-            "opid_core.rollout.engines.vllm:VllmEngine",
-            policy_dir,
-            config.engine,
-            max_model_len=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
-            threads=config.threads,
-            seed=config.seed,
-            trained=trained,
-            env={"OMP_NUM_THREADS": str(config.threads)},
-        )
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request waits or runs."""
-        return self._running == 0
-
-    def submit(
-        self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
-    ) -> None:
-        """See `VllmEngine.submit`, whose errors come with the next `step`."""
-        self._waiting.append(
-            {
-                "request_id": request_id,
-                "prompt_ids": list(prompt_ids),
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "seed": seed,
-            }
-        )
-        self._running += 1
-
-    def begin(self) -> None:
-        """Sample one more token for all that runs while the caller works; the next `step` returns what ended with it,
-        if anything. One, whatever the caller takes for its work: the engine's steps are counted, never timed."""
-        if self._running and not self._begun:
-            self._advance(max_steps=1)
-
-    def step(self) -> Sequence[Completion]:
-        """Sample until at least one response ends, or finish what was begun; returns the ended ones."""
-        if not self._begun:
-            self._advance()
-        self._begun = False
-        completions, sampled = self._group.finish()
-        self.tokens_generated += sampled
-        self._running -= len(completions)
-        return completions
-
-    def _advance(self, max_steps: int | None = None) -> None:
-        submissions, self._waiting = self._waiting, []
-        self._group.begin("advance", submissions, max_steps)
-        self._begun = True
-
-    def load_policy(self, policy_dir: Path) -> None:
-        """Put the weights of another HF folder into the live engine."""
-        self._group.call("load_policy", policy_dir)
-
-    def kill(self) -> None:
-        """End the process."""
-        self._group.kill()
 
 
 class RemoteLearner:
@@ -154,7 +81,7 @@ class Workers:
 
     def __init__(self, config: CampaignConfig, store: CampaignStore) -> None:
         self._config, self._store = config, store
-        self._engine: RemoteEngine | None = None
+        self._engine: Engine | None = None
         self._engine_policy: FolderRecord | None = None
         self._learner: RemoteLearner | None = None
         self._learner_policy: FolderRecord | None = None
@@ -179,8 +106,9 @@ class Workers:
             self._tokenizer = policy, with_template_arguments(tokenizer, arguments)
         return self._tokenizer[1]
 
-    def engine(self, policy: FolderRecord) -> RemoteEngine:
-        """The engine with the weights of `policy`, checked against the learner. Raises NumericsError on a gap."""
+    def engine(self, policy: FolderRecord) -> Engine:
+        """The engine with the weights of `policy`, each replica checked against the learner. Raises NumericsError on a
+        gap."""
         from opid_core.rollout.engines.vllm import canary_gap
 
         if self._engine is not None and self._engine_policy == policy:
@@ -191,7 +119,7 @@ class Workers:
             # The engine takes its share of a GPU's memory at once, and needs it free; a learner grows later. So a
             # learner that is here already, as in a run that is resumed after its rollout, starts again beside it.
             self._close_learner()
-            self._engine = RemoteEngine(self._config, folder, trained=True)
+            self._engine = start_engine(self._config, folder, trained=True)
         else:
             self._engine_policy = None
             self._engine.load_policy(folder)
@@ -199,7 +127,7 @@ class Workers:
         report(None, "start engine" if is_new else "check engine")
         encode = self.tokenizer(policy).encode
         prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
-        canary_gap(self._engine, learner.score, prompts, self._config.engine.canary_tolerance)
+        canary_gap(self._engine.replicas, learner.score, prompts, self._config.engine.canary_tolerance)
         self._engine_policy = policy
         return self._engine
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from flows import settings
 from flows.cli.common import CampaignName, Endpoint, Root, app, console
 from opid_core.errors import ConfigError
-from opid_core.hashing import MAY_DIFFER, config_hash
+from opid_core.hashing import execution, with_execution
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,11 +72,13 @@ def reproduce(
     from infra.scratch import scratch_folder
     from infra.store import location, read_config, read_table
     from opid_core.config import StorageConfig, build_config
+    from tasks.engines import gpus_of_replicas
 
     store, chain = read_chain(root, campaign, endpoint_url)
     index = index_of(store, chain, str(iteration))
     committed = chain[index]
     stored = build_config(read_config(store), location(store, "config.json"))
+    gpus_of_replicas(as_committed(stored, committed))
     for note in notes(stored, committed):
         say(console, note)
     say(console, f"Running iteration {iteration} of {campaign} again, in a store of its own.")
@@ -120,11 +122,9 @@ def notes(stored: CampaignConfig, manifest: Manifest) -> list[str]:
             f"Another version of the program: this is {code_version()}, the iteration was made by "
             f"{manifest.code_version}."
         )
-    if config_hash(stored) != manifest.config_hash:
-        reasons.append(
-            "Another config than the stored one, which is used here, in keys that may differ between runs of a "
-            f"campaign ({', '.join(MAY_DIFFER)}): threads, ranks and micro-batches change how sums are rounded."
-        )
+    given = execution(stored)
+    if other := [f"{key}={value}" for key, value in manifest.execution.items() if value != given[key]]:
+        reasons.append(f"With {', '.join(other)}, as the iteration was made: the stored config has other values.")
     if stored.analyzer.asks_model:
         reasons.append("The analyzer asks a model: its replies may differ.")
     return reasons
@@ -175,10 +175,12 @@ def _hashes(manifest: Manifest) -> dict[str, str | None]:
 
 
 def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
-    """The stored config, with a length at which `manifest`'s iteration is evaluated as it was: the campaign may have
-    been extended since, or have ended later than first planned."""
+    """The stored config, with the replicas, ranks and so on that `manifest`'s iteration was made with, and a length at
+    which it is evaluated as it was: the campaign may have been extended since, or have ended later than first planned.
+    """
     from tasks.evaluate import evaluation_due
 
+    stored = with_execution(stored, manifest.execution)
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
     passes = len(stored.evaluation.temperatures) * stored.evaluation.repetitions
     for iterations in (stored.iterations, manifest.iteration, manifest.iteration + 1):

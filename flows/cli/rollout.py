@@ -61,10 +61,10 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     from opid_core.policies import load_tokenizer
     from opid_core.rollout.episodes import run_episodes
     from opid_core.rollout.prompting import with_template_arguments
+    from tasks.engines import start_engine
     from tasks.episodes import environment_maker, evaluation_settings
     from tasks.evaluate import panel_requests
     from tasks.progress import report
-    from tasks.workers import RemoteEngine
 
     make_environment = environment_maker(config)
     temperature = config.evaluation.temperatures[0]
@@ -77,7 +77,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
         ended.append(episode)
         report(None, "rollout", len(ended), count)
 
-    engine = RemoteEngine(config, policy_folder, trained=False)
+    engine = start_engine(config, policy_folder, trained=False)
     try:
         with live_progress(console, first="start engine"):
             tokenizer = with_template_arguments(load_tokenizer(policy_folder), config.prompting.template_arguments)

@@ -44,16 +44,20 @@ class RolloutConfig(Section):
 
 
 class EngineConfig(Section):
-    """The inference engine (vLLM), a process of its own."""
+    """The inference engine (vLLM): a process of its own, or several that share the episodes."""
 
+    replicas: int = Field(default=1, ge=1)
+    """Engines that share the episodes, each with GPUs of its own; on a CPU `threads` is divided among them."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs among which each replica's weights are divided; it must divide the model's heads and widths."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type of the engine's weights."""
     max_concurrent: int = Field(default=128, ge=1)
-    """Most sequences decoded at once."""
+    """Most sequences that a replica decodes at once."""
     kv_cache_mib: int = Field(default=512, ge=16)
-    """Memory of the KV cache in MiB (CPU only)."""
+    """Memory of a replica's KV cache in MiB (CPU only)."""
     gpu_memory_fraction: float = Field(default=0.4, gt=0, le=0.95)
-    """Share of the GPU's memory the engine may take, its KV cache included (GPU only)."""
+    """Share of each of its GPUs' memory that a replica may take, its KV cache included (GPU only)."""
     canary_tolerance: float = Field(default=1e-3, gt=0)
     """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
     float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""

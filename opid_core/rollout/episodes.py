@@ -41,7 +41,8 @@ class Completion(Protocol):
 class TokenEngine(Protocol):
     """An inference engine that works on the loop's tokens; what is trained on comes from one."""
 
-    tokens_generated: int
+    @property
+    def tokens_generated(self) -> int: ...
 
     def submit(
         self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
@@ -75,6 +76,15 @@ class WorksAhead(Protocol):
     def begin(self) -> None:
         """Sample one more token for all that runs, without waiting for it: the next `step` returns what ended with it,
         if anything. Does nothing where nothing runs or this was begun before."""
+        ...
+
+
+@runtime_checkable
+class DealsGroups(Protocol):
+    """Several engines behind the interface of one."""
+
+    def deal(self, groups: Sequence[tuple[str, str]]) -> None:
+        """Choose the engines of the requests to come: each request's id with the id of its group."""
         ...
 
 
@@ -181,6 +191,8 @@ def run_episodes(
     # Asked once: the check of a protocol takes as long as everything else that the loop itself does for a turn.
     text_engine, token_engine = (engine, None) if isinstance(engine, TextEngine) else (None, engine)
     work_ahead = engine.begin if isinstance(engine, WorksAhead) else lambda: None
+    if isinstance(engine, DealsGroups):
+        engine.deal([(request.trajectory_id, request.group_id) for request in requests])
 
     def submit(state: _Live) -> None:
         """Let the engine answer the episode's next prompt."""

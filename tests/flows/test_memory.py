@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.memory import estimate, misfits, planned_shape, policy_shape, smallest_gpu_mib, stored
+from flows.memory import estimate, misfits, on_cpu_mib, planned_shape, policy_shape, smallest_gpu_mib, stored
 from opid_core.config import CampaignConfig, load_config
 from opid_core.policies import PolicyShape
 
@@ -45,6 +45,16 @@ ARCHITECTURES = {
     },
 }
 """What the models' published config.json say."""
+SHAPE = PolicyShape(
+    parameters=100 * 2**20,
+    layers=10,
+    hidden_size=64,
+    vocab_size=1000,
+    key_value_size=32,
+    heads=4,
+    key_value_heads=2,
+    intermediate_size=256,
+)
 
 
 def config_of(name: str, tmp_path: Path, *overrides: str) -> CampaignConfig:
@@ -76,7 +86,7 @@ def test_the_shape_of_a_model_from_its_config_file(name, parameters, tied_parame
 
 def test_an_estimate_by_hand(tmp_path):
     config = config_of("alfworld_qwen2.5_3b", tmp_path, "learner.ranks=4", "learner.zero_stage=2")
-    shape = PolicyShape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    shape = SHAPE
     memory = estimate(config, shape)
     assert memory.weights_mib == 200  # bfloat16, whole on every rank below stage 3
     assert memory.gradients_mib == 200 / 4
@@ -99,9 +109,22 @@ def test_an_estimate_by_hand(tmp_path):
     assert problem.startswith("the learner: ")
 
 
+def test_replicas_hold_the_weights_each_and_tensor_parallelism_divides_them(tmp_path):
+    """2 heads of keys: four GPUs divide the weights by four, the cache by two."""
+    whole = estimate(config_of("alfworld_qwen2.5_3b", tmp_path), SHAPE)
+    memory = estimate(
+        config_of("alfworld_qwen2.5_3b", tmp_path, "engine.replicas=2", "engine.tensor_parallel=4"), SHAPE
+    )
+    assert memory.engine_weights_mib == whole.engine_weights_mib / 4 == 200 / 4
+    assert memory.one_sequence_mib == whole.one_sequence_mib / 2
+    assert memory.learner_mib == whole.learner_mib
+    replicas = config_of("alfworld_qwen2.5_3b", tmp_path, "engine.replicas=3", "engine.kv_cache_mib=64")
+    assert on_cpu_mib(replicas, whole) == 3 * (200 + 64)
+
+
 def test_what_the_store_takes_by_hand(tmp_path):
     few = ("iterations=9", "rollout.tasks_per_iteration=2", "rollout.group_size=4", "environment.max_steps=16")
-    shape = PolicyShape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    shape = SHAPE
     everything = stored(config_of("alfworld_qwen2.5_3b", tmp_path, *few, "storage.optimizer_states=null"), shape)
     assert everything.lasting_mib == 200 + 2 * 4 * 16 * 2048 * 2 / 2**20  # bfloat16; rows of 2,048 prompt tokens
     assert everything.state_mib == 100 * (2 + 8 + 4)
@@ -126,7 +149,7 @@ def test_what_the_store_takes_by_hand(tmp_path):
     ],
 )
 def test_what_is_stored_already_is_not_needed_again(tmp_path, kept, done, policies, states):
-    shape = PolicyShape(parameters=100 * 2**20, layers=10, hidden_size=64, vocab_size=1000, key_value_size=32)
+    shape = SHAPE
     config = config_of("alfworld_qwen2.5_3b", tmp_path, "iterations=9", f"storage.optimizer_states={kept}")
     one = stored(config, shape)
     assert stored(config, shape, done).campaign_mib == policies * one.lasting_mib + states * one.state_mib

@@ -143,12 +143,12 @@ def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
         manifests(store)
 
 
-@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 4,', 4)])
+@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 3,', 3)])
 def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
     make_chain(store, tmp_path, 1)
-    edit(store, "_commits/000000.json", '  "format": 3,', written)
+    edit(store, "_commits/000000.json", '  "format": 4,', written)
     with pytest.raises(
-        DataError, match=rf"000000.json: a manifest of format {named}; this version of OPID reads format 3 alone"
+        DataError, match=rf"000000.json: a manifest of format {named}; this version of OPID reads format 4 alone"
     ):
         manifests(store)
 

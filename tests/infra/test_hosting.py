@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from infra.hosting import HostedGroup
+from infra.hosting import HostedGroup, first_done
 from opid_core.errors import DataError, InfrastructureError
 
 
@@ -51,6 +51,27 @@ def test_what_was_begun_is_finished_later_or_dropped_by_the_next_call():
         with pytest.raises(DataError, match="field x"):
             group.finish()
         assert group.process.poll() is not None
+
+
+def test_of_several_groups_the_first_that_is_done_or_dead_is_found():
+    with counter() as slow, counter() as quick:
+        for group in (slow, quick):
+            group.create()  # side by side
+        slow.begin("hang")
+        quick.begin("add", 2)
+        assert first_done([slow, quick]) is quick
+        assert quick.finish() == 7
+        quick.begin("die")
+        assert first_done([slow, quick]) is quick
+        with pytest.raises(InfrastructureError, match="the counter died"):
+            quick.finish()
+
+
+def test_an_error_of_a_factory_comes_after_it_was_told_to_begin():
+    group = HostedGroup("thing", "tests.hosted:failing", "no such file")
+    group.create()
+    with pytest.raises(DataError, match="no such file"):
+        group.begin("anything")
 
 
 def test_an_error_of_ours_is_raised_as_it_was_and_the_group_is_gone():

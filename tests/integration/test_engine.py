@@ -1,14 +1,21 @@
+import os
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from opid_core.config import EngineConfig, LearnerConfig
-from opid_core.errors import ConfigError, DataError, NumericsError
+from opid_core.config import EngineConfig, LearnerConfig, build_config
+from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
+from opid_core.rollout.episodes import run_episodes
 from opid_core.samples import Ragged, Samples
+from tasks.engines import start_engine
 from tests.factories import EOS_ID, make_tiny_policy_folder, random_tokens
+from tests.opid_core.rollout.scripted import SETTINGS, TOKENIZER, Room, request
 
 pytestmark = pytest.mark.integration
 
@@ -95,9 +102,9 @@ def test_log_probs_are_at_temperature_one_whatever_the_sampling_temperature(engi
 
 
 def test_the_same_submissions_give_the_same_tokens_here_and_in_a_fresh_process(policy_folder, engine):
-    engine.load_weights(_weights(policy_folder))  # a fresh prefix cache, as the other process has
+    engine.load_policy(policy_folder)  # a fresh prefix cache, as the other process has
     finished, _ = generate(engine, 10)
-    engine.load_weights(_weights(policy_folder))
+    engine.load_policy(policy_folder)
     again, _ = generate(engine, 10)
     assert again == finished
     script = (
@@ -124,7 +131,7 @@ def test_when_a_request_enters_changes_its_response_by_rounding_at_most(policy_f
     begin = random_tokens(np.random.default_rng(1), 40)
     results = []
     for order, at_once in ((range(8), True), (range(8), False), (reversed(range(8)), False)):
-        engine.load_weights(_weights(policy_folder))  # a fresh prefix cache
+        engine.load_policy(policy_folder)  # a fresh prefix cache
         finished = {}
         for index in order:
             prompt = [*begin, *prompts(8)[index]]
@@ -140,11 +147,12 @@ def test_when_a_request_enters_changes_its_response_by_rounding_at_most(policy_f
             np.testing.assert_allclose(other[name].log_probs, completion.log_probs, atol=1e-5)
 
 
-def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(engine, learner, policy_folder):
+def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(engine, learner, policy_folder, tmp_path):
     from opid_core.rollout.engines.vllm import canary_gap
 
-    engine.load_weights(learner.named_weights())
-    assert canary_gap(engine, learner.score, prompts(4), TOLERANCE) < 1e-4
+    learner.export(tmp_path / "before")
+    engine.load_policy(tmp_path / "before")
+    assert canary_gap([engine], learner.score, prompts(4), TOLERANCE) < 1e-4
     finished, _ = generate(engine, 8)
     done = [finished[f"r{i}"] for i in range(8)]
     log_probs = Ragged.from_rows([completion.log_probs for completion in done], np.float32)
@@ -158,15 +166,16 @@ def test_the_canary_passes_before_and_after_a_push_and_catches_a_missing_one(eng
     )
     learner.update(samples, seed=0)
     with pytest.raises(NumericsError, match="does not hold the learner's weights"):
-        canary_gap(engine, learner.score, prompts(4), TOLERANCE)
-    engine.load_weights(learner.named_weights())
-    assert canary_gap(engine, learner.score, prompts(4), TOLERANCE) < 1e-4
-    engine.load_weights(_weights(policy_folder))
+        canary_gap([engine], learner.score, prompts(4), TOLERANCE)
+    learner.export(tmp_path / "after")
+    engine.load_policy(tmp_path / "after")
+    assert canary_gap([engine], learner.score, prompts(4), TOLERANCE) < 1e-4
+    engine.load_policy(policy_folder)
 
 
 def test_one_call_submits_and_samples_until_a_response_ends(engine, policy_folder, learner, tmp_path):
-    """`advance` gives what `submit` and `step` do, and `load_policy` what `load_weights` does."""
-    engine.load_weights(_weights(policy_folder))
+    """`advance` gives what `submit` and `step` do."""
+    engine.load_policy(policy_folder)
     expected, _ = generate(engine, 4)
     asked = [
         {"request_id": f"r{i}", "prompt_ids": ids, "max_tokens": 4 + 3 * i, "temperature": 1.0, "seed": i}
@@ -177,29 +186,32 @@ def test_one_call_submits_and_samples_until_a_response_ends(engine, policy_folde
     engine.load_policy(policy_folder)
     found, sampled = {}, 0
     while asked or not engine.is_idle:
-        completions, tokens = engine.advance(asked)
+        completions, tokens, held = engine.advance(asked)
         assert completions
+        assert held == policy_folder
         asked, sampled = [], sampled + tokens
         found |= {c.request_id: c for c in completions}
     assert found == expected
     assert sampled == sum(len(c.token_ids) for c in found.values())
 
 
-def test_an_incomplete_push_is_refused(engine, policy_folder):
-    partial = [(name, tensor) for name, tensor in _weights(policy_folder) if name != "lm_head.weight"]
+def test_an_incomplete_push_is_refused(engine, policy_folder, tmp_path):
+    weights = load_file(policy_folder / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in weights.items() if name != "lm_head.weight"}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(DataError, match=r"1 weights are missing, such as lm_head\.weight"):
-        engine.load_weights(partial)
-    engine.load_weights(_weights(policy_folder))
+        engine.load_policy(tmp_path)
 
 
-def test_weights_and_canary_wait_for_an_idle_engine(engine, learner):
+def test_weights_and_canary_wait_for_an_idle_engine(engine, learner, policy_folder):
     from opid_core.rollout.engines.vllm import canary_gap
 
     engine.submit("busy", [5, 6, 7], max_tokens=2, temperature=1.0, seed=0)
-    with pytest.raises(DataError, match="load_weights: 1 requests still run"):
-        engine.load_weights([])
+    with pytest.raises(DataError, match="load_policy: 1 requests still run"):
+        engine.load_policy(policy_folder)
     with pytest.raises(DataError, match="canary: requests still run"):
-        canary_gap(engine, learner.score, prompts(1), TOLERANCE)
+        canary_gap([engine], learner.score, prompts(1), TOLERANCE)
     while not engine.is_idle:
         engine.step()
 
@@ -218,6 +230,43 @@ def test_a_cache_too_small_for_one_sequence_is_a_config_error(policy_folder):
         VllmEngine(policy_folder, CONFIG, max_model_len=100_000, threads=1, seed=0)
 
 
+def test_two_replicas_play_what_one_engine_plays_and_the_death_of_one_is_named(engine, policy_folder, tmp_path):
+    """Four groups of two. Seeds belong to requests, so tokens do not depend on who samples them; new replicas, as the
+    next try of a stage has, play the same."""
+    asked = [
+        replace(request(f"{group}-{member}", seed=2 * group + member), group_id=str(group))
+        for group in range(4)
+        for member in range(2)
+    ]
+
+    def tokens(engine, on_episode=lambda episode: None):
+        episodes = run_episodes(engine, TOKENIZER, Room, asked, SETTINGS, on_episode)
+        return [([*turn.response_ids], [*turn.log_probs]) for episode in episodes for turn in episode.turns]
+
+    another = make_tiny_policy_folder(tmp_path / "another", seed=1)
+    expected = {}
+    for folder in (policy_folder, another, policy_folder):
+        engine.load_policy(folder)
+        expected[folder] = tokens(engine)
+    assert expected[another] != expected[policy_folder]
+    engines = {**CONFIG.model_dump(), "replicas": 2}
+    rollout = {"max_prompt_tokens": 96, "max_response_tokens": 32}
+    config = build_config({"campaign": "c", "threads": 2, "engine": engines, "rollout": rollout})
+    fleet = start_engine(config, policy_folder, trained=True)
+    try:
+        assert tokens(fleet) == expected[policy_folder]
+        assert fleet.tokens_generated == sum(len(ids) for ids, _ in expected[policy_folder])
+        assert all(replica.tokens_generated for replica in fleet.replicas)
+        fleet.load_policy(another)
+        assert tokens(fleet) == expected[another]
+        victim = fleet.replicas[1].group.process
+        with pytest.raises(InfrastructureError, match=r"the engine replica 2 of 2 died \(killed by SIGKILL\)"):
+            tokens(fleet, on_episode=lambda episode: os.kill(victim.pid, signal.SIGKILL))
+    finally:
+        fleet.kill()
+    assert all(replica.group.process.poll() is not None for replica in fleet.replicas)
+
+
 def test_closing_an_engine_leaves_the_learner_alive_and_a_tied_policy_is_pushed_into_new_ones(
     engine, policy_folder, learner, tmp_path
 ):
@@ -229,27 +278,24 @@ def test_closing_an_engine_leaves_the_learner_alive_and_a_tied_policy_is_pushed_
     learner.save(tmp_path / "state")  # takes part in the process group
     tied = make_tiny_policy_folder(tmp_path / "tied", tied=True)
     other = make_tiny_policy_folder(tmp_path / "other", tied=True, seed=1)
+    (headless := tmp_path / "headless").mkdir()
+    weights = load_file(tied / "model.safetensors")
+    save_file({n: t for n, t in weights.items() if n != "model.embed_tokens.weight"}, headless / "model.safetensors")
     trained = Learner(tied, LearnerConfig(kl_coefficient=0.0), threads=1, seed=0)
     for _ in range(2):
         fresh = VllmEngine(tied, CONFIG, max_model_len=128, threads=1, seed=0)
-        assert canary_gap(fresh, trained.score, prompts(2), TOLERANCE) < 1e-4
+        assert canary_gap([fresh], trained.score, prompts(2), TOLERANCE) < 1e-4
         fresh.load_policy(other)
         with pytest.raises(NumericsError):
-            canary_gap(fresh, trained.score, prompts(2), TOLERANCE)
+            canary_gap([fresh], trained.score, prompts(2), TOLERANCE)
         trained.export(tmp_path / "exported")
         fresh.load_policy(tmp_path / "exported")
-        assert canary_gap(fresh, trained.score, prompts(2), TOLERANCE) < 1e-4
+        assert canary_gap([fresh], trained.score, prompts(2), TOLERANCE) < 1e-4
         with pytest.raises(DataError, match="neither of the tied weights"):
-            fresh.load_weights([(n, t) for n, t in _weights(tied) if n != "model.embed_tokens.weight"])
+            fresh.load_policy(headless)
         fresh.close()
     trained.close()
     played = VllmEngine(tied, CONFIG, max_model_len=128, threads=1, seed=0, trained=False)
     with pytest.raises(DataError, match="play one tied policy"):
         played.load_policy(tied)
     played.close()
-
-
-def _weights(folder):
-    from safetensors.torch import load_file
-
-    return list(load_file(folder / "model.safetensors").items())

@@ -414,6 +414,8 @@ OTHER_VALUES = {
     "analyzer.llm.concurrency": 2,
     "analyzer.llm.prompt_price": 1.5,
     "analyzer.llm.completion_price": 2.5,
+    "engine.replicas": 2,
+    "engine.tensor_parallel": 2,
     "engine.max_concurrent": 3,
     "engine.kv_cache_mib": 99,
     "engine.gpu_memory_fraction": 0.3,

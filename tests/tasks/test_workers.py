@@ -19,7 +19,7 @@ class _Process:
         self._events, self._name = events, name
         events.append(f"{name} starts")
 
-    score = None
+    score, replicas = None, ()
 
     def kill(self) -> None:
         self._events.append(f"{self._name} ends")
@@ -27,7 +27,7 @@ class _Process:
 
 def test_an_engine_starts_before_the_learner_that_was_here_already(tmp_path, monkeypatch):
     events: list[str] = []
-    monkeypatch.setattr(workers, "RemoteEngine", lambda *_, **__: _Process(events, "engine"))
+    monkeypatch.setattr(workers, "start_engine", lambda *_, **__: _Process(events, "engine"))
     monkeypatch.setattr(workers, "RemoteLearner", lambda *_: _Process(events, "learner"))
     monkeypatch.setattr(vllm, "canary_gap", lambda *_: events.append("canary"))
     monkeypatch.setattr(

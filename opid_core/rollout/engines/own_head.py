@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opid_core.architectures import is_one_of
@@ -36,8 +37,9 @@ def with_own_head(weights: NamedWeights, tied: Sequence[str]) -> Iterator[tuple[
         yield name, value
 
 
-def engine_arguments(weights: Callable[[], NamedWeights], tied: Sequence[str]) -> dict[str, Any]:
-    """What makes vLLM's `EngineArgs` load `weights` into an untied model, its output layer filled too."""
+def engine_arguments(weights: Callable[[Path], NamedWeights], tied: Sequence[str]) -> dict[str, Any]:
+    """What makes vLLM's `EngineArgs` load the `weights` of a folder into an untied model, its output layer filled too;
+    those of another folder, when that is pushed, in the same way."""
     from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
     class Loader(DefaultModelLoader):
@@ -45,7 +47,7 @@ def engine_arguments(weights: Callable[[], NamedWeights], tied: Sequence[str]) -
             super().__init__(replace(load_config, load_format="hf"))
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-            return with_own_head(weights(), tied)
+            return with_own_head(weights(Path(model_config.model)), tied)
 
     register_model_loader(LOAD_FORMAT)(Loader)
     return {"load_format": LOAD_FORMAT, "hf_overrides": {"tie_word_embeddings": False}}

@@ -1,4 +1,5 @@
-"""vLLM in this process: continuous batching without a barrier, and new weights into the live engine.
+"""vLLM in this process: continuous batching without a barrier, and new weights into the live engine. With tensor
+parallelism vLLM starts a process for each further GPU by itself.
 
 Everything is asked for so that a log-prob means the same as the learner's: temperature 1, full vocabulary, natural log
 (ALGORITHM, section 1). The same class runs on vLLM's CPU and GPU builds.
@@ -10,7 +11,7 @@ import gc
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -22,7 +23,7 @@ from opid_core.config import EngineConfig
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
 from opid_core.policies import load_tokenizer
 from opid_core.policy_check import load_config, weight_files
-from opid_core.rollout.engines.own_head import engine_arguments, with_own_head
+from opid_core.rollout.engines.own_head import engine_arguments
 from opid_core.samples import Ragged
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class VllmEngine:
 
     tokens_generated: int
     """All tokens sampled so far, whoever uses them."""
+    policy_dir: Path
+    """The HF folder of the weights that it holds."""
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class VllmEngine:
             raise ConfigError(f"the engine needs vLLM: pip install 'opid[cpu]' or 'opid[gpu]' ({error})") from None
         self.config = config
         self.tokens_generated = 0
+        self.policy_dir = policy_dir
         self._max_model_len = max_model_len
         self._running: dict[str, tuple[list[int], list[float]]] = {}
         self._stop_token_ids = end_tokens(policy_dir)
@@ -84,10 +88,10 @@ class VllmEngine:
         is_tied = policy_config.tie_word_embeddings
         self._takes_weights = trained or not is_tied
         self._tied = tied_weights(policy_config) if trained and is_tied else ()
-        self._weight_names = [name for name in _weight_names(policy_dir) if not is_one_of(name, self._tied)]
+        self._weight_names = {name for name in _weight_names(policy_dir) if not is_one_of(name, self._tied)}
         load_args: dict[str, Any] = {"load_format": "hf"}
         if trained and is_tied:
-            load_args = engine_arguments(lambda: _stored_weights(policy_dir), self._tied)
+            load_args = engine_arguments(_stored_weights, self._tied)
         device_args: dict[str, Any] = (
             {"gpu_memory_utilization": config.gpu_memory_fraction}
             if on_gpu
@@ -115,6 +119,7 @@ class VllmEngine:
                     disable_log_stats=True,
                     use_tqdm_on_load=False,
                     seed=seed,
+                    tensor_parallel_size=config.tensor_parallel,
                     **load_args,
                     **device_args,
                 )
@@ -181,10 +186,10 @@ class VllmEngine:
 
     def advance(
         self, submissions: Sequence[Mapping[str, Any]], max_steps: int | None = None
-    ) -> tuple[list[Completion], int]:
+    ) -> tuple[list[Completion], int, Path]:
         """`submit` each of `submissions` (its arguments by name), then `step` until a response ends, none runs or
-        `max_steps` are done; returns the ended ones and how many tokens were sampled. One call where many would cross a
-        process boundary."""
+        `max_steps` are done; returns the ended ones, how many tokens were sampled, and `policy_dir`. One call where
+        many would cross a process boundary."""
         sampled_before = self.tokens_generated
         for submission in submissions:
             self.submit(**submission)
@@ -193,38 +198,28 @@ class VllmEngine:
         while not completions and not self.is_idle and steps != max_steps:
             completions = self.step()
             steps += 1
-        return completions, self.tokens_generated - sampled_before
+        return completions, self.tokens_generated - sampled_before, self.policy_dir
 
     def load_policy(self, policy_dir: Path) -> None:
-        """`load_weights` of the HF folder `policy_dir`: another policy of the same shape."""
-        self.load_weights(_stored_weights(policy_dir))
-
-    def load_weights(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Put new weights (all of them, under the HF folder's names; a tied one once) into the live engine and reset
-        the prefix cache.
+        """Put the weights of the HF folder `policy_dir`, another policy of the same shape (tied ones once), into the
+        live engine and reset the prefix cache. By path: each process of a tensor-parallel engine reads its share.
 
         Raises DataError when a weight is missing: vLLM would keep its old value without a word. Only when idle.
         """
-        self._require_idle("load_weights")
+        if not self.is_idle:
+            raise DataError(f"load_policy: {len(self._running)} requests still run; step until all are finished")
         if not self._takes_weights:
-            raise DataError("load_weights: this engine was made to play one tied policy (trained=False)")
-        missing = set(self._weight_names)
-
-        def seen() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in named_weights:
-                missing.discard(name)
-                yield name, tensor
-
-        weights = with_own_head(seen(), self._tied)
+            raise DataError("load_policy: this engine was made to play one tied policy (trained=False)")
+        if missing := self._weight_names.difference(_weight_names(policy_dir)):
+            raise DataError(f"weight push: {len(missing)} weights are missing, such as {min(missing)}")
         try:
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(policy_dir)})
             reset = self._engine.reset_prefix_cache()
         except RuntimeError as error:
             raise InfrastructureError(f"the engine did not take the new weights: {error}") from error
-        if missing:
-            raise DataError(f"weight push: {len(missing)} weights are missing, such as {min(missing)}")
         if not reset:
             raise InfrastructureError("the engine kept a prefix cache of the old weights")
+        self.policy_dir = policy_dir
 
     def close(self) -> None:
         """Stop the engine and free its memory. The process group stays: the learner may use it."""
@@ -242,10 +237,6 @@ class VllmEngine:
         gc.unfreeze()
         gc.collect()
 
-    def _require_idle(self, what: str) -> None:
-        if not self.is_idle:
-            raise DataError(f"{what}: {len(self._running)} requests still run; step until all are finished")
-
 
 class SamplingEngine(Protocol):
     """`VllmEngine`, or a handle on one in another process."""
@@ -261,30 +252,36 @@ class SamplingEngine(Protocol):
 
 
 def canary_gap(
-    engine: SamplingEngine,
+    engines: Sequence[SamplingEngine],
     learner_score: Callable[[Ragged, Ragged], Ragged],
     prompts: Sequence[Sequence[int]],
     tolerance: float,
 ) -> float:
-    """Largest |engine log-prob - learner log-prob| in nats over responses that the engine samples to `prompts`
-    (token ids). The engine must be idle; the sampled tokens count in `tokens_generated`.
+    """Largest |engine log-prob - learner log-prob| in nats over responses to `prompts` (token ids) that each replica of
+    `engines` samples. They must be idle; the sampled tokens count in `tokens_generated`.
 
-    Raises NumericsError above `tolerance`: engine and learner hold different policies.
+    All have started and sampled before the learner is asked: an engine needs its share of a GPU free. Raises
+    NumericsError above `tolerance`: that replica and the learner hold different policies.
     """
-    if not engine.is_idle:
-        raise DataError("canary: requests still run; step until all are finished")
-    for index, prompt_ids in enumerate(prompts):
-        engine.submit(f"canary-{index}", prompt_ids, max_tokens=CANARY_TOKENS, temperature=1.0, seed=index)
-    finished: dict[str, Completion] = {}
-    while not engine.is_idle:
-        finished.update((completion.request_id, completion) for completion in engine.step())
-    completions = [finished[f"canary-{index}"] for index in range(len(prompts))]
+    completions: list[Completion] = []
+    for engine in engines:
+        if not engine.is_idle:
+            raise DataError("canary: requests still run; step until all are finished")
+        for index, prompt_ids in enumerate(prompts):
+            engine.submit(f"canary-{index}", prompt_ids, max_tokens=CANARY_TOKENS, temperature=1.0, seed=index)
+        finished: dict[str, Completion] = {}
+        while not engine.is_idle:
+            finished.update((completion.request_id, completion) for completion in engine.step())
+        completions += [finished[f"canary-{index}"] for index in range(len(prompts))]
     responses = Ragged.from_rows([completion.token_ids for completion in completions], np.int32)
     sampled = np.concatenate([completion.log_probs for completion in completions])
-    gap = float(np.abs(sampled - learner_score(Ragged.from_rows(prompts, np.int32), responses).values).max())
+    scored = learner_score(Ragged.from_rows([*prompts] * len(engines), np.int32), responses)
+    gaps = np.maximum.reduceat(np.abs(sampled - scored.values), scored.offsets[: -1 : len(prompts)])
+    gap, worst = float(gaps.max()), int(gaps.argmax())
     if not gap <= tolerance:
+        which = f"engine replica {worst + 1} of {len(engines)}" if len(engines) > 1 else "engine"
         raise NumericsError(
-            f"engine and learner differ by {gap:.3g} nats on the same tokens (engine.canary_tolerance is "
+            f"{which} and learner differ by {gap:.3g} nats on the same tokens (engine.canary_tolerance is "
             f"{tolerance:g}): the engine does not hold the learner's weights, or computes with "
             "another dtype. Push the weights again; a bfloat16 engine needs a tolerance of about 0.1"
         )

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from flows.cli.reproduce import HashPair, compare, first_difference, notes
+from flows.cli.reproduce import HashPair, as_committed, compare, first_difference, notes
 from infra.store import open_campaign
 from opid_core.config import build_config
-from opid_core.hashing import config_hash
+from opid_core.hashing import execution, training_hash
 from opid_core.schema import from_rows
 from tasks.version import code_version
 from tests.factories import CONFIG, make_manifest, metrics_table, scores_table, valid_rows
@@ -80,9 +80,18 @@ def test_clocks_are_no_difference():
 
 def test_what_may_make_it_differ_is_said_before(manifest):
     config = build_config({"campaign": "demo"})
-    same = {"code_version": code_version(), "config_hash": config_hash(config)}
+    same = {"code_version": code_version(), "execution": execution(config)}
     assert notes(config, manifest.model_copy(update=same)) == []
     (version,) = notes(config, manifest.model_copy(update={**same, "code_version": "0.0.9"}))
     assert version == f"Another version of the program: this is {code_version()}, the iteration was made by 0.0.9."
-    (other,) = notes(config, manifest.model_copy(update={**same, "config_hash": "c" * 64}))
-    assert "threads, ranks and micro-batches change how sums are rounded" in other
+    other = {**execution(config), "engine.replicas": 3, "learner.micro_batch_tokens": 99}
+    (fitted,) = notes(config, manifest.model_copy(update={**same, "execution": other}))
+    assert "engine.replicas=3, learner.micro_batch_tokens=99" in fitted
+
+
+def test_it_is_run_with_the_replicas_and_ranks_of_the_iteration(manifest):
+    config = build_config({"campaign": "demo", "engine": {"replicas": 2}, "threads": 3})
+    values = {**execution(config), "threads": 1, "engine.replicas": 4, "learner.gradient_checkpointing": True}
+    again = as_committed(config, manifest.model_copy(update={"execution": values}))
+    assert execution(again) == values
+    assert training_hash(again) == training_hash(config)

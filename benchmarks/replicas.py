@@ -1,0 +1,97 @@
+"""One engine against several replicas, one CPU core each, on a tiny policy: `python -m benchmarks.replicas`.
+
+The same episodes are played by fleets of each size in turn, `--repeat` times after one to warm up. Printed are medians
+and ranges of the seconds, and of the processor seconds of the busiest replica and of the loop, which other work on the
+machine changes little: with a core each nothing takes longer than the busiest. And whether the episodes are equal,
+tokens and log-probs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks.episode_loop import alfworld_requests, settings
+from opid_core.config import build_config
+from opid_core.rollout.episodes import Episode, run_episodes
+from tasks.engines import Engine, start_engine
+from tests.factories import make_tiny_policy_folder, make_tokenizer
+
+
+def start(replicas: int, policy: Path) -> Engine:
+    """A fleet whose replicas have one thread each."""
+    return start_engine(
+        build_config(
+            {
+                "campaign": "replicas",
+                "threads": replicas,
+                "engine": {"replicas": replicas, "kv_cache_mib": 128},
+                "rollout": {"max_prompt_tokens": 900, "max_response_tokens": 32},
+            }
+        ),
+        policy,
+        trained=True,
+    )
+
+
+def record(episodes: list[Episode]) -> list[tuple[list[int], list[float]]]:
+    """What was sampled, turn by turn."""
+    return [([*turn.response_ids], [*turn.log_probs]) for episode in episodes for turn in episode.turns]
+
+
+def processor_s(fleet: Engine) -> list[float]:
+    """Processor seconds that each replica has used, and this process."""
+    processes = [psutil.Process(replica.group.process.pid) for replica in fleet.replicas]
+    return [sum(process.cpu_times()[:2]) for process in (*processes, psutil.Process())]
+
+
+def shown(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=10)
+    parser.add_argument("--repeat", type=int, default=5)
+    given = parser.parse_args()
+    tokenizer = make_tokenizer()
+    maker, requests = alfworld_requests(given.episodes)
+    rules = settings(given.turns, 900)
+    taken: dict[int, list[tuple[float, float, float]]] = {replicas: [] for replicas in given.replicas}
+    records = {}
+    with tempfile.TemporaryDirectory() as folder:
+        policy = make_tiny_policy_folder(Path(folder), max_positions=1024)
+        fleets = {replicas: start(replicas, policy) for replicas in given.replicas}
+        try:
+            for turn in range(given.repeat + 1):
+                for replicas, fleet in fleets.items():
+                    fleet.load_policy(policy)  # an empty prefix cache
+                    since_s, before_s = time.monotonic(), processor_s(fleet)
+                    episodes = run_episodes(fleet, tokenizer, maker, requests, rules)
+                    *engines_s, loop_s = (b - a for a, b in zip(before_s, processor_s(fleet), strict=True))
+                    if turn:
+                        taken[replicas].append((time.monotonic() - since_s, max(engines_s), loop_s))
+                    records[replicas] = record(episodes)
+        finally:
+            for fleet in fleets.values():
+                fleet.kill()
+    first, *others = records.values()
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    print(f"{given.episodes} episodes in groups of 8, {len(first)} turns, n = {given.repeat}; load averages {load}")
+    print("| replicas | seconds | busiest replica, processor seconds | loop, processor seconds |\n|---|---|---|---|")
+    for replicas, times in taken.items():
+        print(f"| {replicas} | {' | '.join(shown([*column]) for column in zip(*times, strict=True))} |")
+    ids = [[tokens for tokens, _ in one] == [tokens for tokens, _ in first] for one in others]
+    print(f"tokens equal: {all(ids)}; log-probs equal bit for bit: {all(one == first for one in others)}")
+
+
+if __name__ == "__main__":
+    main()

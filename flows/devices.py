@@ -1,0 +1,54 @@
+"""What of the config must fit this machine's GPUs, or its CPU, and the shape of the model."""
+
+from __future__ import annotations
+
+import os
+
+from flows.memory import policy_shape
+from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError
+from opid_core.policies import PolicyShape
+from tasks.engines import gpus_of_replicas, threads_of_replica, visible_gpus
+
+
+def check_devices(config: CampaignConfig, shape: PolicyShape | None = None) -> None:
+    """Raise ConfigError where there are too few GPUs for the replicas or the ranks, or the model cannot be divided; its
+    `shape` is read where it is needed and not given."""
+    gpus_of_replicas(config)
+    parts = config.engine.tensor_parallel
+    if parts == 1:
+        return
+    shape = shape or policy_shape(config)
+    if shape.heads % parts or (shape.key_value_heads % parts and parts % shape.key_value_heads):
+        raise ConfigError(
+            f"engine.tensor_parallel {parts} does not divide the model's {shape.heads} attention heads, with "
+            f"{shape.key_value_heads} of keys and values"
+        )
+    if shape.intermediate_size % parts:
+        raise ConfigError(
+            f"engine.tensor_parallel {parts} does not divide the model's intermediate_size, {shape.intermediate_size}"
+        )
+
+
+def describe_engine(config: CampaignConfig) -> str:
+    """Where the replicas run."""
+    replicas = config.engine.replicas
+    many = f"{replicas} replicas" if replicas > 1 else "1 replica"
+    gpus = gpus_of_replicas(config)
+    if gpus[0]:
+        return f"{many}: GPU {'; '.join(', '.join(own) for own in gpus)}"
+    return f"{many} on the CPU, threads: {threads_of_replica(config)} each"
+
+
+def device_warnings(config: CampaignConfig) -> list[str]:
+    """What runs, and wastes the machine."""
+    replicas, parts, gpus = config.engine.replicas, config.engine.tensor_parallel, len(visible_gpus())
+    cores = len(os.sched_getaffinity(0))
+    if not gpus and replicas > cores:
+        return [f"engine.replicas {replicas} on {cores} CPU cores: more than one a core only costs memory."]
+    if gpus and max(replicas * parts, config.learner.ranks) < gpus:
+        return [
+            f"engine.replicas {replicas} x engine.tensor_parallel {parts} and learner.ranks {config.learner.ranks} "
+            f"leave GPUs idle: this machine shows {gpus}."
+        ]
+    return []
