@@ -1,11 +1,13 @@
 """One campaign of very many very small iterations: what grows with the length of its chain?
 
     python -m benchmarks.soak --iterations 1000 --folder soak --out soak.md
+    python -m benchmarks.soak --iterations 20 --lengthen 1000 --folder chain --out chain.md
 
 Flow, tasks, Prefect's server, store, gates, manifests, tracking and reports are the campaign's own; engine, tokenizer
 and learner answer at once, in the driver's process. The gates take most of such an iteration's time, whatever the rows:
 after `--gates-until` commits they give each table the result that its last one got. At the end the commands run on the
-long chain, and one more iteration after it.
+long chain, and one more iteration after it. With `--lengthen` the iterations are then copied under new names and
+committed one after the other until the chain has that many: for the commands it is a long one, made in a minute.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -218,12 +221,60 @@ def cpu_s() -> float:
     return time.process_time() + sum(times.user + times.system for times in there)
 
 
-def timed(arguments: Sequence[str], folder: Path) -> float:
-    """Wall-clock seconds of a command, from its start to its end. Raises CalledProcessError."""
-    began_s = time.monotonic()
+def lengthen(folder: Path, iterations: int) -> None:
+    """Commit copies of the campaign's iterations, with the newest policy, until it has so many."""
+    from infra.manifest import Manifest, new_manifest
+    from infra.store import (
+        commit,
+        create_object,
+        find_campaign,
+        key_of,
+        list_objects,
+        manifests,
+        new_attempt,
+        read_file,
+        read_object,
+    )
+
+    store = find_campaign(folder / "runs", NAME)
+    chain = manifests(store)
+    made, policy, previous = chain[1:], chain[-1].policy, chain[-1]
+
+    def moved(record: Any, path: str) -> Any:
+        create_object(store, path, read_file(store, record))
+        return record.model_copy(update={"path": path})
+
+    for number in range(len(chain), iterations + 1):
+        source, attempt = made[(number - 1) % len(made)], new_attempt()
+        for info in list_objects(store, f"_stages/{key_of(source.iteration)}"):
+            data = read_object(store, info.path) or b""
+            create_object(store, info.path.replace(key_of(source.iteration), key_of(number), 1), data)
+        tables = {
+            name: moved(record, f"{name}/iteration={key_of(number)}/{attempt}/part-0.parquet")
+            for name, record in source.tables.items()
+        }
+        uri = f"policies/{key_of(number)}/{attempt}"
+        files = tuple(moved(file, f"{uri}/{policy.name_of(file)}") for file in policy.files)
+        kept = {"config_hash", "preset", "code_version", "seeds", "prefect_run_id", "metrics", "created_at"}
+        manifest: Manifest = new_manifest(
+            iteration=number,
+            tables=tables,
+            policy=policy.model_copy(update={"uri": uri, "files": files}),
+            gates=[*source.gates.values()],
+            previous=previous,
+            **{name: getattr(source, name) for name in kept},
+        )
+        previous, _ = commit(store, manifest)
+
+
+def timed(arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Seconds of a command from its start to its end: of the clock, and of CPU with its children's. Raises
+    CalledProcessError."""
+    began_s, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with open(folder / "commands.txt", "ab") as output:
         subprocess.run([sys.executable, "-m", *arguments], stdout=output, stderr=output, check=True)
-    return time.monotonic() - began_s
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.monotonic() - began_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def table(samples: Sequence[Sample]) -> list[str]:
@@ -242,6 +293,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--every", type=int, default=50, help="how many commits lie between two samples")
     parser.add_argument("--gates-until", type=int, default=1_000_000, metavar="COMMITS")
+    parser.add_argument("--lengthen", type=int, default=0, metavar="ITERATIONS")
     parser.add_argument("--folder", type=Path, required=True, help="new folder; what ran there is gone on with")
     parser.add_argument("--out", type=Path, help="write the result there, as Markdown")
     parser.add_argument("--drive", action="store_true", help="only the driver")
@@ -260,16 +312,19 @@ def main() -> None:
     os.environ["COLUMNS"] = "200"
     again = ["benchmarks.soak", "--drive", "--folder", str(folder), "--every", str(options.every)]
     again += ["--gates-until", str(options.gates_until), "--iterations"]
-    whole_s = timed([*again, str(options.iterations)], folder)
+    whole_s, _ = timed([*again, str(options.iterations)], folder)
     samples = [Sample(**json.loads(line)) for line in (folder / "samples.jsonl").read_text("utf-8").splitlines()]
     lines = [f"{options.iterations:,} iterations in {whole_s / 60:.0f} minutes.", "", *table(samples), ""]
-    longer, root = str(options.iterations + 1), ["--root", str(folder / "runs")]
-    lines += ["| command on the whole chain | seconds |", "| --- | --- |"]
-    lines += [f"| `opid {command[0]}` | {timed(['flows.cli', *command, *root], folder):.1f} |" for command in COMMANDS]
-    lines += [
-        f"| a driver that finds nothing to do | {timed([*again, str(options.iterations)], folder):.1f} |",
-        f"| a driver that resumes and makes one iteration more | {timed([*again, longer], folder):.1f} |",
-    ]
+    if options.lengthen:
+        lengthen(folder, options.lengthen)
+    iterations, root = max(options.iterations, options.lengthen), ["--root", str(folder / "runs")]
+    commands = {f"`opid {command[0]}`": ["flows.cli", *command, *root] for command in COMMANDS}
+    commands["a driver that finds nothing to do"] = [*again, str(iterations)]
+    commands["a driver that resumes and makes one iteration more"] = [*again, str(iterations + 1)]
+    lines += [f"| command on the chain of {iterations:,} | seconds | CPU s |", "| --- | --- | --- |"]
+    for name, command in commands.items():
+        seconds, cpu_seconds = timed(command, folder)
+        lines.append(f"| {name} | {seconds:.1f} | {cpu_seconds:.1f} |")
     print("\n".join(lines))
     if options.out:
         options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -10,16 +10,20 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from opid_core import hub, proxies
+from opid_core.errors import ConfigError
 
 
 def apply(root: str | Path) -> None:
     """Quiet, offline, self-contained libraries; whatever the user has set stays.
 
     Prefect's local state lives under `<root>/.prefect` (`runs/.prefect` for a root on S3): it is a convenience and may
-    be deleted at any time. Nothing is written before `make_prefect_home`.
+    be deleted at any time. Nothing is written before `make_prefect_home`. Raises ConfigError for a PREFECT_API_URL that
+    is no address: Prefect would fail while it is imported.
     """
+    _check_api_url(os.environ.get("PREFECT_API_URL", ""))
     local_root = "runs" if str(root).startswith("s3://") else str(root).removeprefix("file://")
     defaults = {
         "PREFECT_HOME": str(Path(local_root).resolve() / ".prefect" / "home"),
@@ -44,6 +48,20 @@ def apply(root: str | Path) -> None:
     fit_machine()
     # Prefect makes its home while it is imported, but not the home's parent, and warns: a check must leave no trace.
     warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+
+
+def _check_api_url(url: str) -> None:
+    """Raise ConfigError for what is no address of a server; "" is none. Whether one answers there is asked later."""
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that hold no IPv6 address, a port that is no number or too large
+        is_address = False
+    if url and (not is_address or not url.isprintable() or " " in url):
+        raise ConfigError(
+            f"PREFECT_API_URL={proxies.shown(url)!r}: no address of a server: must be http://HOST:PORT/api or https://..., "
+            "without spaces; set it so, or unset it: the command then starts a server of its own"
+        )
 
 
 def fit_machine() -> None:

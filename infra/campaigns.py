@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class CampaignStore:
     def address(self, path: str = "") -> Address:
         """The address of an object or folder of the campaign. Raises DataError for a path that leads out of it, or
         through a symbolic link: every name that is read or written passes here."""
-        campaign = objects.address_of(self.root, self.endpoint_url) / self.campaign
-        return objects.address_below(campaign, path) if path else campaign
+        return objects.address_below(self._folder, path) if path else self._folder
+
+    @cached_property
+    def _folder(self) -> Address:
+        return objects.address_of(self.root, self.endpoint_url) / self.campaign
 
 
 def location(store: CampaignStore, path: str = "") -> str:

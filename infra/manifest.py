@@ -6,9 +6,11 @@ attempts, run ids and clocks differ; `prev` hashes the predecessor's bytes, so n
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -110,7 +112,7 @@ class GateResult(Record):
 class Manifest(Record):
     """The commit of one iteration. Made by `new_manifest` only, which fills in the hashes."""
 
-    format: int = FORMAT
+    format: int
     """`FORMAT` of the version of OPID that wrote it."""
     iteration: int = Field(ge=0)
     """0 is the start: the initial policy and its evaluation, before any training."""
@@ -180,6 +182,7 @@ def new_manifest(
     if given != (iteration - 1 if iteration else None):
         raise DataError(f"manifest of iteration {iteration}: its predecessor cannot be that of iteration {given}")
     fields: dict[str, Any] = {
+        "format": FORMAT,
         "iteration": iteration,
         "tables": dict(tables),
         "policy": policy,
@@ -212,8 +215,8 @@ def to_bytes(manifest: Manifest) -> bytes:
 def parse(data: bytes, source: str) -> Manifest:
     """The manifest stored in `data`, checked against itself only. Raises DataError that names `source`."""
     manifest = _parsed(data, source)
-    if to_bytes(manifest) != data:
-        raise _changed(source)
+    if _checksum(manifest) != manifest.checksum or to_bytes(manifest) != data:
+        raise DataError(f"{source}: the manifest was changed after its commit (checksum differs)")
     return manifest
 
 
@@ -227,6 +230,20 @@ def from_bytes(data: bytes, source: str, previous: Manifest | None) -> Manifest:
     return manifest
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage: a long chain is hundreds of thousands of objects without a cycle, and to look for some
+    again and again takes as long as to read it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_uncollected()
 def chain_from_bytes(stored: Iterable[tuple[bytes, str]]) -> list[Manifest]:
     """The chain of manifests stored as pairs of bytes and source, the start's first: as `from_bytes` for each, only
     faster. Raises DataError that names the source of the first bad one."""
@@ -236,38 +253,44 @@ def chain_from_bytes(stored: Iterable[tuple[bytes, str]]) -> list[Manifest]:
         manifest = _parsed(data, source)
         try:
             _check_follows(manifest, source, chain[-1] if chain else None, before[0] if before else None)
+            if manifest.iteration != len(chain):
+                raise DataError(f"{source}: holds the manifest of iteration {manifest.iteration}")
         except DataError:
-            if before:
-                parse(*before)  # the fault is in the one before where its bytes are not those that were committed
+            for doubtful in (before, (data, source)):
+                if doubtful:
+                    parse(*doubtful)  # the fault is in the first whose bytes are not those that were committed
             raise
-        if manifest.iteration != len(chain):
-            raise DataError(f"{source}: holds the manifest of iteration {manifest.iteration}")
         chain.append(manifest)
         before = data, source
     if before:
-        parse(*before)  # each manifest's bytes are hashed by the next; to write them anew takes longer than all else
+        parse(*before)  # each manifest's bytes are hashed by the next: only the newest must vouch for itself
     return chain
 
 
 def _parsed(data: bytes, source: str) -> Manifest:
+    """The manifest in `data`, its fields checked."""
     try:
-        written = _Written.model_validate_json(data).format
-        if written != FORMAT:
-            raise DataError(
-                f"{source}: a manifest of format {written}; this version of OPID reads format {FORMAT} alone, so it "
-                "can neither continue nor show this campaign: use the version that wrote it (`code_version` in the "
-                "manifest), or begin another campaign (`--set campaign=NAME`)"
-            )
         manifest = Manifest.model_validate_json(data)
+        written = manifest.format
     except ValidationError as error:
-        raise DataError(f"{source}: not a manifest: {problems(error)}") from None
-    if _checksum(manifest) != manifest.checksum:
-        raise _changed(source)
+        written = _written_format(data)
+        if written == FORMAT:
+            raise DataError(f"{source}: not a manifest: {problems(error)}") from None
+    if written != FORMAT:
+        raise DataError(
+            f"{source}: a manifest of format {written}; this version of OPID reads format {FORMAT} alone, so it "
+            "can neither continue nor show this campaign: use the version that wrote it (`code_version` in the "
+            "manifest), or begin another campaign (`--set campaign=NAME`)"
+        )
     return manifest
 
 
-def _changed(source: str) -> DataError:
-    return DataError(f"{source}: the manifest was changed after its commit (checksum differs)")
+def _written_format(data: bytes) -> int:
+    """The format of a manifest that cannot be read; `FORMAT` for what is none."""
+    try:
+        return _Written.model_validate_json(data).format
+    except ValidationError:
+        return FORMAT
 
 
 def _check_follows(manifest: Manifest, source: str, previous: Manifest | None, stored: bytes | None) -> None:

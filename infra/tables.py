@@ -7,6 +7,7 @@ import io
 import secrets
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -106,15 +107,20 @@ def _conform(name: str, table: pa.Table, columns: Sequence[str] | None = None) -
     """`table` in one chunk, with exactly the schema of table `name` (its metadata too), or that of its `columns`."""
     if name not in schema.TABLES:
         raise DataError(f"table {name!r}: unknown; known tables: {', '.join(schema.TABLES)}")
-    expected = schema.TABLES[name]
-    if columns is not None:
-        expected = pa.schema([expected.field(column) for column in columns])
-    if table.schema.names != expected.names:
+    expected = _schema_of(name, None if columns is None else tuple(columns))
+    is_equal = table.schema.equals(expected)
+    if not is_equal and table.schema.names != expected.names:
         raise DataError(f"table {name}: expected columns {expected.names}, got {table.schema.names}")
-    for field in expected:
-        column = table.column(field.name)
-        if column.type != field.type:
+    for field, column in zip(expected, table.columns, strict=True):
+        if not is_equal and column.type != field.type:
             raise DataError(f"table {name}, column {field.name}: expected {field.type}, got {column.type}")
         if not field.nullable and column.null_count:
             raise DataError(f"table {name}, column {field.name}: {column.null_count} nulls where none are allowed")
-    return table.cast(expected).combine_chunks()
+    table = table if is_equal else table.cast(expected)
+    return table.replace_schema_metadata(expected.metadata).combine_chunks()
+
+
+@cache
+def _schema_of(name: str, columns: tuple[str, ...] | None) -> pa.Schema:
+    whole = schema.TABLES[name]
+    return whole if columns is None else pa.schema([whole.field(column) for column in columns])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from infra.automations import HEARTBEAT_S
+from infra.processes import PYTHON
 from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _PYTHON = shlex.quote(sys.executable)
 JOB_VARIABLES = {
     # The run dies with the worker, however that ends: a worker that comes back would not know it.
     "command": shlex.join(["sh", "-c", f"exec {_PYTHON} -m infra.processes $PPID {_PYTHON} -m prefect.engine"]),
-    "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)},
+    "env": {**PYTHON, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)},
 }
 """What a deployment on such a pool sets."""
 MISSED_AFTER_S = 30.0

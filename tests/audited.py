@@ -89,6 +89,7 @@ def make_campaign(
             rows,
             gates=[_gate(iteration == degraded)],
             degraded=["skills: 2 of 6 analyses failed"] if iteration == degraded else [],
+            metrics={row["name"]: row["value"] for row in rows["metrics"]},
             tokenizer=TOKENIZER.read_bytes() if tokenizer else False,
         )
     return store, manifests(store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,7 @@ def make_manifest(
     tokenizer: bool | bytes = False,
     gates: Sequence[GateResult] = (GateResult(table="scores", passed=True, expectations=()),),
     degraded: Sequence[str] = (),
+    metrics: Mapping[str, float | None] | None = None,
 ) -> Manifest:
     """The manifest of the iteration after `previous`, its parts written under an attempt of its own: tables of `rows`
     (None: a small `scores` and `metrics`), and a policy of a few files, made below `folder`.
@@ -240,7 +241,7 @@ def make_manifest(
         code_version="0.1.0",
         seeds={"iteration": 5},
         prefect_run_id=attempt,
-        metrics={"rollout/return": 0.5},
+        metrics={"rollout/return": 0.5} if metrics is None else metrics,
         created_at="2026-01-01T00:00:00.000+00:00",
         previous=previous,
         degraded=degraded,

@@ -89,7 +89,7 @@ def serve_until_interrupted(
     folder = Path(os.environ["PREFECT_HOME"]).parent / "serve"
     folder.mkdir(exist_ok=True)
     local = f"http://{prefect_api.LOOPBACK}:{port}/api"
-    url = os.environ.get("PREFECT_API_URL", local).rstrip("/")
+    url = (os.environ.get("PREFECT_API_URL") or local).rstrip("/")
     with ExitStack() as stack:
         stack.enter_context(_only_one(folder / "lock"))
         listener = None

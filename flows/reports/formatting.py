@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
@@ -40,6 +39,8 @@ def say(console: Console, text: str, style: str = "") -> None:
 def show_markdown(console: Console, text: str) -> None:
     """Print Markdown; what a link leads to is shown, an image is left out, and no line of a code block is broken, so
     that commands can be copied."""
+    from rich.markdown import Markdown
+
     without_images = re.sub(r"^!\[.*\]\(.*\)$", "", text, flags=re.MULTILINE)
     for number, part in enumerate(re.split(r"^```\w*\n(.*?)^```$", without_images, flags=re.MULTILINE | re.DOTALL)):
         if number % 2:

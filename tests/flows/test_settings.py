@@ -6,6 +6,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from flows import settings
+from opid_core.errors import ConfigError
+
 _NO_USER = """
 import pwd, sys
 def unknown(user): raise KeyError(user)
@@ -30,3 +35,32 @@ def test_a_user_without_an_entry_or_a_home_and_output_that_is_not_utf8(tmp_path)
     assert printed == "\\u2026"
     assert home.startswith(str(tmp_path))
     assert not os.path.exists(home)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://[::1/api", "http://[not-an-address]:4200/api", "http://127.0.0.1:port/api", "http://host:70000/api"),
+        *("127.0.0.1:4200/api", "localhost:4200/api", "/api", "ftp://host/api", "http://", "http:///api"),
+        *("http://127.0.0.1:4200/ api", " http://127.0.0.1:4200/api", "http://my host/api", "http://host/api\n", " "),
+    ],
+)
+def test_what_is_no_address_of_a_prefect_server_is_refused_before_prefect_is_imported(monkeypatch, tmp_path, url):
+    monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_API_URL": url})
+    with pytest.raises(ConfigError, match=r"^PREFECT_API_URL=.*http://HOST:PORT/api"):
+        settings.apply(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://127.0.0.1:4200/api", "http://[::1]:4200/api", "https://api.prefect.cloud/api/accounts/1"]
+)
+def test_an_address_of_a_prefect_server_is_taken(monkeypatch, tmp_path, url):
+    monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_API_URL": url})
+    settings.apply(tmp_path)
+
+
+def test_a_refused_address_shows_no_password(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {**os.environ, "PREFECT_API_URL": "http://me:secret@host:port/api"})
+    with pytest.raises(ConfigError) as caught:
+        settings.apply(tmp_path)
+    assert "secret" not in str(caught.value)

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 import infra
+from infra.processes import PYTHON
+from infra.work_pool import JOB_VARIABLES
 
 INFRA = Path(infra.__file__).parent
 MANIFESTS = [
@@ -110,3 +112,10 @@ def test_the_api_of_compose_wants_its_secret_and_the_database_is_the_servers_alo
     example = (INFRA / "production" / "example.env").read_text(encoding="utf-8")
     assert "PREFECT_API_AUTH_STRING=CHANGE-ME" in example
     assert ":latest" not in example
+
+
+def test_whatever_worker_starts_the_flow_takes_no_import_from_its_working_directory():
+    (train,) = yaml.safe_load((INFRA / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert PYTHON["PYTHONSAFEPATH"] == "1"
+    for variables in (train["work_pool"]["job_variables"], JOB_VARIABLES):
+        assert variables["env"].items() >= PYTHON.items()

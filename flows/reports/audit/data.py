@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from flows.reports.audit.tokens import ByteTokenizer
-from flows.reports.chains import Tables
+from flows.reports.chains import Tables, metrics_of
 
 OLD_STEPS_PER_NAT, DELTA_STEPS_PER_NAT = 1_000, 10_000
 """Old log-probs are sent in steps of 0.001, deltas of 0.0001: the tables hold them whole."""
@@ -39,6 +39,8 @@ class IterationData:
 
     index: dict[str, Any]
     chunks: list[dict[str, Any]]
+    metrics: dict[str, float | None]
+    """The table `metrics`, which stands in the page as it is."""
 
 
 def skill_texts(skills: pa.Table) -> set[str]:
@@ -141,7 +143,7 @@ def iteration_data(
         "skills": skills,
         "specials": _specials(tables["steps"], tokenizer),
     }
-    return IterationData(index, chunks)
+    return IterationData(index, chunks, metrics_of(tables["metrics"]) if "metrics" in tables else {})
 
 
 def _skills(skills: pa.Table, position: dict[str, int], before: set[str]) -> list[dict[str, Any]]:

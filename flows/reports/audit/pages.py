@@ -99,6 +99,7 @@ def iteration_page(store: CampaignStore, row: summary.CommitRow, new: int, data:
         row=row,
         new=new,
         scale=data.index["scale"],
+        metrics=data.metrics,
         index=packed(data.index),
         chunks=[packed(chunk) for chunk in data.chunks],
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flows.reports.audit.charts import EVALUATION_COLOURS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import analyses, new_skills, skill_texts
-from flows.reports.chains import Evaluated, metrics_of, read_tables
+from flows.reports.chains import Evaluated, read_tables
 from flows.reports.formatting import with_interval
 from infra.manifest import ExpectationResult, Manifest
 from infra.objects import in_parallel, small_at_once
@@ -18,7 +19,6 @@ from infra.store import CampaignStore, read_table
 from opid_core.evaluation import SuccessRate, table_success
 
 COLUMNS = {
-    "metrics": ("name", "value"),
     "trajectories": ("task_id", "task_type", "outcome", "score"),
     "skills": ("trajectory_id", "kind", "text", "error", "tokens", "seconds", "cost"),
 }
@@ -38,7 +38,6 @@ class CommitRow:
     """One commit of a campaign."""
 
     manifest: Manifest
-    metrics: dict[str, float | None]
     success: SuccessRate | None
     """Of the training rollouts; None at the start."""
     analyses: int
@@ -59,6 +58,11 @@ class CommitRow:
         return str(self.manifest.iteration)
 
     @property
+    def metrics(self) -> Mapping[str, float | None]:
+        """The manifest's headlines."""
+        return self.manifest.metrics
+
+    @cached_property
     def findings(self) -> list[Finding]:
         return [
             Finding(table, result)
@@ -192,7 +196,6 @@ def _row(store: CampaignStore, manifest: Manifest) -> CommitRow:
     calls = analyses(tables["skills"]) if "skills" in tables else []
     return CommitRow(
         manifest=manifest,
-        metrics=metrics_of(tables["metrics"]) if "metrics" in tables else {},
         success=table_success(tables["trajectories"]) if "trajectories" in tables else None,
         analyses=len(calls),
         failed_analyses=sum(row["error"] is not None for row in calls),

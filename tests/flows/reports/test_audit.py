@@ -366,7 +366,8 @@ def test_the_campaign_page_charts_what_the_skills_signal_is_worth(tmp_path):
     assert not any("order" in title for title, _, _ in summary.small_charts(rows, [0] * 3))
     told = {"signal/step/order": 0.8, "signal/step/order_low": 0.7, "signal/step/order_high": 1.1}
     placebo = {"signal/step/placebo_order": 0.5, "signal/step/placebo_order_low": None}
-    rows[2] = replace(rows[2], metrics={**rows[2].metrics, **told, **placebo})
+    metrics = {**rows[2].metrics, **told, **placebo}
+    rows[2] = replace(rows[2], manifest=rows[2].manifest.model_copy(update={"metrics": metrics}))
     title, _, chart = summary.small_charts(rows, [0] * 3)[0]
     assert title == "order by step skills (50%: none; grey: their placebo)"
     (point,), (below,) = (one.points for one in chart.series)
