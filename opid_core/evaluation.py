@@ -156,6 +156,18 @@ def score_metrics(name: str, score: Estimate | None) -> dict[str, float]:
     return {} if score is None else {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
 
 
+def success_metrics(name: str, success: SuccessRate) -> dict[str, float]:
+    """Success with its interval, and the score where there is one, as metrics called `name`/...."""
+    return {
+        f"{name}/success_micro": success.micro,
+        f"{name}/success_macro": success.macro,
+        f"{name}/success_low": success.low,
+        f"{name}/success_high": success.high,
+        f"{name}/episodes": float(success.episodes),
+        **score_metrics(f"{name}/score", success.score),
+    }
+
+
 def by_split(evaluations: pa.Table) -> dict[str, pa.Table]:
     """The rows of an `evaluations` table by split, in the order of the table."""
     splits = evaluations.column("split").to_pylist()
@@ -217,8 +229,7 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
     offered = steps.column("admissible_actions").to_pylist()
     on_offer = [is_offered(*pair) for pair in zip(steps.column("action").to_pylist(), offered, strict=True)]
     metrics = {
-        "rollout/success_micro": success.micro,
-        "rollout/success_macro": success.macro,
+        **success_metrics("rollout", success),
         "rollout/return": _mean(trajectories.column("return").to_numpy()),
         "rollout/steps": _mean(trajectories.column("steps").to_numpy()),
         "rollout/response_tokens": _mean(Ragged.from_arrow(steps.column("response_ids")).lengths),
@@ -228,29 +239,7 @@ def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]
         "rollout/prompts_cut": float((steps.column("history_dropped").to_numpy() > 0).sum()),
         "rollout/broken": float(trajectories.column("outcome").to_pylist().count("broken")),
     }
-    metrics |= score_metrics("rollout/score", success.score)
     return {**metrics, **{f"rollout/success/{name}": share for name, share in success.per_type.items()}}
-
-
-def skill_metrics(trajectories: pa.Table, skills: pa.Table, routes: pa.Table) -> dict[str, float]:
-    """How many trajectories have skills, how many analyses failed, how long skills are, and what the steps were routed
-    to; of step skills also how many name what the step did (`own`) or something else (`other`)."""
-    kinds = skills.column("kind").to_pylist()
-    route_names = routes.column("route").to_pylist()
-    count = max(1, trajectories.num_rows)
-    chars = [len(t) for t, kind in zip(skills.column("text").to_pylist(), kinds, strict=True) if kind != "failed"]
-    shares = {name: route_names.count(name) / max(1, len(route_names)) for name in ("step", "episode", "none")}
-    kind_of = skill_kinds(skills)
-    routed = [kind_of.get(skill_id) for skill_id in routes.column("skill_id").to_pylist()]
-    return {
-        "skills/coverage": kinds.count("episode") / count,
-        "skills/failed": kinds.count("failed") / count,
-        "skills/step_skills": kinds.count("step") / count,
-        "skills/chars": sum(chars) / len(chars) if chars else math.nan,
-        **{f"routes/{name}": share for name, share in shares.items()},
-        **{f"routes/step_{kind}": routed.count(kind) / max(1, len(routed)) for kind in ("own", "other")},
-        "routes/added": (routes.num_rows - routes.column("added_skill_id").null_count) / max(1, routes.num_rows),
-    }
 
 
 def skill_kinds(skills: pa.Table) -> dict[str, str]:

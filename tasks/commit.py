@@ -20,8 +20,9 @@ from tasks.progress import announce
 from tasks.version import code_version
 
 HEADLINES = (
-    *("rollout/success_m", "rollout/return", "evaluation/", "skills/coverage", "update/kl", "signal/"),
-    *("advantage_share/skill", *DRIFT_FLOORS),
+    *("rollout/success_", "rollout/episodes", "rollout/score", "rollout/return", "evaluation/"),
+    *("skills/coverage", "skills/new_texts", "analyses/", "seconds/analyses_s"),
+    *("update/kl", "signal/", "advantage_share/skill", *DRIFT_FLOORS),
 )
 """Metrics whose names begin so are in the manifest too; the table `metrics` holds all."""
 TIMES = ("seconds/iteration_s", "seconds/overhead_s")

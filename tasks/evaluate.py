@@ -12,7 +12,7 @@ from prefect.assets import materialize
 from envs.base import Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.evaluation import by_split, by_temperature, score_metrics, table_success
+from opid_core.evaluation import by_split, by_temperature, success_metrics, table_success
 from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_episodes
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
@@ -89,15 +89,8 @@ def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
     metrics = {}
     for number, (split, of_split) in enumerate(by_split(evaluations).items()):
         for temperature, part in by_temperature(of_split).items():
-            success = table_success(part)
             name = f"evaluation/{f'{split}_' if number else ''}t{temperature:g}"
-            metrics |= {
-                f"{name}/success_micro": success.micro,
-                f"{name}/success_macro": success.macro,
-                f"{name}/success_low": success.low,
-                f"{name}/success_high": success.high,
-                **score_metrics(f"{name}/score", success.score),
-            }
+            metrics |= success_metrics(name, table_success(part))
     return metrics
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from prefect.assets import materialize
 
 from envs.base import action_words_of
-from opid_core.evaluation import skill_metrics
+from infra.store import read_table
 from opid_core.seeds import derive
+from opid_core.skills.counts import analysis_metrics, skill_metrics, skill_texts
 from opid_core.skills.routing import route_table
 from tasks.episodes import environment_maker
-from tasks.iteration import TASK, asset, stage
+from tasks.iteration import TASK, Iteration, asset, stage
 
 
 @materialize(asset("routes"), asset_deps=[asset("steps"), asset("skills")], task_run_name="route-{iteration}", **TASK)
@@ -22,4 +23,11 @@ def route(campaign: str, iteration: int, attempt: int) -> None:
         words = action_words_of(environment_maker(it.config)())
         routes = route_table(it.samples, skills, it.config.method, derive(it.seed, "route"), words)
         it.metrics |= skill_metrics(trajectories, skills, routes)
+        it.metrics |= analysis_metrics(skills, _texts_before(it))
         it.write("routes", routes)
+
+
+def _texts_before(it: Iteration) -> set[str]:
+    """The skills' texts of the iteration before."""
+    record = it.parent.tables.get("skills") if it.parent else None
+    return set() if record is None else skill_texts(read_table(it.store, record, ["text"]))

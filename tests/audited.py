@@ -13,7 +13,8 @@ import numpy as np
 from infra.manifest import ExpectationResult, GateResult, Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core import schema
-from opid_core.evaluation import rollout_metrics, skill_metrics
+from opid_core.evaluation import rollout_metrics
+from opid_core.skills.counts import analysis_metrics, skill_metrics
 from tests.factories import commit_rows, row
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "configs" / "policies" / "alfworld_tiny" / "tokenizer.json"
@@ -72,7 +73,7 @@ def make_campaign(
     """
     store = open_campaign(root, name, {**CONFIG, "campaign": name, "iterations": iterations})
     encode = _encoder()
-    previous = None
+    previous, before = None, set()
     for iteration in range(iterations + 1):
         texts = Texts(random.Random(f"{seed}/{iteration}"), list(special) if iteration == iterations else [])
         rows: dict[str, list[dict[str, Any]]] = {
@@ -81,7 +82,7 @@ def make_campaign(
         }
         if iteration:
             rows |= iteration_rows(name, iteration, shape, texts, encode, full(iteration))
-        rows["metrics"] = _metrics(iteration, rows)
+        rows["metrics"] = _metrics(iteration, rows, before)
         previous = commit_rows(
             store,
             root,
@@ -92,6 +93,7 @@ def make_campaign(
             metrics={row["name"]: row["value"] for row in rows["metrics"]},
             tokenizer=TOKENIZER.read_bytes() if tokenizer else False,
         )
+        before = {skill["text"] for skill in rows.get("skills", [])}
     return store, manifests(store)
 
 
@@ -226,12 +228,13 @@ def _evaluations(policy_version: int, generator: random.Random) -> list[dict[str
     ]
 
 
-def _metrics(iteration: int, rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _metrics(iteration: int, rows: dict[str, list[dict[str, Any]]], before: set[str]) -> list[dict[str, Any]]:
     metrics: dict[str, float] = {"evaluation/0.4/success_micro": 0.5}
     if "steps" in rows:
         made = {name: schema.from_rows(name, rows[name]) for name in ("steps", "trajectories", "skills", "routes")}
         metrics |= rollout_metrics(made["steps"], made["trajectories"])
         metrics |= skill_metrics(made["trajectories"], made["skills"], made["routes"])
+        metrics |= analysis_metrics(made["skills"], before)
     elif iteration:
         metrics |= {"routes/step": 0.1 + 0.0005 * iteration, "skills/coverage": 0.9, "update/kl_k3": 0.001 * iteration}
     return [{"iteration": iteration, "name": name, "value": value} for name, value in sorted(metrics.items())]

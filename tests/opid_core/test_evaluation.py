@@ -20,7 +20,6 @@ from opid_core.evaluation import (
     independent_trials,
     mean_curve,
     sign_test,
-    skill_metrics,
     success,
     success_by_type,
     success_rate,
@@ -28,6 +27,7 @@ from opid_core.evaluation import (
     wilson_interval,
 )
 from opid_core.schema import from_rows
+from opid_core.skills.counts import skill_metrics
 from tests.factories import make_table, valid_rows
 
 TYPES = ["cool", "cool", "cool", "heat"]

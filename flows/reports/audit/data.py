@@ -43,11 +43,6 @@ class IterationData:
     """The table `metrics`, which stands in the page as it is."""
 
 
-def skill_texts(skills: pa.Table) -> set[str]:
-    """The texts of a `skills` table (failed analyses have none)."""
-    return {text for text in skills.column("text").to_pylist() if text}
-
-
 def new_skills(skills: pa.Table, before: set[str]) -> list[dict[str, Any]]:
     """Skills whose text is not among `before`, each text once, with how often it was given: episode skills first."""
     counts = Counter(
@@ -56,11 +51,6 @@ def new_skills(skills: pa.Table, before: set[str]) -> list[dict[str, Any]]:
         if row["text"] and row["text"] not in before
     )
     return [{"kind": kind, "text": text, "count": counts[kind, text]} for kind, text in sorted(counts)]
-
-
-def analyses(skills: pa.Table) -> list[dict[str, Any]]:
-    """One row of `skills` for each analysis (all skills of a trajectory repeat its tokens, cost and reply)."""
-    return list({row["trajectory_id"]: row for row in skills.to_pylist()}.values())
 
 
 def score_rows(scores: pa.Table) -> dict[tuple[str, int], ScoreRow]:

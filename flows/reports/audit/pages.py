@@ -44,11 +44,10 @@ def write_pages(store: CampaignStore, chain: Sequence[Manifest], iterations: Seq
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = summary.commit_rows(store, chain)
-    new = summary.new_counts(rows)
     paths = [folder / page_of(iteration) for iteration in iterations]
     for iteration, path in zip(iterations, paths, strict=True):
-        data = read_iteration(store, chain[iteration], set(rows[iteration - 1].texts))
-        _write(path, iteration_page(store, rows[iteration], new[iteration], data))
+        data = read_iteration(store, chain[iteration], summary.texts_before(store, chain, iteration))
+        _write(path, iteration_page(store, rows[iteration], data))
     linked = {row.name: page_of(row.manifest.iteration) for row in rows[1:]}
     present = {name: page for name, page in linked.items() if (folder / page).is_file()}
     paths.append(folder / CAMPAIGN_PAGE)
@@ -68,27 +67,26 @@ def campaign_page(
     """The campaign's page as HTML; `pages` names the page of each iteration that has one."""
     if not chain:
         raise DataError(f"{location(store)}: nothing is committed yet: there is nothing to audit")
-    new, config = summary.new_counts(rows), read_config(store)
-    effects = effects_of(store, chain)
+    config, effects = read_config(store), effects_of(store, chain)
     return render(
         "campaign.html.j2",
         script=_read("page.js"),
         campaign=store.campaign,
         location=location(store),
         config=config,
-        rows=list(zip(rows, new, strict=True)),
+        rows=rows,
         pages=pages,
         chart=summary.success_chart(rows, evaluations(store, chain), panel_name(config)),
-        small=summary.small_charts(rows, new),
+        small=summary.small_charts(rows),
         cost=summary.total_cost([row.analyzer_cost for row in rows]),
         effects=len(effects),
         shown=EFFECTS_SHOWN,
         newest=NEWEST,
-        data=packed({"added": summary.added_last(store, chain, rows), "effects": effect_rows(effects)[:EFFECTS_SHOWN]}),
+        data=packed({"added": summary.added_last(store, chain), "effects": effect_rows(effects)[:EFFECTS_SHOWN]}),
     )
 
 
-def iteration_page(store: CampaignStore, row: summary.CommitRow, new: int, data: IterationData) -> str:
+def iteration_page(store: CampaignStore, row: summary.CommitRow, data: IterationData) -> str:
     """An iteration's page as HTML."""
     return render(
         "iteration.html.j2",
@@ -97,7 +95,7 @@ def iteration_page(store: CampaignStore, row: summary.CommitRow, new: int, data:
         location=location(store),
         campaign_page=CAMPAIGN_PAGE,
         row=row,
-        new=new,
+        texts=len({skill["text"] for skill in data.index["skills"] if skill["text"]}),
         scale=data.index["scale"],
         metrics=data.metrics,
         index=packed(data.index),
@@ -157,7 +155,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": partial(percent, missing="–"),
         "visible": visible,
-        "interval": summary.success_text,
+        "interval": summary.share_text,
         "score": score_text,
         "cost": _cost,
     }

@@ -9,20 +9,19 @@ from functools import cached_property
 from typing import Any
 
 from flows.reports.audit.charts import EVALUATION_COLOURS, Chart, Point, Series, nice_top
-from flows.reports.audit.data import analyses, new_skills, skill_texts
+from flows.reports.audit.data import new_skills
 from flows.reports.chains import Evaluated, read_tables
 from flows.reports.formatting import with_interval
 from infra.manifest import ExpectationResult, Manifest
 from infra.objects import in_parallel, small_at_once
 from infra.stages import failures
 from infra.store import CampaignStore, read_table
-from opid_core.evaluation import SuccessRate, table_success
+from opid_core.evaluation import Estimate, success_metrics, table_success
+from opid_core.skills.counts import COLUMNS as ANALYSIS_COLUMNS
+from opid_core.skills.counts import analysis_metrics, skill_texts
 
-COLUMNS = {
-    "trajectories": ("task_id", "task_type", "outcome", "score"),
-    "skills": ("trajectory_id", "kind", "text", "error", "tokens", "seconds", "cost"),
-}
-"""What a row of the campaign's page takes of each table: of a thousand commits nothing else is read."""
+COLUMNS = ("task_id", "task_type", "outcome", "score")
+"""What a row takes of `trajectories` where its manifest does not hold it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,12 @@ class CommitRow:
     """One commit of a campaign."""
 
     manifest: Manifest
-    success: SuccessRate | None
-    """Of the training rollouts; None at the start."""
+    metrics: Mapping[str, float | None]
+    """The manifest's headlines."""
+    success: Estimate | None
+    """Share of the training rollouts that were won; None at the start."""
+    score: Estimate | None
+    episodes: int
     analyses: int
     failed_analyses: int
     """With those that hindsight stood in for."""
@@ -47,8 +50,8 @@ class CommitRow:
     analyzer_seconds: float
     analyzer_cost: float | None
     """At the configured prices; None where no call has one."""
-    texts: frozenset[str]
-    """All skill texts."""
+    new_texts: int
+    """Skill texts that the iteration before had not."""
     given_up: Sequence[dict[str, Any]]
     """Why and when earlier attempts at the iteration were given up."""
 
@@ -56,11 +59,6 @@ class CommitRow:
     def name(self) -> str:
         """The iteration, as text."""
         return str(self.manifest.iteration)
-
-    @property
-    def metrics(self) -> Mapping[str, float | None]:
-        """The manifest's headlines."""
-        return self.manifest.metrics
 
     @cached_property
     def findings(self) -> list[Finding]:
@@ -78,21 +76,19 @@ class CommitRow:
 
 def commit_rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[CommitRow]:
     """A row for each manifest of `chain`."""
-    return in_parallel(lambda manifest: _row(store, manifest), chain, small_at_once(store.address()))
+    return in_parallel(lambda manifest: _row(store, chain, manifest), chain, small_at_once(store.address()))
 
 
-def new_counts(rows: Sequence[CommitRow]) -> list[int]:
-    """How many skill texts of each row are not in the row before."""
-    before = [frozenset(), *(row.texts for row in rows)]
-    return [len(row.texts - earlier) for row, earlier in zip(rows, before, strict=False)]
+def texts_before(store: CampaignStore, chain: Sequence[Manifest], iteration: int) -> set[str]:
+    """The skills' texts of the iteration before `iteration`."""
+    record = chain[iteration - 1].tables.get("skills") if iteration else None
+    return set() if record is None else skill_texts(read_table(store, record, ["text"]))
 
 
-def added_last(store: CampaignStore, chain: Sequence[Manifest], rows: Sequence[CommitRow]) -> list[dict[str, Any]]:
+def added_last(store: CampaignStore, chain: Sequence[Manifest]) -> list[dict[str, Any]]:
     """The skills of the newest iteration whose texts the one before had not."""
     skills = read_tables(store, chain[-1], ["skills"]).get("skills")
-    if skills is None:
-        return []
-    return new_skills(skills, set(rows[-2].texts) if len(rows) > 1 else set())
+    return [] if skills is None else new_skills(skills, texts_before(store, chain, len(chain) - 1))
 
 
 def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], panel: str) -> Chart:
@@ -100,13 +96,13 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], pan
     training = [
         Point(
             row.manifest.iteration - 1,
-            row.success.micro,
+            row.success.mean,
             row.success.low,
             row.success.high,
-            f"iteration {row.name}: {success_text(row.success)}, {row.success.episodes} episodes",
+            f"iteration {row.name}: {share_text(row.success)}, {row.episodes} episodes",
         )
         for row in rows
-        if row.success is not None and row.success.episodes
+        if row.success is not None and row.episodes
     ]
     series = [Series("training rollouts (other tasks each time)", "#6b7280", training, banded=True)] if training else []
     for number, temperature in enumerate(sorted({e.temperature for e in evaluated})):
@@ -116,7 +112,8 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], pan
                 e.success.micro,
                 e.success.low,
                 e.success.high,
-                f"after {e.policy_version} updates: {success_text(e.success)}, {e.success.episodes} episodes",
+                f"after {e.policy_version} updates: {with_interval(e.success.micro, e.success.low, e.success.high)}, "
+                f"{e.success.episodes} episodes",
             )
             for e in evaluated
             if e.temperature == temperature and e.success.episodes
@@ -126,24 +123,24 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], pan
     return Chart(series, 940, 300, 1.0)
 
 
-def small_charts(rows: Sequence[CommitRow], new: Sequence[int]) -> list[tuple[str, str, Chart]]:
+def small_charts(rows: Sequence[CommitRow]) -> list[tuple[str, str, Chart]]:
     """Title, format of a value and chart of the numbers that tell whether skills can be trusted."""
-    trained = [(row, count) for row, count in zip(rows, new, strict=True) if row.success is not None]
+    trained = [row for row in rows if row.success is not None]
     wanted = [
         (
             "critical share: steps with a step skill",
             "{:.1%}",
-            [row.metrics.get("routes/step") for row, _ in trained],
+            [row.metrics.get("routes/step") for row in trained],
         ),
-        ("trajectories with an episode skill", "{:.1%}", [row.metrics.get("skills/coverage") for row, _ in trained]),
-        ("failed analyses", "{:.1%}", [share(row.failed_analyses, row.analyses) for row, _ in trained]),
-        ("new skill texts", "{:,.0f}", [float(count) for _, count in trained]),
+        ("trajectories with an episode skill", "{:.1%}", [row.metrics.get("skills/coverage") for row in trained]),
+        ("failed analyses", "{:.1%}", [share(row.failed_analyses, row.analyses) for row in trained]),
+        ("new skill texts", "{:,.0f}", [float(row.new_texts) for row in trained]),
     ]
     charts = [_order_chart(rows, kind) for kind in ("episode", "step") if _orders(rows, kind, "order")]
     for title, form, values in wanted:
         points = [
             Point(row.manifest.iteration - 1, value, value, value, f"iteration {row.name}: {form.format(value)}")
-            for (row, _), value in zip(trained, values, strict=True)
+            for row, value in zip(trained, values, strict=True)
             if value is not None and math.isfinite(value)
         ]
         chart = Chart([Series(title, "#374151", points)], 300, 110, nice_top([p.value for p in points]), (40, 20))
@@ -182,26 +179,47 @@ def share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def success_text(success: SuccessRate) -> str:
-    """A success rate with its 95% interval."""
-    return with_interval(success.micro, success.low, success.high)
+def share_text(share: Estimate) -> str:
+    """A share with its 95% interval."""
+    return with_interval(share.mean, share.low, share.high)
 
 
-def _row(store: CampaignStore, manifest: Manifest) -> CommitRow:
-    tables = {
-        name: read_table(store, manifest.tables[name], columns)
-        for name, columns in COLUMNS.items()
-        if name in manifest.tables
-    }
-    calls = analyses(tables["skills"]) if "skills" in tables else []
+def _row(store: CampaignStore, chain: Sequence[Manifest], manifest: Manifest) -> CommitRow:
+    metrics = _metrics(store, chain, manifest)
+
+    def whole(name: str) -> int:
+        return int(metrics.get(name) or 0)
+
     return CommitRow(
         manifest=manifest,
-        success=table_success(tables["trajectories"]) if "trajectories" in tables else None,
-        analyses=len(calls),
-        failed_analyses=sum(row["error"] is not None for row in calls),
-        analyzer_tokens=sum(row["tokens"] or 0 for row in calls),
-        analyzer_seconds=sum(row["seconds"] or 0.0 for row in calls),
-        analyzer_cost=total_cost([row["cost"] for row in calls]),
-        texts=frozenset(skill_texts(tables["skills"])) if "skills" in tables else frozenset(),
+        metrics=metrics,
+        success=_estimate(metrics, "rollout/success_micro", "rollout/success"),
+        score=_estimate(metrics, "rollout/score", "rollout/score"),
+        episodes=whole("rollout/episodes"),
+        analyses=whole("analyses/count"),
+        failed_analyses=whole("analyses/with_error"),
+        analyzer_tokens=whole("analyses/tokens"),
+        analyzer_seconds=metrics.get("seconds/analyses_s") or 0.0,
+        analyzer_cost=metrics.get("analyses/cost"),
+        new_texts=whole("skills/new_texts"),
         given_up=failures(store, manifest.iteration),
     )
+
+
+def _metrics(store: CampaignStore, chain: Sequence[Manifest], manifest: Manifest) -> Mapping[str, float | None]:
+    """The headlines of a commit; from its tables, what the program that made it did not write there."""
+    if "analyses/count" in manifest.metrics or "skills" not in manifest.tables:
+        return manifest.metrics
+    trajectories = read_table(store, manifest.tables["trajectories"], COLUMNS)
+    skills = read_table(store, manifest.tables["skills"], ANALYSIS_COLUMNS)
+    counted = analysis_metrics(skills, texts_before(store, chain, manifest.iteration))
+    counted |= success_metrics("rollout", table_success(trajectories))
+    return {**manifest.metrics, **{name: value for name, value in counted.items() if not math.isnan(value)}}
+
+
+def _estimate(metrics: Mapping[str, float | None], mean: str, bounds: str) -> Estimate | None:
+    """A mean with the bounds of its interval, nan where none of its episodes counts."""
+    if f"{bounds}_low" not in metrics:
+        return None
+    values = (metrics.get(name) for name in (mean, f"{bounds}_low", f"{bounds}_high"))
+    return Estimate(*(math.nan if value is None else value for value in values))

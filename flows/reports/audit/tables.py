@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from flows.reports.audit.data import ScoreRow, score_rows, skill_texts
+from flows.reports.audit.data import ScoreRow, score_rows
 from flows.reports.chains import Tables, read_tables
 from infra.manifest import Manifest
 from infra.store import CampaignStore
+from opid_core.skills.counts import skill_texts
 
 TableFormat = Literal["json", "csv", "parquet"]
 

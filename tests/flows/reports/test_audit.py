@@ -363,13 +363,27 @@ def test_the_shell_example_of_the_page_about_the_audit_runs(tmp_path):
 def test_the_campaign_page_charts_what_the_skills_signal_is_worth(tmp_path):
     store, chain = make_campaign(tmp_path, 2, Shape())
     rows = summary.commit_rows(store, chain)
-    assert not any("order" in title for title, _, _ in summary.small_charts(rows, [0] * 3))
+    assert not any("order" in title for title, _, _ in summary.small_charts(rows))
     told = {"signal/step/order": 0.8, "signal/step/order_low": 0.7, "signal/step/order_high": 1.1}
     placebo = {"signal/step/placebo_order": 0.5, "signal/step/placebo_order_low": None}
-    metrics = {**rows[2].metrics, **told, **placebo}
-    rows[2] = replace(rows[2], manifest=rows[2].manifest.model_copy(update={"metrics": metrics}))
-    title, _, chart = summary.small_charts(rows, [0] * 3)[0]
+    rows[2] = replace(rows[2], metrics={**rows[2].metrics, **told, **placebo})
+    title, _, chart = summary.small_charts(rows)[0]
     assert title == "order by step skills (50%: none; grey: their placebo)"
     (point,), (below,) = (one.points for one in chart.series)
     assert (point.x, point.value, point.low, point.high) == (1, 0.8, 0.7, 1.0)
     assert (below.value, below.low, below.high) == (0.5, 0.5, 0.5)  # of one group alone there is no interval
+
+
+def test_a_row_of_the_campaign_page_is_the_same_from_the_manifest_and_from_the_tables(tmp_path):
+    store, chain = make_campaign(tmp_path, 2, Shape())
+    tables = [
+        manifest.model_copy(update={"metrics": {n: v for n, v in manifest.metrics.items() if n.startswith("routes/")}})
+        for manifest in chain
+    ]
+    for row, read in zip(summary.commit_rows(store, chain), summary.commit_rows(store, tables), strict=True):
+        assert replace(row, manifest=read.manifest, metrics={}) == replace(read, metrics={})
+    first = summary.commit_rows(store, chain)[1]
+    # Two tasks of three trajectories: the analysis of each one's last failed, the others cost 0.001 and gave two texts.
+    assert (first.episodes, first.analyses, first.failed_analyses, first.new_texts) == (6, 6, 2, 8)
+    assert first.analyzer_cost == pytest.approx(0.006)
+    assert summary.commit_rows(store, chain)[2].new_texts == 8  # not among those of the iteration before
