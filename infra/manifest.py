@@ -231,7 +231,7 @@ def from_bytes(data: bytes, source: str, previous: Manifest | None) -> Manifest:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """No search for garbage: a long chain is hundreds of thousands of objects without a cycle, and to look for some
     again and again takes as long as to read it."""
     was_enabled = gc.isenabled()
@@ -243,7 +243,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
+@uncollected()
 def chain_from_bytes(stored: Iterable[tuple[bytes, str]]) -> list[Manifest]:
     """The chain of manifests stored as pairs of bytes and source, the start's first: as `from_bytes` for each, only
     faster. Raises DataError that names the source of the first bad one."""

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from flows.reports.chains import read_chain
+from infra.manifest import uncollected
 from infra.store import local_folder
 from opid_core.errors import ConfigError
 
 
+@uncollected()
 def write_audit(
     root: str,
     endpoint_url: str | None,
