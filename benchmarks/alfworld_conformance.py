@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks.textworld_oracle import OriginalWorld
 from envs.alfworld.games import TASK_TYPES, Game
-from envs.alfworld.generator import GeneratorOptions
+from envs.alfworld.generator import GameOptions
 from envs.alfworld.planner import solve
 from envs.alfworld.tasks import game_of, stored_splits, stored_tasks
 from envs.alfworld.world import World
@@ -177,7 +177,7 @@ def table(results: Sequence[Comparison], sizes: Mapping[str, int]) -> str:
 
 def _games(data: str, split: str, limit: int | None) -> list[Game]:
     """In a seeded order, so that a run that is stopped has played games of every task type."""
-    games = [game_of(task, GeneratorOptions()) for task in stored_tasks(data, split, TASK_TYPES)]
+    games = [game_of(task, GameOptions()) for task in stored_tasks(data, split, TASK_TYPES)]
     return random.Random(split).sample(games, len(games))[:limit]
 
 

@@ -40,7 +40,7 @@ class Answer:
 
 
 @dataclass
-class InstantEngine:
+class NextStepEngine:
     """Answers everything at the next step."""
 
     token_ids: list[int]
@@ -172,7 +172,7 @@ def alfworld_requests(count: int) -> tuple[Any, list[EpisodeRequest]]:
 def measure_turns(given: argparse.Namespace) -> None:
     tokenizer = make_tokenizer()
     maker, requests = alfworld_requests(given.episodes)
-    engine = InstantEngine(tokenizer.encode(WORDS, add_special_tokens=False))
+    engine = NextStepEngine(tokenizer.encode(WORDS, add_special_tokens=False))
     best = 0.0
     for _ in range(given.repeat):
         started_s = time.process_time()

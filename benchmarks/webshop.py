@@ -24,7 +24,7 @@ import numpy as np
 import envs
 from envs.webshop import WebshopEnvironment
 from envs.webshop.catalog import Catalog, find_files
-from envs.webshop.generator import GeneratorOptions, generated_folder
+from envs.webshop.generator import CatalogOptions, generated_folder
 from envs.webshop.goals import Goals
 from envs.webshop.search import SearchEngine, open_index
 
@@ -131,7 +131,7 @@ def measure_catalog(data: str, products: int) -> None:
     """A generated catalog: what it costs once."""
     _row(f"{products:,} generated products", "value")
     _row("---", "---")
-    folder = _timed("write the data files", lambda: generated_folder(GeneratorOptions(products=products)))
+    folder = _timed("write the data files", lambda: generated_folder(CatalogOptions(products=products)))
     catalog = _timed("clean and store the catalog", lambda: Catalog(find_files(folder)))
     goals = _timed("draw and shuffle the goals", lambda: Goals(catalog, "synthetic", 233))
     _row("goals", f"{len(goals):,}")
@@ -143,7 +143,7 @@ def measure_catalog(data: str, products: int) -> None:
 
 def measure_engine(data: str, products: int, engine: str) -> None:
     """One engine over the generated catalog."""
-    catalog = Catalog(find_files(generated_folder(GeneratorOptions(products=products))))
+    catalog = Catalog(find_files(generated_folder(CatalogOptions(products=products))))
     goals = Goals(catalog, "synthetic", 233)
     build_s, _ = _clocked(lambda: open_index(engine, catalog))  # pyright: ignore[reportArgumentType]
     peak_mib = _peak_mib()

@@ -56,7 +56,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class PromptParts:
-    """The parts of one user message, in their order (ENVIRONMENTS, "Common"). Joined by newlines, empty parts left out.
+    """The parts of one user message, in their order (docs/environments.md). Joined by newlines, empty parts left out.
 
     `task` is the line that states the task; `history` holds one rendered text a past step, oldest first, and
     `history_header` the sentence before them (dropped with the last of them); `current` the current step and

@@ -1,4 +1,4 @@
-"""What the prompts and responses of the environments have in common (ENVIRONMENTS, "Common")."""
+"""What the prompts and responses of the environments have in common (docs/environments.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CJK = re.compile("[\u4e00-\u9fff]")
 
 
 def parse_tagged_action(response_text: str, untagged_characters: int = _UNTAGGED_CHARACTERS) -> tuple[str, bool]:
-    """The action in a response, lower case, and whether the response is well-formed (ENVIRONMENTS, "ALFWorld").
+    """The action in a response, lower case, and whether the response is well-formed (docs/alfworld.md).
 
     The action is what stands between the first `<action>` and the first `</action>`, else the last
     `untagged_characters`.

@@ -98,3 +98,14 @@ def prefect_server(tmp_path_factory, prefect_database) -> Iterator[dict[str, str
             yield {setting.name: setting.value() for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
         for name in {*os.environ} - before:  # what `apply` has set
             del os.environ[name]
+
+
+@pytest.fixture
+def user_modules(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A folder on the path of modules; what is imported from it is forgotten after the test."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]

@@ -1,4 +1,4 @@
-"""ALFWorld: text games in a household, played on a native simulator (ENVIRONMENTS, "ALFWorld")."""
+"""ALFWorld: text games in a household, played on a native simulator (docs/alfworld.md)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class AlfworldOptions(Section):
     with `skip_malformed`."""
     forbid_goal_words: bool = False
     """Whether a skill may not name the objects and places of its game's goal: such a skill is found by the gates."""
-    generator: generated.GeneratorOptions = generated.GeneratorOptions()
+    generator: generated.GameOptions = generated.GameOptions()
     """The generated games."""
 
     @field_validator("task_types")

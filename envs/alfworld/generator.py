@@ -43,7 +43,7 @@ _WORDINGS = {
 _HELD_OUT_SHARE = 0.2
 
 
-class GeneratorOptions(Section):
+class GameOptions(Section):
     """The made games. The same options make the same games on every machine."""
 
     seed: int = Field(default=0, ge=0)
@@ -59,7 +59,7 @@ class GeneratorOptions(Section):
 
 
 @dataclass(frozen=True)
-class Goal:
+class GoalCombination:
     """An object kind, where it goes (a lamp for look_at_obj_in_light), and a kind of room that has both."""
 
     target: str
@@ -81,7 +81,7 @@ class Room:
         self.places[kind, sum(k == kind for k, _ in self.places)] = place
 
 
-def tasks(split: str, options: GeneratorOptions, task_types: Sequence[str]) -> Sequence[Task]:
+def tasks(split: str, options: GameOptions, task_types: Sequence[str]) -> Sequence[Task]:
     """The task list of `split`: task types take turns, so every prefix is balanced.
 
     Raises ConfigError for an unknown split or task type.
@@ -120,7 +120,7 @@ class _Tasks(Sequence[Task]):
         return Task(f"{split}/{index:06d}", self._task_types[index % types], payload)
 
 
-def game(task: Task, options: GeneratorOptions) -> Game:
+def game(task: Task, options: GameOptions) -> Game:
     """The game of `task`. Raises DataError where the planner does not win it (never expected)."""
     split, index, held_out = (task.payload[key] for key in ("split", "index", "held_out"))
     rng = random.Random(f"alfworld/{options.seed}/{options.size}/{split}/{index}/{task.task_type}")
@@ -145,7 +145,7 @@ def game(task: Task, options: GeneratorOptions) -> Game:
 
 
 @functools.lru_cache(maxsize=64)
-def goals(task_type: str, held_out: bool, seed: int) -> tuple[Goal, ...]:
+def goals(task_type: str, held_out: bool, seed: int) -> tuple[GoalCombination, ...]:
     """The goals that games of `task_type` are drawn from: the held-out combinations, or all the others."""
     hidden = _held_out_combinations(seed)
     return tuple(goal for goal in _all_goals(task_type) if ((goal.target, goal.destination) in hidden) == held_out)
@@ -164,7 +164,7 @@ def _held_out_combinations(seed: int) -> frozenset[tuple[str, str]]:
 
 
 @functools.cache
-def _all_goals(task_type: str) -> tuple[Goal, ...]:
+def _all_goals(task_type: str) -> tuple[GoalCombination, ...]:
     """Every goal that makes sense: the object may lie elsewhere in the room than where it has to go."""
     wanted = _PROPERTIES.get(task_type)
     found = []
@@ -181,11 +181,11 @@ def _all_goals(task_type: str) -> tuple[Goal, ...]:
                 destinations = [place for place in places if place != tool and tool in present]
             else:
                 destinations = places if len(places) > 1 else []
-            found += [Goal(kind.name, destination, room) for destination in destinations]
+            found += [GoalCombination(kind.name, destination, room) for destination in destinations]
     return tuple(found)
 
 
-def _make_room(goal: Goal, task_type: str, size: str, rng: random.Random) -> Room:
+def _make_room(goal: GoalCombination, task_type: str, size: str, rng: random.Random) -> Room:
     """Receptacles and objects in which `goal` can be reached and does not hold yet."""
     room = Room()
     for kind in _receptacle_kinds(goal, task_type, size, rng):
@@ -211,7 +211,7 @@ def _make_room(goal: Goal, task_type: str, size: str, rng: random.Random) -> Roo
     return room
 
 
-def _receptacle_kinds(goal: Goal, task_type: str, size: str, rng: random.Random) -> list[str]:
+def _receptacle_kinds(goal: GoalCombination, task_type: str, size: str, rng: random.Random) -> list[str]:
     """The kinds of the room's receptacles, one entry a receptacle, with what the goal needs among them."""
     available = RECEPTACLES[goal.room]
     sources = [kind for kind in OBJECTS[goal.target].places if kind in available]
@@ -244,7 +244,7 @@ def _receptacle_kinds(goal: Goal, task_type: str, size: str, rng: random.Random)
     return kinds
 
 
-def _place_targets(room: Room, goal: Goal, task_type: str, rng: random.Random) -> None:
+def _place_targets(room: Room, goal: GoalCombination, task_type: str, rng: random.Random) -> None:
     """Put the objects of the goal kind somewhere: enough of them, and not where they would already be done."""
     anywhere = _possible_places(goal.target, room.receptacles)
     elsewhere = [r for r in anywhere if r[0] != goal.destination]

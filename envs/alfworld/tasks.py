@@ -116,7 +116,7 @@ def _checked(
             yield game
 
 
-def game_of(task: Task, options: generator.GeneratorOptions) -> Game:
+def game_of(task: Task, options: generator.GameOptions) -> Game:
     """The game of a task: stored, or made by the generator (cached: the members of a group share it)."""
     if isinstance(task.payload, _Stored):
         return _restored(task.payload)
@@ -130,5 +130,5 @@ def _restored(stored: _Stored) -> Game:
 
 
 @functools.lru_cache(maxsize=64)
-def _generated(task: Task, _payload: tuple, options: generator.GeneratorOptions) -> Game:
+def _generated(task: Task, _payload: tuple, options: generator.GameOptions) -> Game:
     return generator.game(task, options)

@@ -1,4 +1,4 @@
-"""Search-based question answering: search a corpus, then answer (ENVIRONMENTS, "Search-based QA")."""
+"""Search-based question answering: search a corpus, then answer (docs/search_qa.md)."""
 
 from __future__ import annotations
 

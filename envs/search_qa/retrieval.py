@@ -66,7 +66,7 @@ class _NoAnswer(Exception):
 
 
 class SearchClient:
-    """Asks a search engine that speaks Search-R1's retrieval API (ENVIRONMENTS, "Search-based QA") at `url`, the full
+    """Asks a search engine that speaks Search-R1's retrieval API (docs/search_qa.md) at `url`, the full
     address of its `retrieve` endpoint.
 
     Retries what may pass (no connection, time-outs, 429 and 5xx) `max_retries` times with doubling pauses, then raises

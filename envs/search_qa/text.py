@@ -52,7 +52,7 @@ def parse_action(response_text: str) -> tuple[str, bool]:
     first complete search block of what is left, else its first answer block (tags in any case), written
     `<search>query</search>` or `<answer>text</answer>` with the text stripped; else "". Well-formed needs an action,
     and in the whole response no more than one opening tag, of any case, of the two kinds together.
-    Source: ENVIRONMENTS, "Search-based QA".
+    Source: docs/search_qa.md.
     """
     kept = response_text
     for closing_tag in ("</search>", "</answer>"):

@@ -1,4 +1,4 @@
-"""WebShop: buying what an instruction asks for in an online shop of text pages (ENVIRONMENTS, "WebShop")."""
+"""WebShop: buying what an instruction asks for in an online shop of text pages (docs/webshop.md)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pydantic import Field
 from envs.base import StepResult, Task, register
 from envs.manifest import pick, pick_splits
 from envs.webshop.expert import THOUGHTS, WebshopExpert
-from envs.webshop.generator import GeneratorOptions, generated_folder, wording
+from envs.webshop.generator import CatalogOptions, generated_folder, wording
 from envs.webshop.goals import SPLITS, Goal, GoalKind, split_tasks
 from envs.webshop.reward import OptionMatching, Score, require_extra
 from envs.webshop.search import SearchEngine
 from envs.webshop.text import FIXED_PHRASES, SEARCH_ACTION, TASK_LINE, parse_action, prompt_parts, response_text
-from envs.webshop.world import Shop, World, open_shop
+from envs.webshop.world import Session, Shop, open_shop
 from opid_core.sections import Section
 
-__all__ = ["Goal", "Score", "Shop", "WebshopEnvironment", "WebshopOptions", "World", "parse_action", "prompt_parts"]
+__all__ = ["Goal", "Score", "Session", "Shop", "WebshopEnvironment", "WebshopOptions", "parse_action", "prompt_parts"]
 
 
 class WebshopOptions(Section):
@@ -40,7 +40,7 @@ class WebshopOptions(Section):
     """`bm25`: Lucene's, as the original; `tantivy`: that package (other results, faster at a million)."""
     show_attributes: bool = False
     """Whether item pages have the sub-page Attributes."""
-    generator: GeneratorOptions = GeneratorOptions()
+    generator: CatalogOptions = CatalogOptions()
     """The generated catalog."""
 
 
@@ -90,7 +90,7 @@ class WebshopEnvironment:
     def reset(self, task: Task) -> str:
         """Open the shop's search page with the goal of `task`."""
         options = self.options
-        self.world = World(
+        self.world = Session(
             self.shop,
             self.shop.goals[task.payload],
             option_matching=options.option_matching,

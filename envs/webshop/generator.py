@@ -19,7 +19,7 @@ from envs.cache import cached_folder
 from opid_core.sections import Section
 
 
-class GeneratorOptions(Section):
+class CatalogOptions(Section):
     """The made catalog. The same options make the same files on every machine."""
 
     seed: int = Field(default=0, ge=0)
@@ -150,7 +150,7 @@ _REVIEWS = (
 )
 
 
-def write_catalog(options: GeneratorOptions, folder: Path) -> None:
+def write_catalog(options: CatalogOptions, folder: Path) -> None:
     """Write the catalog's files into `folder`: items_shuffle.json, items_ins_v2.json, items_human_ins.json,
     reviews.json."""
     with (
@@ -169,7 +169,7 @@ def write_catalog(options: GeneratorOptions, folder: Path) -> None:
             file.write(end + "\n")
 
 
-def generated_folder(options: GeneratorOptions) -> str:
+def generated_folder(options: CatalogOptions) -> str:
     """The cached folder of the made catalog."""
     name = f"generated-{options.seed}-{options.products}"
     return str(cached_folder("webshop", name, lambda folder: write_catalog(options, folder)))
@@ -185,7 +185,7 @@ def wording() -> list[str]:
     return list(dict.fromkeys([*kinds, *attributes, *titles, *values, *uses, *_ADJECTIVES]))
 
 
-def _products(options: GeneratorOptions) -> Iterator[tuple[str, str, str, str]]:
+def _products(options: CatalogOptions) -> Iterator[tuple[str, str, str, str]]:
     """Each product's entry in the four files (people wrote goals for every tenth, beginning with the first)."""
     first = random.Random(f"webshop/{options.seed}").randrange(10**9)
     for index in range(options.products):

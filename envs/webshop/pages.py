@@ -1,4 +1,4 @@
-"""WebShop's pages as texts, and what can be clicked on each (ENVIRONMENTS, "WebShop").
+"""WebShop's pages as texts, and what can be clicked on each (docs/webshop.md).
 
 The original renders HTML and reads its text nodes back. Two things of that round trip are visible and kept: text is
 stripped, and a node of nothing but white space vanishes if it holds a line break, else leaves an empty text.

@@ -1,4 +1,4 @@
-"""What a purchase is worth (ENVIRONMENTS, "WebShop"): its share of the goal's wishes, times how well its type fits.
+"""What a purchase is worth (docs/webshop.md): its share of the goal's wishes, times how well its type fits.
 
 The type compares the nouns of product names, tagged by spaCy. A name's nouns never change, so those of a whole catalog
 are tagged when it is first opened and read from the cache from then on. Only in catalogs of more than `TAGGED_AT_ONCE`

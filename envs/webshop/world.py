@@ -63,7 +63,7 @@ RESULTS = 50
 _ACTION = re.compile(r"(.+)\[(.+)\]")
 
 
-class World:
+class Session:
     """A session with a goal. `clickables` are the texts that can be clicked, `has_search_bar` whether the page shows a
     search bar, `score` what the purchase was worth (None before)."""
 

@@ -25,7 +25,7 @@ from opid_core.rollout.prompting import EncodedPrompt, answer_text, encode, inje
 from opid_core.seeds import derive
 
 
-class Completion(Protocol):
+class TokenCompletion(Protocol):
     """A finished response; `log_probs` are the sampled tokens' at temperature 1 over the full vocabulary."""
 
     @property
@@ -48,7 +48,7 @@ class TokenEngine(Protocol):
         self, request_id: str, prompt_ids: Sequence[int], *, max_tokens: int, temperature: float, seed: int
     ) -> None: ...
 
-    def step(self) -> Sequence[Completion]: ...
+    def step(self) -> Sequence[TokenCompletion]: ...
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _prompt_parts(state: _Live, settings: EpisodeSettings) -> PromptParts:
 
 
 def _act(
-    tokenizer: Any, state: _Live, completion: Completion | TextCompletion
+    tokenizer: Any, state: _Live, completion: TokenCompletion | TextCompletion
 ) -> StepResult | Coroutine[Any, Any, StepResult]:
     """Record a finished response as a turn, and let the world act on it."""
     episode, environment = state.episode, state.environment

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from envs.alfworld import generator
 from envs.alfworld.expert import Request, TextExpert, parse_task
 from envs.alfworld.games import TASK_TYPES, Game
-from envs.alfworld.generator import GeneratorOptions
+from envs.alfworld.generator import GameOptions
 from envs.alfworld.world import World
 from envs.base import Decision
 from opid_core.errors import DataError
@@ -49,7 +49,7 @@ def play(game: Game, limit: int, noise: float = 0.0, seed: int = 0) -> int | Non
 
 
 def games(size: str, count: int) -> list[Game]:
-    options = GeneratorOptions.model_validate({"size": size, "seed": 11})
+    options = GameOptions.model_validate({"size": size, "seed": 11})
     return [generator.game(task, options) for task in generator.tasks("train", options, TASK_TYPES)[:count]]
 
 
@@ -156,7 +156,7 @@ def test_heating_undoes_cooling():
 @given(index=st.integers(0, 500), actions=st.lists(st.integers(0, 10_000), max_size=40))
 def test_beliefs_stay_true_through_any_walk(index, actions):
     """After any admissible actions, what the expert believes to be here is what `examine` shows, and so is the hand."""
-    options = GeneratorOptions(size="small")
+    options = GameOptions(size="small")
     game = generator.game(generator.tasks("train", options, TASK_TYPES)[index], options)
     world = World(game)
     expert = TextExpert(game.task_desc, world.reset())

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from envs.alfworld import generator
 from envs.alfworld.expert import TextExpert
 from envs.alfworld.games import TASK_TYPES
-from envs.alfworld.generator import GeneratorOptions
+from envs.alfworld.generator import GameOptions
 from envs.alfworld.rooms import OBJECTS, RECEPTACLES
 from envs.alfworld.world import World
 from opid_core.errors import ConfigError
 from tests.envs.test_alfworld_world import original_world
 
-SMALL = GeneratorOptions(size="small")
+SMALL = GameOptions(size="small")
 
 
-def make(split: str, count: int, options: GeneratorOptions):
+def make(split: str, count: int, options: GameOptions):
     return [generator.game(task, options) for task in generator.tasks(split, options, TASK_TYPES)[:count]]
 
 
@@ -64,14 +64,14 @@ def test_known_bytes():
 
 
 def test_other_seeds_splits_and_indices_make_other_games():
-    other_seed = GeneratorOptions(size="small", seed=1)
+    other_seed = GameOptions(size="small", seed=1)
     games = make("train", 60, SMALL) + make("train", 60, other_seed) + make("valid_seen", 60, SMALL)
     assert len({game.pddl_problem.split("(:domain")[1] for game in games}) == 180
 
 
 def test_every_prefix_of_the_task_list_is_balanced():
     types = ("pick_two_obj_and_place", "look_at_obj_in_light", "pick_heat_then_place_in_recep")
-    tasks = generator.tasks("train", GeneratorOptions(train=100), types)
+    tasks = generator.tasks("train", GameOptions(train=100), types)
     assert [task.task_id for task in tasks[:2]] == ["train/000000", "train/000001"]
     assert len(tasks) == 100
     for length in range(1, 100):
@@ -105,7 +105,7 @@ def test_goals_are_divided_without_rest(task_type, seed):
     [("small", (4, 5), (1, 14)), ("medium", (8, 12), (5, 24)), ("full", (6, 45), (9, 66))],
 )
 def test_sizes(size, receptacles, objects):
-    for game in make("train", 30, GeneratorOptions(size=size)):
+    for game in make("train", 30, GameOptions(size=size)):
         facts = game.pddl_problem[: game.pddl_problem.index("(:goal")]
         assert receptacles[0] <= facts.count("(receptacleType ") <= receptacles[1]
         assert objects[0] <= facts.count("(inReceptacle ") <= objects[1]
@@ -119,7 +119,7 @@ def test_sizes(size, receptacles, objects):
     size=st.sampled_from(["small", "medium", "full"]),
 )
 def test_any_game_starts_unsolved_and_its_ids_are_in_place(seed, index, split, size):
-    options = GeneratorOptions(seed=seed, size=size)
+    options = GameOptions(seed=seed, size=size)
     game = generator.game(generator.tasks(split, options, TASK_TYPES)[index], options)
     world = World(game)
     world.reset()
@@ -158,9 +158,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ConfigError, match="task_types"):
         generator.tasks("train", SMALL, [])
     with pytest.raises(pydantic.ValidationError, match="size"):
-        GeneratorOptions.model_validate({"size": "huge"})
+        GameOptions.model_validate({"size": "huge"})
     with pytest.raises(pydantic.ValidationError, match="less than or equal to 100000"):
-        GeneratorOptions.model_validate({"train": 100_001})
+        GameOptions.model_validate({"train": 100_001})
 
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
@@ -183,7 +183,7 @@ def test_textworld_plays_a_generated_game(task_type):
 
 
 def test_a_hundred_thousand_tasks_are_listed_without_making_them():
-    options = GeneratorOptions(size="small", train=100_000)
+    options = GameOptions(size="small", train=100_000)
     tasks = generator.tasks("train", options, TASK_TYPES)
     assert len(tasks) == 100_000
     assert tasks[-1] == tasks[99_999] == tasks[99_998:][1]

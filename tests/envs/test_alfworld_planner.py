@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from envs.alfworld import generator
 from envs.alfworld.games import TASK_TYPES
-from envs.alfworld.generator import GeneratorOptions
+from envs.alfworld.generator import GameOptions
 from envs.alfworld.planner import solve
 from envs.alfworld.world import World
 from opid_core.errors import DataError
@@ -74,7 +74,7 @@ def test_official_games_are_solved(task_type):
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**63), index=st.integers(0, 99), size=st.sampled_from(["small", "medium", "full"]))
 def test_generated_games_are_solved(seed, index, size):
-    options = GeneratorOptions(seed=seed, size=size)
+    options = GameOptions(seed=seed, size=size)
     game = generator.game(generator.tasks("train", options, TASK_TYPES)[index], options)
     plan = solve(game)
     assert wins(game, plan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from opid_core.rollout.prompting import encode, inject, render
 from opid_core.warm_start import demonstrate
 from tests.envs import corridor
 from tests.envs.corridor import ROLE, TASK, TURN, Corridor, CorridorOptions
+from tests.opid_core.rollout.scripted import Completion
 
 NAME = "tests.envs.corridor:corridor"
 FILE = Path(corridor.__file__)
@@ -38,15 +38,10 @@ def world() -> Corridor:
 
 
 @pytest.fixture
-def own_modules(tmp_path, monkeypatch):
-    """A folder on the path of modules; what is imported and registered in the test is forgotten after it."""
-    before = set(sys.modules)
+def own_modules(user_modules, monkeypatch) -> Path:
+    """The folder of modules of a user's own; what is registered in the test is forgotten after it."""
     monkeypatch.setattr(base, "_REGISTRY", {})
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    return user_modules
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +53,6 @@ def tokenizer(tmp_path_factory):
     texts = [render(one.parts) + "\n" + one.response for one in shown]
     train_tokenizer(texts, list(Corridor.fixed_phrases), 400, folder)
     return AutoTokenizer.from_pretrained(folder)
-
-
-@dataclass
-class Completion:
-    request_id: str
-    token_ids: list[int]
-    log_probs: list[float]
 
 
 @dataclass

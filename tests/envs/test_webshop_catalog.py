@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from envs.webshop.catalog import Catalog, HumanGoal, Product, Review, find_files, read_products
-from envs.webshop.generator import GeneratorOptions, write_catalog
+from envs.webshop.generator import CatalogOptions, write_catalog
 from envs.webshop.world import open_shop
 from opid_core.errors import ConfigError, DataError
 
@@ -291,10 +291,10 @@ def test_large_files_are_read_piece_by_piece(tmp_path, monkeypatch):
 
 def test_the_same_seed_makes_the_same_bytes(tmp_path):
     for name, options in (
-        ("a", GeneratorOptions(products=40)),
-        ("b", GeneratorOptions(products=40)),
-        ("longer", GeneratorOptions(products=60)),
-        ("other", GeneratorOptions(products=40, seed=1)),
+        ("a", CatalogOptions(products=40)),
+        ("b", CatalogOptions(products=40)),
+        ("longer", CatalogOptions(products=60)),
+        ("other", CatalogOptions(products=40, seed=1)),
     ):
         (tmp_path / name).mkdir()
         write_catalog(options, tmp_path / name)
@@ -313,8 +313,8 @@ def test_the_same_seed_makes_the_same_bytes(tmp_path):
 def test_the_bytes_are_the_same_in_every_process(tmp_path, hash_seed):
     """Whatever the process makes of the hash of a text."""
     program = (
-        "import pathlib, sys; from envs.webshop.generator import GeneratorOptions, write_catalog; "
-        "write_catalog(GeneratorOptions(products=40), pathlib.Path(sys.argv[1]))"
+        "import pathlib, sys; from envs.webshop.generator import CatalogOptions, write_catalog; "
+        "write_catalog(CatalogOptions(products=40), pathlib.Path(sys.argv[1]))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=environment)
@@ -323,7 +323,7 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path, hash_seed):
 
 
 def test_the_generated_catalog_is_varied(tmp_path):
-    write_catalog(GeneratorOptions(products=200), tmp_path)
+    write_catalog(CatalogOptions(products=200), tmp_path)
     products = list(read_products(find_files(str(tmp_path))))
     assert len({product.asin for product in products}) == 200
     assert sorted({product.category for product in products}) == [

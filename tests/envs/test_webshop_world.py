@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.webshop import World, pages
+from envs.webshop import Session, pages
 from envs.webshop.catalog import Catalog, find_files
 from envs.webshop.goals import Goals
 from envs.webshop.reward import Nouns
@@ -37,10 +37,10 @@ def shop(tmp_path_factory):
         yield Shop(catalog, Goals(catalog, "synthetic", 0), Nouns(catalog), open_index("bm25", catalog))
 
 
-def session(shop: Shop, show_attributes: bool = False) -> World:
+def session(shop: Shop, show_attributes: bool = False) -> Session:
     goal = next(g for g in (shop.goals[i] for i in range(6)) if g.options == {"color": "red", "size": "16 oz"})
     assert goal.instruction == INSTRUCTION  # the mug costs more than any limit, so none is named
-    return World(shop, goal, option_matching="parity", show_attributes=show_attributes)
+    return Session(shop, goal, option_matching="parity", show_attributes=show_attributes)
 
 
 def test_a_whole_session(shop):

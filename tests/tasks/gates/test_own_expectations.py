@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,23 +23,12 @@ def block(language: str) -> str:
     return found
 
 
-@pytest.fixture
-def modules(tmp_path, monkeypatch):
-    """A folder on the path to write modules into; what is imported from it is forgotten afterwards."""
-    monkeypatch.syspath_prepend(tmp_path)
-    known = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - known:
-        if getattr(sys.modules[name], "__file__", None) and Path(str(sys.modules[name].__file__)).parent == tmp_path:
-            del sys.modules[name]
-
-
 def settings_of(*expectations: dict, plugins: tuple[str, ...] = ()) -> GatesConfig:
     return build_config({"campaign": "c", "gates": {"expectations": expectations, "plugins": plugins}}).gates
 
 
-def test_the_documented_example(modules):
-    (modules / "my_gates.py").write_text(block("python"), encoding="utf-8")
+def test_the_documented_example(user_modules):
+    (user_modules / "my_gates.py").write_text(block("python"), encoding="utf-8")
     settings = build_config({"campaign": "c", **yaml.safe_load(block("yaml"))}).gates
     gates.check_own(settings)
     tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
@@ -113,8 +101,8 @@ def test_what_is_wrong_in_the_config_is_named_before_any_work(own, message):
         ("own_gates", r"gates\.plugins: Value error, 'own_gates' is not of the form module:function"),
     ],
 )
-def test_what_is_wrong_with_a_plugin_is_named_before_any_work(modules, plugin, message):
-    (modules / "own_gates.py").write_text(
+def test_what_is_wrong_with_a_plugin_is_named_before_any_work(user_modules, plugin, message):
+    (user_modules / "own_gates.py").write_text(
         "from tasks.gates import Expectation, in_range\n"
         "text = lambda name, table, related: 'all is well'\n"
         "unknown = lambda name, table, related: [Expectation('ExpectLuck', {})]\n"

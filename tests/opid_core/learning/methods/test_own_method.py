@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +32,6 @@ def block(text: str, language: str) -> str:
 
 def configured(**keys) -> dict:
     return {"campaign": "c", "method": {"name": NAME, **keys}}
-
-
-@pytest.fixture
-def user_modules(tmp_path, monkeypatch):
-    """A folder on the path of modules; what is imported in the test is forgotten after it."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def test_the_page_shows_the_file():

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,20 +142,9 @@ def block(language: str) -> str:
     return content
 
 
-@pytest.fixture
-def modules(tmp_path, monkeypatch):
-    """A folder on the path of modules; what is imported from it is forgotten after the test."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-def test_the_page_shows_the_file_and_a_config_that_names_it(modules):
+def test_the_page_shows_the_file_and_a_config_that_names_it(user_modules):
     assert block("python") == Path(shortest.__file__).read_text(encoding="utf-8")
-    shutil.copy(shortest.__file__, modules)
+    shutil.copy(shortest.__file__, user_modules)
     config = build_config({"campaign": "c", **yaml.safe_load(block("yaml"))})
     assert not config.analyzer.asks_model
     won, lost = analyses(config=config.analyzer)
@@ -168,9 +156,9 @@ def test_the_page_shows_the_file_and_a_config_that_names_it(modules):
     assert (alone.failed, alone.error) == (True, "nobody won")
 
 
-def test_returns_are_told_before_the_penalty(modules):
+def test_returns_are_told_before_the_penalty(user_modules):
     told = own(
-        modules,
+        user_modules,
         "[Analysis(i, '', f'return {g}', {}) for i, g in zip(samples.trajectory_ids, samples.numbers"
         "('discounted_return')) if i != 'bad'][1::2]",
     )
@@ -178,16 +166,16 @@ def test_returns_are_told_before_the_penalty(modules):
     assert [analysis.episode_skill for analysis in analyses(config=told)] == ["return 10.0", "return 0.0"]
 
 
-def own(modules: Path, body: str, **options) -> AnalyzerConfig:
+def own(user_modules: Path, body: str, **options) -> AnalyzerConfig:
     source = "from opid_core.skills.replies import Analysis\ndef analyze(samples, config):\n    return "
-    (modules / "mine.py").write_text(source + body)
+    (user_modules / "mine.py").write_text(source + body)
     return AnalyzerConfig(backend="mine:analyze", **options)
 
 
-def test_what_it_gives_is_held_to_what_holds_for_all(modules):
+def test_what_it_gives_is_held_to_what_holds_for_all(user_modules):
     of_lost = "Analysis('lost', 'a\\nb', ' look <|im_end|>first ', {1: 'x', 7: 'y', 0: 'z'})"
     others = "Analysis('bad', '', 'of a broken one', {})"
-    won, lost = analyses(config=own(modules, f"[{of_lost}, {others}]", max_step_skills=1))
+    won, lost = analyses(config=own(user_modules, f"[{of_lost}, {others}]", max_step_skills=1))
     assert (lost.summary, lost.episode_skill, lost.step_skills) == ("a b", "look first", {1: "x"})
     assert (won.trajectory_id, won.failed, won.error) == ("won", True, "the analyzer gave no analysis")
 
@@ -200,9 +188,9 @@ def test_what_it_gives_is_held_to_what_holds_for_all(modules):
         ("[Analysis('won', '', 's', {})] * 2", "two analyses of trajectory 'won'"),
     ],
 )
-def test_what_is_no_analysis_of_the_iteration_is_refused(modules, body, message):
+def test_what_is_no_analysis_of_the_iteration_is_refused(user_modules, body, message):
     with pytest.raises(DataError, match=message):
-        analyses(config=own(modules, body))
+        analyses(config=own(user_modules, body))
 
 
 @pytest.mark.parametrize(
@@ -215,8 +203,8 @@ def test_what_is_no_analysis_of_the_iteration_is_refused(modules, body, message)
         ("../mine:f", "'../mine' is no name of a module"),
     ],
 )
-def test_a_backend_that_leads_nowhere_is_refused_with_the_config(modules, backend, message):
-    (modules / "mine.py").write_text("text = ''")
+def test_a_backend_that_leads_nowhere_is_refused_with_the_config(user_modules, backend, message):
+    (user_modules / "mine.py").write_text("text = ''")
     with pytest.raises(ConfigError, match=message) as caught:
         build_config({"campaign": "c", "analyzer": {"backend": backend}})
     assert "analyzer.backend: " in str(caught.value)
