@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from opid_core.errors import InfrastructureError
-from opid_core.rollout.episodes import Completion
+from opid_core.rollout.episodes import TokenCompletion
 
 
 class Replica(Protocol):
@@ -41,7 +41,7 @@ class Replica(Protocol):
         was begun before."""
         ...
 
-    def step(self) -> Sequence[Completion]:
+    def step(self) -> Sequence[TokenCompletion]:
         """Wait for what was begun."""
         ...
 
@@ -94,7 +94,7 @@ class EngineFleet(Generic[R]):
         for replica in self.replicas:
             replica.begin()
 
-    def step(self) -> Sequence[Completion]:
+    def step(self) -> Sequence[TokenCompletion]:
         """What ended on the replica that is done first, maybe nothing; the others work on.
 
         Raises InfrastructureError where it sampled with other weights than the fleet holds.
