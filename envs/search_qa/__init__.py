@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from envs.base import ActionWords, StepResult, Task, register
-from envs.search_qa.data import Question, existing_file
+from envs.search_qa.data import Question, existing_file, question_files
 from envs.search_qa.engines import Passage
 from envs.search_qa.generator import GeneratorOptions, make_world
 from envs.search_qa.retrieval import RetrievalOptions, SearchClient, open_engine
@@ -48,8 +48,9 @@ class SearchQaOptions(Section):
     """`generated`, or a file of passages: JSON lines `{"id", "contents"}`, plain, `.gz` or `.xz`. A server has its own
     corpus: then this is not read."""
     questions: str = "generated"
-    """`generated`, or a file of questions: JSON lines `{"id", "question", "golden_answers", "data_source"}`, with an
-    optional `split`, plain, `.gz` or `.xz`."""
+    """`generated`, or a file of questions, or a folder of such files: JSON lines `{"id", "question", "golden_answers",
+    "data_source"}`, with an optional `split`, plain, `.gz` or `.xz`; and Search-R1's and verl's files, parquet or JSON
+    lines, as they are."""
     manifest: str | None = None
     """File of task ids a split, in task order: JSON `{"train": [id, ...]}`, or text with a `split id` pair a line."""
     max_turns: int = Field(default=4, ge=1)
@@ -82,10 +83,10 @@ class SearchQaEnvironment:
     def __init__(self, options: SearchQaOptions) -> None:
         self.options = options
         self.task_text = ""
-        for field in ("corpus", "questions"):
-            path: str = getattr(options, field)
-            if path != "generated":
-                existing_file(path, f"environment.options.{field}")
+        if options.corpus != "generated":
+            existing_file(options.corpus, "environment.options.corpus")
+        if options.questions != "generated":
+            question_files(options.questions, "environment.options.questions")
 
     @property
     def fixed_phrases(self) -> Sequence[str]:

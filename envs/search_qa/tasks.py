@@ -9,7 +9,7 @@ from pathlib import Path
 
 from envs.base import Task
 from envs.manifest import manifest_splits, pick, pick_splits
-from envs.search_qa.data import Question, existing_file, read_questions
+from envs.search_qa.data import Question, question_files, read_questions
 from envs.search_qa.generator import SPLITS, GeneratorOptions, make_world
 from opid_core.errors import ConfigError
 
@@ -25,26 +25,25 @@ def split_of(question: Question) -> str:
 
 
 def stored_tasks(path: str, split: str, manifest: str | None = None) -> list[Task]:
-    """The questions of `split` in a file, ordered by hash, so that every prefix mixes the data sources.
+    """The questions of `split` in a file, or a folder of files, in the order of their hashes: every prefix mixes the
+    data sources.
 
     With a `manifest` (a file of task ids a split) the splits and their order are the manifest's instead. Raises
     ConfigError for a missing file and an unknown split, DataError for a question or an id that cannot be used.
     """
-    file = existing_file(path, "environment.options.questions")
-    by_split = _by_split(file, file.stat().st_mtime_ns)
+    by_split = _questions_by_split(path)
     if manifest:
         return pick(tasks_of([question for part in by_split.values() for question in part]), manifest, split)
     if split not in by_split:
-        raise ConfigError(f"split: unknown split {split!r}; {file} has: {', '.join(sorted(by_split))}")
+        raise ConfigError(f"split: unknown split {split!r}; {path} has: {', '.join(sorted(by_split))}")
     return tasks_of(by_split[split])
 
 
 def stored_splits(path: str, manifest: str | None = None) -> list[str]:
     """The splits of a file's questions, or those of the manifest."""
-    file = existing_file(path, "environment.options.questions")
     if manifest:
         return pick_splits(sorted(manifest_splits(manifest)), manifest)
-    return sorted(_by_split(file, file.stat().st_mtime_ns))
+    return sorted(_questions_by_split(path))
 
 
 def generated_splits(manifest: str | None = None) -> list[str]:
@@ -65,10 +64,15 @@ def tasks_of(questions: Sequence[Question]) -> list[Task]:
     return [Task(question.task_id, question.data_source, question) for question in questions]
 
 
+def _questions_by_split(path: str) -> dict[str, list[Question]]:
+    files = question_files(path, "environment.options.questions")
+    return _by_split(*((file, file.stat().st_mtime_ns) for file in files))
+
+
 @functools.lru_cache(maxsize=4)
-def _by_split(file: Path, _modified_ns: int) -> dict[str, list[Question]]:
+def _by_split(*files_and_times_ns: tuple[Path, int]) -> dict[str, list[Question]]:
     splits: dict[str, list[Question]] = {}
-    for question in sorted(read_questions(file), key=_hash):
+    for question in sorted(read_questions(*(file for file, _ in files_and_times_ns)), key=_hash):
         splits.setdefault(split_of(question), []).append(question)
     return splits
 

@@ -159,7 +159,10 @@ def test_bad_options_are_refused(tmp_path):
     corpus = write_lines(tmp_path / "c.jsonl", passage_line())
     for options, message in (
         ({"corpus": str(tmp_path / "none"), "questions": corpus}, r"environment\.options\.corpus: .*none is no file"),
-        ({"corpus": corpus, "questions": str(tmp_path)}, r"environment\.options\.questions: .* is no file"),
+        (
+            {"corpus": corpus, "questions": str(tmp_path / "none")},
+            r"environment\.options\.questions: .*none is no file",
+        ),
         ({"corpus": corpus}, "give a file for both, or for neither"),
         ({"retrieval": {"engine": "lucene"}}, r"retrieval\.engine: Input should be 'bm25s', 'dense' or 'server'"),
         ({"retrieval": {"engine": "server"}}, "url: give it with engine `server`"),
