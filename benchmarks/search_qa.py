@@ -1,8 +1,9 @@
 """Index time, query latency and recall of the search engines: `python -m benchmarks.search_qa`.
 
-Real data: `search/questions.jsonl` and `search/wiki18_mini_corpus.jsonl.xz` in the folder that `--data`, else
-`$OPID_SHARED_DATA`, names. Every index is built anew, in a temporary folder. All times are CPU time of the process, so
-that other work on the machine does not count.
+Real data, in `search/` of the folder that `--data`, else `$OPID_SHARED_DATA`, names: `questions.jsonl` with
+`wiki18_mini_corpus.jsonl.xz`, and of `panel/` the two-hop questions with `2wiki_corpus.jsonl.xz`. Every
+index is built anew, in a temporary folder. All times are CPU time of the process, so that other
+work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ from envs.search_qa.retrieval import RetrievalOptions, generated_corpus, local_e
 from envs.search_qa.text import normalize_answer
 
 TOP_K = 3
+REAL = {
+    "wikipedia": ("wiki18_mini_corpus.jsonl.xz", "questions.jsonl"),
+    "two hops": ("2wiki_corpus.jsonl.xz", "panel/2wikimultihop_qa.parquet"),
+}
+"""Corpus and questions of each row of real data."""
 COLUMNS = ("corpus", "engine", "passages", "index s", "open s", "query ms mean", "p95", "recall@3", "RSS MiB")
 
 
@@ -39,7 +45,7 @@ def main() -> None:
         print(" | ".join(_row(Path(given.data), *given.row)))
         return
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    rows = [("real", engine) for engine in given.engines] + [("generated", "bm25s")]
+    rows = [(name, engine) for name in REAL for engine in given.engines] + [("generated", "bm25s")]
     for row in rows:  # a process each, so that the memory is the row's own
         command = [sys.executable, "-m", "benchmarks.search_qa", "--data", given.data, "--row", *row]
         measured = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -47,11 +53,11 @@ def main() -> None:
 
 
 def _row(data: Path, corpus_name: str, engine_name: str) -> list[str]:
-    if corpus_name == "real":
-        file = data / "search" / "wiki18_mini_corpus.jsonl.xz"
+    if corpus_name in REAL:
+        file, asked = (data / "search" / name for name in REAL[corpus_name])
         corpus = stored_corpus(str(file))
         texts = [contents for _, contents in read_corpus(file)]
-        questions = answerable(read_questions(data / "search" / "questions.jsonl"), texts)
+        questions = answerable(read_questions(asked), texts)
     else:
         options = GeneratorOptions(passages=100_000, train=2000)
         started_s = time.process_time()

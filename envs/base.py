@@ -191,7 +191,7 @@ class ActionWords:
     """Verbs that only lead to where something is done, such as going and opening. The first of them starts a new way,
     which makes the moves before it a detour that a plan leaves out."""
     failed_observations: tuple[str, ...] = ("Nothing happens.",)
-    """What the world says to an action without effect."""
+    """How what the world says to an action without effect begins."""
     cut_before: Mapping[str, str] = field(default_factory=dict)
     """By verb the text at which the general form of an action ends, where what follows differs from task to task:
     `{"take": " from "}` makes "take apple" of "take apple 1 from desk 2"."""
@@ -301,7 +301,7 @@ class _Registration:
     factory: Callable[[Any], Environment]
 
 
-_BUILT_IN = {"alfworld": "envs.alfworld", "webshop": "envs.webshop", "search_qa": "envs.search_qa"}
+_BUILT_IN = {name: f"envs.{name}" for name in ("alfworld", "webshop", "search_qa", "scienceworld")}
 _REGISTRY: dict[str, _Registration] = {}
 
 

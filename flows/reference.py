@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from envs.alfworld import AlfworldOptions
+from envs.scienceworld import ScienceWorldOptions
 from envs.search_qa import SearchQaOptions
 from envs.webshop import WebshopOptions
 from opid_core.config import PRESETS, PRESETS_BY_ENVIRONMENT, CampaignConfig
@@ -22,6 +23,7 @@ ENVIRONMENT_OPTIONS: dict[str, type[BaseModel]] = {
     "alfworld": AlfworldOptions,
     "webshop": WebshopOptions,
     "search_qa": SearchQaOptions,
+    "scienceworld": ScienceWorldOptions,
 }
 """The options model of each environment that comes with OPID."""
 

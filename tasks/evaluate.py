@@ -84,13 +84,16 @@ def play_panel(
 
 
 def evaluation_metrics(evaluations: pa.Table) -> dict[str, float]:
-    """Success by temperature, with Wilson's interval, and the mean score where the environment gives one: of the first
-    split as `evaluation/t<temperature>/...`, of a further one as `evaluation/<split>_t<temperature>/...`."""
+    """Success by temperature, with Wilson's interval and by task type, and the mean score where the environment gives
+    one: of the first split as `evaluation/t<temperature>/...`, of a further one as
+    `evaluation/<split>_t<temperature>/...`."""
     metrics = {}
     for number, (split, of_split) in enumerate(by_split(evaluations).items()):
         for temperature, part in by_temperature(of_split).items():
             name = f"evaluation/{f'{split}_' if number else ''}t{temperature:g}"
-            metrics |= success_metrics(name, table_success(part))
+            success = table_success(part)
+            metrics |= success_metrics(name, success)
+            metrics |= {f"{name}/success/{task_type}": share for task_type, share in success.per_type.items()}
     return metrics
 
 

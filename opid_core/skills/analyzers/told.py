@@ -109,7 +109,7 @@ def _as_told(trajectory: Samples, right_answers: Collection[str], words: ActionW
         malformed.append(not is_valid[step] and not is_on_offer)
         actions.append("" if malformed[-1] else told)
         refused = bool(offered[step]) and not is_on_offer
-        acted.append(not refused and after[step].strip() not in words.failed_observations)
+        acted.append(not refused and not after[step].strip().startswith(words.failed_observations))
     has_effect = [valid and done for valid, done in zip(is_valid, acted, strict=True)]
     return trajectory.with_columns(action=actions, malformed=malformed, acted=acted, has_effect=has_effect)
 
