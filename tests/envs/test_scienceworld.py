@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 
@@ -86,19 +87,25 @@ def test_the_solution_goes_on_after_looks_and_refusals_and_not_after_deeds():
     assert done.decide(()) == Decision("wait1", "All is done; let time pass.")
 
 
+def world() -> ScienceWorldEnvironment:
+    made = make("scienceworld", FIND)
+    assert isinstance(made, ScienceWorldEnvironment)
+    return made
+
+
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def environment(tmp_path_factory) -> Iterator[ScienceWorldEnvironment]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPID_CACHE", str(tmp_path_factory.mktemp("cache")))
         scienceworld._variations.cache_clear()
-        yield make("scienceworld", FIND)
+        yield world()
         scienceworld._variations.cache_clear()
         scienceworld.close()
 
 
 @needs_java
 def test_the_real_splits(environment):
-    assert isinstance(environment, HasSplits)
+    assert all(isinstance(environment, optional) for optional in (HasExpert, HasSplits, HasStateKey))
     tasks = {split: environment.tasks(split) for split in environment.splits()}
     assert {split: len(of_split) for split, of_split in tasks.items()} == {"train": 62, "dev": 31, "test": 32}
     assert len({task.task_id for of_split in tasks.values() for task in of_split}) == 125
@@ -107,13 +114,10 @@ def test_the_real_splits(environment):
 
 @needs_java
 def test_the_real_solution_wins_beside_other_episodes(environment):
-    assert isinstance(environment, HasExpert)
-    assert isinstance(environment, HasStateKey)
     task = environment.tasks("train")[0]
     first = environment.reset(task)
-    other = make("scienceworld", FIND)
+    other = world()
     assert other.reset(task) == first
-    assert isinstance(other, HasStateKey)
     assert other.state_key() == environment.state_key()
     assert environment.task_text.startswith("Your task is to find the animal with the longest life span.")
     expert, result = environment.expert(first), None
