@@ -3,6 +3,7 @@
 Reads <folder>/policy, samples.pkl and the states one-<stage>; writes rank-<rank>.pt, and the states two-<stage>.
 """
 
+import gc
 import pickle
 import resource
 import shutil
@@ -20,23 +21,24 @@ from tests.integration.learner_cases import CONFIG, DISTILLATIONS, sequences_of,
 
 
 def main(folder: Path) -> None:
+    gc.freeze()  # every learner that is closed collects what it leaves, and need not go through the libraries
     samples = pickle.loads((folder / "samples.pkl").read_bytes())
 
-    def make(**arguments) -> Learner:
+    def make(threads: int = 2, **arguments) -> Learner:
         state = arguments.pop("state", None)
-        return Learner(folder / "policy", CONFIG.model_copy(update=arguments), threads=4, seed=0, state=state)
+        return Learner(folder / "policy", CONFIG.model_copy(update=arguments), threads=threads, seed=0, state=state)
 
     results: dict[Any, Any] = {stage: of_stage(stage, make, folder, samples) for stage in (0, 1, 2, 3)}
-    results["threads"] = torch.get_num_threads()
     rank = torch.distributed.get_rank()
     if rank == 0:
         shutil.copytree(folder / "two-1", folder / "damaged")
         spoil(folder / "damaged" / "state" / "zero_pp_rank_1_mp_rank_00_optim_states.pt")
     torch.distributed.barrier()
     try:
-        make(zero_stage=1, state=folder / "damaged")
+        make(threads=4, zero_stage=1, state=folder / "damaged")
     except DataError as error:
         results["damaged"] = str(error)
+    results["threads"] = torch.get_num_threads()
     results["out of memory"] = out_of_memory(make, samples)
     torch.save(results, folder / f"rank-{rank}.pt")
     torch.distributed.barrier()

@@ -22,7 +22,7 @@ from tests.integration.learner_cases import (
     weights,
 )
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("frozen_libraries")]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from tests.integration.learner_cases import (
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.usefixtures("frozen_libraries"),
     pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks need two GPUs, or none"),
 ]
 
