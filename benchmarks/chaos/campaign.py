@@ -14,34 +14,24 @@ from typing import Protocol
 from uuid import UUID
 
 import httpx
+import yaml
 
 from benchmarks.chaos import victims
 from infra import processes
 from infra.store import CampaignStore
+from tests.integration.campaigns import CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "tiny"
 ITERATIONS = 2
 STOP_LIMIT_S = 120.0
-CONFIG = """
-campaign: {campaign}
-root: {root}
-seed: 3
-iterations: {iterations}
-threads: 1
-environment:
-  options: {{generator: {{size: small, train: 40, valid_unseen: 8}}}}
-  max_steps: 4
-  history_length: 2
-rollout: {{tasks_per_iteration: 2, group_size: 3, max_prompt_tokens: 464, max_response_tokens: 24}}
-engine: {{kv_cache_mib: 32, max_concurrent: 8}}
-method: {{lambda_episode: 0.01, lambda_step: 0.01}}
-learner: {{learning_rate: 1.0e-3, mini_batch_samples: 16, micro_batch_tokens: 2048, ranks: {ranks}}}
-warm_start: {{episodes: 30, epochs: 1, batch_size: 16, hidden_size: 64, layers: 1, heads: 2}}
-evaluation: {{tasks: 4, every: 0, temperatures: [1.0]}}
-storage: {{endpoint_url: {endpoint_url}}}
-recovery: {{retry_delay_s: 0.5, stage_retries: 6, stage_timeout_s: 900, iteration_attempts: 1000, lease_ttl_s: 5}}
-"""
+RECOVERY = {
+    "retry_delay_s": 0.5,
+    "stage_retries": 6,
+    "stage_timeout_s": 900,
+    "iteration_attempts": 1000,
+    "lease_ttl_s": 5,
+}
 """The recovery of a campaign that is killed every few seconds: quick tries, and an end of them only far away."""
 
 
@@ -76,8 +66,11 @@ class Setup:
 
     def write_config(self) -> Path:
         path = self.folder / "tiny.yaml"
-        values = {"root": self.root, "endpoint_url": self.endpoint_url or "null", "ranks": self.ranks}
-        path.write_text(CONFIG.format(campaign=NAME, iterations=self.iterations, **values), encoding="utf-8")
+        config = yaml.safe_load(CONFIG)
+        config |= {"root": self.root, "iterations": self.iterations, "recovery": RECOVERY}
+        config["learner"]["ranks"] = self.ranks
+        config["storage"] = {"endpoint_url": self.endpoint_url}
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:

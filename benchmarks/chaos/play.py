@@ -238,7 +238,7 @@ def _order(step: str) -> tuple[int, int]:
 
 def _setup(storage: Storage, folder: Path, name: str, ranks: int) -> Setup:
     own = folder / name
-    own.mkdir(parents=True)
+    own.mkdir(parents=True, exist_ok=True)
     return Setup(own, storage.root(name), storage.endpoint_url, ranks, ITERATIONS)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.chaos import checks, protocol, reader, victims
 from benchmarks.chaos.campaign import RoundFailed, clear_environment
-from benchmarks.chaos.play import Reference, Shape, open_storage, play, undisturbed
+from benchmarks.chaos.play import Reference, Shape, open_storage, play
 from infra.store import open_campaign
 from opid_core.errors import DataError
 from tests.conftest import S3_BUCKET
@@ -22,20 +23,26 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 KILLS = [victims.STORAGE, victims.DRIVER]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory) -> Reference:
-    with pytest.MonkeyPatch.context() as patch:
-        clear_environment(patch.delenv)
-        folder = tmp_path_factory.mktemp("chaos")
-        return undisturbed(open_storage("file", folder, seed=0), folder, "undisturbed", ranks=1)
+STEPS = (
+    *("000000/lease", "000000/initial_policy", "000000/evaluate"),
+    *("000001/rollout", "000001/commit", "000002/rollout", "000002/update", "000002/commit"),
+)
+"""In their order: a kill comes up to three seconds after the step before it is recorded."""
+
+
+@pytest.fixture
+def reference(campaign) -> Reference:
+    return Reference(checks.result_of(campaign.store), dict.fromkeys(STEPS, 3.0))
 
 
 def test_a_campaign_on_s3_that_is_killed_ends_as_one_on_a_disk_to_which_nothing_happened(
-    reference, tmp_path, monkeypatch
+    reference, prefect_database, tmp_path, monkeypatch
 ):
     clear_environment(monkeypatch.delenv)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
         monkeypatch.setenv(name, "")  # what the storage sets is undone at the end
+    (home := tmp_path / "killed" / ".prefect" / "home").mkdir(parents=True)
+    shutil.copy(prefect_database, home)
     kills = iter(KILLS)
     storage = open_storage("s3", tmp_path, seed=1)
     try:
