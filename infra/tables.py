@@ -108,16 +108,14 @@ def _conform(name: str, table: pa.Table, columns: Sequence[str] | None = None) -
     if name not in schema.TABLES:
         raise DataError(f"table {name!r}: unknown; known tables: {', '.join(schema.TABLES)}")
     expected = _schema_of(name, None if columns is None else tuple(columns))
-    is_equal = table.schema.equals(expected)
-    if not is_equal and table.schema.names != expected.names:
+    if table.schema.names != expected.names:
         raise DataError(f"table {name}: expected columns {expected.names}, got {table.schema.names}")
     for field, column in zip(expected, table.columns, strict=True):
-        if not is_equal and column.type != field.type:
+        if column.type != field.type:
             raise DataError(f"table {name}, column {field.name}: expected {field.type}, got {column.type}")
         if not field.nullable and column.null_count:
             raise DataError(f"table {name}, column {field.name}: {column.null_count} nulls where none are allowed")
-    table = table if is_equal else table.cast(expected)
-    return table.replace_schema_metadata(expected.metadata).combine_chunks()
+    return table.cast(expected).combine_chunks()  # types that are equal may name the items of their lists differently
 
 
 @cache

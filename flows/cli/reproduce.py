@@ -194,7 +194,7 @@ def _copy_before(
     store: CampaignStore, before: Sequence[Manifest], iteration: Manifest, config: CampaignConfig
 ) -> CampaignStore:
     """A campaign of the same name under `config.root` that stands where `iteration` began: its config, the manifests
-    `before` it, and the two policies that it needs."""
+    `before` it, the skills of the last of them, and the two policies that it needs."""
     from infra.manifest import state_files, to_bytes
     from infra.store import (
         STATE_FOLDER,
@@ -204,6 +204,7 @@ def _copy_before(
         open_campaign,
         pruned,
         put_folder,
+        read_object,
         weights_only,
     )
 
@@ -228,6 +229,8 @@ def _copy_before(
     for uri, policy in policies.items():
         left_out = None if state_files(policy) else STATE_FOLDER
         put_folder(copy, folder_path(store, policy), uri, without=left_out)
+    if (skills := before[-1].tables.get("skills")) is not None:  # `route` counts which texts are new
+        create_object(copy, skills.path, read_object(store, skills.path) or b"")
     return copy
 
 
