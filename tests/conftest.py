@@ -24,6 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.e
 # One thread each: threads of libraries that wait for each other take the processors from the tests beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as `opid` does: libraries read it when they are imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for the hub; that of the hub has a server of its own
 
 
 # No test is timed: how long an example takes tells of the machine's other work.
