@@ -4,8 +4,8 @@ VENV ?= .venv
 # PyTorch's CPU builds are not on PyPI; any index that has torch==2.13.0+cpu will do.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
-# Python compiles what is imported; to compile all of the 32,000 modules takes more than a minute.
-PIP := $(BIN)/python -m pip install --quiet --no-deps --no-compile
+# Compiled here: where PYTHONDONTWRITEBYTECODE is set each process would compile thousands of modules for itself.
+PIP := $(BIN)/python -m pip install --quiet --no-deps --compile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: quickstart test lint install docs docs-site clean
