@@ -1,7 +1,7 @@
 """ScienceWorld: elementary science in text, played on its authors' package, which runs in a Java process.
 
-An environment of one file, as docs/environments.md tells how to write one: nothing else of the project knows it, and a
-config names it as `envs.scienceworld:scienceworld`. Needs the extra `scienceworld` and a Java runtime.
+An environment of one file, as docs/environments.md tells how to write one. Needs the extra `scienceworld` and a Java
+runtime.
 """
 
 from __future__ import annotations
