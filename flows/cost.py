@@ -227,7 +227,8 @@ def play_seconds(config: CampaignConfig, shape: PolicyShape, card: Card, assumed
         multiply_s = live * flops / (assumed.prefill_share * card.peak_flops)
         token_s = max(read_s, multiply_s) + assumed.token_overhead_s
         seconds += response * token_s + (1 - assumed.cached_prompts) * prompt * multiply_s
-    return of_replica / live * seconds + episodes * _steps(config) * assumed.turn_s
+    of_loop = of_replica if config.rollout.loop == "replicas" else episodes
+    return of_replica / live * seconds + of_loop * _steps(config) * assumed.turn_s
 
 
 def calibration(runs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, float]:

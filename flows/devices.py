@@ -12,6 +12,10 @@ from tasks.cluster import check_cluster
 from tasks.places import gpus_of_replicas, threads_of_replica, visible_gpus
 
 
+# With 128 episodes on 8 replicas the driver costs 9% of their time, with 1,024 on 32 half of it (docs/scale.md).
+_MANY_REPLICAS, _MANY_EPISODES = 16, 512
+
+
 def check_devices(config: CampaignConfig, shape: PolicyShape | None = None) -> None:
     """Raise ConfigError where there are too few GPUs for the replicas or the ranks, on this machine or its cluster, the
     cluster cannot be used, or the model cannot be divided; its `shape` is read where it is needed and not given."""
@@ -48,9 +52,16 @@ def describe_engine(config: CampaignConfig) -> str:
 
 def device_warnings(config: CampaignConfig) -> list[str]:
     """What runs, and wastes the machine."""
+    replicas, parts = config.engine.replicas, config.engine.tensor_parallel
+    episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
+    if config.rollout.loop == "driver" and replicas >= _MANY_REPLICAS and episodes >= _MANY_EPISODES:
+        return [
+            f"rollout.loop: the driver alone prepares the turns of {episodes:,} episodes for {replicas} replicas, which "
+            "will wait for it (docs/scale.md); set it to replicas."
+        ]
     if config.cluster.address is not None:
         return []
-    replicas, parts, gpus = config.engine.replicas, config.engine.tensor_parallel, len(visible_gpus())
+    gpus = len(visible_gpus())
     cores = len(os.sched_getaffinity(0))
     if not gpus and replicas > cores:
         return [f"engine.replicas {replicas} on {cores} CPU cores: more than one a core only costs memory."]

@@ -40,6 +40,7 @@ MAY_DIFFER = (
     "analyzer.llm.concurrency",
     "analyzer.llm.prompt_price",
     "analyzer.llm.completion_price",
+    "rollout.loop",
     *EXECUTION,
 )
 """Keys that may change between runs of one campaign: it may be extended, moved, and fitted to another machine."""

@@ -17,7 +17,7 @@ from infra.manifest import FolderRecord
 from infra.store import CampaignStore, location, put_object, read_object, weights_only
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, OpidError
-from tasks.places import ENGINE, engine_options, threads_of_rank
+from tasks.places import engine_factory, engine_options, threads_of_rank
 from tasks.version import versions
 
 LEARNER = "tasks.node_learner:NodeLearner"
@@ -50,7 +50,8 @@ class ClusterPlaces:
         places = self._opened()
         options = engine_options(self._config, trained)
         env = {"OMP_NUM_THREADS": str(options["threads"]), "CUDA_VISIBLE_DEVICES": ",".join(places.gpus[replica])}
-        return places.group(name, ENGINE, policy_dir, self._config.engine, seats=[replica], envs=[env], **options)
+        factory = engine_factory(self._config, policy_dir)
+        return places.group(name, *factory, seats=[replica], envs=[env], **options)
 
     def learner(self, policy_dir: Folder, config: Any, **named: Any) -> Group:
         """See `Places.learner`."""

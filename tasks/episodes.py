@@ -28,6 +28,11 @@ def evaluation_settings(config: CampaignConfig, temperature: float) -> EpisodeSe
     return _settings(config, temperature, config.bank_at_test)
 
 
+def episode_settings(config: CampaignConfig, temperature: float | None) -> EpisodeSettings:
+    """The rules of an evaluated episode at `temperature`, or, where it is None, of one that is trained on."""
+    return training_settings(config) if temperature is None else evaluation_settings(config, temperature)
+
+
 def check_skill_banks(config: CampaignConfig) -> None:
     """Raise ConfigError for a skill bank that cannot be read or lacks a task type of the split that it is used on."""
     environment = environment_maker(config)()

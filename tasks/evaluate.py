@@ -13,10 +13,11 @@ from envs.base import Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.evaluation import by_split, by_temperature, success_metrics, table_success
-from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest, run_episodes
+from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
-from tasks.episodes import environment_maker, evaluation_settings
+from tasks.engines import play
+from tasks.episodes import environment_maker
 from tasks.iteration import TASK, asset, stage
 from tasks.progress import report
 
@@ -65,7 +66,6 @@ def play_panel(
     total = count * repetitions * len(pairs)
     passes, done, tokens, began_s = [], 0, 0, time.monotonic()
     for split, temperature in pairs:
-        settings = evaluation_settings(config, temperature)
         finished: list[Episode] = []
 
         def on_episode(episode: Episode, finished=finished, title=f"temperature {temperature:g}, {split}") -> None:
@@ -78,7 +78,7 @@ def play_panel(
 
         for repetition in range(repetitions):
             asked = panel_requests(config, count, temperature, repetition, split)
-            episodes = run_episodes(engine, tokenizer, environment_maker(config), asked, settings, on_episode)
+            episodes = play(config, engine, tokenizer, asked, temperature, on_episode)
             passes.append(evaluations_table(episodes, version, split, temperature, repetition))
     return pa.concat_tables(passes)
 

@@ -19,6 +19,7 @@ from opid_core.errors import ConfigError
 from tasks import policies
 
 ENGINE = "opid_core.rollout.engines.vllm:VllmEngine"
+PLAYER = "tasks.players:Player"
 LEARNER = "opid_core.learning.learner:Learner"
 
 
@@ -38,7 +39,7 @@ class Places(Protocol):
         ...
 
     def engine(self, replica: int, name: str, policy_dir: Folder, *, trained: bool) -> Group:
-        """A `VllmEngine` that is replica number `replica`, from 0."""
+        """A `VllmEngine`, or a `Player` with one, that is replica number `replica`, from 0."""
         ...
 
     def learner(self, policy_dir: Folder, config: Any, **named: Any) -> Group:
@@ -91,7 +92,7 @@ class LocalPlaces:
         env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         options = engine_options(self._config, trained)
         env["OMP_NUM_THREADS"] = str(options["threads"])
-        return HostedGroup(name, ENGINE, policy_dir, self._config.engine, env=env, **options)
+        return HostedGroup(name, *engine_factory(self._config, policy_dir), env=env, **options)
 
     def learner(self, policy_dir: Folder, config: Any, **named: Any) -> Group:
         """See `Places.learner`."""
@@ -114,8 +115,15 @@ class LocalPlaces:
         """Nothing is reserved."""
 
 
+def engine_factory(config: CampaignConfig, policy_dir: Folder) -> tuple[str, Folder, Any]:
+    """What makes a replica: the factory and its first arguments."""
+    if config.rollout.loop == "replicas":
+        return PLAYER, policy_dir, config
+    return ENGINE, policy_dir, config.engine
+
+
 def engine_options(config: CampaignConfig, trained: bool) -> dict[str, Any]:
-    """Arguments of a `VllmEngine` beside its policy and `config.engine`."""
+    """Arguments of a `VllmEngine` beside its policy and `config.engine`, by name."""
     return {
         "max_model_len": config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
         "threads": threads_of_replica(config),

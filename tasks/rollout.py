@@ -12,10 +12,11 @@ from envs.base import HasForbiddenTexts, Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import DataError
 from opid_core.evaluation import rollout_metrics
-from opid_core.rollout.episodes import Episode, EpisodeRequest, run_episodes
+from opid_core.rollout.episodes import Episode, EpisodeRequest
 from opid_core.rollout.tables import steps_table, trajectories_table
 from opid_core.seeds import derive
-from tasks.episodes import environment_maker, training_settings
+from tasks.engines import play
+from tasks.episodes import environment_maker
 from tasks.iteration import TASK, Iteration, asset, stage
 
 AGAIN = "-again"
@@ -126,22 +127,21 @@ def rollout(campaign: str, iteration: int, attempt: int) -> None:
             tokens_per_s = (engine.tokens_generated - sampled_before) / (time.monotonic() - began_s)
             it.progress(len(finished), len(asked), f"{won / len(finished):.0%} won, {tokens_per_s:.0f} tokens/s")
 
-        def play(requests: Sequence[EpisodeRequest]) -> list[Episode]:
-            rules = training_settings(config)
-            return run_episodes(engine, tokenizer, environment_maker(config), requests, rules, on_episode)
+        def played(requests: Sequence[EpisodeRequest]) -> list[Episode]:
+            return play(config, engine, tokenizer, requests, None, on_episode)
 
         sampled_before, began_s = engine.tokens_generated, time.monotonic()
         with it.timed("seconds/rollout_s"):
-            episodes = play(asked)
+            episodes = played(asked)
             if again := requests_again(it, episodes):
                 asked += again
-                episodes += play(again)
+                episodes += played(again)
             if config.method.filters_ties:
                 it.metrics["rollout/groups_for_ties"] = 0.0
                 for draw in range(config.method.further_draws):
                     more = requests_for_ties(it, episodes, draw)
                     asked += more
-                    episodes += play(more)
+                    episodes += played(more)
                     it.metrics["rollout/groups_for_ties"] += len(more) / config.rollout.group_size
         sampled, used = engine.tokens_generated - sampled_before, sum(e.tokens for e in episodes)
         if sampled != used:

@@ -60,14 +60,11 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     from flows.display import live_progress
     from flows.plan import check_policy_and_engine, first_prompt
     from opid_core.policies import load_tokenizer
-    from opid_core.rollout.episodes import run_episodes
     from opid_core.rollout.prompting import with_template_arguments
-    from tasks.engines import start_engine
-    from tasks.episodes import environment_maker, evaluation_settings
+    from tasks.engines import play, start_engine
     from tasks.evaluate import panel_requests
     from tasks.progress import report
 
-    make_environment = environment_maker(config)
     temperature = config.evaluation.temperatures[0]
     requests = panel_requests(config, count, temperature)
     check_policy_and_engine(policy_folder, trained=False)
@@ -82,8 +79,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     try:
         with live_progress(console, first="start engine"):
             tokenizer = with_template_arguments(load_tokenizer(policy_folder), config.prompting.template_arguments)
-            rules = evaluation_settings(config, temperature)
-            return run_episodes(engine, tokenizer, make_environment, requests, rules, progress)
+            return play(config, engine, tokenizer, requests, temperature, progress)
     finally:
         engine.kill()
 

@@ -41,6 +41,9 @@ class RolloutConfig(Section):
     """Longer prompts lose their oldest history first."""
     max_response_tokens: int = Field(default=512, ge=1)
     """Longest response."""
+    loop: Literal["driver", "replicas"] = "driver"
+    """Who runs the environments and prepares the turns, in evaluations too: the driver for all replicas, or each
+    replica a process of its own for its groups, which large fleets need. The episodes are the same."""
 
 
 class EngineConfig(Section):

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -179,13 +180,31 @@ def run_episodes(
     settings: EpisodeSettings,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> list[Episode]:
-    """Play all `requests` and return their episodes in the same order.
+    """Play all `requests` and return their episodes in the same order. Arguments and errors as in `ended_episodes`;
+    `on_episode` is called as each episode ends (progress)."""
+    ended: dict[str, Episode] = {}
+    with closing(ended_episodes(engine, tokenizer, make_environment, requests, settings)) as episodes:
+        for episode in episodes:
+            ended[episode.request.trajectory_id] = episode
+            on_episode(episode)
+    return [ended[request.trajectory_id] for request in requests]
+
+
+def ended_episodes(
+    engine: Engine,
+    tokenizer: Any,
+    make_environment: Callable[[], Environment],
+    requests: Sequence[EpisodeRequest],
+    settings: EpisodeSettings,
+) -> Generator[Episode, None, None]:
+    """Play all `requests`, and give each episode as it ends.
 
     A `TextEngine` needs no `tokenizer` (None), and `settings.max_prompt_tokens` does not apply to it.
     An `EnvironmentFault` ends its own episode as `broken`; any other exception is a bug or an infrastructure fault
-    and leaves this function. `on_episode` is called as each episode ends (progress).
+    and leaves this function.
     """
-    episodes = [Episode(request) for request in requests]
+    ended: list[Episode] = []
+    """Those that were not given yet."""
     live: dict[str, _Live] = {}
     pending: dict[str, Future[str | StepResult]] = {}
     """Answers of asynchronous worlds that are yet to come, in the order in which they were asked for."""
@@ -227,7 +246,7 @@ def run_episodes(
             return
         episode.outcome, episode.error, episode.seconds = outcome, error, time.monotonic() - state.started_s
         del live[episode.request.trajectory_id]
-        on_episode(episode)
+        ended.append(episode)
 
     # Functions, so that nothing here holds the environment of an ended episode: others may wait for what it has.
     def begin(episode: Episode) -> None:
@@ -240,9 +259,10 @@ def run_episodes(
         ask(state, partial(_act, tokenizer, state, completion))
 
     try:
-        for episode in episodes:
-            begin(episode)
-        while live:
+        for request in requests:
+            begin(Episode(request))
+        while live or ended:
+            yield from _taken(ended)
             for name in [name for name, answer in pending.items() if answer.done()]:
                 ask(live[name], pending.pop(name).result)
             if len(pending) == len(live):  # the engine has nothing to do
@@ -258,7 +278,10 @@ def run_episodes(
     finally:
         for answer in pending.values():
             answer.cancel()
-    return episodes
+
+
+def _taken(ended: list[Episode]) -> list[Episode]:
+    return [ended.pop(0) for _ in range(len(ended))]
 
 
 def _prompt_parts(state: _Live, settings: EpisodeSettings) -> PromptParts:

@@ -112,6 +112,16 @@ def test_a_rollout_by_hand():
     assert play_seconds(few, SHAPE, CARD, ASSUMED, 8) == pytest.approx(2 * play_seconds(few, SHAPE, CARD, ASSUMED, 4))
 
 
+def test_replicas_that_play_prepare_their_own_turns():
+    """Eight episodes of two steps, 0.1 s a turn: all 16 in the driver, or 4 beside each of four replicas."""
+    of = {"environment": {"max_steps": 2}, "engine": {"replicas": 4}, "learner": {"ranks": 4}}
+    by_driver, by_replicas = (
+        play_seconds(config_of(**of, rollout={"loop": loop}), SHAPE, CARD, ASSUMED, 8)
+        for loop in ("driver", "replicas")
+    )
+    assert by_driver - by_replicas == pytest.approx((16 - 4) * 0.1)
+
+
 def test_evaluations_are_spread_over_all_iterations():
     """Before, after 5 and after 10 iterations: 8 tasks at two temperatures, 16 episodes each time."""
     config = config_of()

@@ -96,3 +96,16 @@ def test_gpus_that_idle_are_pointed_out(machine):
     assert device_warnings(config_of(8)) == device_warnings(config_of(ranks=8)) == []
     (warning,) = device_warnings(config_of(2, 2, ranks=4))
     assert "engine.replicas 2 x engine.tensor_parallel 2 and learner.ranks 4 leave GPUs idle" in warning
+
+
+@pytest.mark.parametrize(
+    ("replicas", "tasks", "loop", "is_pointed_out"),
+    [(16, 64, "driver", True), (16, 64, "replicas", False), (15, 64, "driver", False), (16, 63, "driver", False)],
+)
+def test_a_driver_that_plays_a_large_fleet_is_pointed_out(machine, replicas, tasks, loop, is_pointed_out):
+    """64 groups of 8: 512 episodes."""
+    machine(16)
+    fleet = config_of(replicas, ranks=16)
+    rollout = fleet.rollout.model_copy(update={"tasks_per_iteration": tasks, "group_size": 8, "loop": loop})
+    warnings = device_warnings(fleet.model_copy(update={"rollout": rollout}))
+    assert [warning.startswith("rollout.loop") for warning in warnings] == [True] * is_pointed_out

@@ -48,10 +48,10 @@ def test_an_iteration_on_the_cluster_whose_engine_is_killed_is_the_one_without(
 ):
     root = tmp_path / "runs"
     before_the_second_iteration(campaign, root)
-    process = start(root, prefect_server, f"cluster.address={ray_cluster.address}")
+    process = start(root, prefect_server, f"cluster.address={ray_cluster.address}", "rollout.loop=replicas")
 
     def hosted() -> list[psutil.Process]:
-        """The engine, and then the learner."""
+        """What plays, the engine below it, and the learner."""
         time.sleep(0.2)
         below = [child for one in ray_cluster.raylets for child in psutil.Process(one.pid).children(recursive=True)]
         found = []
@@ -61,7 +61,7 @@ def test_an_iteration_on_the_cluster_whose_engine_is_killed_is_the_one_without(
                     found.append(child)
         return sorted(found, key=lambda child: child.create_time())
 
-    wait_for(process, root, lambda: len(hosted()) == 2)
+    wait_for(process, root, lambda: len(hosted()) == 3)
     hosted()[0].kill()
     printed = finish(process, root)
     assert re.search(

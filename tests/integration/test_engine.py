@@ -2,9 +2,11 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -13,7 +15,8 @@ from opid_core.config import EngineConfig, LearnerConfig, build_config
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
 from opid_core.rollout.episodes import run_episodes
 from opid_core.samples import Ragged, Samples
-from tasks.engines import start_engine
+from tasks.engines import play, start_engine
+from tasks.evaluate import panel_requests
 from tests.factories import EOS_ID, make_tiny_policy_folder, random_tokens
 from tests.opid_core.rollout.scripted import SETTINGS, TOKENIZER, Room, request
 
@@ -251,6 +254,29 @@ def test_two_replicas_play_what_one_engine_plays_and_the_death_of_one_is_named(e
     finally:
         fleet.kill()
     assert all(group.process.poll() is not None for group in groups)
+
+
+def test_the_engine_below_a_replica_that_plays_is_named_when_it_dies_and_ends_with_it(tmp_path):
+    world = {"options": {"generator": {"size": "small", "train": 4, "valid_unseen": 4}}, "max_steps": 3}
+    rollout = {"loop": "replicas", "max_prompt_tokens": 464, "max_response_tokens": 24}
+    one_at_a_time = {**CONFIG.model_dump(), "max_concurrent": 1}  # so that others still play when the first has ended
+    config = build_config(
+        {"campaign": "c", "threads": 1, "environment": world, "rollout": rollout, "engine": one_at_a_time}
+    )
+    fleet = start_engine(config, Path("configs/policies/alfworld_tiny"), trained=False)
+    player = psutil.Process(cast(HostedGroup, fleet.replicas[0].group).process.pid)
+    try:
+        asked = panel_requests(config, 4, 1.0)
+        episodes = play(config, fleet, None, asked, 1.0)
+        assert [episode.request for episode in episodes] == asked
+        assert fleet.tokens_generated == sum(episode.tokens for episode in episodes) > 0
+        (below,) = player.children()
+        with pytest.raises(InfrastructureError, match=r"the engine died \(killed by SIGKILL\)"):
+            play(config, fleet, None, asked, 1.0, on_episode=lambda episode: below.kill())
+        assert not below.is_running()
+    finally:
+        fleet.kill()
+    assert not player.is_running()
 
 
 def test_closing_an_engine_leaves_the_learner_alive_and_a_tied_policy_is_pushed_into_new_ones(

@@ -12,10 +12,11 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_optimizer_state(campaign, prefect_database, tmp_path):
-    """One rank, then two under torchrun: the second iteration rounds otherwise and is the same up to that."""
+    """One rank, then two under torchrun: the second iteration rounds otherwise and is the same up to that. Its episodes
+    are played beside the engine, and are the same."""
     root = tmp_path / "ranks"
     folder = before_the_second_iteration(campaign, root)
-    process = start(root, prefect_database, "learner.ranks=2")
+    process = start(root, prefect_database, "learner.ranks=2", "rollout.loop=replicas")
     wait_for(process, root, (folder / "_stages" / "000002" / "000" / "rollout.json").exists)
     for server in [p for p in processes_of(root) if "flows.prefect_api" in " ".join(p.cmdline())]:
         server.kill()  # the driver starts another, and its requests wait

@@ -347,6 +347,7 @@ OTHER_VALUES = {
     "analyzer.llm.completion_price": 2.5,
     "engine.replicas": 2,
     "engine.tensor_parallel": 2,
+    "rollout.loop": "replicas",
     "engine.max_concurrent": 3,
     "engine.kv_cache_mib": 99,
     "engine.gpu_memory_fraction": 0.3,

@@ -62,8 +62,8 @@ class EngineFleet(Generic[R]):
     def __init__(self, replicas: Sequence[R], policy_dir: Any, first_done: Callable[[Sequence[R]], R]) -> None:
         """`first_done` waits until one of the replicas given to it has done what it began."""
         self.replicas = tuple(replicas)
+        self.first_done = first_done
         self._policy_dir = policy_dir
-        self._first_done = first_done
         self._waiting_longest = list(self.replicas)
         self._home: dict[str, R] = {}
 
@@ -100,15 +100,20 @@ class EngineFleet(Generic[R]):
         """
         for replica in self.replicas:
             replica.begin(max_steps=None)
-        replica = self._first_done([replica for replica in self._waiting_longest if not replica.is_idle])
+        replica = self.first_done([replica for replica in self._waiting_longest if not replica.is_idle])
         completions = replica.step()
+        self.check_weights(replica)
+        self._waiting_longest.remove(replica)
+        self._waiting_longest.append(replica)
+        return completions
+
+    def check_weights(self, replica: R) -> None:
+        """Raise InfrastructureError where the last answer of `replica` was sampled with other weights than the fleet
+        holds."""
         if replica.policy_dir != self._policy_dir:
             raise InfrastructureError(
                 f"{replica.name} sampled with the weights of {replica.policy_dir}, the others hold {self._policy_dir}"
             )
-        self._waiting_longest.remove(replica)
-        self._waiting_longest.append(replica)
-        return completions
 
     def load_policy(self, policy_dir: Any) -> None:
         """Put the weights of another HF folder into all replicas, side by side."""
