@@ -11,7 +11,6 @@ from opid_core.policies import PolicyShape
 from tasks.cluster import check_cluster
 from tasks.places import gpus_of_replicas, threads_of_replica, visible_gpus
 
-
 # With 128 episodes on 8 replicas the driver costs 9% of their time, with 1,024 on 32 half of it (docs/scale.md).
 _MANY_REPLICAS, _MANY_EPISODES = 16, 512
 
@@ -56,8 +55,8 @@ def device_warnings(config: CampaignConfig) -> list[str]:
     episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
     if config.rollout.loop == "driver" and replicas >= _MANY_REPLICAS and episodes >= _MANY_EPISODES:
         return [
-            f"rollout.loop: the driver alone prepares the turns of {episodes:,} episodes for {replicas} replicas, which "
-            "will wait for it (docs/scale.md); set it to replicas."
+            f"rollout.loop: the driver alone prepares the turns of {episodes:,} episodes for {replicas} replicas, and "
+            "they will wait for it (docs/scale.md); set it to replicas."
         ]
     if config.cluster.address is not None:
         return []
