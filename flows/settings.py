@@ -40,6 +40,9 @@ def apply(root: str | Path) -> None:
         "HF_HUB_OFFLINE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        # A thread that has done its part sleeps until the others have: where another process has its core, one that
+        # spins keeps them from it, and a tiny model takes ten times as long.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "VLLM_LOGGING_LEVEL": "ERROR",

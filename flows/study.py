@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 from rich.console import Console
@@ -20,7 +20,7 @@ from flows.tiny import shrunk
 from flows.train import check_and_open
 from opid_core.config import CampaignConfig, load_rows
 from opid_core.errors import ConfigError
-from opid_core.hashing import config_differences
+from opid_core.hashing import config_differences, flat
 from opid_core.hub import hub_model, pinned
 from opid_core.learning.methods import Gigpo, Grpo, Opid
 from opid_core.local_paths import shipped
@@ -138,13 +138,15 @@ def show(study: Study, console: Console, card: str | None = None) -> None:
         if shape is not None
     }
     numbers = {label: _amounts_of(config, costs.get(label), seeds) for label, config in study.methods.items()}
-    table = Table("method", "signal", "runs", *AMOUNTS, title=f"study {study.name}")
-    for label, config in study.methods.items():
-        table.add_row(label, _signal(config), str(seeds), *map(_shown, numbers[label]))
+    table = Table("method", "runs", *AMOUNTS, title=f"study {study.name}")
+    for label in study.methods:
+        table.add_row(label, str(seeds), *map(_shown, numbers[label]))
     table.add_section()
     totals = [sum(column) for column in zip(*numbers.values(), strict=True)]
-    table.add_row("all", "", str(len(configs)), *map(_shown, totals))
+    table.add_row("all", str(len(configs)), *map(_shown, totals))
     console.print(table)
+    for label, differs in what_differs(study.methods).items():
+        console.print(f"{label}: {differs}", highlight=False)
     seeds_shown, policy = ", ".join(map(str, study.seeds)), first.policy or "made by warm start once"
     console.print(
         f"{len(configs)} campaigns of {first.iterations} iterations under {first.root}, seeds {seeds_shown}, compared "
@@ -179,12 +181,36 @@ def _shown(number: float) -> str:
     return f"{number:,.2g}" if 0 < number < 10 and isinstance(number, float) else f"{number:,.0f}"
 
 
-def _signal(config: CampaignConfig) -> str:
-    """What sets a method apart from the defaults, and its analyzer."""
-    signal = {"name": config.method.name, **config.method.model_dump(exclude_defaults=True)}
-    if analyzer := config.analyzer.model_dump(exclude_defaults=True):
-        signal["analyzer"] = analyzer
-    return json.dumps(signal, sort_keys=True)
+def what_differs(methods: Mapping[str, CampaignConfig]) -> dict[str, str]:
+    """In words, by label: the keys of `MAY_VARY` in which a method differs from another one of the study that has the
+    key too, and those that not all have where they are not at their default."""
+    every = {label: _varied(config, exclude_defaults=False) for label, config in methods.items()}
+    told = {}
+    for label, own in every.items():
+        chosen = _varied(methods[label], exclude_defaults=True)
+        differing = [
+            key
+            for key, value in own.items()
+            if any(other.get(key, value) != value for other in every.values())
+            or (key in chosen and any(key not in other for other in every.values()))
+        ]
+        told[label] = ", ".join(_worded(key, own[key]) for key in differing)
+    return told
+
+
+def _varied(config: CampaignConfig, *, exclude_defaults: bool) -> dict[str, Any]:
+    """The keys of `MAY_VARY` but the campaign's name, those of the method without their section."""
+    dumped = config.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    # Defaults are left out of a method, its name included where it is the default's.
+    keys = flat({"method": {"name": config.method.name, **dumped.pop("method", {})}, **dumped})
+    varied = {key: value for key, value in keys.items() if key.startswith(MAY_VARY[1:])}
+    return {key.removeprefix("method."): value for key, value in varied.items()}
+
+
+def _worded(key: str, value: Any) -> str:
+    if key == "name":
+        return value
+    return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
 
 
 @flow(name="compare", flow_run_name="{study.name}", validate_parameters=False, persist_result=False)

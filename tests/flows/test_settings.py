@@ -37,6 +37,16 @@ def test_a_user_without_an_entry_or_a_home_and_output_that_is_not_utf8(tmp_path)
     assert not os.path.exists(home)
 
 
+@pytest.mark.parametrize(("set_before", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_leave_their_core_to_others(tmp_path, set_before, policy):
+    """As the runtime itself tells, which reads it once, when torch is imported."""
+    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env = {**inherited, **set_before, "OMP_DISPLAY_ENV": "TRUE"}
+    code = f"from flows import settings; settings.apply({str(tmp_path)!r}); import torch"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.study import MAY_VARY, load_study, show
+from flows.study import MAY_VARY, load_study, show, what_differs
 from opid_core.errors import ConfigError
 from opid_core.learning.methods import Opid
 from tests.flows.studies import config_file
@@ -124,7 +124,7 @@ def test_the_plan_counts_what_a_study_takes(tmp_path):
     console = Console(record=True, width=200)
     show(study, console)
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in console.export_text(clear=False).splitlines()]
-    numbers = {row[0]: row[2:] for row in cells if len(row) > 2}
+    numbers = {row[0]: row[1:] for row in cells if len(row) > 2}
     assert numbers == {
         "plain": ["2", "8", "240", "0", "", ""],
         "skills": ["2", "8", "240", "8", "", ""],
@@ -133,6 +133,27 @@ def test_the_plan_counts_what_a_study_takes(tmp_path):
     assert "Hours and disk unknown: the policy is not on this machine" in console.export_text()
     with pytest.raises(ConfigError, match="--card: no data sheet of 'H1000'"):
         show(study, console, "H1000")
+
+
+def test_the_plan_tells_in_words_what_differs(tmp_path):
+    """Keys that all share are left out, and so are defaults of keys that one method alone has."""
+    shared = "tied_groups: zero"
+    skills = config_file(tmp_path, "skills", f"{{name: opid, {shared}, lambda_episode: 1.0}}")
+    alone = load_study("mine", [skills], 1)
+    assert what_differs(alone.methods) == {
+        "skills": "lambda_episode 1, lambda_step 0.001",
+        "skills-lambda0": "lambda_episode 0, lambda_step 0",
+    }
+    plain = config_file(tmp_path, "plain", f"{{name: grpo, {shared}}}")
+    states = config_file(tmp_path, "states", f"{{name: gigpo, {shared}, gamma: 0.5}}", "learner: {clip_high: 0.3}\n")
+    study = load_study("mine", [plain, states], 1)
+    assert what_differs(study.methods) == {
+        "plain": "grpo, gamma 0.95, learner.clip_high 0.2",
+        "states": "gigpo, gamma 0.5, learner.clip_high 0.3",
+    }
+    console = Console(record=True, width=80)
+    show(alone, console)
+    assert "skills-lambda0: lambda_episode 0, lambda_step 0" in console.export_text().splitlines()
 
 
 def test_the_shipped_methods_make_a_study():
