@@ -52,7 +52,7 @@ def audit(
     if overview:
         from flows.reports.audit.overview import write_overview
 
-        written = [write_overview(root, endpoint_url, names, out)]
+        written = [write_overview(root, endpoint_url, names, out, partial(say, console))]
     elif len(names) == 2:
         from flows.reports.diff import read_difference, show_difference
 

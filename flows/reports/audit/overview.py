@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from flows.reports.study_tables import TESTS
 from infra.manifest import Manifest, uncollected, weights_hash
 from infra.objects import address_of
 from infra.store import CampaignStore, list_campaigns, read_config
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 from opid_core.evaluation import Paired, PairedDifference, difference, panel_name, same_tasks, wins_of_same_tasks
 
 OVERVIEW_PAGE = "overview.html"
@@ -74,30 +74,48 @@ class ResultRow:
 
 
 @uncollected()
-def write_overview(root: str, endpoint_url: str | None, campaigns: Sequence[str], out: Path | None) -> Path:
+def write_overview(
+    root: str,
+    endpoint_url: str | None,
+    campaigns: Sequence[str],
+    out: Path | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Write the page over `campaigns` (none named: all of the root) into `out`, or beside the campaigns; returns it.
 
-    The first campaign is the one that the others are compared with. Raises ConfigError for one that does not exist.
+    The first campaign is the one that the others are compared with. One whose files cannot be read, as those of another
+    version, is left out, which the page and `say` tell. Raises ConfigError for one that does not exist, DataError where
+    none can be read.
     """
     names = list(dict.fromkeys(campaigns)) or list_campaigns(root, endpoint_url)
     if not names:
         raise ConfigError(f"audit: there is no campaign in {root}")
-    read = [read_chain(root, name, endpoint_url) for name in names]
     folder = address_of(root, endpoint_url) if out is None else out.absolute()
     folder = folder if isinstance(folder, Path) else Path("runs").absolute()
-    rows = [_row(store, chain, folder) for store, chain in read]
+    rows: list[CampaignRow] = []
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            rows.append(_row(*read_chain(root, name, endpoint_url), folder))
+        except DataError as error:
+            left_out[name] = str(error)
+    for name, reason in left_out.items():
+        say(f"Left out: {name}: {reason}")
+    if not rows:
+        raise DataError(f"audit: none of the campaigns in {root} can be read")
     page = folder / OVERVIEW_PAGE
-    write_page(page, overview_page(root, rows))
+    write_page(page, overview_page(root, rows, left_out))
     return page
 
 
-def overview_page(root: str, rows: Sequence[CampaignRow]) -> str:
-    """The page as HTML."""
+def overview_page(root: str, rows: Sequence[CampaignRow], left_out: Mapping[str, str]) -> str:
+    """The page as HTML; `left_out`: why others have no row, by name."""
     results = result_rows(rows)
     return render(
         "overview.html.j2",
         root=root,
         rows=rows,
+        left_out=left_out,
         colours=[_colour(number) for number in range(len(rows))],
         charts=charts(rows),
         results=results,

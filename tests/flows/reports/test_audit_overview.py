@@ -13,7 +13,7 @@ from flows.reports.audit.pages import content_hash, write_pages
 from flows.reports.chains import evaluations, read_chain
 from flows.reports.standing import standing_of
 from infra.store import open_campaign, read_config
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 from tests.audited import CONFIG
 from tests.factories import START_ROWS, commit_rows, named_rows, row
 
@@ -105,6 +105,23 @@ def test_the_page_shows_each_campaign_and_what_it_took(tmp_path, opid):
     page = (tmp_path / "pages" / "overview.html").read_text(encoding="utf-8")
     assert [cells[0] for cells in cells_of(page) if len(cells) == 12] == ["skills", "plain"]
     assert "<h2>Against skills</h2>" in page
+
+
+def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path, opid):
+    root = tmp_path / "runs"
+    for name in ("old", "plain"):
+        make(root, name, "ffff", "sfff")
+    for manifest in (root / "old" / "_commits").iterdir():
+        manifest.write_text('{"format": 1, "iteration": 0}', encoding="utf-8")
+    printed = opid("audit", "--overview", "--root", root)
+    assert re.match(r"Left out: old: .*a manifest of format 1;", printed)
+    page = (root / "overview.html").read_text(encoding="utf-8")
+    assert [cells[0] for cells in cells_of(page) if len(cells) == 12] == ["plain"]
+    (reason,) = re.findall("<li>(.*?)</li>", page)
+    assert reason.startswith("old: ")
+    assert "a manifest of format 1;" in reason
+    with pytest.raises(DataError, match="none of the campaigns"):
+        opid("audit", "old", "--overview", "--root", root)
 
 
 def cells_of(page: str) -> list[list[str]]:
