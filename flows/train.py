@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from prefect import flow
+from prefect.runtime import flow_run
 from rich.console import Console
 
 from flows import plan, settings
@@ -23,7 +25,12 @@ from tasks.cluster import check_store
 from tasks.iteration import retry_delays_s
 
 
-@flow(name="train", flow_run_name="{config}", log_prints=True, persist_result=False)
+def _run_name() -> str:
+    """The config's name without its folders: what lists of runs have room for."""
+    return Path(flow_run.parameters["config"]).stem
+
+
+@flow(name="train", flow_run_name=_run_name, log_prints=True, persist_result=False)
 def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a plain default: Prefect shows it as a form
     """Run or resume the campaign of the config file `config`; `overrides` are `key=value`, as after `--set`."""
     with cancelled_by_interrupt():

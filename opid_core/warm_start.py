@@ -7,6 +7,7 @@ for an instruct model, which acts badly by itself and follows what it is told.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +65,9 @@ def warm_start(
     import torch
 
     torch.set_num_threads(config.threads)
+    if not torch.cuda.is_available():
+        # Saving a model imports DeepSpeed, which warns where it finds no GPU by itself.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     settings, seed = config.warm_start, derive(config.seed, "warm start")
     environment = require_expert(make_environment())
     shown = demonstrate(

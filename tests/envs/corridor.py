@@ -40,11 +40,11 @@ class Corridor:
         self.admissible_actions: Sequence[str] = ()
 
     def tasks(self, split: str) -> Sequence[Task]:
-        """Every (start, key, door) of three rooms, in a seeded order: the first fifth is held out from training."""
+        """Every (start, key, door) of three rooms, in a seeded order: the first third is held out from training."""
         places = list(itertools.permutations(range(1, self.options.rooms + 1), 3))
         random.Random(self.options.seed).shuffle(places)
         tasks = [Task("start{}-key{}-door{}".format(*place), "corridor", place) for place in places]
-        held_out = len(tasks) // 5
+        held_out = len(tasks) // 3
         splits = {"valid_unseen": tasks[:held_out], "train": tasks[held_out:]}
         if split not in splits:
             raise ConfigError(f"split: unknown split {split!r}; known: {', '.join(splits)}")

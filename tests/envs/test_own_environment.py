@@ -88,7 +88,7 @@ def test_the_config_of_the_page_names_the_environment(own_modules):
     config = build_config(yaml.safe_load(block("yaml")))
     assert config.environment.options == {"rooms": 6, "seed": 0}
     environment = make(config.environment.name, config.environment.options)
-    assert len(environment.tasks(config.evaluation.split)) == config.evaluation.tasks == 24
+    assert len(environment.tasks(config.evaluation.split)) == config.evaluation.tasks == 40
     with pytest.raises(ConfigError, match=r"environment\.options\.room: unknown key; did you mean 'rooms'\?"):
         make("corridor:corridor", {"room": 5})
 
@@ -162,7 +162,7 @@ def test_its_expert_wins_every_task():
     assert isinstance(environment, HasExpert)
     assert isinstance(environment, HasSplits)
     train, held_out = (environment.tasks(split) for split in ("train", "valid_unseen"))
-    assert (len(train), len(held_out)) == (96, 24)  # of 6 x 5 x 4
+    assert (len(train), len(held_out)) == (80, 40)  # of 6 x 5 x 4
     assert len({task.task_id for task in [*train, *held_out]}) == 120
     for task in [*train, *held_out]:
         observation = environment.reset(task)
@@ -228,4 +228,4 @@ def test_a_module_is_imported_by_its_dotted_name(monkeypatch):
     monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
     environment = make(NAME, {"rooms": 3})
     assert isinstance(environment, Corridor)
-    assert len(environment.tasks("train")) == 5  # of 3 x 2 x 1, one held out
+    assert len(environment.tasks("train")) == 4  # of 3 x 2 x 1, two held out
