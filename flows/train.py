@@ -26,8 +26,10 @@ from tasks.iteration import retry_delays_s
 
 
 def _run_name() -> str:
-    """The config's name without its folders: what lists of runs have room for."""
-    return Path(flow_run.parameters["config"]).stem
+    """The campaign where the overrides name it, else the config's name without its folders: lists have no room for
+    more."""
+    named = [one.partition("=")[2] for one in flow_run.parameters.get("overrides", []) if one.startswith("campaign=")]
+    return [Path(flow_run.parameters["config"]).stem, *named][-1]
 
 
 @flow(name="train", flow_run_name=_run_name, log_prints=True, persist_result=False)

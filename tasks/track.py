@@ -93,7 +93,7 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
             f"# {store.campaign}, iteration {manifest.iteration}",
             "",
             *[f"**Degraded:** `{reason.replace('`', '')}`\n" for reason in manifest.degraded],
-            "| | |",
+            "| of the iteration | value |",
             "|---|---|",
             *rows,
             f"| expectations held | {held} of {len(expectations)} |",
