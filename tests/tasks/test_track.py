@@ -33,7 +33,8 @@ def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
     store, chain = make_campaign(tmp_path, 1, Shape(), degraded=1)
     text = markdown(store, chain[1], {"rollout/success_micro": 0.25, "routes/step": 1 / 3, "unknown": 7.0})
     assert text == (
-        "# audited, iteration 1\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n| of the iteration | value |\n|---|---|\n"
+        "# audited, iteration 1\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n"
+        "| of the iteration | value |\n|---|---|\n"
         "| rollouts won | 0.25 |\n| critical share (steps with a step skill) | 0.3333 |\n"
         f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000001.json`. Its audit "
         "page is written by\n\n"
