@@ -2,8 +2,9 @@
 
     python -m benchmarks.architectures [NAME ...]
 
-Makes a tiny random model of each (all of them where none is named), compares, and prints a Markdown table and the names
-that `opid_core/policy_check.py` may list. Wrappers of several models and decoders of encoders are left out.
+Makes a tiny random model of each (all of them where none is named), compares, with logits at once and in parts, and
+prints a Markdown table and the names that `opid_core/architectures.py` may list. Wrappers of several models and
+decoders of encoders are left out.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def verdict(model_type: str) -> tuple[str, str]:
         if empty.num_parameters() > LARGEST:
             return "not tried", f"{empty.num_parameters() / 1e6:.0f}M parameters"
         shape_of(empty)
-        nats = gap(tiny_model(config))
+        model = tiny_model(config)
+        nats = max(gap(model), gap(model, in_parts=True))
     except Exception as error:
         return "not tried", _first_line(error)
     return ("equal" if nats < TOLERANCE else "differs"), f"{nats:.1e}"

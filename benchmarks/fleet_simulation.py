@@ -12,11 +12,12 @@ machine does not count and a thousand seconds of sampling pass at once.
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.episode_loop import Answer, alfworld_requests, settings
@@ -163,7 +164,9 @@ def row(tasks: int, replicas: int, loop: str, step_s: float, tokens: int) -> str
     thought = tokenizer.encode(THOUGHT, add_special_tokens=False)
     answer = tokenizer.encode("<think>") + thought * (tokens // len(thought)) + tokenizer.encode(ACTION)
     make_environment, requests = alfworld_requests(8 * tasks)
-    batch = Batch(tokenizer, answer, make_environment, requests, settings(MAX_STEPS, max_prompt_tokens=900))
+    # Episodes end by their steps: a busy machine must not cut them.
+    rules = replace(settings(MAX_STEPS, max_prompt_tokens=900), timeout_s=math.inf)
+    batch = Batch(tokenizer, answer, make_environment, requests, rules)
     played = (by_driver if loop == "driver" else by_replicas)(batch, replicas, step_s, tokens)
     turns = sum(len(episode.turns) for episode in played.episodes)
     idle = 1 - sum(engine.worked_s for engine in played.engines) / (replicas * played.wall_s)

@@ -50,6 +50,8 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
     own, where the policy's is its embeddings; tensor parallelism divides a replica's weights, and its cache among the
     heads of the keys.
     """
+    from opid_core.learning.last_layer import LOGITS_AT_ONCE
+
     shape = shape or policy_shape(config)
     learner, rollout = config.learner, config.rollout
     size, weights, trained = BYTES[learner.dtype], shape.parameters / _MIB, trained_parameters(config, shape) / _MIB
@@ -61,7 +63,9 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
     values = ACTIVATIONS[False] * whole_layers + ACTIVATIONS[True] * (shape.layers - whole_layers)
     per_token = values * shape.hidden_size * size
     responses = rollout.max_response_tokens / max(1, rollout.max_prompt_tokens)
-    logits = 4 * 4 * shape.vocab_size * responses  # in float32: logits, log-probs, and two more for the entropy
+    read = learner.micro_batch_tokens * responses
+    at_once = min(shape.vocab_size * read, 2 * LOGITS_AT_ONCE)
+    logits = 4 * 4 * at_once  # in float32: logits, log-probs, and two more for the entropy
     parts = config.engine.tensor_parallel
     cached = (rollout.max_prompt_tokens + rollout.max_response_tokens) * 2 * shape.layers * shape.key_value_size
     return Memory(
@@ -70,7 +74,7 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
         gradients_mib=trained * size * share(2),
         optimizer_mib=trained * (8 + _master(config)) * share(1),
         reference_mib=weights * size if learner.kl_coefficient > 0 and learner.lora is None else 0.0,
-        activations_mib=learner.micro_batch_tokens * (per_token + logits) / _MIB,
+        activations_mib=(learner.micro_batch_tokens * per_token + logits) / _MIB,
         adapter_mib=trained * size * share(3) + _largest_sum(shape) * (8 + size) / _MIB if learner.lora else 0.0,
         engine_weights_mib=(weights + shape.tied_parameters / _MIB) * BYTES[config.engine.dtype] / parts,
         one_sequence_mib=cached * BYTES[config.engine.dtype] / min(parts, max(1, shape.key_value_heads)) / _MIB,

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from opid_core.architectures import random_in_training
+from opid_core.learning import last_layer
 from opid_core.learning.scoring import ResponseScorer, score
 from opid_core.samples import Ragged
 
@@ -118,9 +120,16 @@ def tiny_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def gap(model: PreTrainedModel) -> float:
+def gap(model: PreTrainedModel, *, in_parts: bool = False) -> float:
     """The largest difference in nats between scoring, as in the update and as before it, and the model's own forward
-    pass of one sequence at a time."""
+    pass of one sequence at a time; `in_parts`: where the logits are made two positions at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if in_parts:
+            patch.setattr(last_layer, "LOGITS_AT_ONCE", 2 * model.config.get_text_config().vocab_size)
+        return _gap(model)
+
+
+def _gap(model: PreTrainedModel) -> float:
     model.eval()
     own = []
     with torch.no_grad():

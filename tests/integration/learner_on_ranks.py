@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from opid_core.errors import DataError, OutOfMemory
+from opid_core.learning import last_layer
 from opid_core.learning.learner import Learner
 from opid_core.samples import Ragged, Samples
 from tests.integration.learner_cases import CONFIG, DISTILLATIONS, LORA, sequences_of, weights
@@ -97,8 +98,10 @@ def of_stage(stage, make, folder, samples) -> dict[str, Any]:
             learner.close()
 
     learner = make(zero_stage=stage, micro_batch_tokens=100_000)
+    whole, last_layer.LOGITS_AT_ONCE = last_layer.LOGITS_AT_ONCE, 1000  # a few positions of the many
     result["metrics in one micro-batch"] = learner.update(samples, seed=3)
     result["updated in one micro-batch"] = weights(learner)
+    last_layer.LOGITS_AT_ONCE = whole
     learner.close()
     return result
 
