@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.stand_ins import ACTIONS, InstantCompletion, InstantTokenizer, memory, store_policy
 from infra.manifest import FolderRecord
-from infra.store import CampaignStore
+from infra.store import CampaignStore, weights_only
 from opid_core.config import CampaignConfig
 from opid_core.hub import policy_folder
 from opid_core.samples import Ragged, Samples
@@ -79,7 +79,7 @@ class SeededEngine:
 class InProcessWorkers:
     """In place of `tasks.workers.Workers`: engine and learner without processes of their own."""
 
-    micro_batch_tokens = 16384
+    micro_batch_tokens, has_engine, is_storing = 16384, True, False
 
     def __init__(self, config: CampaignConfig, store: CampaignStore) -> None:
         self._base = policy_folder(config.policy or "")
@@ -107,7 +107,11 @@ class InProcessWorkers:
         yield self
 
     def updated(self, policy: Any) -> None:
-        """Nothing to remember."""
+        self.is_storing = True
+
+    def stored(self) -> FolderRecord:
+        self.is_storing = False
+        return self._stored
 
     def update(self, samples: Samples, *, seed: int, **options: Any) -> dict[str, float]:
         self._seed = seed
@@ -123,7 +127,8 @@ class InProcessWorkers:
         (folder / "state.pt").write_bytes(b"state")
 
     def store(self, store: CampaignStore, uri: str) -> FolderRecord:
-        return store_policy(self, store, uri)
+        self._stored = store_policy(self, store, uri)
+        return weights_only(self._stored)
 
     def shrink_micro_batches(self) -> None:
         """Nothing to shrink."""

@@ -210,7 +210,8 @@ class InstantWorkers:
         self.group.call("save", folder)
 
     def store(self, store: CampaignStore, uri: str) -> FolderRecord:
-        return store_policy(self, store, uri)
+        self._stored = store_policy(self, store, uri)
+        return self._stored
 
     def reference_score(self, policy: Any, reference: Any) -> Callable[[Ragged, Ragged], Ragged]:
         return lambda prompts, responses: self.score(prompts, responses, Path("reference"))
@@ -221,6 +222,9 @@ class InstantWorkers:
 
     def updated(self, policy: Any) -> None:
         pass
+
+    def stored(self) -> FolderRecord:
+        return self._stored
 
     def shrink_micro_batches(self) -> None:
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import Task, flow
@@ -31,7 +31,7 @@ from opid_core.errors import (
     OpidError,
     is_interrupt,
 )
-from tasks.commit import commit
+from tasks.commit import build_manifest, commit
 from tasks.evaluate import evaluate, evaluation_due
 from tasks.extract_skills import extract_skills
 from tasks.initial_policy import initial_policy
@@ -101,10 +101,28 @@ def run_iteration(campaign: str, iteration: int, attempt: int, degrade: bool = F
             configured(extract_skills, config)(*names)
             configured(route, config)(*names)
             configured(rescore, config)(*names)
+            if config.storage.background and iteration < config.iterations:
+                configured(update, config)(*names, wait=False)
+                play_ahead(campaign_run(campaign))  # while the optimizer state is stored
             configured(update, config)(*names)
         if evaluation_due(config, iteration):
             configured(evaluate, config)(*names)
         return configured(commit, config)(*names)
+
+
+def play_ahead(run: CampaignRun) -> None:
+    """Play the rollout of the iteration after the one that is at work: it needs no more than the new weights, which are
+    stored. What goes wrong is told and left to that iteration, which then plays its own."""
+    assert run.iteration is not None
+    if not run.workers.has_engine:  # of a run that was resumed after its rollout
+        return
+    name, following = run.config.campaign, run.iteration.number + 1
+    try:
+        attempt = configured(count_attempts, run.config)(name, following)
+        run.begin_ahead(build_manifest(run.iteration, created_at=datetime.now(UTC), prefect_run_id=None), attempt)
+        configured(rollout, run.config).with_options(retries=0)(name, following, attempt)
+    except (OpidError, TimeoutError) as error:
+        announce(following, "rollout", "fault", f"rollout of iteration {following} was not played ahead: {error}")
 
 
 def attempted(run: CampaignRun, attempt_once: Callable[[int, bool], Manifest]) -> Manifest:

@@ -1,7 +1,7 @@
 """Folders in a store, such as policies, and the local cache through which those on S3 are read.
 
-The cache (`$OPID_CACHE`, or `~/.cache/opid`) holds whole folders only, is shared by all processes, and may be deleted
-at any time.
+The cache (`$OPID_CACHE`, or `~/.cache/opid`) is shared by all processes, and may be deleted at any time: whatever lies
+there, each file is hashed before a folder is used.
 """
 
 from __future__ import annotations
@@ -40,12 +40,7 @@ def put_folder(store: CampaignStore, local: str | Path, uri: str, *, without: st
     exists with other bytes.
     """
     source = Path(local)
-    paths = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
-    names = sorted(
-        path.as_posix()
-        for path in paths
-        if (len(path.parts) == 1 or path.parts[0] != without) and not any(part.startswith(".") for part in path.parts)
-    )
+    names = [name for name in _names(source) if without is None or not name.startswith(f"{without}/")]
     if not names:
         raise DataError(f"{source}: no files to store")
     if isinstance(store.address(), Path):
@@ -59,6 +54,25 @@ def put_folder(store: CampaignStore, local: str | Path, uri: str, *, without: st
             )
         _used(store, _cached(store, uri))
     return FolderRecord(uri=uri, files=tuple(files))
+
+
+def put_part(store: CampaignStore, local: str | Path, uri: str, part: str) -> tuple[FileRecord, ...]:
+    """Copy the files of the folder `part` in the folder `local` to the same place in `uri`, of which others may read
+    the rest meanwhile; each is read once. Returns their records: none where there is no file.
+
+    On S3 they are in the cache afterwards. Raises DataError as `put_folder` does.
+    """
+    source = Path(local)
+
+    def put(name: str) -> FileRecord:
+        if isinstance(store.address(), Path):
+            return _put_file(store, source / name, f"{uri}/{name}", None)
+        copy = _cached(store, uri) / name
+        with local_objects.faults(copy, "written"):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        return _put_file(store, source / name, f"{uri}/{name}", copy)
+
+    return tuple(objects.in_parallel(put, [name for name in _names(source) if name.startswith(f"{part}/")]))
 
 
 def folder_path(store: CampaignStore, folder: FolderRecord) -> Path:
@@ -96,6 +110,12 @@ def shared_folder_path(store: CampaignStore, folder: FolderRecord) -> Path:
         return folder_path(store, folder)
     finally:
         os.close(lock)
+
+
+def _names(folder: Path) -> list[str]:
+    """The files in `folder`, but for those below a name that begins with a dot, sorted."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
 def _put_file(store: CampaignStore, source: Path, path: str, copy: Path | None) -> FileRecord:

@@ -36,8 +36,8 @@ def prune_states(store: CampaignStore, chain: Sequence[Manifest], keep: int, *, 
 
 def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
     """Parts of tables and policies, and temporary files of killed writes, that nothing names: no manifest (pruned
-    optimizer states count as unnamed), and no stage record of the iteration that comes next. No reader sees them; they
-    only take space. Only those last written more than `older_than_s` seconds ago, by the store's clock: a running
+    optimizer states count as unnamed), and no stage record of the next two iterations. No reader sees them; they only
+    take space. Only those last written more than `older_than_s` seconds ago, by the store's clock: a running
     attempt's newest objects are not named yet.
 
     Raises DataError for a damaged manifest or stage record: what it would have named is not known.
@@ -49,8 +49,9 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
         found += local_objects.list_objects(folder, temporary=True)
     chain = manifests(store)
     named = {record.path for manifest in chain for record in files_of(manifest)} - pruned(store)
-    for record in list_objects(store, f"_stages/{key_of(len(chain))}", r"[0-9]+/[a-z_]+\.json"):
-        named.update(_paths_in(stages.read_record(store, record.path)))
+    for unfinished in (len(chain), len(chain) + 1):  # of the latter the rollout may have been played ahead
+        for record in list_objects(store, f"_stages/{key_of(unfinished)}", r"[0-9]+/[a-z_]+\.json"):
+            named.update(_paths_in(stages.read_record(store, record.path)))
     newest = time.time() - older_than_s
     left = (info for info in found if info.path not in named and info.modified < newest)
     return sorted(left, key=lambda info: info.path)

@@ -39,7 +39,7 @@ from infra.commits import (
     standing,
     verify,
 )
-from infra.folders import folder_path, put_folder
+from infra.folders import folder_path, put_folder, put_part
 from infra.local_objects import ObjectInfo
 from infra.manifest import STATE_FOLDER, weights_only
 from infra.retention import delete_orphans, orphans, prune_states
@@ -73,6 +73,7 @@ __all__ = [
     "pruned",
     "put_folder",
     "put_object",
+    "put_part",
     "read_config",
     "read_file",
     "read_object",

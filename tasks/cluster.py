@@ -17,10 +17,9 @@ from infra.manifest import FolderRecord
 from infra.store import CampaignStore, location, put_object, read_object, weights_only
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, OpidError
-from tasks.places import engine_factory, engine_options, threads_of_rank
+from tasks.places import LEARNER, engine_factory, engine_options, threads_of_rank
 from tasks.version import versions
 
-LEARNER = "tasks.node_learner:NodeLearner"
 TOKEN = "_cluster/token"
 """In a campaign's folder: what the nodes read to show that they see the store."""
 _CHECK_S = 120.0
@@ -63,10 +62,6 @@ class ClusterPlaces:
         return places.group(
             "learner", LEARNER, policy_dir, config, seats=[place for place, _ in seats], envs=envs, **options
         )
-
-    def store_policy(self, learner: Group, store: CampaignStore, uri: str) -> FolderRecord:
-        """See `Places.store_policy`: each rank stores what it wrote, from its own node."""
-        return learner.call("store", store, uri)
 
     def first_done(self, groups: Sequence[Any]) -> Group:
         """See `Places.first_done`."""

@@ -61,10 +61,11 @@ def metric_rows(iteration: int, metrics: Mapping[str, float | None]) -> list[dic
     return [{"iteration": iteration, "name": name, "value": metrics[name]} for name in sorted(metrics)]
 
 
-def times(it: Iteration, iteration_s: float) -> dict[str, float]:
-    """Seconds of the iteration, and of it what is neither engine, environments nor learner (stages that were reused
-    from an interrupted run took none)."""
-    done_here = [result for name, result in it.results.items() if name not in it.reused_stages]
+def times(it: Iteration, iteration_s: float, ahead: Iteration | None = None) -> dict[str, float]:
+    """Seconds from one commit to the next, and of it what is neither engine, environments nor learner. Stages that were
+    reused from an interrupted run took none; one of the next iteration that was played `ahead` counts here."""
+    played = [one for one in (it, ahead) if one is not None]
+    done_here = [result for one in played for name, result in one.results.items() if name not in one.reused_stages]
     work_s = sum(result.metrics.get(f"seconds/{name}_s") or 0.0 for result in done_here for name in WORK)
     return dict(zip(TIMES, (iteration_s, iteration_s - work_s), strict=True))
 
@@ -82,7 +83,7 @@ def commit(campaign: str, iteration: int, attempt: int) -> Manifest:
     Raises LeaseLost where another driver has taken the campaign over.
     """
     with stage("commit", campaign, iteration, attempt, recorded=False) as it:
-        it.metrics |= times(it, time.monotonic() - it.since_s)
+        it.metrics |= times(it, time.monotonic() - it.since_s, campaign_run(campaign).ahead)
         metrics = from_rows("metrics", metric_rows(it.number, it.everything().metrics))
         it.write("metrics", metrics, iteration=it.number, history=history(it))
         manifest = build_manifest(it, created_at=datetime.now(UTC), prefect_run_id=flow_run.id)

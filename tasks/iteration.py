@@ -7,8 +7,6 @@ an iteration that was interrupted reuses what its records name, and only then re
 
 from __future__ import annotations
 
-import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +20,6 @@ from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.context import AssetContext
 from prefect.tasks import MaterializingTask
-from pydantic import Field, ValidationError, field_validator
 
 from infra import stages
 from infra.lease import Lease
@@ -32,10 +29,7 @@ from infra.manifest import (
     FolderRecord,
     GateResult,
     Manifest,
-    Record,
-    Tables,
     iteration_seed,
-    problems,
     weights_hash,
 )
 from infra.store import CampaignStore, check_objects, location, new_attempt, read_table, write_table
@@ -44,36 +38,13 @@ from opid_core.errors import AttemptUnusable, ConfigError, DataError, Infrastruc
 from opid_core.hashing import training_hash
 from opid_core.samples import Samples
 from tasks.gates import run as gates
-from tasks.progress import StageProgress, announce, artifact_key
+from tasks.progress import StageProgress, artifact_key, logged
+from tasks.results import StageResult, read_result
 from tasks.version import code_version
 from tasks.workers import Workers
 
 Inputs = ParamSpec("Inputs")
 Result = TypeVar("Result")
-
-
-class StageResult(Record):
-    """What a stage hands on: records of what it wrote, and numbers."""
-
-    tables: Tables = Field(default_factory=dict)
-    gates: tuple[GateResult, ...] = ()
-    metrics: Mapping[str, float | None] = Field(default_factory=dict)
-    """An undefined number (given as nan) is null."""
-    policy: FolderRecord | None = None
-    """The policy that the stage made."""
-
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _undefined_is_null(cls, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: None if value is None or math.isnan(value) else float(value) for name, value in metrics.items()}
-
-
-def _read_result(stored: Mapping[str, Any]) -> StageResult:
-    """What a stage's record holds. Raises DataError for what no stage can have made."""
-    try:
-        return StageResult.model_validate(stored)
-    except ValidationError as error:
-        raise DataError(f"its record holds no result of a stage: {problems(error)}") from None
 
 
 # What the flow holds ----------------------------------------------------------------------------------------------
@@ -92,6 +63,8 @@ class CampaignRun:
         self.chain = list(chain)
         self.workers = Workers(config, store)
         self.iteration: Iteration | None = None
+        self.ahead: Iteration | None = None
+        """The iteration after `iteration`, should its rollout be played before that is committed."""
         self.pruned = 0  # so many of the oldest policies were seen to: their optimizer states are gone
         self.since_s = time.monotonic()
         """When the newest commit was made here: a further iteration began then."""
@@ -108,8 +81,15 @@ class CampaignRun:
 
     def begin(self, number: int, attempt: int, degrade: bool = False) -> Iteration:
         """An attempt at the iteration after `chain`, found by its stages from now on."""
-        self.iteration = Iteration(self, number, attempt, degrade)
+        self.iteration, ahead, self.ahead = Iteration(self, self.chain, number, attempt, degrade), self.ahead, None
+        if ahead is not None:
+            self.iteration.adopt_stages(ahead)
         return self.iteration
+
+    def begin_ahead(self, expected: Manifest, attempt: int) -> None:
+        """An attempt at the iteration after `iteration`, whose commit is `expected` (as far as `content` says); found
+        by its stages until the next `begin`, which adopts what they made should it follow the same content."""
+        self.ahead = Iteration(self, [*self.chain, expected], expected.iteration + 1, attempt)
 
 
 def campaign_run(campaign: str) -> CampaignRun:
@@ -129,20 +109,24 @@ class Iteration:
     stages made is in `results`.
     """
 
-    def __init__(self, run: CampaignRun, number: int, attempt: int, degrade: bool = False) -> None:
-        self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, [*run.chain]
+    def __init__(
+        self, run: CampaignRun, chain: Sequence[Manifest], number: int, attempt: int, degrade: bool = False
+    ) -> None:
+        self.config, self.store, self.workers, self.chain = run.config, run.store, run.workers, [*chain]
         self.number: int = number
         self.attempt = attempt
         self.degrade = degrade
         """Whether an exceeded failure budget is recorded instead of failing the gate."""
         self.since_s = run.since_s
-        self.parent = run.chain[-1] if run.chain else None
+        self.parent = chain[-1] if chain else None
         """The manifest before; None at the start."""
         begins_with = (self.policy_version, weights_hash(self.policy)) if self.parent else (0, "")
         self.seed = iteration_seed(run.config.seed, *begins_with)
         self.results: dict[str, StageResult] = {}
         self.reused_stages: set[str] = set()
-        """Stages that an earlier, interrupted run of this attempt finished."""
+        """Stages that an earlier, interrupted run of this attempt finished, or that were played ahead."""
+        self._ahead: dict[str, StageResult] = {}
+        self._left: StageResult | None = None
         self._tables: dict[str, pa.Table] = {}
         self._samples: Samples | None = None
         self._draft("")
@@ -220,15 +204,29 @@ class Iteration:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Put the wall-clock seconds of the block into `metrics[name]`."""
+        """Add the wall-clock seconds of the block to `metrics[name]`."""
         began_s = time.monotonic()
         yield
-        self.metrics[name] = time.monotonic() - began_s
+        self.metrics[name] = self.metrics.get(name, 0.0) + time.monotonic() - began_s
 
     @property
     def is_reused(self) -> bool:
-        """Whether the stage that runs now was finished by an earlier run, so that there is nothing to do."""
+        """Whether the stage that runs now was finished before, so that there is nothing to do."""
         return self._stage in self.reused_stages
+
+    @property
+    def is_left_open(self) -> bool:
+        """Whether a task before this one, of the same stage, called `leave_open`."""
+        return self._left is not None
+
+    def leave_open(self) -> None:
+        """Let a further task go on with the stage: what this one has made is not recorded."""
+        self._is_open = True
+
+    def go_on(self) -> None:
+        """Begin the stage that runs now with what the task before this one has made."""
+        assert self._left is not None
+        self._draft(self._stage, self._left)
 
     def keep_policy(self, policy: FolderRecord) -> None:
         """Name the policy that the stage made."""
@@ -242,31 +240,38 @@ class Iteration:
         """
         self._draft(name)
         self.progress = progress
-        self.results.pop(name, None)
+        self._left = self.results.pop(name, None)
         self.reused_stages.discard(name)
+        if name in self._ahead:
+            self.results[name] = self._ahead[name]
+            self.reused_stages.add(name)
+            return
         if not recorded:
             return
         try:
             standing = stages.recorded(self.store, self.number, self.attempt, name, self._made_from())
             if standing is None:
                 return
-            result = _read_result(standing)
+            result = read_result(standing)
             check_objects(self.store, [*result.tables.values(), *(result.policy.files if result.policy else ())])
         except DataError as error:
             raise AttemptUnusable(f"stage {name} of iteration {self.number} cannot be reused: {error}") from error
         self._adopt(name, result)
 
     def end_stage(self, seconds: float) -> None:
-        """Record what the stage that runs now has made; a run that was faster is adopted."""
-        name = self._stage
-        self.metrics[f"seconds/stage/{name}_s"] = seconds
+        """Record what the stage that runs now has made, unless it is left open; a run that was faster is adopted."""
+        name, took = self._stage, f"seconds/stage/{self._stage}_s"
+        self.metrics[took] = self.metrics.get(took, 0.0) + seconds
         result = StageResult(tables=self._records, gates=tuple(self._gates), metrics=self.metrics, policy=self._policy)
+        if self._is_open:
+            self.results[name] = result
+            return
         ours = result.model_dump(mode="json")
         standing = stages.record(self.store, self.number, self.attempt, name, self._made_from(), ours)
         if standing == ours:
             self.results[name] = result
         else:
-            self._adopt(name, _read_result(standing))
+            self._adopt(name, read_result(standing))
 
     def everything(self) -> StageResult:
         """What the finished stages and the one that runs now have made."""
@@ -278,6 +283,11 @@ class Iteration:
             policy=self.next_policy,
         )
 
+    def adopt_stages(self, ahead: Iteration) -> None:
+        """Reuse what another object of this attempt, made for the same commit before it, has made in this process."""
+        if (ahead.number, ahead.attempt, ahead._made_from()) == (self.number, self.attempt, self._made_from()):
+            self._ahead, self._tables = ahead.results, ahead._tables
+
     def _adopt(self, name: str, result: StageResult) -> None:
         for table, record in result.tables.items():
             if self._records.get(table) != record:
@@ -287,12 +297,13 @@ class Iteration:
         self.results[name] = result
         self.reused_stages.add(name)
 
-    def _draft(self, name: str) -> None:
-        self._stage = name
-        self._records: dict[str, FileRecord] = {}
-        self._gates: list[GateResult] = []
-        self._policy: FolderRecord | None = None
-        self.metrics: dict[str, Any] = {}
+    def _draft(self, name: str, left: StageResult | None = None) -> None:
+        left = left or StageResult()
+        self._stage, self._is_open = name, False
+        self._records: dict[str, FileRecord] = {**left.tables}
+        self._gates: list[GateResult] = [*left.gates]
+        self._policy: FolderRecord | None = left.policy
+        self.metrics: dict[str, Any] = {**left.metrics}
 
     def _made_from(self) -> dict[str, str]:
         return {
@@ -322,8 +333,9 @@ def stage(name: str, campaign: str, iteration: int, attempt: int, recorded: bool
     policy.
     """
     run = campaign_run(campaign)
-    it = run.iteration
-    if it is None or (it.number, it.attempt) != (iteration, attempt):
+    named = (one for one in (run.iteration, run.ahead) if one and (one.number, one.attempt) == (iteration, attempt))
+    it = next(named, None)
+    if it is None:
         raise ConfigError(f"campaign {campaign!r}: attempt {attempt} at iteration {iteration} is not what it works on")
     with logged(name, iteration):
         try:
@@ -341,27 +353,6 @@ def stage(name: str, campaign: str, iteration: int, attempt: int, recorded: bool
             if isinstance(error, OutOfMemory):
                 it.workers.shrink_micro_batches()
             raise
-
-
-@contextmanager
-def logged(name: str, iteration: int | None = None) -> Iterator[None]:
-    """Begin, end and fault of a task in its Prefect log; a fault that may pass is told in the terminal too."""
-    logger, began_s = get_run_logger(), time.monotonic()
-    whole = name if iteration is None else f"{name} of iteration {iteration}"
-    logger.info("%s begins", whole)
-    try:
-        yield
-    except (InfrastructureError, TimeoutError) as error:
-        announce(iteration, name, "fault", f"{name} failed: {error}")
-        raise
-    except asyncio.CancelledError:  # Prefect's way to end a task in this thread
-        seconds = time.monotonic() - began_s
-        announce(iteration, name, "fault", f"{name} failed: ended by its time limit after {seconds:.0f} s")
-        raise
-    except BaseException as error:
-        logger.error("%s failed: %s: %s", whole, type(error).__name__, error)
-        raise
-    logger.info("%s ended after %.1f s", whole, time.monotonic() - began_s)
 
 
 def may_pass(task: Any, run: Any, state: Any) -> bool:

@@ -12,15 +12,14 @@ from infra import hosting
 from infra.groups import Folder, Group
 from infra.hosting import HostedGroup
 from infra.manifest import FolderRecord
-from infra.scratch import scratch_folder
-from infra.store import STATE_FOLDER, CampaignStore, folder_path, put_folder
+from infra.store import CampaignStore, folder_path
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from tasks import policies
 
 ENGINE = "opid_core.rollout.engines.vllm:VllmEngine"
 PLAYER = "tasks.players:Player"
-LEARNER = "opid_core.learning.learner:Learner"
+LEARNER = "tasks.storing_learner:StoringLearner"
 
 
 class Places(Protocol):
@@ -43,11 +42,7 @@ class Places(Protocol):
         ...
 
     def learner(self, policy_dir: Folder, config: Any, **named: Any) -> Group:
-        """A `Learner` on the config's ranks; its arguments but for `threads` and `seed`."""
-        ...
-
-    def store_policy(self, learner: Group, store: CampaignStore, uri: str) -> FolderRecord:
-        """Store the weights, and with them the state, of a learner that was made here."""
+        """A `StoringLearner` on the config's ranks; its arguments but for `threads` and `seed`."""
         ...
 
     def first_done(self, groups: Sequence[Any]) -> Group:
@@ -99,13 +94,6 @@ class LocalPlaces:
         options = {"threads": self._config.threads, "seed": self._config.seed, **named}
         ranks, env = self._config.learner.ranks, {"OMP_NUM_THREADS": str(threads_of_rank(self._config))}
         return HostedGroup("learner", LEARNER, policy_dir, config, ranks=ranks, env=env, **options)
-
-    def store_policy(self, learner: Group, store: CampaignStore, uri: str) -> FolderRecord:
-        """See `Places.store_policy`."""
-        with scratch_folder() as folder:
-            learner.call("export", folder)
-            learner.call("save", folder / STATE_FOLDER)
-            return put_folder(store, folder, uri)
 
     def first_done(self, groups: Sequence[Any]) -> Group:
         """See `Places.first_done`."""

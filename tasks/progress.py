@@ -6,12 +6,16 @@ takes longer than `ARTIFACT_AFTER_S` seconds has a progress artifact too.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from opid_core.errors import InfrastructureError
 
 Event = Literal["progress", "resumed", "committed", "fault", "given up"]
 
@@ -64,6 +68,29 @@ def announce(iteration: int | None, stage: str, event: Event, note: str) -> None
     level = logging.WARNING if event in ("fault", "given up") else logging.INFO
     get_run_logger().log(level, note)
     report(iteration, stage, note=note, event=event)
+
+
+@contextmanager
+def logged(name: str, iteration: int | None = None) -> Iterator[None]:
+    """Begin, end and fault of a task in its Prefect log; a fault that may pass is told in the terminal too."""
+    from prefect import get_run_logger
+
+    logger, began_s = get_run_logger(), time.monotonic()
+    whole = name if iteration is None else f"{name} of iteration {iteration}"
+    logger.info("%s begins", whole)
+    try:
+        yield
+    except (InfrastructureError, TimeoutError) as error:
+        announce(iteration, name, "fault", f"{name} failed: {error}")
+        raise
+    except asyncio.CancelledError:  # Prefect's way to end a task in this thread
+        seconds = time.monotonic() - began_s
+        announce(iteration, name, "fault", f"{name} failed: ended by its time limit after {seconds:.0f} s")
+        raise
+    except BaseException as error:
+        logger.error("%s failed: %s: %s", whole, type(error).__name__, error)
+        raise
+    logger.info("%s ended after %.1f s", whole, time.monotonic() - began_s)
 
 
 def artifact_key(kind: str, campaign: str) -> str:

@@ -8,7 +8,8 @@ from infra import stages
 from infra.manifest import Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core.config import CampaignConfig
-from tasks.iteration import TASK, campaign_run, logged
+from tasks.iteration import TASK, campaign_run
+from tasks.progress import logged
 
 
 @task(**TASK)

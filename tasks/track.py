@@ -17,8 +17,8 @@ from opid_core.config import CampaignConfig
 from opid_core.evaluation import panel_name
 from tasks import trackers
 from tasks.commit import manifest_path
-from tasks.iteration import TASK, campaign_run, logged
-from tasks.progress import artifact_key
+from tasks.iteration import TASK, campaign_run
+from tasks.progress import artifact_key, logged
 from tasks.trackers.commits import committed
 
 SHOWN = {

@@ -40,7 +40,6 @@ class RemoteLearner:
     ) -> None:
         """Start the ranks with the HF folder `policy_dir` and, where given, the stored learner state and adapter."""
         settings = config.learner.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
-        self._places = places
         self._group = places.learner(policy_dir, settings, state=state, adapter=adapter)
 
     def score(self, prompts: Ragged, responses: Ragged, reference: Folder | None = None) -> Ragged:
@@ -61,8 +60,13 @@ class RemoteLearner:
         return self._group.call("update", samples, **options)
 
     def store(self, store: CampaignStore, uri: str) -> FolderRecord:
-        """Store the policy with its optimizer state at `uri` (such as `policies/000004/<attempt>`)."""
-        return self._places.store_policy(self._group, store, uri)
+        """Store the policy at `uri` (such as `policies/000004/<attempt>`): the record of its weights. Its optimizer
+        state follows in the background."""
+        return self._group.call("store", store, uri)
+
+    def stored(self) -> FolderRecord:
+        """Wait for what `store` began: the record of the whole policy."""
+        return self._group.call("stored")
 
     def kill(self) -> None:
         """End all ranks."""
@@ -80,6 +84,8 @@ class Workers:
         self._engine_policy: FolderRecord | None = None
         self._learner: RemoteLearner | None = None
         self._learner_policy: FolderRecord | None = None
+        self.is_storing = False
+        """Whether the learner uploads its optimizer state; its end is the end of that."""
         self._reference: tuple[FolderRecord, Folder] | None = None
         """What the learner was given last."""
         self._tokenizer: tuple[FolderRecord, Any] | None = None
@@ -95,10 +101,11 @@ class Workers:
 
     def tokenizer(self, policy: FolderRecord) -> Any:
         """The policy's tokenizer (transformers)."""
-        if self._tokenizer is None or self._tokenizer[0] != policy:
-            tokenizer = load_tokenizer(folder_path(self._store, texts_only(policy)))
+        texts = texts_only(policy)
+        if self._tokenizer is None or self._tokenizer[0] != texts:
+            tokenizer = load_tokenizer(folder_path(self._store, texts))
             arguments = self._config.prompting.template_arguments
-            self._tokenizer = policy, with_template_arguments(tokenizer, arguments)
+            self._tokenizer = texts, with_template_arguments(tokenizer, arguments)
         return self._tokenizer[1]
 
     def engine(self, policy: FolderRecord) -> Engine:
@@ -106,7 +113,7 @@ class Workers:
         gap."""
         from opid_core.rollout.engines.vllm import canary_gap
 
-        if self._engine is not None and self._engine_policy == policy:
+        if self._engine is not None and self._engine_policy == weights_only(policy):
             return self._engine
         with self._places.whole_policy(self._store, policy) as folder:
             is_new = self._engine is None
@@ -123,7 +130,7 @@ class Workers:
             encode = self.tokenizer(policy).encode
             prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
             canary_gap(self._engine.replicas, learner.score, prompts, self._config.engine.canary_tolerance)
-        self._engine_policy = policy
+        self._engine_policy = weights_only(policy)
         return self._engine
 
     def learner(self, policy: FolderRecord) -> RemoteLearner:
@@ -153,8 +160,19 @@ class Workers:
         yield learner
 
     def updated(self, policy: FolderRecord) -> None:
-        """The learner's weights are now stored as `policy`."""
-        self._learner_policy = policy
+        """The learner's weights are now stored as `policy`, and its optimizer state is on its way there."""
+        self._learner_policy, self.is_storing = policy, True
+
+    def stored(self) -> FolderRecord:
+        """The policy of `updated` with its optimizer state, once that is stored. Raises what went wrong with it."""
+        assert self._learner is not None
+        self._learner_policy, self.is_storing = self._learner.stored(), False
+        return self._learner_policy
+
+    @property
+    def has_engine(self) -> bool:
+        """Whether an engine is there: to start one ends the learner first."""
+        return self._engine is not None
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -177,3 +195,4 @@ class Workers:
         if self._learner is not None:
             self._learner.kill()
         self._learner = self._learner_policy = self._reference = None
+        self.is_storing = False

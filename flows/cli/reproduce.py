@@ -84,7 +84,7 @@ def reproduce(
     say(console, f"Running iteration {iteration} of {campaign} again, in a store of its own.")
     with scratch_folder() as scratch:
         settings.apply(scratch)  # Prefect's state too is made beside the campaign, never in it
-        here = {"root": str(scratch), "storage": StorageConfig(), "cluster": ClusterConfig()}
+        here = {"root": str(scratch), "storage": StorageConfig(background=False), "cluster": ClusterConfig()}
         config = as_committed(stored, committed).model_copy(update=here)
         copy = _copy_before(store, chain[:index], committed, config)
         again = _run(config, copy, chain[:index], bool(committed.degraded))

@@ -17,6 +17,9 @@ class StorageConfig(Section):
     optimizer_states: int | None = Field(default=None, ge=1)
     """Of how many of the newest policies the optimizer state is kept; older ones are deleted, their weights stay. Null:
     of all, so that `opid reproduce` can run any iteration again."""
+    background: bool = True
+    """Whether the next iteration's rollout is played while a policy's optimizer state is uploaded. The temporary folder
+    holds the state until then."""
 
 
 class ClusterConfig(Section):

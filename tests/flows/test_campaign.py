@@ -26,7 +26,8 @@ from opid_core.errors import (
     OpidError,
 )
 from tasks import progress
-from tasks.iteration import TASK, CampaignRun, logged
+from tasks.iteration import TASK, CampaignRun
+from tasks.progress import logged
 from tests.factories import make_chain, make_manifest
 from tests.infra.servers import receiving
 

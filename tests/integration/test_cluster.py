@@ -83,7 +83,8 @@ def test_two_ranks_on_two_nodes_are_one_and_their_state_goes_on_on_one(ray_clust
         group = places.learner(folder, settings, state=state)
         try:
             metrics = group.call("update", samples, seed=seed)
-            return metrics, places.store_policy(group, store, uri)
+            group.call("store", store, uri)
+            return metrics, group.call("stored")
         finally:
             group.kill()
 

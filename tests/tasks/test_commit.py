@@ -14,7 +14,8 @@ from opid_core.errors import DataError, LeaseLost
 from opid_core.hashing import config_hash
 from tasks import progress
 from tasks.commit import build_manifest, commit, history, metric_rows, times, what_changed
-from tasks.iteration import CampaignRun, Iteration, StageResult
+from tasks.iteration import CampaignRun, Iteration
+from tasks.results import StageResult
 from tasks.version import code_version
 
 METRICS = {"rollout/success_micro": 0.25, "seconds/rollout_s": 1.5, "rollout/broken": 0, "rollout/return": math.nan}
