@@ -134,7 +134,7 @@ class InProcessWorkers:
         """Nothing to shrink."""
 
     def close(self) -> None:
-        """Nothing to end."""
+        self.is_storing = False
 
 
 @dataclass(frozen=True)

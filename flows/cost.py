@@ -168,8 +168,9 @@ def estimate(
     # Forward, backward (twice that; with LoRA once, as frozen weights get no gradient), and forward again.
     layers = 3 + learner.gradient_checkpointing - (learner.lora is not None)
     store = stored(config, shape)
-    to_store_s = (store.lasting_mib + store.state_mib) * 2**20 / assumed.storage_bytes_per_s
     rollout_s = play_seconds(config, shape, card, assumed, episodes)
+    weights_s, state_s = (mib * 2**20 / assumed.storage_bytes_per_s for mib in (store.lasting_mib, store.state_mib))
+    to_store_s = weights_s + (max(0.0, state_s - rollout_s) if config.storage.background else state_s)
     passes_of_push = 1 if learner.lora is None else 2  # adapters are merged into a folder first
     push_s = passes_of_push * shape.parameters * BYTES[learner.dtype] / assumed.storage_bytes_per_s
     updated_s = learner.epochs * layers * tokens * forward / (assumed.update_share * speed)

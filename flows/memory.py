@@ -153,7 +153,7 @@ class Stored:
     state_mib: float
     campaign_mib: float
     temporary_mib: float
-    """What the temporary folder holds at a time: a new policy before it is stored, or a merged one (LoRA)."""
+    """What the temporary folder holds at a time: a new policy until all of it is stored, and a merged one (LoRA)."""
 
 
 def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int = 0) -> Stored:
@@ -170,7 +170,7 @@ def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int =
     policies, kept = max(0, config.iterations + 1 - done), config.storage.optimizer_states
     states = policies if kept is None else min(policies, kept + 1 - min(done, kept))
     campaign = lasting * policies + state * states + (0.0 if done else base)
-    return Stored(lasting, state, campaign, max(base, lasting + state) if policies else 0.0)
+    return Stored(lasting, state, campaign, base + lasting + state if policies else 0.0)
 
 
 def trained_parameters(config: CampaignConfig, shape: PolicyShape) -> int:

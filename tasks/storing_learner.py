@@ -27,7 +27,7 @@ class StoringLearner(Learner):
         if torch.distributed.get_rank() == 0:
             files = put_folder(store, folder, uri, without=STATE_FOLDER).files
         self._weights = FolderRecord(uri=uri, files=files)
-        self._upload = ThreadPoolExecutor(1).submit(_put_state, store, folder, uri)
+        self._upload = ThreadPoolExecutor(1).submit(self._put_state, store, folder, uri)
         return self._weights
 
     def stored(self) -> FolderRecord:
@@ -37,10 +37,9 @@ class StoringLearner(Learner):
         files = sorted((file for part in parts for file in part), key=lambda file: file.path)
         return FolderRecord(uri=self._weights.uri, files=tuple(files))
 
-
-def _put_state(store: CampaignStore, folder: Path, uri: str) -> tuple[FileRecord, ...]:
-    """Copy the state in `folder`, if there is one (at ZeRO 0 the first rank has it all), and remove the folder."""
-    try:
-        return put_part(store, folder, uri, STATE_FOLDER)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    def _put_state(self, store: CampaignStore, folder: Path, uri: str) -> tuple[FileRecord, ...]:
+        """Copy the state in `folder`, if there is one (at ZeRO 0 the first rank has it all), and remove the folder."""
+        try:
+            return put_part(store, folder, uri, STATE_FOLDER)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

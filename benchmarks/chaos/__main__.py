@@ -27,13 +27,15 @@ def main() -> int:
     parser.add_argument("--store", choices=("file", "s3", "both"), default="both")
     parser.add_argument("--seed", type=int, default=0, help="of what is killed and when")
     parser.add_argument("--start-up", action="store_true", help="kill only while the driver starts")
+    parser.add_argument("--upload", action="store_true", help="slow uploads, and kill only while there is one")
     parser.add_argument("--no-serve", action="store_true", help="leave out campaigns that `opid serve` runs")
     parser.add_argument("--out", type=Path, help="write the result there, as Markdown")
     arguments = parser.parse_args()
     clear_environment()
     folder = Path(tempfile.mkdtemp(prefix="opid-chaos-"))
     stores = ["file", "s3"] if arguments.store == "both" else [arguments.store]
-    shapes = _shapes(stores, arguments.start_up, not arguments.no_serve)
+    only: Mode | None = "start-up" if arguments.start_up else "upload" if arguments.upload else None
+    shapes = _shapes(stores, only, not arguments.no_serve)
     generator = random.Random(arguments.seed)
     killed: dict[str, Counter[str]] = {store: Counter() for store in stores}
     storages: dict[str, Storage] = {}
@@ -48,7 +50,7 @@ def main() -> int:
             storage, key = storages[shape.store], (shape.store, shape.ranks)
             if key not in references:
                 _say(f"undisturbed: {shape.store}, {shape.ranks} rank(s)")
-                references[key] = undisturbed(storage, folder, f"undisturbed-{shape.store}-{shape.ranks}", shape.ranks)
+                references[key] = undisturbed(storage, folder, f"undisturbed-{shape.store}-{shape.ranks}", shape)
                 _check_alike(references)
             name, kills = f"round-{len(outcomes):03d}", generator.randint(*KILLS)
             _say(f"{name}: {shape.store}, {shape.ranks} rank(s), {shape.mode}, {kills} kills")
@@ -81,10 +83,10 @@ def main() -> int:
     return 0
 
 
-def _shapes(stores: list[str], start_up: bool, serve: bool) -> list[Shape]:
+def _shapes(stores: list[str], only: Mode | None, serve: bool) -> list[Shape]:
     """The kinds of rounds, in the order in which they take turns."""
-    if start_up:
-        return [Shape(store, 1, "start-up") for store in stores]
+    if only:
+        return [Shape(store, ranks, only) for ranks in ((1,) if only == "start-up" else (1, 2)) for store in stores]
     modes: list[tuple[Mode, int]] = [
         ("command", 2),
         ("command", 1),

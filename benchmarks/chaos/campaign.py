@@ -53,6 +53,8 @@ class Setup:
     endpoint_url: str | None
     ranks: int
     iterations: int = ITERATIONS
+    upload_s: float | None = None
+    """So much longer an optimizer state is on its way; None: as long as it takes."""
 
     @property
     def mark(self) -> str:
@@ -122,7 +124,9 @@ class CommandRun:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = self._setup.start("-m", "flows.cli", "train", str(self._config))
+        upload_s = self._setup.upload_s
+        program = ["flows.cli"] if upload_s is None else ["benchmarks.chaos.slow_upload", str(upload_s)]
+        self._process = self._setup.start("-m", *program, "train", str(self._config))
 
     def freeze(self, seconds: float) -> bool:
         """Stop the driver for `seconds`, and start another; whether there was one."""

@@ -37,10 +37,13 @@ LIMIT_S = 900.0
 LOOK_S = 0.25
 FROZEN_S = (2.0 * RECOVERY["lease_ttl_s"], 12.0 * RECOVERY["lease_ttl_s"])
 """So long a frozen driver stays so: another has taken its lease by then, and may have ended."""
+UPLOAD_S, UPLOAD_ITERATIONS = 10.0, 4
+"""Of the campaigns that are killed while optimizer states are uploaded: how much longer that takes them, and how many
+iterations they have."""
 LATER_S = 4.0
 """A victim that is not alive when its time has come is looked for again within so long."""
 
-Mode = Literal["command", "served", "start-up"]
+Mode = Literal["command", "served", "start-up", "upload"]
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ class Outcome:
     failure: str | None = None
 
 
-def undisturbed(storage: Storage, folder: Path, name: str, ranks: int) -> Reference:
+def undisturbed(storage: Storage, folder: Path, name: str, shape: Shape) -> Reference:
     """Run the campaign in peace. Raises RoundFailed where even that fails."""
-    setup = _setup(storage, folder, name, ranks)
+    setup = _setup(storage, folder, name, shape)
     run, store = CommandRun(setup), setup.store(storage.direct_url)
     began_s = time.monotonic()
     seen: dict[str, float] = {}
@@ -122,7 +125,7 @@ def play(
     """Run a campaign with up to `kills` kills (it may end before), then check everything; meanwhile a reader reads all
     that is committed every `pause_s`. The folder of a round that failed stays."""
     outcome = Outcome(shape, name)
-    setup = _setup(storage, folder, name, shape.ranks)
+    setup = _setup(storage, folder, name, shape)
     began_s = time.monotonic()
     struck = Counter(storage.struck)
     run: TendedRun = ServedRun(setup) if shape.mode == "served" else CommandRun(setup)
@@ -225,12 +228,16 @@ def _moments(
     shape: Shape, reference: Reference, kills: int, generator: random.Random
 ) -> list[tuple[str | None, float]]:
     """When to kill: steps spread evenly over all there are, each with the seconds to wait once the step before it is
-    recorded. In a round of the start-up: seconds after each start."""
+    recorded. In a round of the start-up: seconds after each start; in one of uploads: of the steps only those in which
+    an optimizer state is on its way."""
     order = list(reference.seconds)
     if shape.mode == "start-up":
         longest_s = 1.2 * reference.seconds[order[0]]
         return [(None, generator.uniform(0, longest_s)) for _ in range(kills)]
-    chosen = sorted(generator.choices(range(len(order)), k=kills))
+    steps = range(len(order))
+    if shape.mode == "upload":  # the rollout of the next iteration, then the update that waits
+        steps = [n for n in steps if order[n].endswith(("rollout", "update")) and order[n] != "000001/rollout"]
+    chosen = sorted(generator.choices(steps, k=kills))
     return [(order[index], generator.uniform(0, reference.seconds[order[index]])) for index in chosen]
 
 
@@ -252,10 +259,11 @@ def _order(step: str) -> tuple[int, int]:
     return (int(iteration), STAGES.index(stage))
 
 
-def _setup(storage: Storage, folder: Path, name: str, ranks: int) -> Setup:
+def _setup(storage: Storage, folder: Path, name: str, shape: Shape) -> Setup:
     own = folder / name
     own.mkdir(parents=True, exist_ok=True)
-    return Setup(own, storage.root(name), storage.endpoint_url, ranks, ITERATIONS)
+    iterations, upload_s = (UPLOAD_ITERATIONS, UPLOAD_S) if shape.mode == "upload" else (ITERATIONS, None)
+    return Setup(own, storage.root(name), storage.endpoint_url, shape.ranks, iterations, upload_s)
 
 
 def _start_reader(setup: Setup, pause_s: float):

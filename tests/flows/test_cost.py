@@ -62,9 +62,11 @@ def test_the_learners_seconds_by_hand():
     forward = 2_000_000 + 400 * 427  # FLOP a token
     assert cost.seconds["rescore"] == pytest.approx(2 * 34_160 * forward / (0.5 * 2e9))  # plain and reference, 2 ranks
     # Forward, backward as two, forward again: 4; weights (2 bytes) and their state (2 + 8 + 4), and the tables.
-    stored_bytes = 1_100_000 * (2 + 14) + 8 * 12 * 2048 * 2
+    state_bytes = 1_100_000 * 14
+    weights_bytes = 1_100_000 * 2 + 8 * 12 * 2048 * 2
     update_s = 4 * 34_160 * forward / (0.25 * 2e9)
-    assert cost.seconds["update"] == pytest.approx(update_s + stored_bytes / 1e6)
+    assert cost.seconds["rollout"] - 2.2 > state_bytes / 1e6  # the state is stored in the background of a rollout
+    assert cost.seconds["update"] == pytest.approx(update_s + weights_bytes / 1e6)
     assert (cost.seconds["extract_skills"], cost.seconds["other"]) == (0, 3)
     total_s = sum(cost.seconds.values())
     assert cost.hours == pytest.approx(10 * total_s / 3600)
@@ -74,6 +76,17 @@ def test_the_learners_seconds_by_hand():
     evaluate_s = cost.seconds["evaluate"] - 2.2 * 3 / 10
     busy_s = rollout_s + evaluate_s + 2 * (cost.seconds["rescore"] + update_s)
     assert cost.busy == pytest.approx(busy_s / (2 * total_s))
+
+
+def test_a_state_is_waited_for_as_far_as_its_upload_is_longer_than_a_rollout():
+    alone = estimate(config_of(storage={"background": False}), SHAPE, CARD, ASSUMED).seconds
+    together = estimate(config_of(), SHAPE, CARD, ASSUMED).seconds
+    assert alone["update"] - together["update"] == pytest.approx(15.4)  # 1,100,000 weights, 14 bytes each, 1 MB/s
+    at_once = Card(peak_flops=1e30, bandwidth=1e30)  # 80 turns of 0.1 s, 10 steps of 100 tokens of 0.01 s: 18 s
+    slower = Assumptions(**{**vars(ASSUMED), "storage_bytes_per_s": 0.5e6})  # 30.8 s, of which 12.8 s are left
+    alone = estimate(config_of(storage={"background": False}), SHAPE, at_once, slower).seconds
+    together = estimate(config_of(), SHAPE, at_once, slower).seconds
+    assert alone["update"] - together["update"] == pytest.approx(18)
 
 
 @pytest.mark.parametrize(

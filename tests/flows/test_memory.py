@@ -162,7 +162,9 @@ def test_of_adapters_the_store_has_the_base_once(tmp_path):
     assert everything.lasting_mib == (2 * TRAINED + 2 * 4 * 16 * 2048 * 2) / mib
     assert everything.state_mib == 14 * TRAINED / mib
     assert everything.campaign_mib == 200 + 10 * (everything.lasting_mib + everything.state_mib)
-    assert everything.temporary_mib == 200  # a merged policy
+    assert (
+        everything.temporary_mib == 200 + everything.lasting_mib + everything.state_mib
+    )  # a merged policy, and its own
     later = stored(config, ADAPTED, done=4)
     assert later.campaign_mib == 6 * (everything.lasting_mib + everything.state_mib)
     assert stored(config, ADAPTED, done=10).temporary_mib == 0

@@ -14,6 +14,7 @@ from infra.store import (
     open_campaign,
     put_folder,
     put_object,
+    put_part,
     weights_only,
 )
 from opid_core.errors import DataError, InfrastructureError
@@ -77,6 +78,20 @@ def test_a_folder_of_it_may_be_left_out(store, tmp_path, cache):
     kept = ["deep/optimizer/x", "model.safetensors", "optimizer.json"]
     assert [file.path for file in record.files] == [f"policies/000001/attempt/{name}" for name in kept]
     assert all_files(folder_path(store, record)) == kept
+
+
+def test_a_folder_of_it_may_follow_later(store, tmp_path, cache):
+    local, uri = make_folder(tmp_path, "local"), "policies/000001/attempt"
+    (local / "optimizer" / ".state.pt.tmp").write_bytes(b"of another program")
+    rest = put_folder(store, local, uri, without="optimizer")
+    assert (folder_path(store, rest) / "model.safetensors").read_bytes() == b"weights"
+    part = put_part(store, local, uri, "optimizer")
+    assert [file.path for file in part] == [f"{uri}/optimizer/state.pt"]
+    assert put_part(store, tmp_path / "empty", uri, "optimizer") == ()
+    whole = FolderRecord(uri=uri, files=(*rest.files, *part))
+    objects.delete([store.address(part[0].path)] if store.endpoint_url else [])  # S3: it is in the cache
+    assert all_files(folder_path(store, whole)) == ["model.safetensors", "optimizer/state.pt"]
+    assert all_files(folder_path(store, rest)) == ["model.safetensors", "optimizer/state.pt"]
 
 
 def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypatch):

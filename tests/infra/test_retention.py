@@ -129,6 +129,17 @@ def test_files_of_others_among_the_objects_are_passed_over(store, tmp_path):
     verify(store)
 
 
+def test_what_the_records_of_the_next_two_iterations_name_is_no_orphan(store, tmp_path):
+    chain = make_chain(store, tmp_path, 2)
+    named = {}
+    for iteration in (2, 3, 4):  # of 3 the rollout may have been played while the policy of 2 was stored
+        (record, _) = make_manifest(store, tmp_path, chain[-1]).tables.values()
+        stages.record(store, iteration, 0, "rollout", {}, {"tables": {"steps": record.model_dump(mode="json")}})
+        named[iteration] = record.path
+    assert {named[2], named[3]}.isdisjoint(orphan_paths(store))
+    assert named[4] in orphan_paths(store)
+
+
 def test_what_no_manifest_names_is_found_and_deleted(store, tmp_path):
     chain = make_chain(store, tmp_path, 2)
     kept = stored_paths(store)

@@ -17,6 +17,7 @@ from tasks.commit import build_manifest, commit, history, metric_rows, times, wh
 from tasks.iteration import CampaignRun, Iteration
 from tasks.results import StageResult
 from tasks.version import code_version
+from tests.factories import make_manifest
 
 METRICS = {"rollout/success_micro": 0.25, "seconds/rollout_s": 1.5, "rollout/broken": 0, "rollout/return": math.nan}
 
@@ -170,6 +171,16 @@ def test_overhead_is_what_engine_environments_and_learner_leave(run):
     }
     it.reused_stages = {"rescore"}  # in an earlier run: no part of this one
     assert times(it, 60.0) == {"seconds/iteration_s": 60.0, "seconds/overhead_s": 60.0 - 51.0}
+
+
+def test_a_rollout_that_was_played_ahead_counts_in_the_iteration_in_which_it_was_played(run, tmp_path):
+    it = run.begin(0, 0)
+    run.begin_ahead(make_manifest(run.store, tmp_path, None), 0)
+    assert run.ahead is not None
+    run.ahead.results = {"rollout": StageResult(metrics={"seconds/push_s": 1.0, "seconds/rollout_s": 20.0})}
+    assert times(it, 60.0, run.ahead)["seconds/overhead_s"] == 60.0 - 21.0
+    run.ahead.reused_stages = {"rollout"}
+    assert times(it, 60.0, run.ahead)["seconds/overhead_s"] == 60.0
 
 
 def test_the_code_version_begins_with_the_packages():

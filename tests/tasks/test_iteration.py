@@ -42,7 +42,7 @@ from tasks.route import route
 from tasks.store import count_attempts, open_store, read_chain
 from tasks.track import prune_states, track
 from tasks.update import update
-from tests.factories import make_chain, valid_rows
+from tests.factories import make_chain, make_manifest, valid_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 
@@ -206,6 +206,58 @@ def test_tables_stay_in_memory_until_a_resume(run):
     resumed = call(run, task)
     assert resumed.table("steps") is not tables["steps"]
     assert resumed.samples.table.equals(samples.table)
+
+
+def test_a_stage_that_is_left_open_is_gone_on_with_and_recorded_at_its_end(run):
+    calls: list[bool] = []
+
+    def body(it: Iteration) -> None:
+        calls.append(it.is_left_open)
+        if not it.is_left_open:
+            it.write("metrics", metrics_table(0.5), iteration=0)
+            it.metrics["seconds/rollout_s"] = 10.0
+            it.leave_open()
+            return
+        it.go_on()
+        with it.timed("seconds/rollout_s"):
+            pass
+
+    task = stage_task(body)
+    it = call(run, task)
+    assert set(it.results) == {"rollout"}
+    assert stages.finished(run.store, 0, 0) == set()
+    first_s = it.results["rollout"].metrics["seconds/stage/rollout_s"]
+    assert call(run, task) is it
+    assert calls == [False, True]
+    assert stages.finished(run.store, 0, 0) == {"rollout"}
+    assert value_of(it) == 0.5
+    numbers = it.results["rollout"].metrics
+    assert 10.0 <= (numbers["seconds/rollout_s"] or 0.0) < 11.0
+    assert (numbers["seconds/stage/rollout_s"] or 0.0) > (first_s or 0.0)
+
+
+def test_what_was_played_ahead_is_reused_where_it_follows_the_same_content_in_the_same_attempt(run, tmp_path):
+    first, other = (make_manifest(run.store, tmp_path, None, weights=weights) for weights in (b"one", b"two"))
+    for attempt, (expected, committed, begun, reused) in enumerate(
+        [(first, first, 0, True), (first, other, 0, False), (first, first, 1, False)]
+    ):
+        run.begin(0, attempt)
+        task, calls = counting_stage(0.5, 0.7, 0.9)
+        run.begin_ahead(expected, 10 * attempt)
+        configured(task, run.config)("demo", 1, 10 * attempt)
+        assert (run.ahead.number, run.ahead.policy) == (1, expected.policy)
+        table = run.ahead.table("metrics")
+        run.chain[:] = [committed]
+        it = run.begin(1, 10 * attempt + begun)
+        assert run.ahead is None
+        if committed == other:
+            with pytest.raises(AttemptUnusable, match="made from another parent"):
+                call(run, task)
+        else:
+            call(run, task)
+            assert (it.reused_stages == {"rollout"}, it.table("metrics") is table) == (reused, reused)
+            assert len(calls) == (1 if reused else 2)
+        run.chain.clear()
 
 
 # Faults -----------------------------------------------------------------------------------------------------------
