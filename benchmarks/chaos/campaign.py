@@ -125,7 +125,7 @@ class CommandRun:
 
     def start(self) -> None:
         upload_s = self._setup.upload_s
-        program = ["flows.cli"] if upload_s is None else ["benchmarks.chaos.slow_upload", str(upload_s)]
+        program = ["flows.cli"] if upload_s is None else ["benchmarks.slow_upload", str(upload_s)]
         self._process = self._setup.start("-m", *program, "train", str(self._config))
 
     def freeze(self, seconds: float) -> bool:

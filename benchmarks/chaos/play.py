@@ -37,7 +37,7 @@ LIMIT_S = 900.0
 LOOK_S = 0.25
 FROZEN_S = (2.0 * RECOVERY["lease_ttl_s"], 12.0 * RECOVERY["lease_ttl_s"])
 """So long a frozen driver stays so: another has taken its lease by then, and may have ended."""
-UPLOAD_S, UPLOAD_ITERATIONS = 10.0, 4
+UPLOAD_S, UPLOAD_ITERATIONS = 10.0, 3
 """Of the campaigns that are killed while optimizer states are uploaded: how much longer that takes them, and how many
 iterations they have."""
 LATER_S = 4.0

@@ -42,7 +42,7 @@ def kind_of(process: psutil.Process) -> str | None:
     text = " ".join(words)
     marks = {
         "flows.cli train": DRIVER,
-        "benchmarks.chaos.slow_upload": DRIVER,
+        "benchmarks.slow_upload": DRIVER,
         "prefect.engine": RUN,
         "prefect worker start": WORKER,
         "flows.prefect_api": PREFECT,

@@ -245,6 +245,7 @@ def test_what_was_played_ahead_is_reused_where_it_follows_the_same_content_in_th
         task, calls = counting_stage(0.5, 0.7, 0.9)
         run.begin_ahead(expected, 10 * attempt)
         configured(task, run.config)("demo", 1, 10 * attempt)
+        assert run.ahead is not None
         assert (run.ahead.number, run.ahead.policy) == (1, expected.policy)
         table = run.ahead.table("metrics")
         run.chain[:] = [committed]

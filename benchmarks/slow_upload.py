@@ -1,4 +1,4 @@
-"""`opid` whose optimizer states take long to upload: `python -m benchmarks.chaos.slow_upload SECONDS train CONFIG`."""
+"""`opid` whose optimizer states take long to upload: `python -m benchmarks.slow_upload SECONDS train CONFIG`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infra.manifest import FileRecord
 from infra.store import CampaignStore
 from tasks.storing_learner import StoringLearner
 
-_SECONDS = "OPID_CHAOS_UPLOAD_S"
+_SECONDS = "OPID_UPLOAD_S"
 
 
 class SlowLearner(StoringLearner):
@@ -29,5 +29,5 @@ if __name__ == "__main__":
     from flows.cli import main as cli
     from tasks import places
 
-    places.LEARNER = "benchmarks.chaos.slow_upload:SlowLearner"
+    places.LEARNER = "benchmarks.slow_upload:SlowLearner"
     cli.main()
