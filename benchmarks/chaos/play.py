@@ -61,7 +61,8 @@ class Shape:
             common = [victims.DRIVER, victims.TREE, victims.PREFECT]
         else:
             common = [victims.TREE, victims.ENGINE, victims.RANK, victims.PREFECT]
-            common += [victims.WORKER, victims.RUN] if self.mode == "served" else [victims.DRIVER, victims.FROZEN]
+            common += [victims.WORKER, victims.RUN] if self.mode == "served" else [victims.DRIVER]
+            common += [victims.FROZEN] if self.mode == "command" else []
             common += [victims.TORCHRUN] if self.ranks > 1 else []
         return common + ([victims.STORAGE] if self.store == "s3" else [])
 
