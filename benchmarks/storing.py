@@ -27,6 +27,7 @@ CHANGES = {
     "rollout.tasks_per_iteration": 4,
     "rollout.group_size": 4,
     "evaluation.tasks": 1,
+    "warm_start.episodes": 10,
 }
 SHOWN = ("seconds/iteration_s", "seconds/rollout_s", "seconds/update_s", "seconds/store_policy_s")
 
