@@ -182,7 +182,7 @@ class InstantLearner:
 class InstantWorkers:
     """In place of `tasks.workers.Workers`."""
 
-    micro_batch_tokens = 16384
+    micro_batch_tokens, has_engine, is_storing = 16384, True, False
 
     def __init__(self, prompt_tokens: int, response_tokens: int) -> None:
         self._tokenizer, self._engine = InstantTokenizer(prompt_tokens), InstantEngine(response_tokens)
