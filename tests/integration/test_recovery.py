@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,14 @@ def test_ended_in_every_way_it_goes_on_and_ends_as_what_nothing_disturbed(
         for path in stages.glob("*.json"):
             records.setdefault(path.stem, json.loads(path.read_bytes())["result"])
 
+    def is_hosted(process: psutil.Process) -> bool:
+        with suppress(psutil.Error):  # it has just ended
+            return "infra.hosting" in process.cmdline()
+        return False
+
     def rolls_out() -> bool:
         time.sleep(0.1)
-        return any("infra.hosting" in " ".join(process.cmdline()) for process in processes_of(root))
+        return any(map(is_hosted, processes_of(root)))
 
     process = run_until(rolls_out)
     process.send_signal(signal.SIGTERM)
