@@ -21,7 +21,7 @@ def iteration(seed: int = 5) -> Iteration:
             "method": {"name": "dapo"},
         }
     )
-    it = Iteration(CampaignRun(config, CampaignStore("unused", "c")), 7, attempt=0)  # drawing reads nothing
+    it = Iteration(CampaignRun(config, CampaignStore("unused", "c")), [], 7, attempt=0)  # drawing reads nothing
     it.seed = seed
     return it
 
