@@ -210,8 +210,8 @@ def test_every_temperature_is_tried_before_any_episode(server, evaluate):
 
 
 def test_a_panel_that_is_too_large_is_said_before_the_endpoint_is_asked(server, evaluate):
-    error = evaluate("--set", "evaluation.tasks=5").error
-    assert error == "error: evaluation: the split 'valid_unseen' has 4 tasks, the panel needs 5\n"
+    error = evaluate("--set", "evaluation.tasks=9").error
+    assert error == "error: evaluation: the split 'valid_unseen' has 8 tasks, the panel needs 9\n"
     assert server.requests == []
 
 
