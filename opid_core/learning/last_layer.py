@@ -2,9 +2,9 @@
 alone.
 
 It is the model's own forward pass, whatever its architecture does around the output layer (scales, caps), whole or in
-its two halves: its body, and what comes after it. Of the last decoder layer keys and values are
-needed everywhere, but the projection after attention and the feed-forward network work position by position: on all
-others they are skipped. Values and gradients at the read positions stay what they are.
+its two halves: its body, and what comes after it. Of the last decoder layer keys and values are needed everywhere, but
+the projection after attention and the feed-forward network work position by position: on all others they are skipped.
+Values and gradients at the read positions stay what they are.
 """
 
 from __future__ import annotations
