@@ -5,8 +5,8 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --no-compile
-# On all cores, where pip would take one. Where PYTHONDONTWRITEBYTECODE is set each process would else compile thousands
-# of modules for itself.
+# On all cores, where pip would take one, and without the packages' own tests. Where PYTHONDONTWRITEBYTECODE is set each
+# process would else compile thousands of modules for itself.
 COMPILE := $(BIN)/python -m compileall -j 0
 OURS := flows tasks opid_core envs infra tests benchmarks
 INSTALLED := $(VENV)/.installed
@@ -44,10 +44,11 @@ install: $(INSTALLED)
 $(INSTALLED): requirements/cpu.lock pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "OPID needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) pip==26.3  # that of Python 3.11 takes minutes to choose among the files of an index
 	$(PIP) --retries 1 --timeout 60 --extra-index-url $(TORCH_INDEX) "$$(grep -E '^torch==' requirements/cpu.lock | cut -d' ' -f1)"
 	$(PIP) -r requirements/cpu.lock
 	$(PIP) --no-build-isolation -e .
-	$(COMPILE) -qq $(VENV)/lib || true  # some packages hold modules for another Python
+	$(COMPILE) -qq -x '/tests/' $(VENV)/lib || true  # some packages hold modules for another Python
 	touch $@
 
 clean:

@@ -130,9 +130,16 @@ def _own_server() -> Iterator[None]:
         with kept_alive(lambda: start_server(listener, log, env)) as server:
             wait_until_healthy(url, server, log)
             from prefect.logging.handlers import APILogHandler
-            from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+            from prefect.settings import (
+                PREFECT_API_AUTH_STRING,
+                PREFECT_API_URL,
+                PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+                temporary_settings,
+            )
 
-            with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth}):
+            # No heartbeats: nobody looks for them here, and each flow's end waits up to a second for their thread.
+            heartbeats = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+            with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth, **heartbeats}):
                 try:
                     yield
                 finally:

@@ -18,6 +18,7 @@ from flows.notify import failure_told
 from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
 from flows.reports.formatting import Terminal
+from infra.interrupts import kept_for_tasks
 from infra.store import find_campaign, open_campaign
 from opid_core.config import CampaignConfig, RecoveryConfig, load_config
 from opid_core.errors import InfrastructureError
@@ -77,7 +78,8 @@ def train_campaign(config: CampaignConfig, console: Console, api: AbstractContex
 
     `api` is the Prefect API to start first; None where this runs inside of a flow.
     """
-    with live_progress(console, config, "start Prefect" if api else "start"), api or nullcontext():
+    begin = "start Prefect" if api else "start"
+    with live_progress(console, config, begin), api or nullcontext(), kept_for_tasks():
         run_campaign(config)
     endpoint_url = config.storage.endpoint_url
     with console.status(f"{config.campaign}: writing the report and the pages"):

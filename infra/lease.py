@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from infra.campaigns import NUMBERED
+from infra.interrupts import interruptible
 from infra.store import CampaignStore, create_object, list_objects, location, put_object, read_object
 from opid_core.errors import ConfigError, DataError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 from opid_core.reading import parse_json
@@ -91,7 +92,8 @@ def acquire(
         say(f"Waiting {ttl_s:g} s for a heartbeat of {_describe(first)}.")
         # Only the waits are counted, not how long the store took to answer: a slow store is no dead holder.
         for _ in range(_LOOKS):
-            wait(ttl_s / _LOOKS)
+            with interruptible():
+                wait(ttl_s / _LOOKS)
             holder = _read(store, epoch)
             if holder is None or holder.released:
                 break

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from infra.interrupts import interruptible
 from opid_core.errors import InfrastructureError
 
 Event = Literal["progress", "resumed", "committed", "fault", "given up"]
@@ -79,7 +80,8 @@ def logged(name: str, iteration: int | None = None) -> Iterator[None]:
     whole = name if iteration is None else f"{name} of iteration {iteration}"
     logger.info("%s begins", whole)
     try:
-        yield
+        with interruptible():
+            yield
     except (InfrastructureError, TimeoutError) as error:
         announce(iteration, name, "fault", f"{name} failed: {error}")
         raise

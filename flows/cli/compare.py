@@ -68,11 +68,13 @@ def compare(
         return
     if not report_only:
         from flows.prefect_api import prefect_api
+        from infra.interrupts import kept_for_tasks
 
         with exit_on_interrupt(), ExitStack() as running:
             with console.status(f"{name}: starting Prefect"):
                 running.enter_context(prefect_api())
-            run_study(study, console)
+            with kept_for_tasks():
+                run_study(study, console)
     from flows.reports.study import write_comparison
 
     folder = write_comparison(study)

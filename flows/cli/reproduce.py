@@ -240,7 +240,9 @@ def _run(config: CampaignConfig, copy: CampaignStore, before: list[Manifest], de
     from flows.campaign import run_iteration
     from flows.display import live_progress
     from flows.prefect_api import prefect_api
+    from infra.interrupts import kept_for_tasks
     from tasks.iteration import CampaignRun
 
-    with live_progress(console, config, "start Prefect"), prefect_api(), CampaignRun(config, copy, before):
+    progress, run = live_progress(console, config, "start Prefect"), CampaignRun(config, copy, before)
+    with progress, prefect_api(), kept_for_tasks(), run:
         return run_iteration(config.campaign, len(before), 0, degrade)

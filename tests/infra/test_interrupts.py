@@ -1,0 +1,122 @@
+"""When Ctrl-C is raised. That an interrupted campaign ends and goes on as if nothing had been: test_recovery.py."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from infra import interrupts
+from infra.interrupts import interruptible, kept_for_tasks
+
+
+@contextmanager
+def with_handler(handler: signal.Handlers | None) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _as_python_begins() -> Iterator[None]:
+    with with_handler(None):
+        yield
+
+
+def press() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_between_tasks_it_waits_for_the_next_one():
+    passed = []
+    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+        with interruptible():
+            passed.append("a task")
+        press()
+        passed.append("Prefect's own code")
+        with interruptible():
+            passed.append("the next task")
+    assert passed == ["a task", "Prefect's own code"]
+
+
+def test_in_a_task_and_what_runs_within_it_it_is_raised_at_once_and_once():
+    passed = []
+    with kept_for_tasks():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt), interruptible(), interruptible():
+                press()
+                passed.append("after it")
+        with interruptible():
+            passed.append("the next task")
+    assert passed == ["the next task"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_that_python_drops_is_raised_at_the_end_of_the_task():
+    class Pressing:
+        def __del__(self) -> None:
+            press()
+
+    passed = []
+    with pytest.raises(KeyboardInterrupt), kept_for_tasks(), interruptible():
+        Pressing()
+        passed.append("dropped")
+    assert passed == ["dropped"]
+
+
+def test_what_no_task_follows_is_raised_in_the_end():
+    passed = []
+    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+        press()
+        passed.append("the end of the flow")
+    assert passed == ["the end of the flow"]
+
+
+def test_a_second_one_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+        press()
+        press()
+        pytest.fail("it was kept")
+
+
+def test_where_nothing_takes_it_the_main_thread_is_woken(monkeypatch):
+    monkeypatch.setattr(interrupts, "GRACE_S", 0.2)
+    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+        press()
+        threading.Event().wait(60)
+        pytest.fail("it was never raised")
+
+
+def test_an_error_on_the_way_is_not_replaced():
+    with pytest.raises(ValueError, match="of the flow"), kept_for_tasks():
+        press()
+        raise ValueError("of the flow")
+
+
+def test_who_ignores_it_or_handles_it_keeps_to_that():
+    with with_handler(signal.SIG_IGN), kept_for_tasks(), interruptible():
+        press()
+    with kept_for_tasks():
+        outer = signal.getsignal(signal.SIGINT)
+        with kept_for_tasks():  # of a study around its campaigns
+            assert signal.getsignal(signal.SIGINT) is outer
+        assert signal.getsignal(signal.SIGINT) is outer
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_another_thread_changes_nothing():
+    seen = []
+
+    def elsewhere() -> None:
+        with kept_for_tasks(), interruptible():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
