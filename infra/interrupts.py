@@ -1,7 +1,7 @@
 """Ctrl-C that waits for a place where it can be taken.
 
 Prefect's own code between two tasks is no such place: an interrupt that comes when a task's or flow's function has just
-ended is dropped (`FlowRunEngine.initialize_run`), and one in the middle of its requests has left a run waiting for ever.
+ended is dropped (`FlowRunEngine.initialize_run`), and one there has left a run that waited for ever.
 """
 
 from __future__ import annotations

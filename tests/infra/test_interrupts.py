@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -32,28 +32,37 @@ def press() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def ended(flow: Callable[[list[str]], None]) -> list[str]:
+    """What `flow` has noted before Ctrl-C ended it."""
+    passed: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        flow(passed)
+    return passed
+
+
 def test_between_tasks_it_waits_for_the_next_one():
-    passed = []
-    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+    @kept_for_tasks()
+    def flow(passed: list[str]) -> None:
         with interruptible():
             passed.append("a task")
         press()
         passed.append("Prefect's own code")
         with interruptible():
             passed.append("the next task")
-    assert passed == ["a task", "Prefect's own code"]
+
+    assert ended(flow) == ["a task", "Prefect's own code"]
 
 
 def test_in_a_task_and_what_runs_within_it_it_is_raised_at_once_and_once():
-    passed = []
+    def task(passed: list[str]) -> None:
+        with interruptible(), interruptible():
+            press()
+            passed.append("after it")
+
     with kept_for_tasks():
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt), interruptible(), interruptible():
-                press()
-                passed.append("after it")
+        assert ended(task) == ended(task) == []
         with interruptible():
-            passed.append("the next task")
-    assert passed == ["the next task"]
+            pass
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -62,40 +71,56 @@ def test_one_that_python_drops_is_raised_at_the_end_of_the_task():
         def __del__(self) -> None:
             press()
 
-    passed = []
-    with pytest.raises(KeyboardInterrupt), kept_for_tasks(), interruptible():
-        Pressing()
-        passed.append("dropped")
-    assert passed == ["dropped"]
+    @kept_for_tasks()
+    def flow(passed: list[str]) -> None:
+        with interruptible():
+            Pressing()
+            passed.append("dropped")
+        passed.append("the task has ended")
+
+    assert ended(flow) == ["dropped"]
 
 
 def test_what_no_task_follows_is_raised_in_the_end():
-    passed = []
-    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+    @kept_for_tasks()
+    def flow(passed: list[str]) -> None:
         press()
         passed.append("the end of the flow")
-    assert passed == ["the end of the flow"]
+
+    assert ended(flow) == ["the end of the flow"]
 
 
 def test_a_second_one_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+    @kept_for_tasks()
+    def flow(passed: list[str]) -> None:
         press()
+        passed.append("once")
         press()
-        pytest.fail("it was kept")
+        passed.append("twice")
+
+    assert ended(flow) == ["once"]
 
 
 def test_where_nothing_takes_it_the_main_thread_is_woken(monkeypatch):
     monkeypatch.setattr(interrupts, "GRACE_S", 0.2)
-    with pytest.raises(KeyboardInterrupt), kept_for_tasks():
+
+    @kept_for_tasks()
+    def flow(passed: list[str]) -> None:
         press()
         threading.Event().wait(60)
-        pytest.fail("it was never raised")
+        passed.append("never")
+
+    assert ended(flow) == []
 
 
 def test_an_error_on_the_way_is_not_replaced():
-    with pytest.raises(ValueError, match="of the flow"), kept_for_tasks():
+    @kept_for_tasks()
+    def flow() -> None:
         press()
         raise ValueError("of the flow")
+
+    with pytest.raises(ValueError, match="of the flow"):
+        flow()
 
 
 def test_who_ignores_it_or_handles_it_keeps_to_that():

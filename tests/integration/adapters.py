@@ -46,7 +46,14 @@ def check_adapters(campaign: Campaign, folder: Path) -> None:
     settings = json.loads((folder / "alone" / "policy" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (4, 8)
     with pytest.raises(ConfigError, match="--adapter: the policy after iteration 0 is none"):
-        export("tiny", folder / "none", iteration="0", adapter=True, root=str(campaign.store.root))
+        export(
+            "tiny",
+            folder / "none",
+            iteration="0",
+            adapter=True,
+            root=str(campaign.store.root),
+            endpoint_url=campaign.store.endpoint_url,
+        )
     start_folder, merged = (load_model(one, torch.float32) for one in (campaign.policy(0), folder / "merged/policy"))
     own = load_file(folder / "alone" / "policy" / "adapter_model.safetensors")
     name = "model.layers.0.mlp.up_proj"

@@ -43,6 +43,7 @@ def reference(campaign) -> Reference:
     return Reference(checks.result_of(campaign.store), STEPS)
 
 
+@pytest.mark.slow  # kills on a disk are in test_recovery.py, a campaign on S3 in test_environments.py
 def test_a_campaign_on_s3_that_is_killed_ends_as_one_on_a_disk_to_which_nothing_happened(
     reference, prefect_database, tmp_path, monkeypatch
 ):

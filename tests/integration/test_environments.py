@@ -1,7 +1,7 @@
 """The shipped tiny campaigns of the other environments, rollout to commit (ALFWorld: test_campaign.py).
 
 WebShop's is trained with dapo, which draws further groups for those whose outcomes tie; search's with a method of a
-user's own, whose class the learner's process imports too, and with adapters.
+user's own, whose class the learner's process imports too, with adapters, and on an S3 server.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 
 from infra.manifest import weights_hash
 from infra.store import read_config, verify
+from tests.conftest import S3_BUCKET
 from tests.integration.adapters import LORA, check_adapters
 from tests.integration.campaigns import REPOSITORY, finish, opened, start
 
@@ -26,13 +27,18 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
     ],
     ids=["webshop", "search_qa"],
 )
-def test_an_iteration(tmp_path, prefect_server, name, penalty, method, more):
+def test_an_iteration(tmp_path, prefect_server, request, name, penalty, method, more):
     if name == "webshop":
         pytest.importorskip("thefuzz", reason="needs the extra `webshop`")
     root: Path = tmp_path / name
     text = (REPOSITORY / "configs" / f"tiny_{name}.yaml").read_text(encoding="utf-8")
     options = ("campaign=tiny", "iterations=1", f"method={method}", *more)
-    found = opened(root, finish(start(root, prefect_server, *options, text=text), root))
+    stored, endpoint_url = str(root), None
+    if name == "search_qa":
+        stored, endpoint_url = f"s3://{S3_BUCKET}/{tmp_path.name}", request.getfixturevalue("s3_server").endpoint_url
+        options += (f"root={stored}", f"storage.endpoint_url={endpoint_url}")
+    printed = finish(start(root, prefect_server, *options, text=text), root)
+    found = opened(stored, printed, endpoint_url)
     assert [manifest.iteration for manifest in found.chain] == [0, 1]
     verify(found.store)
     steps, trajectories = found.rows("steps", 1), found.rows("trajectories", 1)

@@ -22,7 +22,8 @@ from opid_core.errors import ConfigError
 from opid_core.skills.analyzers import llm
 from tests.opid_core.skills.episodes import episode
 
-pytestmark = pytest.mark.integration
+# Our side of the endpoint is tested with a scripted server by `make test`.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 POLICY = CONFIGS / "policies" / "alfworld_tiny"
