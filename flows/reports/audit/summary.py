@@ -72,6 +72,16 @@ class CommitRow:
         ]
 
     @property
+    def evaluated(self) -> list[tuple[str, float | None, float | None]]:
+        """Panel, success and score (None: there is none) of each evaluation."""
+        end = "/success_micro"
+        names = sorted(name for name in self.metrics if name.startswith("evaluation/") and name.endswith(end))
+        return [
+            (name.split("/")[1], self.metrics[name], self.metrics.get(name.removesuffix(end) + "/score"))
+            for name in names
+        ]
+
+    @cached_property
     def expectations(self) -> int:
         return sum(len(gate.expectations) for gate in self.manifest.gates.values())
 
