@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -63,6 +64,23 @@ def test_in_a_task_and_what_runs_within_it_it_is_raised_at_once_and_once():
         assert ended(task) == ended(task) == []
         with interruptible():
             pass
+
+
+def test_work_in_an_event_loop_is_ended_and_cleans_up():
+    async def waiting(passed: list[str]) -> None:
+        asyncio.get_running_loop().call_later(0.05, press)
+        try:
+            await asyncio.sleep(60)
+            passed.append("slept")
+        finally:
+            passed.append("cleaned up")
+
+    @kept_for_tasks()
+    def flow(passed: list[str]) -> None:
+        with interruptible():
+            asyncio.run(waiting(passed))
+
+    assert ended(flow) == ["cleaned up"]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
