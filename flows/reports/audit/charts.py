@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 COLOURS = ("#0b5394", "#b45309", "#6d28d9", "#047857", "#be123c", "#0e7490", "#4d7c0f", "#831843")
+MOST_DOTS = 200
+"""Of a line: those of a thousand iterations would be one thick line, and take half of the page's time."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Series:
     dashed: bool = False
     shift: float = 0.0
     """Pixels to the right, so that bars at one place do not hide each other."""
+
+    @property
+    def dots(self) -> Sequence[Point]:
+        """The points that have a dot: at most `MOST_DOTS`, at equal distances, with the last."""
+        every = max(1, math.ceil(len(self.points) / MOST_DOTS))
+        return self.points[::-1][::every][::-1]
 
 
 class Chart:

@@ -240,6 +240,17 @@ def test_a_tokenizer_that_cannot_split_is_named(tmp_path):
     assert stored_tokenizer(store, chain[1]) == f"the policy folder {chain[1].policy.uri} holds no tokenizer.json"
 
 
+@pytest.mark.parametrize(
+    ("points", "first", "dots"), [(0, None, 0), (1, 0, 1), (200, 0, 200), (201, 0, 101), (601, 0, 151)]
+)
+def test_a_long_line_has_few_dots_and_its_last_one(points, first, dots):
+    line = Series("s", "#000000", [Point(number, 0, 0, 0, "") for number in range(points)])
+    drawn = [int(point.x) for point in line.dots]
+    assert len(drawn) == dots
+    assert drawn[:1] == ([] if first is None else [first])
+    assert drawn[-1:] == ([] if first is None else [points - 1])
+
+
 def test_a_chart_puts_values_where_they_belong():
     chart = Chart([Series("s", "#000000", [Point(0, 0, 0, 0, ""), Point(20, 1, 1, 1, "")])], 200, 100, 1.0, (40, 20))
     assert (chart.x(0), chart.x(20), chart.y(0), chart.y(1)) == (46, 188, 80, 8)
