@@ -70,7 +70,7 @@ def test_work_in_an_event_loop_is_ended_and_cleans_up():
     async def waiting(passed: list[str]) -> None:
         asyncio.get_running_loop().call_later(0.05, press)
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(60)  # where the interrupt is lost: the test fails, and does not hang
             passed.append("slept")
         finally:
             passed.append("cleaned up")
@@ -125,7 +125,7 @@ def test_where_nothing_takes_it_the_main_thread_is_woken(monkeypatch):
     @kept_for_tasks()
     def flow(passed: list[str]) -> None:
         press()
-        threading.Event().wait(60)
+        threading.Event().wait(60)  # likewise
         passed.append("never")
 
     assert ended(flow) == []

@@ -37,8 +37,9 @@ def test_ended_in_every_way_it_goes_on_and_ends_as_what_nothing_disturbed(
     campaign, prefect_database, prefect_server, tmp_path
 ):
     """Its second iteration is terminated in the rollout, interrupted while it scores again, killed with all its
-    processes in the evaluation (in the update: test_chaos.py), each time started again by the same command; in the end
-    twice at once, of which one works and the other stops. It keeps the newest optimizer state alone."""
+    processes in the evaluation (in the update: test_chaos.py, a slow test), each time started again by the same
+    command; in the end twice at once, of which one works and the other stops. It keeps the newest optimizer state
+    alone."""
     root = tmp_path / "ended"
     stages = before_the_second_iteration(campaign, root) / "_stages" / "000002" / "000"
     records: dict[str, dict[str, Any]] = {}
