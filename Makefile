@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(COMPILE) -q $(OURS)
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every change.
 test-slow: $(INSTALLED)

@@ -202,6 +202,7 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> 
 
 def _serve() -> None:
     """Serve on the socket that is this process's standard input."""
+    processes.collect_garbage_less_often()
     import uvicorn
     from prefect.server.api.server import create_app
     from prefect.server.database.configurations import AioSqliteConfiguration

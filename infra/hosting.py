@@ -279,6 +279,7 @@ def _raise(name: str, rank: int, kind: str, text: str) -> NoReturn:
 
 def _serve(folder: Path) -> None:
     processes.die_with_parent()
+    processes.collect_garbage_less_often()
     rank = int(os.environ.get("LOCAL_RANK", "0"))  # of those that this parent started
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as plugs, open(os.devnull, "rb") as nothing:
         _, (plug,), _, _ = socket.recv_fds(plugs, 1, 1, socket.MSG_CMSG_CLOEXEC)

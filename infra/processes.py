@@ -7,6 +7,7 @@ dies, however that happens (PR_SET_PDEATHSIG). Linux only.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -54,6 +55,12 @@ def die_with_parent() -> None:
     """Ask the kernel to kill this process when the thread that started it ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def collect_garbage_less_often() -> None:
+    """For a process that imports much: vLLM's modules alone are millions of objects that stay, which the collector goes
+    through again and again while they are made. A look at every 50,000 new ones (of 700) takes a seventh off that."""
+    gc.set_threshold(50_000, 20, 50)
 
 
 def kill(process: subprocess.Popen[bytes], *, grace_s: float = 0.0) -> None:

@@ -30,12 +30,14 @@ from flows.cli import (  # noqa: F401 - each adds its command
     warm_start,
 )
 from flows.cli.common import app, error_console
+from infra import processes
 from opid_core.errors import OpidError
 
 
 def main() -> None:
     """Entry point: OPID's own errors become one message and exit code 2; a bug shows its trace."""
     settings.fit_machine()
+    processes.collect_garbage_less_often()
     try:
         app()
     except OpidError as error:

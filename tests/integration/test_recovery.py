@@ -64,7 +64,7 @@ def test_ended_in_every_way_it_goes_on_and_ends_as_what_nothing_disturbed(
         time.sleep(0.1)
         return any(map(is_hosted, processes_of(root)))
 
-    process = run_until(rolls_out)
+    process = run_until(rolls_out, prefect_server)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     all_is_over()
