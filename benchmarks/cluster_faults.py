@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from infra import ray_hosting
+from infra import ray_nodes
 from infra.ray_hosting import Places, RayGroup
 from opid_core.errors import InfrastructureError
 from tests.clusters import Cluster, raylets
@@ -36,9 +36,9 @@ AFTER_S = 2.0
 ROOT = Path(__file__).parents[1]
 DRIVER = """
 import psutil, sys
-from infra import ray_hosting
+from infra import ray_nodes
 from infra.ray_hosting import Places
-ray_hosting.connect(sys.argv[1])
+ray_nodes.connect(sys.argv[1])
 places = Places([{"CPU": 1}] * 2, 300.0)
 group = places.group("counter", "tests.hosted:Counter", 5, seats=[0, 1], envs=[{}, {}])
 group.call("add", 1)
@@ -133,7 +133,7 @@ def lost_raylets(cluster: Cluster) -> Iterator[str]:
     """A raylet frozen, then another one killed; neither is the head's."""
     head = {child.pid for child in psutil.Process(cluster.raylets[0].pid).children(recursive=True)}
     for what, number in (("SIGSTOP (frozen)", signal.SIGSTOP), ("SIGKILL", signal.SIGKILL)):
-        places = Places([{"CPU": 2}] * len(ray_hosting.nodes()), START_S)
+        places = Places([{"CPU": 2}] * len(ray_nodes.nodes()), START_S)
         victim = next(one for one in places.process_ids if one not in head)
         raylet, processes = raylet_of(victim), below(places.process_ids)
         seconds, text = struck(places, lambda raylet=raylet, number=number: os.kill(raylet, number))
@@ -162,7 +162,7 @@ def lost_drivers(cluster: Cluster) -> Iterator[str]:
         if what == "the driver":
             driver.kill()
         else:
-            ray_hosting.disconnect()
+            ray_nodes.disconnect()
             (head,) = cluster.raylets[:1]
             children = psutil.Process(head.pid).children(recursive=True)
             next(child for child in children if "gcs_server" in child.name()).kill()
@@ -190,7 +190,7 @@ def main() -> None:
     with out.open("w", encoding="utf-8") as page, raylets(3, cpus=2) as cluster:
         head = PAGE.format(cores=os.cpu_count(), load=os.getloadavg()[0], ray=importlib.metadata.version("ray"))
         print(head, file=page)
-        ray_hosting.connect(cluster.address)
+        ray_nodes.connect(cluster.address)
         for line in chain(lost_actors(cluster), lost_raylets(cluster), lost_drivers(cluster)):
             print(line, file=page, flush=True)
 

@@ -1,5 +1,4 @@
-"""Hosted objects on the nodes of a Ray cluster: the second implementation of `infra.groups.Group`, and the only module
-that imports ray.
+"""Hosted objects on the nodes of a Ray cluster: the second implementation of `infra.groups.Group`.
 
 Ray places one actor (`infra.places.Place`) on each share of the nodes, carries calls and tells of losses. It repeats
 nothing: no actor is restarted and no call is made again. Every loss is an InfrastructureError.
@@ -7,158 +6,25 @@ nothing: no actor is restarted and no call is made again. Every loss is an Infra
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
 import secrets
-import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from infra.places import Place
+from infra.ray_nodes import SLICE_S, answers, one_line, those_ready, title
 from opid_core import errors
-from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.errors import InfrastructureError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-_SLICE_S = 0.5
-"""Waits are short: a time-out that another thread raises in this one is seen between them only."""
 _PATIENCE_S = 5.0
 _KILL_S = 30.0
 _ANSWER_S = 60.0
 """For what a live place answers at once."""
 _CALLS_AT_ONCE = 16
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Where nothing answers Ray tries for a quarter of an hour.
-    "RAY_gcs_server_port_wait_time_s": "1",
-}
-
-
-def connect(address: str) -> None:
-    """Join the cluster at `address` (HOST:PORT, or `auto` for the one that runs on this machine) as its driver, once.
-
-    Raises ConfigError where ray is missing, no head answers, the cluster has another version of Ray or Python, or no
-    node of it is on this machine.
-    """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(f"cluster.address: a cluster needs Ray: pip install 'opid[ray]' ({error})") from None
-    if ray.is_initialized():
-        return
-    if address != "auto":
-        _check_answers(address)
-    try:
-        with _own_signals():
-            ray.init(
-                address=address,
-                namespace="opid",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(
-            f"cluster.address: {address}: {why} (the cluster must be up, with this Python and Ray, and this machine "
-            "one of its nodes: docs/cluster.md)"
-        ) from None
-
-
-def _check_answers(address: str) -> None:
-    """Raise ConfigError where nobody listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    addresses = [host]
-    if host in ("localhost", "127.0.0.1", "[::1]"):
-        from ray.util import get_node_ip_address
-
-        addresses.append(get_node_ip_address())  # what Ray takes it for
-    for tried in addresses:
-        try:
-            socket.create_connection((tried.strip("[]"), int(port)), timeout=5.0).close()
-        except OSError as error:
-            hint = f" (Ray takes {host} for {tried})" if tried != host else ""
-            raise ConfigError(
-                f"cluster.address: no Ray cluster at {address}{hint}: {error.strerror or error}; start its head with "
-                "`ray start --head`, or correct the address"
-            ) from None
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """In the block signal handlers may be replaced; afterwards those from before are back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def disconnect() -> None:
-    """Leave the cluster; its actors of this driver end."""
-    import ray
-
-    ray.shutdown()
-
-
-def nodes() -> list[dict[str, float]]:
-    """What each live node has: CPU, GPU and whatever else, also in use."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def on_every_node(function: str, *arguments: Any, timeout_s: float) -> dict[str, Any]:
-    """Results of `function` (`package.module:function`) by the name of each live node.
-
-    Raises InfrastructureError where a node does not answer in time, ConfigError where the function fails there: the
-    program or a package of it is another one there, or missing.
-    """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    ask = ray.remote(max_retries=0, num_cpus=0)(_called)
-    asked = {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[ask.options(scheduling_strategy=here).remote(function, arguments)] = _title(node)
-    results, deadline_s = {}, time.monotonic() + timeout_s
-    for reference, node in asked.items():
-        try:
-            while not _ready([reference]):
-                if time.monotonic() > deadline_s:
-                    raise InfrastructureError(f"cluster: node {node} did not answer within {timeout_s:g} s")
-            results[node] = ray.get(reference)
-        except RayTaskError as error:
-            why = str(error).strip().splitlines()[-1]
-            raise ConfigError(f"cluster: node {node} cannot run this version of the program: {why}") from None
-        except RayError as error:
-            raise InfrastructureError(f"cluster: node {node} was lost: {_one_line(error)}") from error
-    return results
-
-
-def _called(function: str, arguments: Sequence[Any]) -> Any:
-    """On a node."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)(*arguments)
-
-
-def _title(node: Mapping[str, Any]) -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
 
 
 class Places:
@@ -190,7 +56,7 @@ class Places:
                 )
             about = answers([actor.about.remote() for actor in self.actors], start_timeout_s)
             table = ray.util.placement_group_table(self._placement)["bundles_to_node_id"]
-            titles = {node["NodeID"]: _title(node) for node in ray.nodes()}
+            titles = {node["NodeID"]: title(node) for node in ray.nodes()}
             self.addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
             self.node_ids: list[str] = [table[number] for number in range(len(bundles))]
             self.nodes = [f"node {titles[node]}" for node in self.node_ids]
@@ -204,7 +70,7 @@ class Places:
         import ray
 
         deadline_s = time.monotonic() + self._start_timeout_s
-        while not self._placement.wait(_SLICE_S):
+        while not self._placement.wait(SLICE_S):
             if time.monotonic() > deadline_s:
                 asked = ", ".join(_amounts(bundle) for bundle in bundles)
                 free = [_amounts(_free(node["NodeID"])) for node in ray.nodes() if node["Alive"]]
@@ -319,7 +185,7 @@ class RayGroup:
         asked = [actor.kill.remote(self._key) for actor in self._actors]
         deadline_s = time.monotonic() + _KILL_S
         while asked and time.monotonic() < deadline_s:
-            asked = [reference for reference in asked if not _ready([reference])]
+            asked = [reference for reference in asked if not those_ready([reference])]
 
     @contextmanager
     def _killed_when_left(self) -> Iterator[None]:
@@ -338,7 +204,7 @@ class RayGroup:
 
             pids = []
             for rank, reference in enumerate(self._starting):
-                while not _ready([reference]):
+                while not those_ready([reference]):
                     pass  # a lost actor ends this
                 try:
                     pids.append(ray.get(reference))
@@ -374,7 +240,7 @@ class RayGroup:
         failures: dict[int, tuple[str, str]] = {}
         failed_s = 0.0
         while waiting:
-            ready = _ready([*waiting, *news])
+            ready = those_ready([*waiting, *news])
             # A failed rank leaves the others waiting for it, or failing too: the one that died is the cause.
             if failures and not ready and time.monotonic() > failed_s + _PATIENCE_S:
                 break
@@ -427,7 +293,7 @@ class RayGroup:
         ago = f", {time.monotonic() - heard_s:.0f} s before" if heard_s else ""
         raise InfrastructureError(
             f"the {self._of_rank(rank)} ({process} on {self._places.nodes[self._seats[rank]]}) was lost: "
-            f"{_one_line(error)}; its last lines{ago}:\n{lines or '(none were heard)'}"
+            f"{one_line(error)}; its last lines{ago}:\n{lines or '(none were heard)'}"
         ) from error
 
 
@@ -435,35 +301,8 @@ def first_done(groups: Sequence[RayGroup]) -> RayGroup:
     """Wait until one of `groups`, each of which has begun something, can finish it or was lost: the first of those."""
     by_answer = {group.first_answer: group for group in groups}
     while True:
-        if ready := _ready([*by_answer]):
+        if ready := those_ready([*by_answer]):
             return by_answer[ready[0]]
-
-
-def answers(references: Sequence[ObjectRef], timeout_s: float) -> list[Any]:
-    """What actors answer. Raises InfrastructureError for one that is lost or silent for `timeout_s` seconds."""
-    import ray
-    from ray.exceptions import RayError
-
-    deadline_s = time.monotonic() + timeout_s
-    try:
-        for reference in references:
-            while not _ready([reference]):
-                if time.monotonic() > deadline_s:
-                    raise InfrastructureError(f"cluster: an actor did not answer within {timeout_s:g} s")
-        return ray.get([*references])
-    except RayError as error:
-        raise InfrastructureError(f"cluster: an actor was lost: {_one_line(error)}") from error
-
-
-def _ready(references: Sequence[ObjectRef]) -> list[ObjectRef]:
-    """Those of `references` that are there, in their order, after a short wait for one of them."""
-    import ray
-
-    try:
-        ray.wait([*references], num_returns=1, timeout=_SLICE_S)
-        return ray.wait([*references], num_returns=len(references), timeout=0)[0]
-    except SystemError as error:  # what a signal's handler raised inside Ray's extension module
-        raise (error.__cause__ or error) from None
 
 
 def _raise(kind: str, text: str) -> NoReturn:
@@ -481,7 +320,3 @@ def _amounts(resources: Mapping[str, float]) -> str:
     return " + ".join(
         f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU") if name == "CPU" or resources.get(name)
     )
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

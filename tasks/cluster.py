@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from infra import ray_hosting
+from infra import ray_hosting, ray_nodes
 from infra.groups import Folder, Group, StoredFolder
 from infra.manifest import FolderRecord
 from infra.store import CampaignStore, location, put_object, read_object, weights_only
@@ -77,8 +77,8 @@ class ClusterPlaces:
         if self._places is None:
             cluster = self._config.cluster
             assert cluster.address is not None
-            ray_hosting.connect(cluster.address)
-            self._places = ray_hosting.Places(bundles(self._config, ray_hosting.nodes()), cluster.start_timeout_s)
+            ray_nodes.connect(cluster.address)
+            self._places = ray_hosting.Places(bundles(self._config, ray_nodes.nodes()), cluster.start_timeout_s)
         return self._places
 
 
@@ -116,10 +116,10 @@ def check_cluster(config: CampaignConfig) -> None:
     assert config.cluster.address is not None
     if config.learner.lora is not None:
         raise ConfigError("cluster.address: adapters (learner.lora) are trained on one machine; leave one of both out")
-    ray_hosting.connect(config.cluster.address)
-    bundles(config, ray_hosting.nodes())
+    ray_nodes.connect(config.cluster.address)
+    bundles(config, ray_nodes.nodes())
     ours = versions()
-    for node, theirs in ray_hosting.on_every_node("tasks.version:versions", timeout_s=_CHECK_S).items():
+    for node, theirs in ray_nodes.on_every_node("tasks.version:versions", timeout_s=_CHECK_S).items():
         different = [
             f"{name} {theirs.get(name)} there, {ours[name]} here" for name in ours if theirs.get(name) != ours[name]
         ]
@@ -133,7 +133,7 @@ def check_store(store: CampaignStore) -> None:
     """Raise ConfigError where a node of the joined cluster does not see the store: all policies go through it."""
     token = secrets.token_hex(16)
     put_object(store, TOKEN, token.encode())
-    for node, seen in ray_hosting.on_every_node("tasks.cluster:read_token", store, timeout_s=_CHECK_S).items():
+    for node, seen in ray_nodes.on_every_node("tasks.cluster:read_token", store, timeout_s=_CHECK_S).items():
         if seen != token:
             raise ConfigError(
                 f"root: node {node} does not see {location(store)} as this machine does ({seen}); choose a root on S3 "

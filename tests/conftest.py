@@ -108,12 +108,12 @@ def prefect_server(tmp_path_factory, prefect_database) -> Iterator[dict[str, str
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """Two local raylets of three CPUs each, which this process has joined; no process is left of them."""
-    from infra import ray_hosting
+    from infra import ray_nodes
 
     with raylets(2, cpus=3) as cluster:
-        ray_hosting.connect(cluster.address)
+        ray_nodes.connect(cluster.address)
         yield cluster
-        ray_hosting.disconnect()
+        ray_nodes.disconnect()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from infra import ray_hosting
+from infra import ray_nodes
 from infra.ray_hosting import Places
 from infra.store import STATE_FOLDER, folder_path, open_campaign, put_folder
 from opid_core.config import build_config
@@ -165,7 +165,7 @@ def test_a_cluster_of_another_ray_is_refused(ray_cluster):
     script = f"""
 import ray
 ray.__version__ = "2.0.0"
-from infra.ray_hosting import connect
+from infra.ray_nodes import connect
 from opid_core.errors import ConfigError
 try:
     connect("{ray_cluster.address}")
@@ -188,4 +188,4 @@ def test_a_store_that_a_node_does_not_see_is_refused(ray_cluster, tmp_path, monk
 def test_more_than_the_cluster_has_is_refused(ray_cluster, tmp_path):
     with pytest.raises(ConfigError, match=r"learner.ranks 40: 40 CPUs are needed, the cluster has \d+ and no GPU"):
         check_cluster(config_of(ray_cluster, tmp_path, ranks=40))
-    assert len(ray_hosting.nodes()) == 2
+    assert len(ray_nodes.nodes()) == 2

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from infra import ray_hosting
+from infra import ray_nodes
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from tasks.cluster import bundles, seats_of_ranks
@@ -61,13 +61,13 @@ def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch):
         with pytest.raises(
             ConfigError, match=rf"^cluster.address: no Ray cluster at 127.0.0.2:{port}: Connection refused"
         ):
-            ray_hosting.connect(f"127.0.0.2:{port}")
+            ray_nodes.connect(f"127.0.0.2:{port}")
 
 
 def test_a_missing_ray_is_said_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"cluster.address: a cluster needs Ray: pip install 'opid\[ray\]'"):
-        ray_hosting.connect("head:6379")
+        ray_nodes.connect("head:6379")
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "user:key@head:6379", "head:port", ""])
