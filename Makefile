@@ -5,9 +5,13 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --no-compile
-# On all cores, where pip would take one, and without the packages' own tests. Where PYTHONDONTWRITEBYTECODE is set each
-# process would else compile thousands of modules for itself.
+# Where this is set each process would compile thousands of modules for itself.
+export PYTHONDONTWRITEBYTECODE :=
+# On all cores, where pip would take one.
 COMPILE := $(BIN)/python -m compileall -j 0
+# A third of what is installed, which few commands or none import.
+RARE := /tests/|/ray/(data|llm|rllib|serve|train|tune)/|/transformers/models/[^aq]
+RARE := $(RARE)|/(anthropic|apprise|databricks|nltk|numba|openai|pip|playwright|spacy|textarena)/
 OURS := flows tasks opid_core envs infra tests benchmarks
 INSTALLED := $(VENV)/.installed
 
@@ -48,7 +52,7 @@ $(INSTALLED): requirements/cpu.lock pyproject.toml
 	$(PIP) --retries 1 --timeout 60 --extra-index-url $(TORCH_INDEX) "$$(grep -E '^torch==' requirements/cpu.lock | cut -d' ' -f1)"
 	$(PIP) -r requirements/cpu.lock
 	$(PIP) --no-build-isolation -e .
-	$(COMPILE) -qq -x '/tests/' $(VENV)/lib || true  # some packages hold modules for another Python
+	$(COMPILE) -qq -x '$(RARE)' $(VENV)/lib || true  # some packages hold modules for another Python
 	touch $@
 
 clean:

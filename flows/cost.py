@@ -163,7 +163,7 @@ def estimate(
     episodes = _episodes(config)
     samples = episodes * steps
     tokens = float(episodes * (sum(prompts) + steps * response))
-    forward = _flops_a_token(shape, tokens / samples)
+    forward = flops_a_token(shape, tokens / samples)
     speed = card.peak_flops * gpus * (assumed.zero3_share if learner.zero_stage == 3 else 1.0)
     # Forward, backward (twice that; with LoRA once, as frozen weights get no gradient), and forward again.
     layers = 3 + learner.gradient_checkpointing - (learner.lora is not None)
@@ -224,7 +224,7 @@ def play_seconds(config: CampaignConfig, shape: PolicyShape, card: Card, assumed
         read_s = ((shape.parameters + shape.tied_parameters) * size + live * (prompt + response / 2) * cache_bytes) / (
             assumed.bandwidth_share * card.bandwidth
         )
-        flops = _flops_a_token(shape, prompt + response)
+        flops = flops_a_token(shape, prompt + response)
         multiply_s = live * flops / (assumed.prefill_share * card.peak_flops)
         token_s = max(read_s, multiply_s) + assumed.token_overhead_s
         seconds += response * token_s + (1 - assumed.cached_prompts) * prompt * multiply_s
@@ -339,7 +339,7 @@ def _panels(config: CampaignConfig) -> list[int]:
     return [times * count for count in due if count]
 
 
-def _flops_a_token(shape: PolicyShape, context: float) -> float:
+def flops_a_token(shape: PolicyShape, context: float) -> float:
     """Of a forward pass in a sequence of `context` tokens: two a weight that is multiplied, and attention to half of
     the sequence. Looking up an embedding is free."""
     looked_up = 0 if shape.tied_parameters else shape.vocab_size * shape.hidden_size

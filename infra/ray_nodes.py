@@ -23,8 +23,8 @@ SLICE_S = 0.5
 """Waits are short: a time-out that another thread raises in this one is seen between them only."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Where nothing answers Ray tries for a quarter of an hour.
-    "RAY_gcs_server_port_wait_time_s": "1",
+    # Tries to connect, of 20: where nothing answers they take a quarter of an hour. One is too few for a busy head.
+    "RAY_gcs_server_port_wait_time_s": "3",
 }
 
 

@@ -81,7 +81,7 @@ def test_ended_in_every_way_it_goes_on_and_ends_as_what_nothing_disturbed(
     kill(run_until((stages / "update.json").exists, prefect_server))  # the evaluation follows
     all_is_over()
 
-    drivers = [start(root, prefect_database, KEEP_ONE) for _ in range(2)]
+    drivers = [start(root, prefect_server, KEEP_ONE) for _ in range(2)]
     codes = [driver.wait(timeout=LIMIT_S) for driver in drivers]
     resumed = opened(root, (root / "output.txt").read_text(encoding="utf-8"))
     assert sorted(codes) == [0, 2], resumed.printed
