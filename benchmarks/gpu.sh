@@ -41,6 +41,7 @@ until [ -e "$work/gpu/_stages/000001/000/route.json" ]; do
     sleep 0.1
 done
 kill -9 -- "-$first"
+wait "$first" 2> /dev/null || true
 since=$(date +%s)
 timeout 180 "${train[@]}" > "$work/second.log" 2>&1 || { tail -n 40 "$work/second.log" >&2; exit 1; }
 echo "Resumed and committed in $(($(date +%s) - since)) s, after $(find "$work/gpu/_stages/000001" -name failed.json | wc -l) attempts that were given up."

@@ -91,7 +91,7 @@ def row(name: str, samples_count: int) -> str:
             _, update_s = timed(lambda: group.call("update", samples, seed=1))
             mib = used_mib() - before_mib
         except OutOfMemory:
-            return f"| {name} | {shape.parameters / 1e9:.2f}B | out of memory | | | | |"
+            return f"| {name} | {shape.parameters / 1e6:,.0f}M | out of memory | | | | |"
         finally:
             group.kill()
     tokens = sum(len(part.values) for part in sequences)
@@ -99,7 +99,7 @@ def row(name: str, samples_count: int) -> str:
     passes = 2 if adapters else 3  # frozen weights get no gradient
     peak = CARDS["CPU"].peak_flops if not torch.cuda.is_available() else card_peak()
     return (
-        f"| {name} | {shape.parameters / 1e9:.2f}B | {tokens / score_s:,.0f} | {forward / score_s / peak:.0%} "
+        f"| {name} | {shape.parameters / 1e6:,.0f}M | {tokens / score_s:,.0f} | {forward / score_s / peak:.0%} "
         f"| {tokens / update_s:,.0f} | {passes * forward / update_s / peak:.0%} | {mib:,.0f} |"
     )
 
