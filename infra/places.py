@@ -19,7 +19,7 @@ from typing import Any
 from infra import processes
 from infra.groups import StoredFolder
 from infra.hosting import HostedGroup
-from opid_core.errors import OpidError
+from opid_core.errors import InfrastructureError, OpidError
 
 Answer = tuple[str, Any, list[tuple[Any, ...]]]
 """`result`, `error` or `death`; the result, or name and text of the error; the progress that was not told yet."""
@@ -79,7 +79,9 @@ class Place:
         """Call a method of the object and wait for it. Nothing is raised: an error crosses as its name and text."""
         told = self._progress[key]
         with self._locks[key]:
-            group = self._groups[key]
+            group = self._groups.get(key)
+            if group is None:  # ended by the driver, which hears no answer to this, while the call waited its turn
+                return "death", (InfrastructureError.__name__, "it was ended"), []
             try:
                 if failed := self._failed.get(key):
                     raise failed
