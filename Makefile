@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-deps --no-compile
 export PYTHONDONTWRITEBYTECODE :=
 # On all cores, where pip would take one.
 COMPILE := $(BIN)/python -m compileall -j 0
-# A third of what is installed, which few commands or none import.
+# What few commands or none import.
 RARE := /tests/|/ray/(data|llm|rllib|serve|train|tune)/|/transformers/models/[^aq]
 RARE := $(RARE)|/(anthropic|apprise|databricks|nltk|numba|openai|pip|playwright|spacy|textarena)/
 OURS := flows tasks opid_core envs infra tests benchmarks

@@ -58,8 +58,8 @@ def die_with_parent() -> None:
 
 
 def collect_garbage_less_often() -> None:
-    """For a process that imports much: vLLM's modules alone are millions of objects that stay, which the collector goes
-    through again and again while they are made. A look at every 50,000 new ones (of 700) takes a seventh off that."""
+    """For a process that imports much: the objects of modules stay, and the collector goes through them again and again
+    while they are made. It looks at every 50,000 new ones then, not at every 700."""
     gc.set_threshold(50_000, 20, 50)
 
 
