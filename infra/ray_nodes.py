@@ -54,6 +54,11 @@ def connect(address: str) -> None:
                 configure_logging=False,
             )
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        if "AuthenticationError" in str(error.__cause__):  # Ray says it there alone
+            raise ConfigError(
+                f"cluster.address: {address}: its head does not take this process's token: set RAY_AUTH_MODE=token and "
+                "the RAY_AUTH_TOKEN that the head was started with"
+            ) from None
         why = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
             f"cluster.address: {address}: {why} (the cluster must be up, with this Python and Ray, and this machine "

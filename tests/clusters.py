@@ -21,7 +21,6 @@ HOST = "127.0.0.2"
 """Loopback by a name that Ray does not take for this machine's other address, as it does 127.0.0.1."""
 START_TIMEOUT_S = 300.0
 ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "GLOO_SOCKET_IFNAME": "lo",
@@ -38,14 +37,21 @@ class Cluster:
     folder: Path
 
 
+def use_a_token() -> None:
+    """Set the secret by which this process and its raylets know each other. Ray reads it when it is imported, by vLLM
+    too, and never again."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+
+
 @contextmanager
 def raylets(count: int, *, cpus: int = 1, gpus: int = 0) -> Iterator[Cluster]:
     """`count` raylets of so many CPUs (and GPUs, which need not exist); the environment that reaches them is set in the
     block. Nothing of them is left afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # names of sockets are short
-    token = secrets.token_hex(16)
-    before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_TOKEN")}
-    os.environ.update({**ENVIRONMENT, "RAY_AUTH_TOKEN": token})
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *ENVIRONMENT)}
+    use_a_token()
+    os.environ.update(ENVIRONMENT)
     started: list[subprocess.Popen[bytes]] = []
     try:
         address = f"{HOST}:{free_ports(1)[0]}"

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from infra import local_s3, s3_objects
 from infra.ray_hosting import Places
-from tests.clusters import Cluster, raylets
+from tests.clusters import Cluster, raylets, use_a_token
 
 S3_BUCKET = "opid"
 # Children import what the tests hand them, and take nothing from the working directory.
@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as `opid` does: libraries read it when they are imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test waits for the hub; that of the hub has a server of its own
 
+use_a_token()  # before any test imports Ray
 
 # No test is timed: how long an example takes tells of the machine's other work.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -161,10 +161,18 @@ def test_a_cluster_of_other_versions_is_refused(ray_cluster, tmp_path, monkeypat
         check_cluster(config)
 
 
-def test_a_cluster_of_another_ray_is_refused(ray_cluster):
+@pytest.mark.parametrize(
+    ("environment", "line", "refused"),
+    [
+        ({}, "ray.__version__ = '2.0.0'", "Version mismatch"),
+        ({"RAY_AUTH_TOKEN": "another"}, "", "its head does not take this process's token: set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "", "its head does not take this process's token: set RAY_AUTH_MODE=token"),
+    ],
+)
+def test_a_cluster_of_another_ray_or_token_is_refused(ray_cluster, environment, line, refused):
     script = f"""
 import ray
-ray.__version__ = "2.0.0"
+{line}
 from infra.ray_nodes import connect
 from opid_core.errors import ConfigError
 try:
@@ -172,9 +180,11 @@ try:
 except ConfigError as error:
     print(error)
 """
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith(f"cluster.address: {ray_cluster.address}: Version mismatch")
-    assert printed.count("\n") == 1
+    process = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.startswith(f"cluster.address: {ray_cluster.address}: {refused}")
+    assert process.stdout.count("\n") == 1
 
 
 def test_a_store_that_a_node_does_not_see_is_refused(ray_cluster, tmp_path, monkeypatch):
