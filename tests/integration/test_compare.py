@@ -1,4 +1,4 @@
-"""A study of two campaigns through the real command: killed, continued, reported. Both methods are GRPO."""
+"""A study of two campaigns in WebShop through the real command: killed, continued, reported. Both methods are GRPO."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import pytest
 
 from infra.manifest import to_bytes, weights_hash
 from infra.store import find_campaign, manifests
-from tests.integration.campaigns import CONFIG, finish, kill, start, wait_for
+from tests.integration.campaigns import REPOSITORY, finish, kill, start, wait_for
 
 pytestmark = pytest.mark.integration
 
 LAMBDAS = "method: {lambda_episode: 0.01, lambda_step: 0.01}"
-SHORT = CONFIG.replace("iterations: 2", "iterations: 1")
-WITHOUT_SIGNAL = SHORT.replace("campaign: tiny", "campaign: skills").replace(LAMBDAS, LAMBDAS.replace("0.01", "0.0"))
-GRPO = SHORT.replace("campaign: tiny", "campaign: grpo").replace(LAMBDAS, "method: {name: grpo}")
+SHORT = (
+    (REPOSITORY / "configs" / "tiny_webshop.yaml").read_text(encoding="utf-8").replace("iterations: 2", "iterations: 1")
+    + "seed: 3\nrecovery: {lease_ttl_s: 3}\n"
+)
+WITHOUT_SIGNAL = SHORT.replace("tiny_webshop\n", "skills\n").replace(LAMBDAS, LAMBDAS.replace("0.01", "0.0"))
+GRPO = SHORT.replace("tiny_webshop\n", "grpo\n").replace(LAMBDAS, "method: {name: grpo}")
 
 
 def test_a_killed_study_goes_on_and_opid_without_its_signal_is_grpo_bit_for_bit(tmp_path, prefect_server):
+    pytest.importorskip("thefuzz", reason="needs the extra `webshop`")
     root = tmp_path / "runs"
     other = tmp_path / "grpo.yaml"
     other.write_text(GRPO, encoding="utf-8")

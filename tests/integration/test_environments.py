@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 @pytest.mark.parametrize(
     ("name", "penalty", "method", "more"),
     [
-        ("webshop", 0.1, "{name: dapo, resample_tied_rounds: 1}", ()),
+        # Slow: iterations in WebShop are in test_compare.py too, what dapo draws in tests/tasks/test_rollout.py.
+        pytest.param("webshop", 0.1, "{name: dapo, resample_tied_rounds: 1}", (), marks=pytest.mark.slow),
         ("search_qa", 0.01, "{name: 'tests.opid_core.learning.methods.self_imitation:SelfImitation'}", LORA),
     ],
     ids=["webshop", "search_qa"],
