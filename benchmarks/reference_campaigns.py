@@ -23,6 +23,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from infra.manifest import WEIGHT_SUFFIX, Manifest
 from infra.store import find_campaign, manifests
 from tests.integration.campaigns import CONFIG
@@ -30,11 +32,21 @@ from tests.integration.campaigns import CONFIG
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORD = REPOSITORY / "docs" / "measurements" / "reference_content.json"
 METHOD = "method: {lambda_episode: 0.01, lambda_step: 0.01}\n"
+
+
+def quickstart(**method: Any) -> tuple[str, Sequence[str]]:
+    """One iteration from the quickstart's policy: some of its groups have mixed outcomes, some steps two skills."""
+    config = yaml.safe_load((REPOSITORY / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    small = ("rollout.tasks_per_iteration=4", "rollout.group_size=6", "evaluation.tasks=8", "iterations=1")
+    games = ("environment.options.generator.train=400", "environment.options.generator.valid_unseen=12")
+    return yaml.safe_dump(config | {"method": method}), (*small, *games, "evaluation.temperatures=[1.0]")
+
+
 CASES: dict[str, tuple[str, Sequence[str]]] = {
     "tiny": (CONFIG, ()),  # what the integration tests run: their fixture is compared with it
     "opid": (CONFIG, ()),
-    "additive": (CONFIG, ("method.routing=additive",)),
-    "dapo": (CONFIG.replace(METHOD, "method: {name: dapo}\n"), ()),
+    "additive": quickstart(routing="additive", lambda_episode=1.0, lambda_step=1.0, tied_groups="zero"),
+    "dapo": quickstart(name="dapo"),
     **{
         name: (CONFIG.replace(METHOD, f"method: {{name: {name}, teacher: routed}}\n"), ())
         for name in ("rlsd", "sdar", "skill_sd")

@@ -133,6 +133,9 @@ class InProcessWorkers:
     def shrink_micro_batches(self) -> None:
         """Nothing to shrink."""
 
+    def close_engine(self) -> None:
+        """None is to be killed."""
+
     def close(self) -> None:
         self.is_storing = False
 

@@ -330,7 +330,7 @@ def stage(name: str, campaign: str, iteration: int, attempt: int, recorded: bool
     """The live iteration for the body of a stage's task, which returns at once where `Iteration.is_reused`.
 
     Timed, and `recorded` at the end. Any fault ends engine and learner: the next try makes new ones from the stored
-    policy.
+    policy. Of an iteration that is played ahead it ends the engine alone: the learner stores what is not committed yet.
     """
     run = campaign_run(campaign)
     named = (one for one in (run.iteration, run.ahead) if one and (one.number, one.attempt) == (iteration, attempt))
@@ -349,7 +349,7 @@ def stage(name: str, campaign: str, iteration: int, attempt: int, recorded: bool
                 it.end_stage(time.monotonic() - began_s)
             it.progress.end()
         except BaseException as error:
-            it.workers.close()
+            (it.workers.close_engine if it is run.ahead else it.workers.close)()
             if isinstance(error, OutOfMemory):
                 it.workers.shrink_micro_batches()
             raise

@@ -186,10 +186,15 @@ class Workers:
     def close(self) -> None:
         """Kill every process."""
         self._close_learner()
+        self.close_engine()
+        self._tokenizer = None
+        self._places.close()
+
+    def close_engine(self) -> None:
+        """Kill the engine alone: the learner may be storing."""
         if self._engine is not None:
             self._engine.kill()
-        self._engine = self._engine_policy = self._tokenizer = None
-        self._places.close()
+        self._engine = self._engine_policy = None
 
     def _close_learner(self) -> None:
         if self._learner is not None:

@@ -13,10 +13,9 @@ from tests.integration.campaigns import REPOSITORY, finish, kill, start, wait_fo
 pytestmark = pytest.mark.integration
 
 LAMBDAS = "method: {lambda_episode: 0.01, lambda_step: 0.01}"
-SHORT = (
-    (REPOSITORY / "configs" / "tiny_webshop.yaml").read_text(encoding="utf-8").replace("iterations: 2", "iterations: 1")
-    + "seed: 3\nrecovery: {lease_ttl_s: 3}\n"
-)
+SHORT = (REPOSITORY / "configs" / "tiny_webshop.yaml").read_text(encoding="utf-8").replace(
+    "iterations: 2", "iterations: 1"
+) + "seed: 3\nrecovery: {lease_ttl_s: 3}\n"
 WITHOUT_SIGNAL = SHORT.replace("tiny_webshop\n", "skills\n").replace(LAMBDAS, LAMBDAS.replace("0.01", "0.0"))
 GRPO = SHORT.replace("tiny_webshop\n", "grpo\n").replace(LAMBDAS, "method: {name: grpo}")
 
