@@ -229,6 +229,9 @@ class InstantWorkers:
     def shrink_micro_batches(self) -> None:
         pass
 
+    def close_engine(self) -> None:
+        pass
+
     def close(self) -> None:
         self.group.kill()
 
