@@ -72,19 +72,15 @@ def endpoint_settings(config: CampaignConfig, url: str, model: str, api_key_env:
 def evaluate_endpoint(config: CampaignConfig, settings: LlmConfig, console: Console) -> tuple[pa.Table, Answered]:
     """Play the panel with the model behind the endpoint; returns an `evaluations` table (policy_version 0) and what the
     endpoint answered. Before any episode it is asked once at each temperature.
-
-    The wall-clock limit of an episode does not apply: waiting for an endpoint is no fault of its model.
     """
     for split in config.evaluation.splits:
         panel(config, config.evaluation.tasks, split)
     for temperature in config.evaluation.temperatures:
         seed = derive(config.seed, "endpoint")
         check_endpoint(settings, max_tokens=config.rollout.max_response_tokens, temperature=temperature, seed=seed)
-    rules = config.environment.model_copy(update={"episode_timeout_s": float("inf")})
-    without_limit = config.model_copy(update={"environment": rules})
     engine = EndpointEngine(settings, on_note=lambda note: say(console, note))
     with closing(engine), live_progress(console, first="evaluate"):
-        table = play_panel(without_limit, engine, None, 0, config.evaluation.tasks)
+        table = play_panel(config, engine, None, 0, config.evaluation.tasks)
     say(console, _summary(engine.answered))
     return table, engine.answered
 

@@ -21,7 +21,8 @@ class EnvironmentConfig(Section):
     history_length: int = Field(default=5, ge=0)
     """How many past (observation, action) pairs the prompt shows."""
     episode_timeout_s: float = Field(default=600.0, gt=0)
-    """Wall-clock limit of one episode; beyond it the episode is truncated."""
+    """What the world's answers in one episode may take together; beyond it the episode is broken. The engine's time is
+    not counted."""
     success_reward: float = Field(default=10.0, gt=0)
     """Reward of a won episode (`released`: 10, search_qa 1; `paper`: 1)."""
     invalid_action_penalty: float = Field(default=0.1, ge=0)

@@ -115,6 +115,7 @@ class EpisodeSettings:
     temperature: float
     success_reward: float
     timeout_s: float
+    """Of the world's answers in an episode, together."""
     skill_of: Callable[[Task], str] | None = None
     """The static skill of a task, which stands in all its prompts as an episode skill."""
     prompting: PromptingConfig = field(default_factory=PromptingConfig)
@@ -167,6 +168,10 @@ class _Live:
     episode: Episode
     environment: Environment
     started_s: float
+    asked_s: float | None = None
+    """Since when the world's answer is waited for."""
+    world_s: float = 0.0
+    """What its answers have taken."""
     observation: str = ""
     prompt: EncodedPrompt | None = None
     seed: int = 0
@@ -233,11 +238,15 @@ def ended_episodes(
     def ask(state: _Live, question: Callable[[], Any]) -> None:
         """Take what the world answers to `question`, now or later, and go on with the episode or end it."""
         episode, error = state.episode, None
+        if state.asked_s is None:
+            state.asked_s = time.monotonic()
         try:
             answer = question()
             if isinstance(answer, Coroutine):
                 pending[episode.request.trajectory_id] = in_background(answer)
                 return
+            # The engine's time does not count: how busy it is must not change what an episode holds.
+            state.world_s, state.asked_s = state.world_s + time.monotonic() - state.asked_s, None
             outcome = _take(state, answer, settings)
         except EnvironmentFault as fault:
             outcome, error = "broken", str(fault)
@@ -350,7 +359,8 @@ def _act(
 
 
 def _take(state: _Live, answer: str | StepResult, settings: EpisodeSettings) -> str:
-    """Take the world's first observation or the result of a step; the episode's outcome, or "" while it goes on."""
+    """Take the world's first observation or the result of a step; the episode's outcome, or "" while it goes on. Raises
+    EnvironmentFault where the world's answers have taken too long."""
     episode = state.episode
     if isinstance(answer, str):
         episode.task_text, state.observation = state.environment.task_text, answer
@@ -361,6 +371,10 @@ def _take(state: _Live, answer: str | StepResult, settings: EpisodeSettings) -> 
         return "success"
     if answer.done:
         return "failure"
-    if len(episode.turns) >= settings.max_steps or time.monotonic() - state.started_s > settings.timeout_s:
+    if len(episode.turns) >= settings.max_steps:
         return "truncated"
+    if state.world_s > settings.timeout_s:
+        raise EnvironmentFault(
+            f"its answers took {state.world_s:.0f} s, more than environment.episode_timeout_s ({settings.timeout_s:g})"
+        )
     return ""

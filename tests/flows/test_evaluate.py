@@ -53,7 +53,6 @@ def config_path(tmp_path) -> Path:
             "options": {"rooms": 4},
             "max_steps": 5,
             "history_length": 2,
-            "episode_timeout_s": 1e-6,  # no episode against an endpoint ends by the clock
         },
         "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 24},  # no prompt would fit
         "evaluation": {"tasks": 4, "temperatures": [0.7]},

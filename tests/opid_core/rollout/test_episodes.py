@@ -250,11 +250,28 @@ def test_other_exceptions_leave_the_loop():
         run_episodes(ScriptedEngine(), TOKENIZER, Room, [request("a", task=broken)], SETTINGS)
 
 
-def test_an_episode_beyond_its_time_is_truncated():
-    (episode,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, timeout_s=-1.0))
-    assert (episode.outcome, len(episode.turns)) == ("truncated", 1)
-    (won,) = play(ScriptedEngine({"a": ["take mug 1"]}), "a", settings=replace(SETTINGS, timeout_s=-1.0))
+def test_an_episode_whose_world_takes_too_long_is_broken():
+    async def wait() -> None:
+        await asyncio.sleep(0.05)
+
+    asked = [request("slow", task=Task("t", "kind", wait)), request("won", task=Task("t", "kind", wait))]
+    limit = replace(SETTINGS, timeout_s=0.02)
+    engine = ScriptedEngine({"slow": ["look", "look"], "won": ["take mug 1"]})
+    episode, won = run_episodes(engine, TOKENIZER, AsyncRoom, asked, limit)
+    assert (episode.outcome, len(episode.turns)) == ("broken", 1)
+    assert "environment.episode_timeout_s (0.02)" in (episode.error or "")
     assert won.outcome == "success"
+
+
+def test_the_engines_time_does_not_count():
+    class Slow(ScriptedEngine):
+        def step(self):
+            time.sleep(0.3)
+            return super().step()
+
+    (episode,) = play(Slow(), "a", settings=replace(SETTINGS, timeout_s=0.6))
+    assert (episode.outcome, len(episode.turns)) == ("truncated", 3)
+    assert episode.seconds > 0.9
 
 
 def test_a_win_with_the_last_action_is_a_success():
