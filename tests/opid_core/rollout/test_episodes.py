@@ -261,6 +261,8 @@ def test_an_episode_whose_world_takes_too_long_is_broken():
     assert (episode.outcome, len(episode.turns)) == ("broken", 1)
     assert "environment.episode_timeout_s (0.02)" in (episode.error or "")
     assert won.outcome == "success"
+    (at_once,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, timeout_s=-1.0))  # a world that never waits
+    assert (at_once.outcome, len(at_once.turns)) == ("broken", 1)
 
 
 def test_the_engines_time_does_not_count():
@@ -269,7 +271,7 @@ def test_the_engines_time_does_not_count():
             time.sleep(0.3)
             return super().step()
 
-    (episode,) = play(Slow(), "a", settings=replace(SETTINGS, timeout_s=0.6))
+    (episode,) = play(Slow(), "a", settings=replace(SETTINGS, timeout_s=0.8))  # of 0.9 s
     assert (episode.outcome, len(episode.turns)) == ("truncated", 3)
     assert episode.seconds > 0.9
 
