@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from filelock import FileLock
 from infra import local_s3, s3_objects
 from infra.ray_hosting import Places
 from tests.clusters import Cluster, raylets, use_a_token
+from tests.sharing import end_what_is_shared, prefect_api_on, shared_between_processes
 
 S3_BUCKET = "opid"
 # Children import what the tests hand them, and take nothing from the working directory.
@@ -45,6 +45,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.path in waits and item.path.name != "test_campaign.py",
         )
     )
+
+
+def pytest_sessionfinish() -> None:
+    """Not as a fixture ends: the limit of the last test would hold for the wait."""
+    end_what_is_shared()
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +98,10 @@ def prefect_database(shared_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory, prefect_database) -> Iterator[dict[str, str]]:
-    """A real Prefect API for the flows and tasks of this process, and the environment in which others report to it."""
+def prefect_server(tmp_path_factory, prefect_database, shared_folder) -> Iterator[dict[str, str]]:
+    """A real Prefect API for the flows and tasks of all processes of this run of the tests, and the environment in
+    which others report to it. Each further server would take as long to start as all small tests of a package."""
     from flows import settings
-    from flows.prefect_api import prefect_api
 
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("PREFECT_")]:
@@ -104,16 +109,24 @@ def prefect_server(tmp_path_factory, prefect_database) -> Iterator[dict[str, str
         before = {*os.environ}
         settings.apply(tmp_path_factory.mktemp("prefect"))
         settings.make_prefect_home()
-        shutil.copy(prefect_database, os.environ["PREFECT_HOME"])
-        with prefect_api():
-            from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+        answer = shared_between_processes(
+            shared_folder / "prefect-server",
+            lambda folder: prefect_api_on(prefect_database, folder),
+        )
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-            yield {setting.name: setting.value() for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+        from flows.prefect_api import prefect_api
+
+        url, auth = answer.split()
+        patch.setenv("PREFECT_API_URL", url)  # `prefect_api` starts no other one
+        with prefect_api(), temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: auth}):
+            patch.delenv("PREFECT_API_URL")
+            yield {PREFECT_API_URL.name: url, PREFECT_API_AUTH_STRING.name: auth}
         for name in {*os.environ} - before:  # what `apply` has set
             del os.environ[name]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Cluster]:
     """Two local raylets of three CPUs each, which this process has joined; no process is left of them."""
     from infra import ray_nodes
@@ -124,7 +137,7 @@ def ray_cluster() -> Iterator[Cluster]:
         ray_nodes.disconnect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_places(ray_cluster) -> Iterator[Places]:
     """A place on each of the two raylets, which leaves a CPU on either."""
     from infra.ray_hosting import Places

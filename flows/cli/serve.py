@@ -2,8 +2,9 @@
 
 Queue, schedules, history, cancelling and the limit of one campaign at a time are Prefect's (`prefect deploy`, a process
 work pool, automations). Here is what Prefect does not do, each with its drill in tests/integration/test_serve.py: a
-server or worker that dies is started again (`test_what_dies_is_started_again_and_the_campaign_ends`), no process
-outlives its parent, and what they ran continues at the next start
+server or worker that dies is started again
+(`test_a_locked_database_is_waited_for_what_dies_is_started_again_and_the_campaign_ends`), no process outlives its
+parent, and what they ran continues at the next start
 (`test_stopping_leaves_no_process_and_the_next_serve_continues_and_keeps_its_schedule`). Everything that Prefect keeps
 is a convenience: campaigns live in their store, and any run of the same config continues there.
 """

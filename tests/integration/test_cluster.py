@@ -72,8 +72,9 @@ def test_an_iteration_on_the_cluster_whose_engine_is_killed_is_the_one_without(
 
 
 @pytest.mark.slow
-def test_two_ranks_on_two_nodes_are_one_and_their_state_goes_on_on_one(ray_cluster, tmp_path):
-    config = config_of(ray_cluster, tmp_path / "runs", ranks=2, zero_stage=1)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_two_ranks_on_two_nodes_are_one_and_their_state_goes_on_on_one(ray_cluster, tmp_path, zero_stage):
+    config = config_of(ray_cluster, tmp_path / "runs", ranks=2, zero_stage=zero_stage)
     store = open_campaign(config.root, "c", config.model_dump(mode="json"))
     local = make_tiny_policy_folder(tmp_path / "policy")
     base, samples = put_folder(store, local, "policies/000000/a"), make_samples(local)

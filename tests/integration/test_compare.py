@@ -10,7 +10,9 @@ from infra.manifest import to_bytes, weights_hash
 from infra.store import find_campaign, manifests
 from tests.integration.campaigns import REPOSITORY, finish, kill, start, wait_for
 
-pytestmark = pytest.mark.integration
+# Slow: how a study goes is in tests/flows/test_study.py, killed campaigns in test_recovery.py, that OPID without its
+# signal is GRPO bit for bit in tests/opid_core/learning/methods/test_properties.py.
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 LAMBDAS = "method: {lambda_episode: 0.01, lambda_step: 0.01}"
 SHORT = (REPOSITORY / "configs" / "tiny_webshop.yaml").read_text(encoding="utf-8").replace(

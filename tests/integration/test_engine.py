@@ -256,6 +256,7 @@ def test_two_replicas_play_what_one_engine_plays_and_the_death_of_one_is_named(e
     assert all(group.process.poll() is not None for group in groups)
 
 
+@pytest.mark.slow  # that a replica which dies is named: the test above
 def test_the_engine_below_a_replica_that_plays_is_named_when_it_dies_and_ends_with_it(tmp_path):
     world = {"options": {"generator": {"size": "small", "train": 4, "valid_unseen": 4}}, "max_steps": 3}
     rollout = {"loop": "replicas", "max_prompt_tokens": 464, "max_response_tokens": 24}

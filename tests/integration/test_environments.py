@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 @pytest.mark.parametrize(
     ("name", "penalty", "method", "more"),
     [
-        # Slow: iterations in WebShop are in test_compare.py too, what dapo draws in tests/tasks/test_rollout.py.
+        # Slow: WebShop's pages are in tests/envs, its gates in tests/tasks/gates, what dapo draws in tests/tasks.
         pytest.param("webshop", 0.1, "{name: dapo, resample_tied_rounds: 1}", (), marks=pytest.mark.slow),
         ("search_qa", 0.01, "{name: 'tests.opid_core.learning.methods.self_imitation:SelfImitation'}", LORA),
     ],
