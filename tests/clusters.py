@@ -45,9 +45,9 @@ def use_a_token() -> None:
 
 
 @contextmanager
-def raylets(count: int, *, cpus: int = 1, gpus: int = 0) -> Iterator[Cluster]:
-    """`count` raylets of so many CPUs (and GPUs, which need not exist); the environment that reaches them is set in the
-    block. Nothing of them is left afterwards."""
+def raylets(count: int, *, cpus: int = 1, gpus: int = 0, head_works: bool = True) -> Iterator[Cluster]:
+    """`count` raylets of so many CPUs (and GPUs, which need not exist), unless the first one, the head, has none; the
+    environment that reaches them is set in the block. Nothing of them is left afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # names of sockets are short
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *ENVIRONMENT)}
     use_a_token()
@@ -56,8 +56,10 @@ def raylets(count: int, *, cpus: int = 1, gpus: int = 0) -> Iterator[Cluster]:
     try:
         address = f"{HOST}:{free_ports(1)[0]}"
         for number in range(count):
-            started.append(start_raylet(address, folder, is_head=number == 0, cpus=cpus, gpus=gpus))
-            if number == 0:
+            is_head = number == 0
+            has = {"cpus": cpus, "gpus": gpus} if head_works or not is_head else {"cpus": 0, "gpus": 0}
+            started.append(start_raylet(address, folder, is_head=is_head, **has))
+            if is_head:
                 _wait_until_up(started[0], folder / f"{started[0].pid}.log")
         for raylet in started[1:]:
             _wait_until_up(raylet, folder / f"{raylet.pid}.log")

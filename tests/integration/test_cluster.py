@@ -104,10 +104,8 @@ def test_two_ranks_on_two_nodes_are_one_and_their_state_goes_on_on_one(ray_clust
     assert metrics == pytest.approx(alone, rel=1e-4, abs=1e-5)
     assert gap(weights(stored), weights(stored_alone)) < 1e-5
     states = [file.path.rsplit("/", 1)[1] for file in stored.files if f"/{STATE_FOLDER}/state/" in file.path]
-    assert [name for name in states if "zero_pp_rank" in name] == [
-        "zero_pp_rank_0_mp_rank_00_optim_states.pt",
-        "zero_pp_rank_1_mp_rank_00_optim_states.pt",
-    ]
+    shards = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
+    assert [name for name in states if "optim" in name] == (shards if zero_stage else [])
     resumed = []
     for record, name in ((stored, "two"), (stored_alone, "one")):
         folder = folder_path(store, record)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from infra import processes
-from tests.clusters import Cluster, raylets, start_raylet
+from tests.clusters import raylets
 from tests.integration.campaigns import (
     LIMIT_S,
     before_the_second_iteration,
@@ -25,17 +25,6 @@ from tests.integration.campaigns import (
 
 # Slow: hosting on raylets, and what is said of each loss, is in test_cluster.py and tests/infra/test_hosting.py.
 pytestmark = [pytest.mark.integration, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@contextmanager
-def head_and_nodes(count: int) -> Iterator[tuple[Cluster, list[subprocess.Popen[bytes]]]]:
-    """A head that takes no work, as one in Kubernetes, and `count` nodes that do."""
-    with raylets(1, cpus=0) as cluster, ExitStack() as stack:
-        nodes = []
-        for _ in range(count):
-            nodes.append(start_raylet(cluster.address, cluster.folder, is_head=False, cpus=2, gpus=0))
-            stack.callback(processes.kill, nodes[-1])
-        yield cluster, nodes
 
 
 def hosted_on(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -64,19 +53,20 @@ def test_a_campaign_that_loses_its_node_and_then_its_head_ends_as_what_nothing_d
 ):
     root = tmp_path / "runs"
     stages = before_the_second_iteration(campaign, root) / "_stages" / "000002" / "000"
-    with head_and_nodes(2) as (cluster, nodes):
+    with raylets(3, cpus=2, head_works=False) as cluster:
+        head, *nodes = cluster.raylets
         process = start(root, prefect_server, f"cluster.address={cluster.address}")
         wait_for(process, root, every_half_second(lambda: any(map(hosted_on, nodes))))
         (lost,) = (node for node in nodes if hosted_on(node))
         processes.kill(lost)  # with all that runs on it, as a machine that is gone
         wait_for(process, root, (stages / "rollout.json").exists)  # on the other node
-        gcs = next(p for p in psutil.Process(cluster.raylets[0].pid).children(recursive=True) if "gcs" in p.name())
+        gcs = next(p for p in psutil.Process(head.pid).children(recursive=True) if "gcs" in p.name())
         gcs.kill()
         assert process.wait(timeout=LIMIT_S) not in (0, None)
     printed = (root / "output.txt").read_text(encoding="utf-8")
     assert "rollout failed: the engine" in printed
     assert "was lost" in printed
-    with head_and_nodes(1) as (cluster, _):
+    with raylets(1, cpus=2) as cluster:
         printed = finish(start(root, prefect_server, f"cluster.address={cluster.address}"), root)
     assert "Resuming tiny after 1 of 2 iterations" in printed
     assert same_content(opened(root, printed), campaign)
@@ -88,7 +78,7 @@ def test_two_replicas_on_two_nodes_play_what_one_plays_each_time(campaign, prefe
         options = (f"cluster.address={cluster.address}", "engine.replicas=2", "threads=2")
         return opened(root, finish(start(root, prefect_server, *options), root))
 
-    with head_and_nodes(2) as (cluster, _):
+    with raylets(2, cpus=1) as cluster:  # a place on each
         first, second = on_two_nodes(tmp_path / "first"), on_two_nodes(tmp_path / "second")
     assert same_content(first, second)
     assert first.chain[2].execution["engine.replicas"] == 2
