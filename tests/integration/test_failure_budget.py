@@ -27,7 +27,9 @@ from tests.chat_server import Answer, ChatServer, chat_server
 from tests.factories import all_files
 from tests.integration.campaigns import LIMIT_S, REPOSITORY, Campaign, finish, opened, start
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+# Slow: failed rows and the gate on them are in tests/tasks/gates/test_gate_limits.py, further attempts in
+# tests/flows/test_campaign.py, a tied policy's engine in test_engine.py.
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Analyst:
