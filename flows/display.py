@@ -72,7 +72,7 @@ def stage_name(event: progress.Progress) -> str:
 
 
 def counted(event: progress.Progress) -> str:
-    """`12/64, 34% won`: how far a stage is, and its note."""
+    """`12/64, 4 won`: how far a stage is, and its note."""
     return ", ".join(part for part in (f"{event.done}/{event.total}" if event.total else "", event.note) if part)
 
 

@@ -18,12 +18,14 @@ from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
 from flows.tiny import shrunk
 from flows.train import check_and_open
+from infra.store import CampaignStore, find_campaign
 from opid_core.config import CampaignConfig, load_rows
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences, flat
-from opid_core.hub import hub_model, pinned
+from opid_core.hub import hub_model, pinned, policy_folder
 from opid_core.learning.methods import Gigpo, Grpo, Opid
 from opid_core.local_paths import shipped
+from tasks.shared_start import adopt_evaluation
 
 MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
 """Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
@@ -218,10 +220,15 @@ def run_study(study: Study, console: Console) -> None:
     """Run or resume every campaign of the study, one after the other."""
     with cancelled_by_interrupt():
         policy = shared_policy(study, console)
+        first: dict[tuple[int, str | None], CampaignStore] = {}
         for label, seed, config in study.campaigns():
             console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
             config = config.model_copy(update={"policy": policy})
             check_and_open(config, console)
+            store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
+            other = first.setdefault((seed, config.bank_at_test), store)
+            if other != store and adopt_evaluation(config, store, policy_folder(policy), other):
+                console.print(f"Its start is that of {other.campaign}, whose evaluation it has.", highlight=False)
             with live_progress(console, config):
                 run_campaign(config)
 

@@ -35,12 +35,10 @@ from infra.manifest import (
 from infra.store import CampaignStore, check_objects, location, new_attempt, read_table, write_table
 from opid_core.config import CampaignConfig, RecoveryConfig
 from opid_core.errors import AttemptUnusable, ConfigError, DataError, InfrastructureError, OutOfMemory
-from opid_core.hashing import training_hash
 from opid_core.samples import Samples
 from tasks.gates import run as gates
 from tasks.progress import StageProgress, artifact_key, logged
-from tasks.results import StageResult, read_result
-from tasks.version import code_version
+from tasks.results import StageResult, made_from, read_result
 from tasks.workers import Workers
 
 Inputs = ParamSpec("Inputs")
@@ -306,11 +304,7 @@ class Iteration:
         self.metrics: dict[str, Any] = {**left.metrics}
 
     def _made_from(self) -> dict[str, str]:
-        return {
-            "parent": self.parent.content if self.parent else "",
-            "config": training_hash(self.config),
-            "code_version": code_version(),
-        }
+        return made_from(self.config, self.parent)
 
     def show_asset(self, name: str, record: FileRecord | Mapping[str, Any]) -> None:
         """Tell Prefect what was materialized, where the stage's task declares it."""

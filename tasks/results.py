@@ -1,4 +1,4 @@
-"""What a stage of an iteration has made."""
+"""What a stage of an iteration has made, and from what."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from infra.manifest import FolderRecord, GateResult, Record, Tables, problems
+from infra.manifest import FolderRecord, GateResult, Manifest, Record, Tables, problems
+from opid_core.config import CampaignConfig
 from opid_core.errors import DataError
+from opid_core.hashing import training_hash
+from tasks.version import code_version
 
 
 class StageResult(Record):
@@ -34,3 +37,13 @@ def read_result(stored: Mapping[str, Any]) -> StageResult:
         return StageResult.model_validate(stored)
     except ValidationError as error:
         raise DataError(f"its record holds no result of a stage: {problems(error)}") from None
+
+
+def made_from(config: CampaignConfig, parent: Manifest | None) -> dict[str, str]:
+    """What the stages of the iteration after `parent` (None: of the start) are made from: a record that says otherwise
+    is not gone on with."""
+    return {
+        "parent": parent.content if parent else "",
+        "config": training_hash(config),
+        "code_version": code_version(),
+    }

@@ -125,7 +125,7 @@ def rollout(campaign: str, iteration: int, attempt: int) -> None:
             finished.append(episode)
             won = sum(e.outcome == "success" for e in finished)
             tokens_per_s = (engine.tokens_generated - sampled_before) / (time.monotonic() - began_s)
-            it.progress(len(finished), len(asked), f"{won / len(finished):.0%} won, {tokens_per_s:.0f} tokens/s")
+            it.progress(len(finished), len(asked), f"{won} won, {tokens_per_s:.0f} tokens/s")
 
         def played(requests: Sequence[EpisodeRequest]) -> list[Episode]:
             return play(config, engine, tokenizer, requests, None, on_episode)

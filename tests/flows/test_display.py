@@ -46,9 +46,9 @@ def test_without_a_terminal_each_stage_has_lines_with_the_time(now_s):
         progress.report(None, "start engine")
         progress.report(1, "rollout", 0, 64)
         now_s[0] += 10
-        progress.report(1, "rollout", 16, 64, "25% won, 1200 tokens/s")  # too soon for another line
+        progress.report(1, "rollout", 16, 64, "4 won, 1200 tokens/s")  # too soon for another line
         now_s[0] += 22
-        progress.report(1, "rollout", 32, 64, "34% won, 1234 tokens/s")
+        progress.report(1, "rollout", 32, 64, "9 won, 1234 tokens/s")
         progress.report(1, "commit", event="committed", note="iteration 1 of 4 committed")
         now_s[0] += 60
         progress.report(2, "commit", event="committed", note="iteration 2 of 4 committed")
@@ -59,7 +59,7 @@ def test_without_a_terminal_each_stage_has_lines_with_the_time(now_s):
         "start Prefect",
         "start engine",
         "1: rollout 0/64",
-        "1: rollout 32/64, 34% won, 1234 tokens/s, 0:00:32 left",
+        "1: rollout 32/64, 9 won, 1234 tokens/s, 0:00:32 left",
         "iteration 1 of 4 committed",
         "iteration 2 of 4 committed; about 0:02:00 left",
     ]
@@ -69,13 +69,13 @@ def test_on_a_terminal_of_80_columns_a_stage_has_one_line_and_ends_with_its_comm
     output = io.StringIO()
     terminal = Terminal(file=output, width=80, force_terminal=True, color_system=None)
     with live_progress(terminal, CONFIG, "start Prefect"):
-        progress.report(3, "rollout", 12, 64, "34% won, 1234 tokens/s")
+        progress.report(3, "rollout", 12, 64, "9 won, 1234 tokens/s")
         progress.report(3, "commit", event="committed", note="iteration 3 of 4 committed")
     printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", output.getvalue())
     lines = [line.rstrip() for line in printed.splitlines()]
     assert max(map(len, lines)) <= 80
     assert any("start Prefect" in line for line in lines)
-    assert any("3: rollout" in line and "12/64, 34% won, 1234 tokens/s" in line for line in lines)
+    assert any("3: rollout" in line and "12/64, 9 won, 1234 tokens/s" in line for line in lines)
     assert "iteration 3 of 4 committed" in lines
     after = lines[lines.index("iteration 3 of 4 committed") :]
     assert any("3 of 4 iterations" in line for line in after)

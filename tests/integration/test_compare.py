@@ -54,4 +54,5 @@ def test_a_killed_study_goes_on_and_opid_without_its_signal_is_grpo_bit_for_bit(
     results = json.loads((root / "mine" / "compare" / "results.json").read_text())
     assert [(row["method"], row["seeds"], row["tasks"]) for row in results] == [("grpo", [3], 4), ("skills", [3], 4)]
     assert results[0]["micro"] == results[1]["micro"]
+    assert "Its start is that of grpo-seed3, whose evaluation it has." in printed
     assert "index.html" in printed
