@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
 from flows.tiny import shrunk
-from flows.train import check_and_open
+from flows.train import check_and_open, when_reachable
 from infra.store import CampaignStore, find_campaign
 from opid_core.config import CampaignConfig, load_rows
 from opid_core.errors import ConfigError
@@ -225,12 +226,18 @@ def run_study(study: Study, console: Console) -> None:
             console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
             config = config.model_copy(update={"policy": policy})
             check_and_open(config, console)
-            store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
-            other = first.setdefault((seed, config.bank_at_test), store)
-            if other != store and adopt_evaluation(config, store, policy_folder(policy), other):
-                console.print(f"Its start is that of {other.campaign}, whose evaluation it has.", highlight=False)
+            when_reachable(config.recovery, partial(share_start, config, first, console), console)
             with live_progress(console, config):
                 run_campaign(config)
+
+
+def share_start(config: CampaignConfig, first: dict[tuple[int, str | None], CampaignStore], console: Console) -> None:
+    """Give the campaign the evaluation of its start that the `first` one of its seed and skill bank has, or be it."""
+    store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
+    other = first.setdefault((config.seed, config.bank_at_test), store)
+    assert config.policy is not None
+    if other != store and adopt_evaluation(config, store, policy_folder(config.policy), other):
+        console.print(f"Its start is that of {other.campaign}, whose evaluation it has.", highlight=False)
 
 
 def shared_policy(study: Study, console: Console) -> str:
