@@ -62,7 +62,7 @@ def test_a_campaign_that_loses_its_node_and_then_its_head_ends_as_what_nothing_d
         wait_for(process, root, (stages / "rollout.json").exists)  # on the other node
         gcs = next(p for p in psutil.Process(head.pid).children(recursive=True) if "gcs" in p.name())
         gcs.kill()
-        assert process.wait(timeout=LIMIT_S) not in (0, None)
+        assert process.wait(timeout=LIMIT_S) != 0
     printed = (root / "output.txt").read_text(encoding="utf-8")
     assert "rollout failed: the engine" in printed
     assert "was lost" in printed

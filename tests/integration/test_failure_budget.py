@@ -122,8 +122,8 @@ def test_an_outage_fails_the_gate_and_the_iteration_is_tried_anew(disturbed):
 
 
 def test_a_tied_policy_is_trained_and_stays_tied(disturbed):
-    """The engine, with an output layer of its own, plays what the learner has, before and after a push: within 1e-4 of
-    its log-probs, and by its canary."""
+    """The engine, with an output layer of its own, plays what the learner has: within 1e-4 of its log-probs. After a
+    push: test_engine.py."""
     folders = [disturbed.policy(version) for version in range(2)]
     for folder in folders:
         assert len(names_of_tied(load_model(folder, torch.float32))) == 2
