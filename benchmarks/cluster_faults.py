@@ -168,8 +168,9 @@ def lost_drivers(cluster: Cluster) -> Iterator[str]:
             next(child for child in children if "gcs_server" in child.name()).kill()
         code = driver.wait(timeout=180)
         seconds = f"{time.monotonic() - began_s:.1f} s to the driver's end"
+        told = driver.stdout.read().strip() or "nothing"
         yield row(
-            f"SIGKILL of {what}", seconds, seconds_until_gone(processes), f"none: the driver ends with code {code}"
+            f"SIGKILL of {what}", seconds, seconds_until_gone(processes), f"{told}; the driver ends with code {code}"
         )
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SLICE_S = 0.5
 """Waits are short: a time-out that another thread raises in this one is seen between them only."""
+WATCH_S = 5.0
+"""Between two looks at whether the head answers. A lost one is told after two, long before Ray ends the process."""
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Tries to connect, of 20: where nothing answers they take a quarter of an hour. One is too few for a busy head.
@@ -28,8 +30,9 @@ _QUIET = {
 }
 
 
-def connect(address: str) -> None:
+def connect(address: str, tell: Callable[[str], None] = print) -> None:
     """Join the cluster at `address` (HOST:PORT, or `auto` for the one that runs on this machine) as its driver, once.
+    `tell` gets a line when the head stops to answer, from a thread.
 
     Raises ConfigError where ray is missing, no head answers, the cluster has another version of Ray or Python, or no
     node of it is on this machine.
@@ -64,6 +67,41 @@ def connect(address: str) -> None:
             f"cluster.address: {address}: {why} (the cluster must be up, with this Python and Ray, and this machine "
             "one of its nodes: docs/cluster.md)"
         ) from None
+    head = ray.get_runtime_context().gcs_address
+    threading.Thread(
+        target=watch_head, args=(head, tell, ray.is_initialized), name="head of the cluster", daemon=True
+    ).start()
+
+
+def watch_head(
+    address: str, tell: Callable[[str], None], goes_on: Callable[[], bool], every_s: float = WATCH_S
+) -> None:
+    """Look whether the head at `address` answers, every `every_s` seconds for as long as `goes_on`, and `tell` when it
+    stops to and when it does again. Without its head Ray ends this process itself, past every `except` and with a
+    message that names none of what is ours."""
+    missed = 0
+    while goes_on():
+        try:
+            _reach(address)
+        except OSError as error:
+            missed += 1
+            if missed == 2:  # one may be a moment's
+                tell(
+                    f"the head of the cluster at {address} does not answer ({error.strerror or error}). Unless it does "
+                    "again Ray ends this process about a minute after the loss, with exit code 1. Nothing committed is "
+                    "lost: start the cluster, then the same command again"
+                )
+        else:
+            if missed > 1:
+                tell(f"the head of the cluster at {address} answers again")
+            missed = 0
+        time.sleep(every_s)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
 
 
 def _check_answers(address: str) -> None:
@@ -76,7 +114,7 @@ def _check_answers(address: str) -> None:
         addresses.append(get_node_ip_address())  # what Ray takes it for
     for tried in addresses:
         try:
-            socket.create_connection((tried.strip("[]"), int(port)), timeout=5.0).close()
+            _reach(f"{tried}:{port}")
         except OSError as error:
             hint = f" (Ray takes {host} for {tried})" if tried != host else ""
             raise ConfigError(

@@ -18,6 +18,7 @@ from infra.store import CampaignStore, location, put_object, read_object, weight
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, OpidError
 from tasks.places import LEARNER, engine_factory, engine_options, threads_of_rank
+from tasks.progress import report
 from tasks.version import versions
 
 TOKEN = "_cluster/token"
@@ -77,7 +78,7 @@ class ClusterPlaces:
         if self._places is None:
             cluster = self._config.cluster
             assert cluster.address is not None
-            ray_nodes.connect(cluster.address)
+            ray_nodes.connect(cluster.address, _tell)
             self._places = ray_hosting.Places(bundles(self._config, ray_nodes.nodes()), cluster.start_timeout_s)
         return self._places
 
@@ -110,13 +111,17 @@ def bundles(config: CampaignConfig, nodes: Sequence[Mapping[str, float]]) -> lis
     return [{"CPU": 1.0, "GPU": float(each)}] * replicas + [{"CPU": 1.0, "GPU": 1.0}] * max(0, ranks - replicas * each)
 
 
+def _tell(note: str) -> None:
+    report(None, "cluster", note=note, event="fault")
+
+
 def check_cluster(config: CampaignConfig) -> None:
     """Raise ConfigError where the config's cluster cannot be joined, is too small, or has a node with other versions of
     the program or its packages. Touches nothing."""
     assert config.cluster.address is not None
     if config.learner.lora is not None:
         raise ConfigError("cluster.address: adapters (learner.lora) are trained on one machine; leave one of both out")
-    ray_nodes.connect(config.cluster.address)
+    ray_nodes.connect(config.cluster.address, _tell)
     bundles(config, ray_nodes.nodes())
     ours = versions()
     for node, theirs in ray_nodes.on_every_node("tasks.version:versions", timeout_s=_CHECK_S).items():

@@ -64,6 +64,26 @@ def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch):
             ray_nodes.connect(f"127.0.0.2:{port}")
 
 
+def test_a_head_that_stops_to_answer_is_told_once_and_so_is_its_return():
+    told, looks = [], iter(range(8))
+    heads = [socket.create_server(("127.0.0.1", 0))]
+    host, port = heads[0].getsockname()
+
+    def goes_on():
+        look = next(looks, None)
+        if look == 2:
+            heads.pop().close()
+        if look == 6:  # after four looks in vain
+            heads.append(socket.create_server((host, port)))
+        return look is not None
+
+    ray_nodes.watch_head(f"{host}:{port}", told.append, goes_on, every_s=0.0)
+    heads.pop().close()
+    lost, back = told
+    assert lost.startswith(f"the head of the cluster at {host}:{port} does not answer (Connection refused)")
+    assert back == f"the head of the cluster at {host}:{port} answers again"
+
+
 def test_a_missing_ray_is_said_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"cluster.address: a cluster needs Ray: pip install 'opid\[ray\]'"):
