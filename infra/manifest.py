@@ -20,7 +20,7 @@ from opid_core.errors import DataError
 from opid_core.hashing import canonical_json
 from opid_core.policy_check import ADAPTER
 
-FORMAT = 4
+FORMAT = 5
 """Raised with any change of the fields below."""
 
 OBSERVED_TABLES = ("metrics", "evaluations")
@@ -81,17 +81,21 @@ Tables = Annotated[dict[TableName, FileRecord], AfterValidator(_in_their_folders
 """Parts of tables by the table's name, below whose folder they lie."""
 
 
-class ExpectationResult(Record):
-    """What one expectation found in one table."""
+class BrokenExpectation(Record):
+    """An expectation that did not hold in one table."""
 
     expectation: str
     column: str
-    passed: bool
     severity: Literal["fail", "warn"] = "fail"
     """`fail` keeps the table from being committed, `warn` is only recorded."""
     failing_rows: tuple[dict[str, Any], ...] = ()
     """Keys of the first failing rows, with the offending value where there is one."""
     observed: Any = None
+
+
+HeldExpectation = tuple[str, str, Any]
+"""Expectation, column and what was observed. No `Record`: a commit has a hundred, and as tuples of texts that repeat
+they take a third of a long chain's memory and half of the time to read it."""
 
 
 class GateResult(Record):
@@ -100,14 +104,15 @@ class GateResult(Record):
     table: str
     passed: bool
     """Whether the table may be committed: all expectations of severity `fail` held, those in `degraded` aside."""
-    expectations: tuple[ExpectationResult, ...]
+    held: tuple[HeldExpectation, ...] = ()
+    broken: tuple[BrokenExpectation, ...] = ()
     degraded: tuple[str, ...] = ()
     """The failure budget that was exceeded and let through (`gates.on_exhausted: degrade`), one reason each."""
 
     @property
-    def warnings(self) -> tuple[ExpectationResult, ...]:
+    def warnings(self) -> tuple[BrokenExpectation, ...]:
         """What was found and only recorded."""
-        return tuple(result for result in self.expectations if not result.passed and result.severity == "warn")
+        return tuple(result for result in self.broken if result.severity == "warn")
 
 
 class Manifest(Record):

@@ -83,8 +83,8 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
         if name.startswith("evaluation/") and name.endswith("/success_micro")
     }
     rows = [f"| {title} | {metrics[name]:.4g} |" for name, title in (SHOWN | evaluated).items() if name in metrics]
-    expectations = [result for gate in manifest.gates.values() for result in gate.expectations]
-    held = sum(result.passed for result in expectations)
+    held = sum(len(gate.held) for gate in manifest.gates.values())
+    broken = sum(len(gate.broken) for gate in manifest.gates.values())
     command = ["opid", "audit", f"{store.campaign}@{manifest.iteration}", "--root", store.root]
     if store.endpoint_url is not None:
         command += ["--endpoint-url", store.endpoint_url]
@@ -96,7 +96,7 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
             "| of the iteration | value |",
             "|---|---|",
             *rows,
-            f"| expectations held | {held} of {len(expectations)} |",
+            f"| expectations held | {held} of {held + broken} |",
             "",
             f"Its manifest is `{manifest_path(store, manifest)}`. Its audit page is written by",
             "",

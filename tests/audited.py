@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from infra.manifest import ExpectationResult, GateResult, Manifest
+from infra.manifest import BrokenExpectation, GateResult, Manifest
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core import schema
 from opid_core.evaluation import rollout_metrics
@@ -242,16 +242,11 @@ def _metrics(iteration: int, rows: dict[str, list[dict[str, Any]]], before: set[
 
 
 def _gate(broken: bool) -> GateResult:
-    found = ({"trajectory_id": "000001-0000-00", "text": "<b>too short</b>"},)
-    results = [
-        ExpectationResult(expectation="values_unique", column="skill_id", passed=True),
-        ExpectationResult(
-            expectation="value_lengths_between",
-            column="text",
-            passed=not broken,
-            severity="warn",
-            failing_rows=found if broken else (),
-            observed=1 if broken else None,
-        ),
-    ]
-    return GateResult(table="skills", passed=True, expectations=tuple(results))
+    row = {"trajectory_id": "000001-0000-00", "text": "<b>too short</b>"}
+    length = BrokenExpectation(
+        expectation="value_lengths_between", column="text", severity="warn", failing_rows=(row,), observed=1
+    )
+    held = [("values_unique", "skill_id", None)]
+    if not broken:
+        held.append(("value_lengths_between", "text", None))
+    return GateResult(table="skills", passed=True, held=tuple(held), broken=(length,) if broken else ())

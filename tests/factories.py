@@ -206,7 +206,7 @@ def make_manifest(
     seconds: float = 1.0,
     tokenizer: bool | bytes = False,
     files: Mapping[str, bytes] = {},
-    gates: Sequence[GateResult] = (GateResult(table="scores", passed=True, expectations=()),),
+    gates: Sequence[GateResult] = (GateResult(table="scores", passed=True),),
     degraded: Sequence[str] = (),
     metrics: Mapping[str, float | None] | None = None,
 ) -> Manifest:

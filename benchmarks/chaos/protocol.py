@@ -127,7 +127,7 @@ def iterate(store: CampaignStore, chain: Sequence[Manifest], lease: Lease, step:
         iteration=number,
         tables=tables,
         policy=policy,
-        gates=[GateResult(table=name, passed=True, expectations=()) for name in tables],
+        gates=[GateResult(table=name, passed=True) for name in tables],
         config_hash="",
         code_version="",
         seeds={},

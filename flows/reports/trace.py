@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from flows.reports.audit.data import ScoreRow, score_rows
 from flows.reports.audit.tokens import tokenizer_json
 from flows.reports.chains import Tables, read_chain, read_tables
-from infra.manifest import ExpectationResult, FolderRecord, Manifest
+from infra.manifest import BrokenExpectation, FolderRecord, Manifest
 from infra.store import CampaignStore, list_campaigns
 from opid_core.errors import ConfigError
 
@@ -186,7 +186,7 @@ def skill_trace(
         named_by_gates=tuple(
             f"{name}: {result.severity}: {result.expectation} on {result.column or 'the table'}: {json.dumps(row)}"
             for name, gate in sorted(manifest.gates.items())
-            for result in gate.expectations
+            for result in gate.broken
             for row in _naming(result, skill)
         ),
     )
@@ -285,7 +285,7 @@ def _used(route: TableRow, which: int, step: TableRow, score: ScoreRow, texts: C
     )
 
 
-def _naming(result: ExpectationResult, skill: TableRow) -> list[dict[str, Any]]:
+def _naming(result: BrokenExpectation, skill: TableRow) -> list[dict[str, Any]]:
     """Failing rows that name the skill, or its trajectory as a whole."""
     return [
         row

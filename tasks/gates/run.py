@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.manifest import ExpectationResult, GateResult
+from infra.manifest import BrokenExpectation, GateResult, HeldExpectation
 from opid_core.config import GatesConfig
 from opid_core.errors import ConfigError, DataError, FailureBudgetExceeded, GateError
 from opid_core.schema import TABLES, from_rows
@@ -53,7 +53,8 @@ def check(
         for frame in with_own(frames(name, table, related, bounds), own)
         for expectation, result in zip(frame.suite, _validate(frame), strict=True)
     ]
-    failed = [(e, result) for e, result in checked if not result.passed and result.severity == "fail"]
+    broken = [(e, result) for e, result in checked if isinstance(result, BrokenExpectation)]
+    failed = [(e, result) for e, result in broken if result.severity == "fail"]
     only_budget = all(e.budget for e, _ in failed)
     if failed and not (degrade and only_budget):
         error = FailureBudgetExceeded if only_budget else GateError
@@ -61,7 +62,8 @@ def check(
     return GateResult(
         table=name,
         passed=True,
-        expectations=tuple(result for _, result in checked),
+        held=tuple(result for _, result in checked if not isinstance(result, BrokenExpectation)),
+        broken=tuple(result for _, result in broken),
         degraded=tuple(f"{e.budget} ({result.observed})" for e, result in failed),
     )
 
@@ -138,16 +140,17 @@ def _batches() -> Any:
     )
 
 
-def _validate(frame: Frame) -> list[ExpectationResult]:
+def _validate(frame: Frame) -> list[HeldExpectation | BrokenExpectation]:
     """Results of the frame's suite. Failing rows are collected in a second pass, over what failed alone: it is slow."""
     suite = frame.suite
     results = [_result(frame, e, found) for e, found in zip(suite, _run(frame, suite, "BASIC"), strict=True)]
-    failed = [e for e, result in zip(suite, results, strict=True) if not result.passed]
-    if not failed:
+    broken = [e for e, result in zip(suite, results, strict=True) if isinstance(result, BrokenExpectation)]
+    if not broken:
         return results
-    details = iter(_run(frame, failed, "COMPLETE"))
+    details = iter(_run(frame, broken, "COMPLETE"))
     return [
-        result if result.passed else _result(frame, e, next(details)) for e, result in zip(suite, results, strict=True)
+        _result(frame, e, next(details)) if isinstance(result, BrokenExpectation) else result
+        for e, result in zip(suite, results, strict=True)
     ]
 
 
@@ -166,7 +169,7 @@ def _run(frame: Frame, suite: Sequence[Expectation], detail: str) -> list[Any]:
     return sorted(validation.results, key=lambda result: result.expectation_config.meta["n"])
 
 
-def _result(frame: Frame, expectation: Expectation, validation: Any) -> ExpectationResult:
+def _result(frame: Frame, expectation: Expectation, validation: Any) -> HeldExpectation | BrokenExpectation:
     arguments = expectation.arguments
     pair = [arguments[side] for side in ("column_A", "column_B") if side in arguments]
     columns = [arguments["column"]] if "column" in arguments else arguments.get("column_list") or pair
@@ -179,13 +182,16 @@ def _result(frame: Frame, expectation: Expectation, validation: Any) -> Expectat
         observed = f"{found['unexpected_count']} of {found['element_count']} rows"
     else:
         observed = sorted({fault["exception_message"] for fault in validation.exception_info.values()})
-    return ExpectationResult(
-        expectation=validation.expectation_config.type,
-        column=", ".join(columns),
-        passed=bool(validation.success),
+    name, column = validation.expectation_config.type, ", ".join(columns)
+    observed = json.loads(json.dumps(observed, default=str), parse_constant=str)
+    if validation.success:
+        return name, column, observed
+    return BrokenExpectation(
+        expectation=name,
+        column=column,
         severity=expectation.severity,
         failing_rows=_shown(frame, positions, shown) if positions else (),
-        observed=json.loads(json.dumps(observed, default=str), parse_constant=str),
+        observed=observed,
     )
 
 
@@ -198,7 +204,7 @@ def _shown(frame: Frame, positions: Sequence[int], columns: Sequence[str]) -> tu
     )
 
 
-def _describe(name: str, result: ExpectationResult) -> str:
+def _describe(name: str, result: BrokenExpectation) -> str:
     rows = "".join(f"\n  {json.dumps(row, ensure_ascii=False)}" for row in result.failing_rows)
     column = f" on column {result.column}" if result.column else ""
     return f"table {name}: {result.expectation}{column} failed ({result.observed}){rows}"

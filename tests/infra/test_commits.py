@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from infra import tables
 from infra.manifest import (
-    ExpectationResult,
+    BrokenExpectation,
     FolderRecord,
     GateResult,
     from_bytes,
@@ -145,12 +145,12 @@ def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
         manifests(store)
 
 
-@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 3,', 3)])
+@pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 4,', 4)])
 def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
     make_chain(store, tmp_path, 1)
-    edit(store, "_commits/000000.json", '  "format": 4,', written)
+    edit(store, "_commits/000000.json", '  "format": 5,', written)
     with pytest.raises(
-        DataError, match=rf"000000.json: a manifest of format {named}; this version of OPID reads format 4 alone"
+        DataError, match=rf"000000.json: a manifest of format {named}; this version of OPID reads format 5 alone"
     ):
         manifests(store)
 
@@ -181,7 +181,7 @@ def test_a_manifest_is_committed_only_whole_in_order_and_passed(store, tmp_path)
     failed = GateResult(
         table="scores",
         passed=False,
-        expectations=(ExpectationResult(expectation="unique", column="step", passed=False),),
+        broken=(BrokenExpectation(expectation="unique", column="step"),),
     )
     with pytest.raises(GateError, match="iteration 0: not committed, the gates of scores failed"):
         commit(store, start.model_copy(update={"gates": {"scores": failed}}))

@@ -72,7 +72,7 @@ def test_the_manifest_holds_what_the_stages_made(run, tmp_path):
 
 def test_an_exceeded_failure_budget_marks_the_manifest(run, tmp_path):
     gates = tuple(
-        GateResult(table=table, passed=True, expectations=(), degraded=reasons)
+        GateResult(table=table, passed=True, degraded=reasons)
         for table, reasons in (("steps", ()), ("skills", ("more than 10% of the analyses failed", "too few")))
     )
     it = finished(run, tmp_path, gates=gates)

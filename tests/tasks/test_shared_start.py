@@ -17,7 +17,7 @@ from tasks.results import StageResult, made_from, read_result
 from tasks.shared_start import adopt_evaluation
 from tests.factories import make_table, valid_rows
 
-GATE = GateResult(table="evaluations", passed=True, expectations=())
+GATE = GateResult(table="evaluations", passed=True)
 EVALUATIONS = make_table("evaluations", valid_rows()["evaluations"])
 
 

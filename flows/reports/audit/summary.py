@@ -14,7 +14,7 @@ from flows.reports.audit.charts import COLOURS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import new_skills
 from flows.reports.chains import Evaluated, first_and_last, read_tables
 from flows.reports.formatting import with_interval
-from infra.manifest import ExpectationResult, Manifest
+from infra.manifest import BrokenExpectation, Manifest
 from infra.objects import in_parallel, small_at_once
 from infra.stages import failures
 from infra.store import CampaignStore, read_table
@@ -31,7 +31,7 @@ class Finding:
     """An expectation that did not hold."""
 
     table: str
-    result: ExpectationResult
+    result: BrokenExpectation
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,7 @@ class CommitRow:
 
     @cached_property
     def findings(self) -> list[Finding]:
-        return [
-            Finding(table, result)
-            for table, gate in self.manifest.gates.items()
-            for result in gate.expectations
-            if not result.passed
-        ]
+        return [Finding(table, result) for table, gate in self.manifest.gates.items() for result in gate.broken]
 
     @property
     def evaluated(self) -> list[tuple[str, float | None, float | None]]:
@@ -83,7 +78,7 @@ class CommitRow:
 
     @cached_property
     def expectations(self) -> int:
-        return sum(len(gate.expectations) for gate in self.manifest.gates.values())
+        return sum(len(gate.held) + len(gate.broken) for gate in self.manifest.gates.values())
 
 
 def commit_rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[CommitRow]:

@@ -7,7 +7,7 @@ import os
 
 from flows.reports.standing import standing_of
 from infra import lease, stages
-from infra.manifest import ExpectationResult, GateResult, Manifest, new_manifest
+from infra.manifest import BrokenExpectation, GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, manifests, open_campaign
 from tests.factories import CONFIG, make_manifest
 
@@ -18,9 +18,11 @@ def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(
     start = make_manifest(store, tmp_path, None)
     commit(store, start)
     plain = make_manifest(store, tmp_path, start)
-    results = [ExpectationResult(expectation="e", column=c, passed=c == "a", severity="warn") for c in "abc"]
-    results.append(ExpectationResult(expectation="e", column="d", passed=False))
-    gate = GateResult(table="skills", passed=True, expectations=tuple(results), degraded=("14 of 20 [failed]",))
+    broken = [BrokenExpectation(expectation="e", column=c, severity="warn") for c in "bc"]
+    broken.append(BrokenExpectation(expectation="e", column="d"))
+    gate = GateResult(
+        table="skills", passed=True, held=(("e", "a", 1),), broken=tuple(broken), degraded=("14 of 20 [failed]",)
+    )
     kept = plain.model_dump(
         exclude={"format", "prev", "content", "checksum", "policy_version", "gates", "tables", "policy"}
     )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flows.reports.trace import MovedToken, OtherStep, UsedStep, trace_skill
-from infra.manifest import ExpectationResult, GateResult
+from infra.manifest import BrokenExpectation, GateResult
 from infra.store import open_campaign
 from opid_core.errors import ConfigError
 from tests.factories import CONFIG, FIRST, SECOND, START_ROWS, commit_rows, named_rows
@@ -118,10 +118,8 @@ def test_without_a_stored_tokenizer_tokens_are_numbers(printed, tmp_path):
 
 def test_gates_that_name_the_skill_or_its_trajectory(tmp_path):
     named = [{"skill_id": f"{FIRST}/step0"}, {"skill_id": f"{FIRST}/episode"}, {"trajectory_id": FIRST, "return": 9}]
-    result = ExpectationResult(
-        expectation="near_duplicates", column="text", passed=False, severity="warn", failing_rows=tuple(named)
-    )
-    gate = GateResult(table="skills", passed=True, expectations=(result,))
+    result = BrokenExpectation(expectation="near_duplicates", column="text", severity="warn", failing_rows=tuple(named))
+    gate = GateResult(table="skills", passed=True, broken=(result,))
     store = committed(tmp_path, gates=[gate])
     found = trace_skill(store.root, None, None, f"{FIRST}/step0")
     assert found.gates == {"skills": True}

@@ -53,7 +53,7 @@ def test_an_exceeded_budget_degrades_where_that_is_asked_for_and_nothing_else_do
         "more than 10.0% of the analyses failed (1 of 2 rows)",
         "a task type and outcome has fewer than 50.0% of its episode skills (1 of 2 rows)",
     )
-    assert [(e.column, e.severity) for e in result.expectations if not e.passed] == [
+    assert [(e.column, e.severity) for e in result.broken] == [
         ("failure", "fail"),
         ("coverage", "fail"),
     ]

@@ -34,7 +34,7 @@ def test_the_documented_example(user_modules):
     tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     result = gates.check("skills", tables["skills"], tables, settings=settings)
     assert result.warnings == ()
-    assert [e.column for e in result.expectations if e.column in ("analyzer", "steps_of_plan")] == [
+    assert [column for _, column, _ in result.held if column in ("analyzer", "steps_of_plan")] == [
         "analyzer",
         "steps_of_plan",
     ]
