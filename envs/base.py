@@ -236,7 +236,8 @@ class HasStateKey(Protocol):
 
 def state_key_of(environment: Environment) -> str | None:
     """The key of the state that the environment is in; None where it says none."""
-    return environment.state_key() if isinstance(environment, HasStateKey) else None
+    state_key = getattr(environment, "state_key", None)  # at each step: a protocol's check takes fifty times as long
+    return None if state_key is None else state_key()
 
 
 @dataclass(frozen=True)

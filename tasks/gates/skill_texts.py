@@ -59,16 +59,25 @@ def searchable(texts: Iterable[str]) -> str:
     return " | ".join(["", *(" ".join(words(text)) for text in texts), ""])
 
 
-def without(source: str, texts: Iterable[str]) -> str:
-    """`source` (made by `searchable`) in which each of `texts`, as words in a row, ends a run as a text's end does."""
+def without(sources: Sequence[str], texts: Iterable[str]) -> list[str]:
+    """`sources` (made by `searchable`) in which each of `texts`, as words in a row, ends a run as a text's end does;
+    the longest where several begin at a word."""
     runs = {run for text in texts if (run := tuple(words(text)))}
-    lengths = sorted({len(run) for run in runs}, reverse=True)
-    found, kept, at = source.split(" "), [], 0
-    while at < len(found):
-        length = next((length for length in lengths if tuple(found[at : at + length]) in runs), 0)
-        kept.append("|" if length else found[at])
-        at += length or 1
-    return " ".join(kept)
+    lengths: dict[str, list[int]] = {}
+    for first, length in sorted({(run[0], len(run)) for run in runs}, reverse=True):
+        lengths.setdefault(first, []).append(length)  # by the first word, which most words of a source are not
+    kept = []
+    for source in sources:
+        found, of_source, at = source.split(" "), [], 0
+        while at < len(found):
+            word = found[at]
+            length = 0
+            if word in lengths:
+                length = next((n for n in lengths[word] if tuple(found[at : at + n]) in runs), 0)
+            of_source.append("|" if length else word)
+            at += length or 1
+        kept.append(" ".join(of_source))
+    return kept
 
 
 def longest_copied_run(text: str, source: str, known: str = "") -> int:

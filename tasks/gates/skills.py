@@ -110,18 +110,18 @@ def _written(steps: pa.Table) -> tuple[dict[str, str], dict[str, str]]:
     """What the policy wrote in each trajectory, searchable, without the actions of its group, which a skill may name;
     and these actions: a thought that has the words of one (a query) is no other text than the action."""
     columns = ("group_id", "trajectory_id", "response_text", "action", "is_valid")
-    texts: dict[tuple[str, str], list[str]] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
     actions: dict[str, dict[str, None]] = {}
     for group, trajectory, text, action, is_valid in zip(*(steps[name].to_pylist() for name in columns), strict=True):
-        texts.setdefault((group, trajectory), []).append(text or "")
+        texts.setdefault(group, {}).setdefault(trajectory, []).append(text or "")
         if is_valid:
             actions.setdefault(group, {})[action or ""] = None
-    of_group = {group: skill_texts.searchable(taken) for group, taken in actions.items()}
-    acted = {trajectory: of_group.get(group, "") for group, trajectory in texts}
-    written = {
-        trajectory: skill_texts.without(skill_texts.searchable(responses), actions.get(group, ()))
-        for (group, trajectory), responses in texts.items()
-    }
+    written, acted = {}, {}
+    for group, responses in texts.items():
+        taken = actions.get(group, {})
+        said = [skill_texts.searchable(of_trajectory) for of_trajectory in responses.values()]
+        written |= zip(responses, skill_texts.without(said, taken), strict=True)
+        acted |= dict.fromkeys(responses, skill_texts.searchable(taken))
     return written, acted
 
 
