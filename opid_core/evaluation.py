@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from envs.base import is_offered
@@ -170,15 +171,20 @@ def success_metrics(name: str, success: SuccessRate) -> dict[str, float]:
 
 def by_split(evaluations: pa.Table) -> dict[str, pa.Table]:
     """The rows of an `evaluations` table by split, in the order of the table."""
-    splits = evaluations.column("split").to_pylist()
-    return {name: evaluations.filter(pa.array([split == name for split in splits])) for name in dict.fromkeys(splits)}
+    return rows_by(evaluations, "split")
 
 
 def by_temperature(evaluations: pa.Table) -> dict[float, pa.Table]:
     """The rows of an `evaluations` table that are of its first split, by sampling temperature, coldest first."""
     evaluations = next(iter(by_split(evaluations).values()), evaluations)
-    temperatures = evaluations.column("temperature").to_numpy()
-    return {float(f"{t:g}"): evaluations.filter(pa.array(temperatures == t)) for t in np.unique(temperatures)}
+    return {float(f"{t:g}"): rows for t, rows in sorted(rows_by(evaluations, "temperature").items())}
+
+
+def rows_by(table: pa.Table, column: str) -> dict[Any, pa.Table]:
+    """The rows of each value of `column`, in the order in which the values appear."""
+    # Arrow's own scalars: to make one of a Python value imports pandas, which takes a command half a second.
+    values = pc.unique(table[column])  # pyright: ignore[reportAttributeAccessIssue]
+    return {value.as_py(): table.filter(pc.equal(table[column], value)) for value in values}  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class Ragged:
         array = one_chunk(column) if isinstance(column, pa.ChunkedArray) else column
         if array.null_count:
             array = pc.fill_null(array, pa.scalar([], array.type))  # pyright: ignore[reportAttributeAccessIssue]
-        offsets = array.offsets.to_numpy().astype(np.int64)
-        values = array.flatten().to_numpy(zero_copy_only=False)
+        offsets = as_numpy(array.offsets).astype(np.int64)
+        values = as_numpy(array.flatten())
         return cls(values, offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64))
 
     def to_arrow(self, missing: Bool[np.ndarray, " rows"] | None = None) -> pa.ListArray:
@@ -94,6 +94,12 @@ class Ragged:
 def one_chunk(column: pa.ChunkedArray) -> pa.Array:
     """The column as one array; Arrow's own `combine_chunks` copies even where there is one chunk already."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def as_numpy(numbers: pa.Array) -> np.ndarray:
+    """A view on an array of numbers; a copy with NaN for what is null. Arrow's `to_numpy` imports pandas, which takes a
+    command half a second."""
+    return numbers.to_numpy(zero_copy_only=False) if numbers.null_count else np.from_dlpack(numbers)
 
 
 def stacked(parts: Iterable[Ragged]) -> Ragged:

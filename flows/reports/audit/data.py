@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from flows.reports.audit.tokens import ByteTokenizer
 from flows.reports.chains import Tables, metrics_of
+from opid_core.samples import as_numpy
 
 OLD_STEPS_PER_NAT, DELTA_STEPS_PER_NAT = 1_000, 10_000
 """Old log-probs are sent in steps of 0.001, deltas of 0.0001: the tables hold them whole."""
@@ -82,8 +83,8 @@ def _scored_under(scores: pa.Table) -> list[tuple[bool, bool]]:
 def _lists(table: pa.Table, column: str) -> list[np.ndarray]:
     """A column of lists of numbers as float64 arrays; empty where there is none."""
     lists = table.column(column).combine_chunks()
-    values, offsets = lists.values.to_numpy(zero_copy_only=False).astype(np.float64), lists.offsets.to_numpy()
-    return [values[a:b] for a, b in pairwise(offsets.tolist())]
+    values, offsets = as_numpy(lists.values).astype(np.float64), lists.offsets.to_pylist()
+    return [values[a:b] for a, b in pairwise(offsets)]
 
 
 def iteration_data(
@@ -211,7 +212,7 @@ def _advantage(advantages: np.ndarray, deltas: Sequence[np.ndarray]) -> float | 
 def _specials(steps: pa.Table, tokenizer: ByteTokenizer | str) -> dict[int, str]:
     if isinstance(tokenizer, str):
         return {}
-    used = np.unique(steps.column("response_ids").combine_chunks().values.to_numpy(zero_copy_only=False)).tolist()
+    used = np.unique(as_numpy(steps.column("response_ids").combine_chunks().values)).tolist()
     return {token_id: name for token_id in used if (name := tokenizer.name_of(token_id)) is not None}
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-
 from flows.reports.audit.charts import COLOURS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import new_skills
 from flows.reports.chains import Evaluated, first_and_last, read_tables
@@ -18,7 +16,7 @@ from infra.manifest import BrokenExpectation, Manifest
 from infra.objects import in_parallel, small_at_once
 from infra.stages import failures
 from infra.store import CampaignStore, read_table
-from opid_core.evaluation import Estimate, SuccessRate, success_metrics, table_success
+from opid_core.evaluation import Estimate, SuccessRate, rows_by, success_metrics, table_success
 from opid_core.skills.counts import COLUMNS as ANALYSIS_COLUMNS
 from opid_core.skills.counts import analysis_metrics, skill_texts
 
@@ -185,8 +183,8 @@ def before_and_after(
 
 
 def _success_of(evaluated: Evaluated, task_type: str) -> SuccessRate:
-    of_type = [name == task_type for name in evaluated.episodes.column("task_type").to_pylist()]
-    return table_success(evaluated.episodes.filter(pa.array(of_type, pa.bool_())))
+    of_type = rows_by(evaluated.episodes, "task_type")
+    return table_success(of_type.get(task_type, evaluated.episodes.slice(0, 0)))
 
 
 def _orders(rows: Sequence[CommitRow], kind: str, what: str) -> list[Point]:
