@@ -11,6 +11,10 @@ MOST_DOTS = 200
 """Of a line: those of a thousand iterations would be one thick line, and take half of the page's time."""
 
 
+LARGE_MARGINS = (70, 30)
+"""Left and bottom, of a chart as wide as the page: a phone's, which is smaller by half, has larger letters."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A value and its interval (the value itself, where it has none)."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from flows.reports.audit.charts import COLOURS, Chart, Point, Series, nice_top
+from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import new_skills
 from flows.reports.chains import Evaluated, first_and_last, read_tables
 from flows.reports.formatting import with_interval
@@ -147,7 +147,7 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], pan
                 shift=4 * len(series),
             )
         )
-    return Chart(series, 940, 300, 1.0)
+    return Chart(series, 940, 300, 1.0, LARGE_MARGINS)
 
 
 def small_charts(rows: Sequence[CommitRow]) -> list[tuple[str, str, Chart]]:
@@ -171,7 +171,8 @@ def small_charts(rows: Sequence[CommitRow]) -> list[tuple[str, str, Chart]]:
             if value is not None and math.isfinite(value)
         ]
         chart = Chart([Series(title, "#374151", points)], 300, 110, nice_top([p.value for p in points]), (40, 20))
-        charts.append((title, form.replace(".1%", ".0%") if chart.top >= 0.1 else form, chart))
+        ticks = form.replace(",.0f", ",g")  # half of an odd top is no whole number
+        charts.append((title, ticks.replace(".1%", ".0%") if chart.top >= 0.1 else ticks, chart))
     return charts
 
 

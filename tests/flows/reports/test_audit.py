@@ -385,6 +385,18 @@ def test_the_campaign_page_charts_what_the_skills_signal_is_worth(tmp_path):
     assert (below.value, below.low, below.high) == (0.5, 0.5, 0.5)  # of one group alone there is no interval
 
 
+def test_a_small_chart_of_few_texts_has_no_number_twice(tmp_path):
+    store, chain = make_campaign(tmp_path, 1, Shape())
+    rows = summary.commit_rows(store, chain)
+    for most, ticks in ((1, ["0", "0.5", "1"]), (5, ["0", "2.5", "5"]), (1500, ["0", "1,000", "2,000"])):
+        (form, chart), *_ = [
+            drawn[1:]
+            for drawn in summary.small_charts([rows[0], replace(rows[1], new_texts=most)])
+            if drawn[0] == "new skill texts"
+        ]
+        assert [form.format(tick) for tick in chart.y_ticks(2)] == ticks
+
+
 def test_a_row_of_the_campaign_page_is_the_same_from_the_manifest_and_from_the_tables(tmp_path):
     store, chain = make_campaign(tmp_path, 2, Shape())
     tables = [
