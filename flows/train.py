@@ -18,6 +18,7 @@ from flows.notify import failure_told
 from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
 from flows.reports.formatting import Terminal
+from infra import automations
 from infra.interrupts import kept_for_tasks
 from infra.store import find_campaign, open_campaign
 from opid_core.config import CampaignConfig, RecoveryConfig, load_config
@@ -36,7 +37,7 @@ def _run_name() -> str:
 @flow(name="train", flow_run_name=_run_name, log_prints=True, persist_result=False)
 def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a plain default: Prefect shows it as a form
     """Run or resume the campaign of the config file `config`; `overrides` are `key=value`, as after `--set`."""
-    with cancelled_by_interrupt():
+    with automations.suspension_told(), cancelled_by_interrupt():
         loaded = load_config(config, overrides)
         settings.apply(loaded.root)
         console = Terminal(width=120, force_terminal=False)

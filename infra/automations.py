@@ -5,6 +5,8 @@ tests/integration/test_serve.py kills and freezes flow runs to show that both ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +18,10 @@ RETRY_AFTER_S = 10.0  # the shortest again; the server looks every 5 s
 LOST_AFTER_S = 75.0  # two heartbeats may be late or lost, plus the server's own delay
 ATTEMPTS = 10
 
+SUSPENDED = "opid.flow-run.suspended"
+"""The event of a run that was suspended, after its last heartbeat."""
+
+_OURS = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
 _ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "AwaitingRetry", "Scheduled", "Paused")
 
 
@@ -26,20 +32,24 @@ def automations(*, lost_after_s: float = LOST_AFTER_S, attempts: int = ATTEMPTS)
     under its own id until it has been started `attempts` times; Prefect counts the starts, so the limit also holds
     over restarts of the server. A run that failed by an error of its own is Failed, and never started again.
     """
-    ours = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
     return [
         {
             "name": "opid: lost heartbeat",
-            "description": f"Mark a run Crashed after {lost_after_s:g} s without a heartbeat.",
+            "description": f"Mark a run Crashed after {lost_after_s:g} s without a heartbeat, unless it is suspended.",
             "trigger": {
                 "type": "event",
                 "posture": "Proactive",
                 "match": {"prefect.resource.id": "prefect.flow-run.*"},
-                "match_related": ours,
+                "match_related": _OURS,
                 "for_each": ["prefect.resource.id"],
                 # Running comes from the server: it also begins the wait for a run that dies before its first heartbeat.
                 "after": ["prefect.flow-run.Running", "prefect.flow-run.heartbeat"],
-                "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in _ENDS)],
+                "expect": [
+                    "prefect.flow-run.heartbeat",
+                    SUSPENDED,
+                    "prefect.flow-run.Suspended",
+                    *(f"prefect.flow-run.{state}" for state in _ENDS),
+                ],
                 "within": lost_after_s,
             },
             "actions": [
@@ -61,7 +71,7 @@ def automations(*, lost_after_s: float = LOST_AFTER_S, attempts: int = ATTEMPTS)
                     "prefect.resource.id": "prefect.flow-run.*",
                     "prefect.run-count": [str(count) for count in range(1, attempts)],
                 },
-                "match_related": ours,
+                "match_related": _OURS,
                 "for_each": ["prefect.resource.id"],
                 "after": ["prefect.flow-run.Crashed"],
                 "expect": [
@@ -79,6 +89,22 @@ def automations(*, lost_after_s: float = LOST_AFTER_S, attempts: int = ATTEMPTS)
             ],
         },
     ]
+
+
+@contextmanager
+def suspension_told() -> Iterator[None]:
+    """Around the body of a flow: where it ends because its run was suspended, an event says so. A suspended run goes on
+    to the end of its stage, with heartbeats, and the one after which no more follow must not be taken for its loss."""
+    from prefect.events import emit_event
+    from prefect.exceptions import Pause
+    from prefect.runtime import flow_run
+
+    try:
+        yield
+    except Pause:
+        resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+        emit_event(SUSPENDED, resource=resource, related=[_OURS])
+        raise
 
 
 def ensure(client: SyncPrefectClient, declared: list[dict[str, Any]]) -> None:

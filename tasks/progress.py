@@ -121,7 +121,7 @@ class StageProgress:
         now = time.monotonic()
         if now - self._logged_s >= LOG_EVERY_S:
             self._logged_s = now
-            self.logger.info("%s: %s of %s %s", self.stage, done, total, note)
+            self.logger.info("%s: %s%s", self.stage, f"{done} of {total} " if total else "", note)
         if total and now - self._began_s >= ARTIFACT_AFTER_S and now - self._artifact_s >= ARTIFACT_EVERY_S:
             self._artifact_s = now
             self._show(100 * done / total, note)

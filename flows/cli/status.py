@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,7 +45,8 @@ def status(
         elif found:
             console.print(_overview(found))
         else:
-            say(console, f"There is no campaign in {root}.")
+            where = root if "://" in root else Path(root).absolute()
+            say(console, f"There is no campaign in {where}.")
         return
     store, chain = read_chain(root, campaign, endpoint_url)
     standing = standing_of(store, chain)

@@ -13,6 +13,8 @@ NEWEST = 10
 """Iterations whose skills are looked at: a long campaign has gigabytes of scores."""
 SHOWN = 3
 """How many skills a summary shows."""
+LONGEST = 160
+"""Characters of a skill that a summary shows."""
 
 
 def effects_of(store: CampaignStore, chain: Sequence[Manifest]) -> list[SkillEffect]:
@@ -25,6 +27,11 @@ def effects_of(store: CampaignStore, chain: Sequence[Manifest]) -> list[SkillEff
         )
         for manifest in newest
     )
+
+
+def _cut(text: str) -> str:
+    """What a line of a table has room for: a model may write a thousand characters; the audit page has them all."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST].rstrip()} ..."
 
 
 def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
@@ -42,7 +49,7 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     ]
     rows = [
         [
-            *(effect.kind, effect.text.replace("|", "\\|").replace("\n", " "), str(effect.steps)),
+            *(effect.kind, _cut(effect.text).replace("|", "\\|").replace("\n", " "), str(effect.steps)),
             *(f"{effect.raised / effect.steps:.0%}", f"{effect.delta:+.2f}", f"{effect.delta_per_token:+.3f}"),
             percent(effect.advantage / total if total else None),
         ]

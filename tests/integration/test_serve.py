@@ -38,8 +38,14 @@ LIMIT_S = 240.0
 FLOW = """
 import os, signal, sys, time
 from pathlib import Path
-from prefect import flow
-from infra import processes
+from prefect import flow, get_client, task
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.states import Suspended
+from infra import automations, processes
+
+@task
+def stage() -> None: ...
 
 @flow(name="train")
 def train(config: str, overrides: list[str] = []) -> None:
@@ -51,6 +57,15 @@ def train(config: str, overrides: list[str] = []) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if "fail" in overrides:
         raise ValueError("a bug")
+    if "pause" in overrides and count == 1:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Suspended(timeout_seconds=600))
+        with automations.suspension_told():
+            related = [{"prefect.resource.id": "prefect.tag.opid", "prefect.resource.role": "tag"}]
+            run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+            emit_event("prefect.flow-run.heartbeat", resource=run, related=related)  # of the stage that it still ends
+            time.sleep(2.0)  # the server may take two that come at once in either order
+            stage()
     if "wait" in overrides:
         child = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], folder / "child.log")
         (folder / "child.new").write_text(str(child.pid))
@@ -247,11 +262,13 @@ def test_a_bug_is_not_retried_and_cancel_ends_a_run_and_its_children(served, hop
     assert not (folder / "done").exists()
 
 
-def test_a_run_without_heartbeats_is_crashed_and_the_limit_of_attempts_holds(served, hopeless):
+def test_a_run_without_heartbeats_is_crashed_unless_suspended_and_the_limit_of_attempts_holds(served, hopeless):
     dead, dead_folder = hopeless
     wait_for(lambda: (served.read(dead).run_count, served.read(dead).state_name) == (3, "Crashed"), "three attempts")
     # 10 s instead of 75: the shortest that Prefect allows. A healthy run would beat every 30 s.
     automations.ensure(served.client, automations.automations(lost_after_s=10, attempts=3))
+    paused, paused_folder = served.run("paused", "pause")
+    served.wait_for_state(paused, "Suspended")
     run, folder = served.run("silent", "wait")
     child_of(folder)
     process = psutil.Process(int((folder / "starts").read_text()))
@@ -263,6 +280,11 @@ def test_a_run_without_heartbeats_is_crashed_and_the_limit_of_attempts_holds(ser
     (folder / "go").touch()
     served.wait_for_state(run, "Completed")
     assert "AwaitingRetry" in served.states(run)
+    assert (served.read(paused).state_name, starts(paused_folder)) == ("Suspended", 1)
+    served.client.resume_flow_run(paused)
+    served.wait_for_state(paused, "Completed")
+    assert starts(paused_folder) == 2
+    assert "Crashed" not in served.states(paused)
     # One that may go on has come back since; the other has not.
     assert (served.read(dead).state_name, starts(dead_folder)) == ("Crashed", 3)
 

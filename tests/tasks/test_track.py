@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import sys
 import time
 import types
@@ -18,7 +19,7 @@ from opid_core.config import build_config
 from opid_core.errors import ConfigError, InfrastructureError
 from tasks import trackers
 from tasks.iteration import CampaignRun
-from tasks.progress import artifact_key
+from tasks.progress import StageProgress, artifact_key
 from tasks.track import markdown, track
 from tasks.trackers.commits import committed
 from tests.audited import Shape, make_campaign
@@ -194,3 +195,12 @@ def test_wandb_itself_takes_a_commit_offline(tmp_path, monkeypatch):
     assert written.name == f"run-audited-{chain[0].checksum[:8]}.wandb"
     assert b"rollout/success_micro" in written.read_bytes()
     assert [*written.parent.glob("files/media/table/skills_*.table.json")]
+
+
+def test_a_line_of_the_log_counts_what_can_be_counted(caplog, monkeypatch):
+    monkeypatch.setattr("tasks.progress.LOG_EVERY_S", 0.0)
+    told = StageProgress(1, "evaluate", "progress-c", logging.getLogger("stage"))
+    with caplog.at_level(logging.INFO, "stage"):
+        told(note="300 tasks")
+        told(7, 600, "7 of 7 won")
+    assert caplog.messages == ["evaluate: 300 tasks", "evaluate: 7 of 600 7 of 7 won"]

@@ -11,6 +11,11 @@ MOST_DOTS = 200
 """Of a line: those of a thousand iterations would be one thick line, and take half of the page's time."""
 
 
+SMALL_MARGINS = (40, 20, 8)
+LARGE_MARGINS = (70, 30, 18)
+"""Left, bottom and top, of a chart as wide as the page: a phone's, which is smaller by half, has larger letters."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A value and its interval (the value itself, where it has none)."""
@@ -44,19 +49,17 @@ class Series:
 class Chart:
     """A chart's frame: `x(...)` and `y(...)` give page coordinates (pixels of the view box)."""
 
-    def __init__(
-        self, series: Sequence[Series], width: int, height: int, top: float, margins: tuple[int, int] = (46, 26)
-    ):
+    def __init__(self, series: Sequence[Series], width: int, height: int, top: float, margins: tuple[int, int, int]):
         self.series = series
         self.width, self.height, self.top = width, height, top
-        self.left, self.bottom = margins
+        self.left, self.bottom, self.above = margins
         self._last = max([1.0, *(point.x for one in series for point in one.points)])
 
     def x(self, value: float) -> float:
         return round(self.left + 6 + value / self._last * (self.width - self.left - 18), 1)
 
     def y(self, value: float) -> float:
-        return round(8 + (1 - value / self.top) * (self.height - self.bottom - 8), 1)
+        return round(self.above + (1 - value / self.top) * (self.height - self.bottom - self.above), 1)
 
     def x_ticks(self) -> list[int]:
         """At most eleven whole numbers."""

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from flows.reports.audit import pages_folder, summary
-from flows.reports.audit.charts import COLOURS, Chart, Series
+from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Series
 from flows.reports.audit.pages import CAMPAIGN_PAGE, render, write_page
 from flows.reports.chains import Evaluated, evaluations, read_chain
 from flows.reports.paired import holm
@@ -172,7 +172,7 @@ def charts(rows: Sequence[CampaignRow]) -> list[tuple[str, Chart]]:
             series.append(Series(name, colour, training, dashed=True))
             series.append(Series(name, colour, points, shift=round(shift * number, 1)))
         title = "training rollouts" if temperature is None else f"temperature {temperature:g}"
-        found.append((title, Chart([one for one in series if one.points], 940, 300, 1.0)))
+        found.append((title, Chart([one for one in series if one.points], 940, 300, 1.0, LARGE_MARGINS)))
     return [(title, chart) for title, chart in found if chart.series]
 
 

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -84,11 +85,13 @@ def campaign_page(
         raise DataError(f"{location(store)}: nothing is committed yet: there is nothing to audit")
     config, effects = read_config(store), effects_of(store, chain)
     evaluated = evaluations(store, chain)
+    where = ["--root", store.root, *(["--endpoint-url", store.endpoint_url] if store.endpoint_url else [])]
     return render(
         "campaign.html.j2",
         script=_read("page.js"),
         campaign=store.campaign,
         location=location(store),
+        command=shlex.join(["opid", "audit", store.campaign, *where, "--iteration", "all"]),
         config=config,
         rows=rows,
         pages=pages,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flows.reports.audit.charts import COLOURS, Chart, Point, Series, nice_top
+from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, SMALL_MARGINS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import new_skills
 from flows.reports.chains import Evaluated, first_and_last, read_tables
 from flows.reports.formatting import with_interval
@@ -140,7 +140,7 @@ def success_chart(rows: Sequence[CommitRow], evaluated: Sequence[Evaluated], pan
                 shift=4 * len(series),
             )
         )
-    return Chart(series, 940, 300, 1.0)
+    return Chart(series, 940, 300, 1.0, LARGE_MARGINS)
 
 
 def small_charts(rows: Sequence[CommitRow]) -> list[tuple[str, str, Chart]]:
@@ -163,8 +163,9 @@ def small_charts(rows: Sequence[CommitRow]) -> list[tuple[str, str, Chart]]:
             for row, value in zip(trained, values, strict=True)
             if value is not None and math.isfinite(value)
         ]
-        chart = Chart([Series(title, "#374151", points)], 300, 110, nice_top([p.value for p in points]), (40, 20))
-        charts.append((title, form.replace(".1%", ".0%") if chart.top >= 0.1 else form, chart))
+        chart = Chart([Series(title, "#374151", points)], 300, 110, nice_top([p.value for p in points]), SMALL_MARGINS)
+        ticks = form.replace(",.0f", ",g")  # half of an odd top is no whole number
+        charts.append((title, ticks.replace(".1%", ".0%") if chart.top >= 0.1 else ticks, chart))
     return charts
 
 
@@ -204,7 +205,7 @@ def _order_chart(rows: Sequence[CommitRow], kind: str) -> tuple[str, str, Chart]
     if placebo := _orders(rows, kind, "placebo_order"):
         series.append(Series("their placebo", "#9ca3af", placebo, shift=4))
     title = f"order by {kind} skills (50%: none{'; grey: their placebo' if placebo else ''})"
-    return title, "{:.0%}", Chart(series, 300, 110, 1.0, (40, 20))
+    return title, "{:.0%}", Chart(series, 300, 110, 1.0, SMALL_MARGINS)
 
 
 def total_cost(costs: Sequence[float | None]) -> float | None:

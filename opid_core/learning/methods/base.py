@@ -5,6 +5,7 @@ What several methods share stands here too: keys and, with the keys, what reads 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -127,11 +128,15 @@ class Method(Section):
     def _reads_its_keys(cls, data: Any) -> Any:
         unread = [key for key in data if key not in cls.model_fields] if isinstance(data, Mapping) else []
         if unread:
-            told = {"method": data.get("name", cls.model_fields["name"].default), "keys": ", ".join(cls.model_fields)}
-            error = PydanticCustomError(
-                "unread_key", "the method {method} does not read this key; its keys: {keys}", told
-            )
-            details = [InitErrorDetails(type=error, loc=(key,), input=data[key]) for key in unread]
+            name, details = data.get("name", cls.model_fields["name"].default), []
+            for key in unread:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.8)
+                told = {
+                    "method": name,
+                    "hint": f"did you mean {near[0]!r}?" if near else f"its keys: {', '.join(cls.model_fields)}",
+                }
+                error = PydanticCustomError("unread_key", "the method {method} does not read this key; {hint}", told)
+                details.append(InitErrorDetails(type=error, loc=(key,), input=data[key]))
             raise ValidationError.from_exception_data("method", details)
         return data
 

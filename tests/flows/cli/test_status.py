@@ -70,6 +70,11 @@ def test_all_campaigns_of_a_root_and_of_its_studies_are_listed(tmp_path, opid):
     ]
 
 
+def test_an_empty_root_is_named_whole(tmp_path, opid, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert opid("status") == f"There is no campaign in {tmp_path}/runs.\n"
+
+
 def test_who_works_on_a_campaign_at_which_stage_and_what_stopped_it(tmp_path, opid):
     root = tmp_path / "runs"
     store = a_campaign(root, tmp_path, "mine", 2)

@@ -252,7 +252,7 @@ def test_a_long_line_has_few_dots_and_its_last_one(points, first, dots):
 
 
 def test_a_chart_puts_values_where_they_belong():
-    chart = Chart([Series("s", "#000000", [Point(0, 0, 0, 0, ""), Point(20, 1, 1, 1, "")])], 200, 100, 1.0, (40, 20))
+    chart = Chart([Series("s", "#000000", [Point(0, 0, 0, 0, ""), Point(20, 1, 1, 1, "")])], 200, 100, 1.0, (40, 20, 8))
     assert (chart.x(0), chart.x(20), chart.y(0), chart.y(1)) == (46, 188, 80, 8)
     assert chart.x_ticks() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
     assert chart.line(chart.series[0]) == "46.0,80.0 188.0,8.0"
@@ -383,6 +383,18 @@ def test_the_campaign_page_charts_what_the_skills_signal_is_worth(tmp_path):
     (point,), (below,) = (one.points for one in chart.series)
     assert (point.x, point.value, point.low, point.high) == (1, 0.8, 0.7, 1.0)
     assert (below.value, below.low, below.high) == (0.5, 0.5, 0.5)  # of one group alone there is no interval
+
+
+def test_a_small_chart_of_few_texts_has_no_number_twice(tmp_path):
+    store, chain = make_campaign(tmp_path, 1, Shape())
+    rows = summary.commit_rows(store, chain)
+    for most, ticks in ((1, ["0", "0.5", "1"]), (5, ["0", "2.5", "5"]), (1500, ["0", "1,000", "2,000"])):
+        (form, chart), *_ = [
+            drawn[1:]
+            for drawn in summary.small_charts([rows[0], replace(rows[1], new_texts=most)])
+            if drawn[0] == "new skill texts"
+        ]
+        assert [form.format(tick) for tick in chart.y_ticks(2)] == ticks
 
 
 def test_a_row_of_the_campaign_page_is_the_same_from_the_manifest_and_from_the_tables(tmp_path):

@@ -143,6 +143,25 @@ def test_no_page_is_wider_than_its_window(campaign, open_page, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [380, 800, 1280])
+def test_a_chart_is_seen_whole_and_its_numbers_can_be_read(campaign, open_page, width):
+    for name in (CAMPAIGN_PAGE, OVERVIEW_PAGE):
+        page = open_page(campaign[2] / name)
+        page.set_viewport_size({"width": width, "height": 800})
+        chart = page.locator("svg.chart").first
+        numbers = chart.locator("text")
+        boxes = [numbers.nth(n).bounding_box() for n in range(numbers.count())]
+        frame = chart.bounding_box()
+        assert frame is not None
+        assert len(boxes) >= 8
+        for box in boxes:
+            assert box is not None
+            assert box["height"] >= 9
+            assert box["x"] >= frame["x"] >= 0
+            assert box["x"] + box["width"] <= frame["x"] + frame["width"] <= width
+            assert frame["y"] - 1 <= box["y"] <= frame["y"] + frame["height"] + 1 - box["height"]
+
+
 def test_the_filters_leave_what_they_say(campaign, open_page):
     store, chain, folder = campaign
     rows = read_table(store, chain[-1].tables["trajectories"]).to_pylist()

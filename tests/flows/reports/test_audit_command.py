@@ -67,6 +67,8 @@ def test_a_campaign_on_s3_is_read_there_and_its_pages_lie_here(tmp_path, s3_serv
     assert printed.endswith(f"Open {here}/runs/one/audit/index.html in a browser.\n")
     pages = [f"runs/one/audit/{name}" for name in ("index.html", "iteration-000001.html")]
     assert all_files(here) == pages
+    again = f"opid audit one {' '.join(place)} --iteration all"
+    assert f"<code>{again}</code>" in (here / pages[0]).read_text(encoding="utf-8")
     assert opid("audit", "--overview", *place).startswith(f"{here}/runs/overview.html\n")
     assert 'href="one/audit/index.html"' in (here / "runs" / "overview.html").read_text(encoding="utf-8")
     out = tmp_path / "tables"

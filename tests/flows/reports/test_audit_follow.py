@@ -14,13 +14,16 @@ from infra import lease
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core.errors import ConfigError, InfrastructureError
 from tests.audited import CONFIG
+from tests.conftest import S3_BUCKET
 from tests.factories import START_ROWS, all_files, commit_rows, named_rows
+
+ONE = {**CONFIG, "campaign": "one", "iterations": 2}
 
 
 @pytest.fixture
 def store(tmp_path) -> CampaignStore:
     """A campaign of two iterations, of which nothing is committed."""
-    return open_campaign(tmp_path / "runs", "one", {**CONFIG, "campaign": "one", "iterations": 2})
+    return open_campaign(tmp_path / "runs", "one", ONE)
 
 
 def commit_next(store: CampaignStore, folder: Path) -> None:
@@ -54,6 +57,25 @@ def test_pages_follow_the_commits_and_reload_until_the_last(store, tmp_path):
     assert 'href="iteration-000001.html"' in page.read_text(encoding="utf-8")
     assert len(said) == 4
     assert [re.search(r"(\d) of 2", line) is not None for line in said] == [False, True, True, True]
+
+
+def test_commits_on_s3_are_followed_and_the_pages_lie_here(tmp_path, s3_server, monkeypatch):
+    root, said, seen = f"s3://{S3_BUCKET}/{tmp_path.name}", [], []
+    store = open_campaign(root, "one", ONE, s3_server.endpoint_url)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def wait() -> None:
+        seen.append(len(all_files(here)))
+        commit_next(store, tmp_path)
+
+    page = follow(root, s3_server.endpoint_url, "one", None, said.append, wait=wait)
+    assert seen == [0, 1, 2]
+    assert page == here / "runs" / "one" / "audit" / "index.html"
+    assert reloads(page) is None
+    assert all_files(page.parent) == ["index.html", "iteration-000001.html", "iteration-000002.html"]
+    assert [re.search(r"\d of 2", line) is not None for line in said] == [False, True, True, True]
 
 
 def test_a_driver_that_still_works_keeps_it_waiting(store, tmp_path):

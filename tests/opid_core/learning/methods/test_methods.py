@@ -215,7 +215,8 @@ def test_a_distillation_towards_the_placebo_is_given_its_log_probs():
         ({"routing": "additive", "placebo_step": "fixed"}, "no placebo"),
         ({"lambda_schedule": "linear"}, "need it"),
         ({"lambda_iterations": 3}, "goes without"),
-        ({"name": "grpo", "placebo_step": "fixed"}, "does not read this key"),
+        ({"name": "grpo", "placebo_step": "fixed"}, "grpo does not read this key; its keys: name, "),
+        ({"lamda_step": 0.1}, r"step: the method opid does not read this key; did you mean 'lambda_step'\?"),
     ],
 )
 def test_combinations_that_mean_nothing_are_refused(keys, message):
