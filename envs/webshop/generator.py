@@ -180,9 +180,11 @@ def wording() -> list[str]:
     kinds = [text for category in _CATEGORIES for kind in category.kinds for text in (kind.noun, kind.query)]
     attributes = [text for category in _CATEGORIES for text in category.attributes.split(", ")]
     values = [value.lower() for category in _CATEGORIES for _, values in category.options for value in values]
+    # With the space behind it, as instructions write it: else "size: 4 ounce" would be read as "size:", " 4", " ounce".
+    named = [f"{name.lower()}: " for category in _CATEGORIES for name, _ in category.options]
     uses = [use for category in _CATEGORIES for use in category.uses]
     titles = [text.title() for text in attributes]
-    return list(dict.fromkeys([*kinds, *attributes, *titles, *values, *uses, *_ADJECTIVES]))
+    return list(dict.fromkeys([*kinds, *attributes, *titles, *values, *named, *uses, *_ADJECTIVES]))
 
 
 def _products(options: CatalogOptions) -> Iterator[tuple[str, str, str, str]]:

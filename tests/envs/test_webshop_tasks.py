@@ -275,3 +275,13 @@ def test_an_id_is_one_token_on_the_page_in_the_action_and_in_the_skill(tmp_path)
         tokenizer.tokenize(text) for text in (f"Do now: click[{asin.lower()}]", f"click[{asin.lower()}]")
     )
     assert skill[-3:] == response == ["click[", asin.lower(), "]"]
+
+
+def test_an_option_is_one_token_in_the_instruction_on_the_page_and_in_the_action(tmp_path):
+    """Also one that begins with a number, which would be a token of its own."""
+    environment = generated()
+    train_tokenizer(["a"], environment.fixed_phrases, 300, tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    instruction = tokenizer.tokenize("with color: navy blue, and size: 10 inch, and price")
+    assert {"color: ", "navy blue", "size: ", "10 inch"} <= {*instruction}
+    assert tokenizer.tokenize(" [SEP] 10 inch [SEP] ")[1] == tokenizer.tokenize("click[10 inch]")[1] == "10 inch"
