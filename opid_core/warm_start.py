@@ -231,8 +231,7 @@ def _with_skills(
         if rng.random() < settings.skill_share:
             # "answer" does not say which: told so, only the expert's is right.
             strays = [stray for stray in moment.strays if worded(stray, words) != words.answer_tag]
-            wrong_ones = [rng.choice(strays) for _ in range(settings.strays)] if strays else []
-            named = [expert, *(replace(expert, action=stray) for stray in dict.fromkeys(wrong_ones))]
+            named = [expert, replace(expert, action=rng.choice(strays))] if strays else [expert]
             for decision in named:
                 with_skill = inject(parts, "step", step_skill(decision.action, words))
                 shown.append(ExpertStep(with_skill, write(decision)))

@@ -79,11 +79,8 @@ class WarmStartConfig(Section):
     episodes: int = Field(default=5000, ge=1)
     """Expert episodes."""
     skill_share: float = Field(default=0.4, ge=0, le=1)
-    """Chance that a decision is shown again under step skills (the expert's action and `strays`), and chance that it is
-    under an episode skill, so that the policy follows what it is told."""
-    strays: int = Field(default=1, ge=0)
-    """Actions of a clumsy player that step skills name in such a decision; one that is drawn twice is named once. Each
-    costs little, as it shares the prompt before the skill."""
+    """Chance that a decision is shown again under two step skills (the expert's action and a random one), and chance
+    that it is under an episode skill, so that the policy follows what it is told."""
     detours: float = Field(default=0.1, ge=0, le=1)
     """Chance that a random or failing action is played instead of the expert's, which is still what is imitated:
     teaches recovery."""
