@@ -16,14 +16,17 @@ from opid_core.errors import DataError
 
 _MAX_BYTES, _MAX_PART_BYTES = 1024, 255
 """The longest key of S3, and the longest name of a file on Linux."""
+_NO_PART = frozenset(("", ".", ".."))
 
 
 def check_name(name: str) -> str:
     """`name` where it leads to a place below the folder that it is relative to. Raises ValueError."""
     parts = name.split("/")
-    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+    if not name.isprintable() or not _NO_PART.isdisjoint(parts):
         raise ValueError(f"{name!r} is no relative path in its shortest form, of printable characters")
-    if len(name.encode()) > _MAX_BYTES or any(len(part.encode()) > _MAX_PART_BYTES for part in parts):
+    size = len(name.encode())
+    # Most names are shorter than a part may be, and a long chain has tens of thousands.
+    if size > _MAX_PART_BYTES and (size > _MAX_BYTES or any(len(part.encode()) > _MAX_PART_BYTES for part in parts)):
         raise ValueError(f"a path of {len(name)} characters is too long")
     return name
 
