@@ -68,15 +68,13 @@ def without(sources: Sequence[str], texts: Iterable[str]) -> list[str]:
         lengths.setdefault(first, []).append(length)  # by the first word, which most words of a source are not
     kept = []
     for source in sources:
-        found, of_source, at = source.split(" "), [], 0
-        while at < len(found):
-            word = found[at]
-            length = 0
-            if word in lengths:
-                length = next((n for n in lengths[word] if tuple(found[at : at + n]) in runs), 0)
-            of_source.append("|" if length else word)
-            at += length or 1
-        kept.append(" ".join(of_source))
+        found, of_source, done = source.split(" "), [], 0
+        for at in [at for at, word in enumerate(found) if word in lengths]:
+            length = next((n for n in lengths[found[at]] if tuple(found[at : at + n]) in runs), 0)
+            if at >= done and length:
+                of_source += [*found[done:at], "|"]
+                done = at + length
+        kept.append(" ".join([*of_source, *found[done:]]))
     return kept
 
 
