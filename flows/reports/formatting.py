@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from opid_core.evaluation import Estimate
 
 
+_TABLE = re.compile(r"(?:^\|.*(?:\n|\Z))+", re.MULTILINE)
+
+
 class Terminal(Console):
     """The terminal, for all that is printed. Much of it is data (of a task, a policy, an analyzer, a file's name), and
     cannot steer the terminal: no text is markup, and control characters are shown as escapes."""
@@ -37,8 +40,8 @@ def say(console: Console, text: str, style: str = "") -> None:
 
 
 def show_markdown(console: Console, text: str) -> None:
-    """Print Markdown; what a link leads to is shown, an image is left out, and no line of a code block is broken, so
-    that commands can be copied."""
+    """Print Markdown; what a link leads to is shown, an image is left out, no line of a code block is broken, so that
+    commands can be copied, and a table that is too wide is printed in parts, so that no cell is cut."""
     from rich.markdown import Markdown
 
     without_images = re.sub(r"^!\[.*\]\(.*\)$", "", text, flags=re.MULTILINE)
@@ -46,7 +49,25 @@ def show_markdown(console: Console, text: str) -> None:
         if number % 2:
             say(console, f"\n{part}")
         elif part.strip():
-            console.print(Markdown(part, hyperlinks=False))
+            fitting = re.sub(_TABLE, lambda table: _in_parts(table[0], console.width), part)
+            console.print(Markdown(fitting, hyperlinks=False))
+
+
+def _in_parts(table: str, width: int) -> str:
+    """A Markdown table as several below each other, each with the first column and with as many of the others as fit
+    into `width` characters when their texts are broken between words."""
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    if len({len(row) for row in rows}) > 1:
+        return table
+    columns = zip(*rows, strict=True)
+    first, *others = [max(len(word) for cell in column for word in cell.split() or [""]) + 2 for column in columns]
+    parts: list[list[int]] = [[]]
+    for number, needed in enumerate(others):
+        if parts[-1] and first + sum(others[n] for n in parts[-1]) + needed > width:
+            parts.append([])
+        parts[-1].append(number)
+    chosen = [[[row[0], *(row[1 + number] for number in part)] for row in rows] for part in parts]
+    return "\n".join("".join(f"| {' | '.join(row)} |\n" for row in part) for part in chosen)
 
 
 def percent(share: float | None, missing: str = "") -> str:

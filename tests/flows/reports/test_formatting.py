@@ -16,7 +16,7 @@ import flows
 from envs import alfworld
 from flows.cli import main as cli
 from flows.display import live_progress
-from flows.reports.formatting import Terminal, say, show_markdown
+from flows.reports.formatting import Terminal, markdown_table, say, show_markdown
 from opid_core.config import build_config
 from tasks import progress
 
@@ -85,3 +85,28 @@ def test_nothing_is_printed_past_the_terminal():
     files = [*Path(flows.__file__).parent.rglob("*.py"), *Path(alfworld.__file__).parents[1].rglob("*.py")]
     texts = {path.name: path.read_text(encoding="utf-8") for path in files}
     assert [name for name, text in texts.items() if " Console(" in text.replace("class Terminal(Console)", "")] == []
+
+
+def test_a_table_that_is_too_wide_is_printed_in_parts_with_every_cell_whole():
+    names = [f"method_{number:02}" for number in range(12)]
+    rows = [[f"seconds/stage/{stage}_s", *(f"{n * 11.11:.2f}%" for n in range(12))] for stage in ("rescore", "update")]
+    output = io.StringIO()
+    show_markdown(Terminal(file=output, width=60), "\n".join(markdown_table(["", *names], rows)))
+    lines = output.getvalue().splitlines()
+    words = output.getvalue().split()
+    assert max(map(len, lines)) <= 60
+    assert [word for word in words if word.startswith("method")] == names
+    assert [word for word in words if word.endswith("%")] == [
+        cell for part in (slice(1, 4), slice(4, 7), slice(7, 10), slice(10, 13)) for row in rows for cell in row[part]
+    ]
+    assert words.count("seconds/stage/update_s") == 4
+
+
+@pytest.mark.parametrize(
+    "table", ["| a | b |\n|---|---|\n| 1 | 2 |", "| a |\n|---|\n| 1 | 2 |\n", "| a |\n|---|\n| 1 |\n"]
+)
+def test_a_table_that_fits_or_has_rows_of_unequal_length_stays_one(table):
+    output = io.StringIO()
+    show_markdown(Terminal(file=output, width=60), f"before\n\n{table}")
+    assert output.getvalue().split()[:2] == ["before", "a"]
+    assert output.getvalue().split().count("1") == 1
