@@ -16,7 +16,7 @@ from flows.reports.audit import summary
 from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
 from flows.reports.chains import evaluations, read_tables
-from flows.reports.formatting import percent, score_text, with_interval
+from flows.reports.formatting import interval, percent, score_text, with_interval
 from flows.reports.skills import NEWEST, effects_of
 from flows.reports.study_tables import tests
 from infra.manifest import Manifest
@@ -183,6 +183,7 @@ def _environment() -> Environment:
         "percent": partial(percent, missing="–"),
         "visible": visible,
         "interval": summary.share_text,
+        "bounds": lambda share: interval(share.low, share.high),
         "rate": _rate,
         "tests": tests,
         "score": score_text,
