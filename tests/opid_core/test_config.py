@@ -195,7 +195,11 @@ def test_an_override_that_is_no_yaml(tmp_path):
             "method: {name: rloo, baseline: step}",
             r"method\.baseline: the method rloo .*; its keys: name, gamma, tied_groups",
         ),
-        ("method: {lamda_step: 1}", r"method\.lamda_step: the method opid does not read .*: name, .*lambda_step"),
+        (
+            "method: {lamda_step: 1}",
+            r"method\.lamda_step: the method opid does not read .*; did you mean 'lambda_step'\?",
+        ),
+        ("method: {weight: 1}", r"method\.weight: the method opid does not read .*: name, .*lambda_step"),
         ("method: {lambda_step: -1}", r"method\.lambda_step: Input should be greater than or equal to 0 \(got -1\)"),
         ("iterations: -1", r"iterations: .*greater than or equal to 0 \(got -1\)"),
         ("seed: many", r"seed: .*valid integer.* \(got 'many'\)"),
