@@ -32,7 +32,7 @@ _QUIET = {
 
 def connect(address: str, tell: Callable[[str], None] = print) -> None:
     """Join the cluster at `address` (HOST:PORT, or `auto` for the one that runs on this machine) as its driver, once.
-    `tell` gets a line when the head stops to answer, from a thread.
+    `tell` gets a line when the head stops answering, from a thread.
 
     Raises ConfigError where ray is missing, no head answers, the cluster has another version of Ray or Python, or no
     node of it is on this machine.
@@ -77,7 +77,7 @@ def watch_head(
     address: str, tell: Callable[[str], None], goes_on: Callable[[], bool], every_s: float = WATCH_S
 ) -> None:
     """Look whether the head at `address` answers, every `every_s` seconds for as long as `goes_on`, and `tell` when it
-    stops to and when it does again. Without its head Ray ends this process itself, past every `except` and with a
+    stops and when it does again. Without its head Ray ends this process itself, past every `except` and with a
     message that names none of what is ours."""
     missed = 0
     while goes_on():

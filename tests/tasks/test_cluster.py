@@ -64,7 +64,7 @@ def test_an_address_where_nothing_answers_is_refused_at_once(monkeypatch):
             ray_nodes.connect(f"127.0.0.2:{port}")
 
 
-def test_a_head_that_stops_to_answer_is_told_once_and_so_is_its_return():
+def test_a_head_that_stops_answering_is_told_once_and_so_is_its_return():
     told, looks = [], iter(range(8))
     heads = [socket.create_server(("127.0.0.1", 0))]
     host, port = heads[0].getsockname()
