@@ -241,10 +241,13 @@ def understand(question: str) -> tuple[str, list[Relation]] | None:
 
 def told_value(relation: Relation, name: str, text: str) -> str | None:
     """What a passage's `text` says of the `relation` of the entity called `name`; None if it says nothing."""
+    sentences = re.split(r"(?<=\.)\s", text)
     for form in relation.told:
-        pattern = re.escape(form.format(x=name, y="\0")).replace("\0", "([^.]+)")
-        if match := re.search(rf"(?:^|\s){pattern}\.", text):
-            return match[1]
+        before, after = f"{form}.".format(x=name, y="\0").split("\0")
+        for sentence in sentences:
+            value = sentence.removeprefix(before).removesuffix(after)
+            if value and f"{before}{value}{after}" == sentence:
+                return value
     return None
 
 
