@@ -62,8 +62,10 @@ class Chart:
         return round(self.above + (1 - value / self.top) * (self.height - self.bottom - self.above), 1)
 
     def x_ticks(self) -> list[int]:
-        """At most eleven whole numbers."""
-        step = next(s * 10**power for power in range(9) for s in (1, 2, 5) if self._last / (s * 10**power) <= 10)
+        """Whole numbers: at most eleven, and no more than have room beside each other."""
+        room = (self.width - self.left) / (14 + 8 * len(str(math.floor(self._last))))
+        most = max(1.0, min(10.0, room))
+        step = next(s * 10**power for power in range(9) for s in (1, 2, 5) if self._last / (s * 10**power) <= most)
         return list(range(0, math.floor(self._last) + 1, step))
 
     def y_ticks(self, count: int) -> list[float]:

@@ -124,6 +124,25 @@ def test_a_followed_page_shows_the_next_commit_and_keeps_what_is_searched_and_so
     assert page.locator("#followed").count() == 0
 
 
+def test_of_long_tables_25_rows_are_shown_until_all_are_asked_for_and_printed_are_all(tmp_path, open_page):
+    store, chain = make_campaign(tmp_path, 29, Shape(tasks=3, group_size=2, steps=2, tokens=4))
+    write_pages(store, chain, [], tmp_path / "pages")
+    page = open_page(tmp_path / "pages" / CAMPAIGN_PAGE)
+    rows, button = page.locator("#iterations tbody tr:visible"), page.locator("#iterations .more")
+    assert (rows.count(), button.inner_text()) == (25, "Show all 30 rows")
+    page.emulate_media(media="print")
+    assert rows.count() == 30
+    page.emulate_media(media="screen")
+    button.click()
+    page.reload()
+    assert rows.count() == 30
+    effects, more = page.locator("#effects tbody tr:visible"), page.locator("#effects .more")
+    assert effects.count() == 25
+    page.fill("#effect-text", page.locator("#effects td.skill-text").first.inner_text())
+    assert (effects.count(), more.is_hidden()) == (1, True)
+    assert page.locator("#added .more").is_hidden()
+
+
 def test_campaigns_lead_to_their_pages_without_a_script(tmp_path, open_page):
     for name in ("one", "<b>two"):
         store, chain = make_campaign(tmp_path, 1, Shape(), name=name)

@@ -2,6 +2,7 @@
 // Reads the page's own data and builds what is looked at. Data becomes text only (textContent, attributes that are
 // plain text): never markup, never an address.
 (() => {
+  const FOLDED_ROWS = 25; // as in page.css
   const byId = (id) => document.getElementById(id);
 
   async function unpack(id) {
@@ -22,6 +23,36 @@
   const signed = (value, digits = 4) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
   const small = (value) => (value === 0 ? "0" : (value < 0 ? "−" : "+") + Number(Math.abs(value).toPrecision(4)));
   const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : 0);
+
+  // What is searched, sorted and unfolded on the campaign's page stands in its address: the same when it is read again.
+  function keep(name, value) {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    if (value) asked.set(name, value);
+    else asked.delete(name);
+    history.replaceState(null, "", `#${asked}`);
+  }
+
+  // Hides all but the first rows of the table in the element called `id` (page.css says how many; none when printed)
+  // behind a button below it. Returns what is to be called when its rows are others.
+  function fold(id) {
+    const place = byId(id), rows = () => place.querySelectorAll("tbody tr").length;
+    const asked = new URLSearchParams(location.hash.slice(1));
+    if (asked.has(`all-${id}`)) return () => {};
+    const button = make("button", { type: "button", class: "more" });
+    const update = () => {
+      button.textContent = `Show all ${rows().toLocaleString("en")} rows`;
+      button.hidden = rows() <= FOLDED_ROWS;
+    };
+    button.addEventListener("click", () => {
+      place.classList.remove("folded");
+      button.remove();
+      keep(`all-${id}`, "yes");
+    });
+    place.classList.add("folded");
+    place.append(button);
+    update();
+    return update;
+  }
 
   function skillTable(skills, columns) {
     const head = make("tr", {}, ...columns.map(([name]) => make("th", {}, name)));
@@ -64,15 +95,9 @@
 
   // The campaign's page -----------------------------------------------------------------------------------------------
 
-  // What is searched and sorted stands in the address, so that the page is the same when it is read again.
   // `since`: the first iteration that was looked at; what was used there may have been before.
   function showEffects(effects, since) {
     const asked = new URLSearchParams(location.hash.slice(1));
-    const keep = (name, value) => {
-      if (value) asked.set(name, value);
-      else asked.delete(name);
-      history.replaceState(null, "", `#${asked}`);
-    };
     const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)}%`);
     const column = (name, key, cell) => [name, (row) => cell(row[key]), "number", (row) => row[key]];
     const [table, show] = sortedTable(effects, [
@@ -94,6 +119,7 @@
       const found = effects.filter((row) => (!kind.value || row.kind === kind.value) && row.text.toLowerCase().includes(text.value.toLowerCase()));
       byId("effect-count").textContent = `${found.length} of ${effects.length} skills`;
       show(found);
+      refold();
     };
     for (const [name, field] of [["text", text], ["kind", kind]]) {
       if (asked.has(name)) field.value = asked.get(name);
@@ -103,6 +129,7 @@
       });
     }
     byId("effects").append(table);
+    const refold = fold("effects");
     filter();
   }
 
@@ -116,6 +143,7 @@
         ["text", (skill) => free(skill.text), "skill-text"],
       ]),
     );
+    for (const id of ["iterations", "findings", "added"]) if (byId(id)) fold(id);
   }
 
   // An iteration's page -----------------------------------------------------------------------------------------------
