@@ -6,6 +6,7 @@ it against one that does not.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections import defaultdict
@@ -34,7 +35,8 @@ def placebos(
 ) -> list[str | None]:
     """The placebo of each sample's routed skill by the method's `placebo_episode` and `placebo_step`; None where no
     skill is routed, where the method has none for its kind, and where there is nothing to make one of: no other group
-    has such a skill from a trajectory that ended alike, or nothing without a blank was on offer.
+    has such a skill from a trajectory that ended alike, or nothing else without a blank was on offer. What says the
+    same as the skill is no placebo of it.
 
     All steps that an episode skill is routed to have the same placebo. `seed` draws.
     """
@@ -46,6 +48,12 @@ def placebos(
     alike: dict[tuple[str, bool], list[dict[str, Any]]] = defaultdict(list)
     for row in rows.values():
         alike[_kind(row)].append(row)
+
+    @functools.cache  # all steps of an episode, and often several of a group, have the same skill
+    def others(kind: tuple[str, bool], group_id: str, text: str) -> Sequence[str]:
+        """The texts of the other groups' skills that say something else."""
+        return [r["text"] for r in alike[kind] if group_of[r["trajectory_id"]] != group_id and r["text"] != text]
+
     offered = samples.texts("admissible_actions")
     found: list[str | None] = []
     for n, (skill_id, step) in enumerate(zip(skill_ids, samples.texts("step"), strict=True)):
@@ -59,15 +67,17 @@ def placebos(
         if name == "fixed":
             found.append(" ".join(itertools.islice(itertools.cycle(FIXED.split()), len(skill["text"].split()))))
         elif name == "random_action":
-            actions = [action for action in offered[n] if not has_blank(action)]
-            found.append(step_skill(rng.choice(actions), words) if actions else None)
+            named = [step_skill(action, words) for action in offered[n] if not has_blank(action)]
+            found.append(_draw(rng, [text for text in named if text != skill["text"]]))
         elif name == "swapped":
-            own = group_of[skill["trajectory_id"]]
-            others = [row["text"] for row in alike[_kind(skill)] if group_of[row["trajectory_id"]] != own]
-            found.append(rng.choice(others) if others else None)
+            found.append(_draw(rng, others(_kind(skill), group_of[skill["trajectory_id"]], skill["text"])))
         else:
             found.append(None)
     return found
+
+
+def _draw(rng: random.Random, texts: Sequence[str]) -> str | None:
+    return rng.choice(texts) if texts else None
 
 
 def _kind(skill: dict[str, Any]) -> tuple[str, bool]:

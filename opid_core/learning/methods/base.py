@@ -197,8 +197,8 @@ class SkillMethod(Method):
     """Placebo of each episode skill, under which its steps are scored too: the episode skill of another group's
     trajectory that ended alike (`swapped`), or one constant text of as many words (`fixed`); null: none."""
     placebo_step: Literal["random_action", "swapped", "fixed"] | None = None
-    """Placebo of each step skill: one that names an action on offer at the step, drawn at random (`random_action`);
-    another group's step skill (`swapped`); a constant text (`fixed`); null: none."""
+    """Placebo of each step skill: one that names another action on offer at the step, drawn at random
+    (`random_action`); another group's step skill (`swapped`); a constant text (`fixed`); null: none."""
     signal: Literal["skill", "placebo", "contrast"] = "skill"
     """What is learned from: the skill against none; its placebo against none, as a control (`placebo`); or the skill
     against its placebo (`contrast`: methods whose skill term is an advantage)."""
@@ -261,6 +261,10 @@ class TaughtMethod(SkillMethod):
     def _bank_where_it_is_read(self) -> Self:
         if self.teacher == "bank" and self.skill_bank is None:
             raise ValueError("teacher: bank needs skill_bank (configs/skill_banks has some); or set teacher: routed")
+        if self.teacher == "routed" and self.skill_bank is not None:
+            raise ValueError("skill_bank: teacher: routed takes the analyzer's skills and reads none; leave it out")
+        if self.teacher == "bank" and self.routing in ("step_only", "random"):
+            raise ValueError(f"routing: {self.routing}: the bank's skill is the episode's; or set teacher: routed")
         return self
 
 

@@ -78,6 +78,15 @@ def test_a_random_action_is_one_on_offer_that_can_be_done_as_it_reads():
         assert drawn(of_steps, offered=offered, placebo_step="random_action")[1] is None
 
 
+def test_what_says_the_same_as_the_skill_is_no_placebo_of_it():
+    same = from_rows("skills", [skill("x", 1) | {"text": "Do now: look"}, skill("z", 1) | {"text": "Do now: look"}])
+    of_steps = [None, "x/1", *[None] * 6]
+    found = {drawn(of_steps, seed, skills=same, placebo_step="random_action")[1] for seed in range(20)}
+    assert found == {"Do now: go to bed 1"}
+    assert drawn(of_steps, skills=same, offered=["look"], placebo_step="random_action")[1] is None
+    assert drawn(of_steps, skills=same, placebo_step="swapped")[1] is None
+
+
 def test_a_method_without_skills_has_no_placebos():
     samples = Samples.from_columns(trajectory_id=["x"], group_id=["g"], step=[0], admissible_actions=[OFFERED])
     assert placebos(samples, SKILLS, [None], method("grpo"), 0, ActionWords()) == [None]

@@ -42,7 +42,8 @@ KEYS: dict[str, Any] = {"baseline": "trajectory", "normalize": "mean", "lambda_e
 def method(name: str, **keys: Any) -> Any:
     """The method `name` with those of `keys` and of `KEYS` that it reads."""
     model = methods.get(name)
-    given = {"skill_bank": "bank.json", **KEYS, **keys}
+    bank = {} if keys.get("teacher") == "routed" else {"skill_bank": "bank.json"}
+    given = {**bank, **KEYS, **keys}
     return model.model_validate({"name": name} | {key: given[key] for key in given if key in model.model_fields})
 
 

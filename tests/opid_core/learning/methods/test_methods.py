@@ -212,6 +212,8 @@ def test_a_distillation_towards_the_placebo_is_given_its_log_probs():
         ({"signal": "placebo", "placebo_episode": "fixed"}, "placebo needs placebo_step"),
         ({"name": "sdar", "teacher": "routed", "signal": "contrast", **PLACEBOS}, "not a loss"),
         ({"name": "rlsd"}, "needs skill_bank"),
+        ({"name": "rlsd", "teacher": "routed", "skill_bank": "b.json"}, "reads none"),
+        ({"name": "rlsd", "skill_bank": "b.json", "routing": "step_only"}, "the bank's skill is the episode's"),
         ({"routing": "additive", "placebo_step": "fixed"}, "no placebo"),
         ({"lambda_schedule": "linear"}, "need it"),
         ({"lambda_iterations": 3}, "goes without"),
