@@ -274,7 +274,9 @@ def _is_finite(space: Any) -> bool:
         return all(map(_is_finite, space.spaces))
     if isinstance(space, spaces.Dict):
         return all(map(_is_finite, space.spaces.values()))
-    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        return len(space.shape) == 1  # `_value_text` tells no others
+    return isinstance(space, spaces.Discrete)
 
 
 def _as_text(options: GymnasiumOptions, world: Any, value: Any) -> str:

@@ -127,7 +127,8 @@ class OpenEnvEnvironment:
         if rule == "done":
             return done
         field = rule.removeprefix("observation.")
-        reached = {"reward": reward, "return": self._return}.get(rule, observation.get(field, 0.0))
+        told = observation.get(field)  # absent or null while there is nothing to say
+        reached = {"reward": reward, "return": self._return}.get(rule, 0.0 if told is None else told)
         if not isinstance(reached, int | float):
             raise DataError(f"openenv, {self.options.url}: observation.{field} is {reached!r}, no number")
         return reached >= self.options.success_from

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,7 @@ def parse(game: Game) -> Problem:
         receptacles_at[location_of[receptacle]].append(receptacle)
     if len(sections[":goal"]) != 1:
         raise DataError(f"{where}: expected one goal formula")
+    _check_names(sections[":goal"][0], types.keys(), where)
     compiler = _GoalCompiler(types, facts, where)
     formula = compiler.compile(sections[":goal"][0])
     return Problem(
@@ -178,18 +179,23 @@ def _read(text: str, where: str) -> list[Any]:
     return stack[0]
 
 
+_SECTIONS = (":objects", ":init", ":goal")
+
+
 def _sections(tree: list[Any], where: str) -> dict[str, list[Any]]:
     if len(tree) != 1 or not isinstance(tree[0], list) or tree[0][:1] != ["define"]:
         raise DataError(f"{where}: expected one (define (problem ...) ...)")
-    sections = {part[0]: part[1:] for part in tree[0][1:] if isinstance(part, list) and part}
-    missing = [name for name in (":objects", ":init", ":goal") if name not in sections]
+    sections = {part[0]: part[1:] for part in tree[0][1:] if isinstance(part, list) and part and part[0] in _SECTIONS}
+    missing = [name for name in _SECTIONS if name not in sections]
     if missing:
         raise DataError(f"{where}: no section {missing[0]}")
     return sections
 
 
-def _typed(words: Sequence[Any], where: str) -> dict[str, str]:
+def _typed(words: object, where: str) -> dict[str, str]:
     """`a b - type c - type` as name -> type."""
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise DataError(f"{where}: expected names and their types, got {words!r}")
     types: dict[str, str] = {}
     pending: list[str] = []
     position = 0
@@ -215,6 +221,8 @@ def _facts(section: Sequence[Any], types: Mapping[str, str], where: str) -> dict
         if entry and entry[0] == "=":  # distances and costs, which no action reads
             continue
         predicate, *arguments = entry if isinstance(entry, list) and entry else [""]
+        if not all(isinstance(word, str) for word in (predicate, *arguments)):
+            raise DataError(f"{where}: a fact is made of words, got {entry!r}")
         if PREDICATES.get(predicate) != len(arguments):
             raise DataError(f"{where}: {predicate!r} with {len(arguments)} arguments is no fact of the ALFRED domain")
         for argument in arguments:
@@ -222,6 +230,20 @@ def _facts(section: Sequence[Any], types: Mapping[str, str], where: str) -> dict
                 raise DataError(f"{where}: ({' '.join(map(str, entry))}) names {argument}, which is no object")
         facts[predicate].add(tuple(arguments))
     return facts
+
+
+def _check_names(formula: Any, known: Set[str], where: str) -> None:
+    """Raise DataError unless each word of the goal names an object or a variable of a quantifier around it."""
+    if not isinstance(formula, list) or not formula:
+        raise DataError(f"{where}: not a goal formula: {formula!r}")
+    operator, *rest = formula
+    if operator in ("exists", "forall") and len(rest) == 2:
+        _check_names(rest[1], known | _typed(rest[0], where).keys(), where)
+    elif operator in ("and", "or", "not", "imply"):
+        for part in rest:
+            _check_names(part, known, where)
+    elif unknown := [word for word in rest if not isinstance(word, str) or word not in known]:
+        raise DataError(f"{where}: the goal names {unknown[0]!r}, which is no object and no variable")
 
 
 class _GoalCompiler:
@@ -236,8 +258,6 @@ class _GoalCompiler:
                     self.index[predicate, position, argument].append(fact)
 
     def compile(self, formula: Any) -> _Formula:
-        if not isinstance(formula, list) or not formula:
-            raise DataError(f"{self.where}: not a goal formula: {formula!r}")
         operator, *rest = formula
         if operator in ("and", "or"):
             parts = [self.compile(part) for part in rest]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -163,7 +164,10 @@ class SearchClient:
             raise self._wrong(f"{field}: contents", "a text", entry)
         if isinstance(score, bool) or not isinstance(score, int | float):
             raise self._wrong(f"{field}: score", "a number", entry)
-        return Passage(str(document.get("id", "")), contents, float(score))
+        # Without an id its text names a passage: what was found tells one state of a question from another.
+        name = document.get("id")
+        passage_id = str(name) if name not in (None, "") else hashlib.sha256(contents.encode()).hexdigest()[:16]
+        return Passage(passage_id, contents, float(score))
 
     def _wrong(self, field: str, expected: str, got: object) -> DataError:
         return DataError(f"{self._shown}: reply, field {field}: expected {expected}, got {str(got)[:200]}")

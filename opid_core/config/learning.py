@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ class LoraConfig(Section):
     policy that sampled, and micro-batches change the result."""
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class LearnerConfig(Section):
     """The update (ALGORITHM, section 7)."""
 
@@ -34,7 +37,7 @@ class LearnerConfig(Section):
     (`released`: 15 for search_qa, a tenth of its 150)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """AdamW's betas."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the iteration's samples."""

@@ -78,7 +78,7 @@ def score(
     micro-batches beyond float error. Raises DataError for an empty prompt.
     """
     scorer = model if hasattr(model, "module") or isinstance(model, ResponseScorer) else ResponseScorer(model)
-    was_training = scorer.training
+    was_training = model.training  # a new wrapper's own says nothing of the model's
     scorer.eval()
     scores = Ragged(np.zeros(len(responses.values), np.float32), responses.offsets)
     with torch.no_grad():

@@ -170,6 +170,8 @@ class _Live:
     started_s: float
     asked_s: float | None = None
     """Since when the world's answer is waited for."""
+    answered_s: float | None = None
+    """When it came, of a world that answers while others go on."""
     world_s: float = 0.0
     """What its answers have taken."""
     observation: str = ""
@@ -244,9 +246,12 @@ def ended_episodes(
             answer = question()
             if isinstance(answer, Coroutine):
                 pending[episode.request.trajectory_id] = in_background(answer)
+                pending[episode.request.trajectory_id].add_done_callback(partial(_note_time, state))
                 return
             # The engine's time does not count: how busy it is must not change what an episode holds.
-            state.world_s, state.asked_s = state.world_s + time.monotonic() - state.asked_s, None
+            answered_s = time.monotonic() if state.answered_s is None else state.answered_s
+            state.world_s += answered_s - state.asked_s
+            state.asked_s = state.answered_s = None
             outcome = _take(state, answer, settings)
         except EnvironmentFault as fault:
             outcome, error = "broken", str(fault)
@@ -287,6 +292,10 @@ def ended_episodes(
     finally:
         for answer in pending.values():
             answer.cancel()
+
+
+def _note_time(state: _Live, answer: Future[Any]) -> None:
+    state.answered_s = time.monotonic()
 
 
 def _taken(ended: list[Episode]) -> list[Episode]:

@@ -8,6 +8,7 @@ import pytest
 
 from envs.alfworld import AlfworldEnvironment, AlfworldOptions
 from envs.alfworld.games import TASK_TYPES, Game, read_folder, read_pack
+from envs.alfworld.pddl import parse
 from envs.base import StepResult, make, result_of
 from opid_core.errors import ConfigError, DataError
 from tests.envs.test_alfworld_world import small_game
@@ -169,6 +170,23 @@ def test_malformed_games_of_a_pack_are_skipped_when_asked(tmp_path, caplog):
     assert first == f"{tmp_path / 'train.jsonl'}: skipped 2 malformed games:"
     assert names[0].startswith(f"{tmp_path / 'train.jsonl'}, line 2: not valid JSON")
     assert "game small/unbalanced: pddl_problem" in names[1]
+
+
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [
+        ("(:objects", "(:objects (a b) - agent"),
+        ("(:init", "(:init (atlocation (agent1) loc_1)"),
+        ("(:goal", "(:goal (atlocation (agent1) loc_1)) (:other"),
+        ("(:goal", "(:goal (inreceptacle nothing nowhere)) (:other"),
+        ("(:goal", "(:goal (exists (?o - object) (openable ?x))) (:other"),
+    ],
+)
+def test_problems_that_mean_nothing_are_malformed(part, instead):
+    game = small_game()
+    assert part in game.pddl_problem
+    with pytest.raises(DataError, match=f"game {game.game_id}: pddl_problem"):
+        parse(replace(game, pddl_problem=game.pddl_problem.replace(part, instead)))
 
 
 def test_malformed_games_of_a_folder_are_skipped_when_asked(tmp_path, caplog):

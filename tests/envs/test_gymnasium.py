@@ -152,6 +152,12 @@ def test_a_world_of_text_takes_any_text_of_its_space_as_it_was_written():
     assert action_words_of(offering).failed_observations == ("Nothing happens.",)
 
 
+def test_where_the_observation_is_no_short_row_of_numbers_what_is_seen_is_the_state():
+    environment, seen = started({"id": "tests.envs.text_world:Lights-v0", "observation": "rendering"})
+    assert (seen, environment.step("1").observation) == ("00\n00", "01\n00")
+    assert state_key_of(environment) is None
+
+
 def test_a_world_that_fails_breaks_its_episode():
     environment, _ = started({"id": TEXT, "field": "text"})
     with pytest.raises(EnvironmentFault, match=r"gymnasium, tests.envs.text_world:Echo-v0: RuntimeError: it broke"):

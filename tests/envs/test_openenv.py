@@ -50,6 +50,16 @@ def test_episodes_are_sessions_of_their_own(url):
     assert steps(one, "2") == [("right", 1.0, True, True)]
 
 
+def test_a_field_that_says_nothing_yet_is_no_win():
+    first, then = (
+        {"type": "observation", "data": {"observation": {"text": "t", "solved": solved}, "reward": None, "done": False}}
+        for solved in (None, True)
+    )
+    with open_env_server(lines=[json.dumps(one) for one in (first, first, then)]) as url:
+        environment, _ = started(url, success="observation.solved")
+        assert [won for *_, won in steps(environment, "look", "look")] == [False, True]
+
+
 def test_named_actions_fields_and_rules(url):
     named = {"actions": {"three": {"message": "3"}, "four": {"message": "4"}}, "task_field": "text"}
     environment, seen = started(url, observation_field=None, success="observation.tries", success_from=2, **named)

@@ -154,6 +154,16 @@ def test_replies_without_scores_are_understood():
         assert result_of(SearchClient(url).search(["x", "y"], 3)) == [[Passage("7", "one", 0.0)], []]
 
 
+def test_without_an_id_its_text_names_a_passage():
+    with scripted((200, {"result": [[{"contents": "one"}, {"id": "", "contents": "two"}, {"contents": "one"}]]})) as (
+        url,
+        _,
+    ):
+        one, two, again = (passage.passage_id for passage in result_of(SearchClient(url).search(["x"], 3))[0])
+    assert one == again
+    assert len({"", one, two}) == 3
+
+
 def test_an_outage_is_retried_then_an_infrastructure_error():
     pauses: list[float] = []
     with scripted((503, "warming up")) as (url, asked):

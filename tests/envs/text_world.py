@@ -36,6 +36,30 @@ class Echo(gymnasium.Env):
         """Draws nothing."""
 
 
+class Lights(gymnasium.Env):
+    """Two rows of two lights, drawn in characters; an action switches one on."""
+
+    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012
+    observation_space = spaces.MultiBinary((2, 2))
+    action_space = spaces.Discrete(4)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.lights = np.zeros((2, 2), np.int8)
+        return self.lights.copy(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.lights.flat[action] = 1
+        return self.lights.copy(), float(self.lights.all()), bool(self.lights.all()), False, {}
+
+    def render(self) -> str:
+        return "\n".join("".join(map(str, row)) for row in self.lights)
+
+
 LETTERS = string.ascii_letters
 
 gymnasium.register("Echo-v0", f"{__name__}:Echo")
+gymnasium.register("Lights-v0", f"{__name__}:Lights")

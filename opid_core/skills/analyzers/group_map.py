@@ -125,7 +125,8 @@ class _GroupMap:
             left, after = self.distance.get(state), self.distance.get(end)
             kind, named = None, None
             if left is not None and after == left - 1:
-                kind, named = ("own", action) if is_valid and self._is_confirmed(state, end, action) else (None, None)
+                if is_valid and _can_be_done(action, offered) and self._is_confirmed(state, end, action):
+                    kind, named = "own", action
             elif left is not None and end is not None:
                 named = self._better(state, action, math.inf if after is None else after, offered)
                 kind = "other" if named is not None else None
@@ -146,8 +147,13 @@ class _GroupMap:
         shorter = [other for other, left in self.worth[state].items() if left < after]
         if reads in (worded(other, self.words) for other in shorter):
             return None
-        said = [o for o in shorter if is_named(o, self.words) and (not offered or is_offered(o, offered))]
+        said = [o for o in shorter if is_named(o, self.words) and _can_be_done(o, offered)]
         return min(said, key=lambda o: (self.worth[state][o], -self.takers[state, o], o), default=None)
+
+
+def _can_be_done(action: str, offered: Sequence[str]) -> bool:
+    """Whether the action is on offer, where a world lists its actions at all."""
+    return not offered or is_offered(action, offered)
 
 
 def _ending(trajectory: Samples) -> str | None:

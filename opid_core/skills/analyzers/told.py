@@ -101,14 +101,16 @@ def _right_answers(group: Sequence[Samples], words: ActionWords) -> set[str]:
 
 def _as_told(trajectory: Samples, right_answers: Collection[str], words: ActionWords) -> Samples:
     offered, is_valid = trajectory.texts("admissible_actions"), trajectory.texts("is_valid")
-    after = [*trajectory.texts("observation")[1:], ""]
+    after, states = [*trajectory.texts("observation")[1:], ""], trajectory.texts("state")
     actions, malformed, acted = [], [], []
     for step, action in enumerate(trajectory.texts("action")):
         told = action if action in offered[step] else _without_answer(action, right_answers, words)
         is_on_offer = is_offered(told, offered[step])
         malformed.append(not is_valid[step] and not is_on_offer)
         actions.append("" if malformed[-1] else told)
-        refused = bool(offered[step]) and not is_on_offer
+        # A world may carry out more than it lists: WebShop searches from any page.
+        moved = step + 1 < len(states) and None not in states[step : step + 2] and states[step] != states[step + 1]
+        refused = bool(offered[step]) and not is_on_offer and not moved
         acted.append(not refused and not after[step].strip().startswith(words.failed_observations))
     has_effect = [valid and done for valid, done in zip(is_valid, acted, strict=True)]
     return trajectory.with_columns(action=actions, malformed=malformed, acted=acted, has_effect=has_effect)

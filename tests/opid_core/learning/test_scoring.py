@@ -66,9 +66,10 @@ def test_an_empty_response_scores_as_nothing_and_an_empty_prompt_is_refused():
 
 
 def test_scoring_keeps_the_models_mode_and_makes_no_graph():
-    model = tiny_model().train()
-    score(model, *random_sequences(2), micro_batch_tokens=64)
-    assert model.training
+    for training in (False, True):
+        model = tiny_model().train(training)
+        score(model, *random_sequences(2), micro_batch_tokens=64)
+        assert model.training is training
     log_probs, entropy = ResponseScorer(model)(*random_sequences(2), entropy=True)
     assert log_probs.requires_grad
     assert entropy is not None

@@ -271,9 +271,17 @@ def test_the_engines_time_does_not_count():
             time.sleep(0.3)
             return super().step()
 
-    (episode,) = play(Slow(), "a", settings=replace(SETTINGS, timeout_s=0.8))  # of 0.9 s
+    limit = replace(SETTINGS, timeout_s=0.8)  # of 0.9 s
+    (episode,) = play(Slow(), "a", settings=limit)
     assert (episode.outcome, len(episode.turns)) == ("truncated", 3)
     assert episode.seconds > 0.9
+
+    async def wait() -> None:
+        await asyncio.sleep(0.01)  # its answers come while the engine works for the other
+
+    asked = [request("a", task=Task("t", "kind", wait)), request("b")]
+    episode, _ = run_episodes(Slow(), TOKENIZER, AsyncRoom, asked, limit)
+    assert (episode.outcome, len(episode.turns)) == ("truncated", 3)
 
 
 def test_a_win_with_the_last_action_is_a_success():

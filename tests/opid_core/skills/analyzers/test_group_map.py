@@ -54,6 +54,17 @@ def test_longer_ways_are_corrected_and_the_shortest_confirmed():
     assert found["x"][0].reason == '{"kind": "other", "left": 2, "left_after": 2, "siblings": 2}'
 
 
+def test_what_no_page_lists_counts_where_it_led_elsewhere_and_is_not_named():
+    offered = [["search[<your query>]"], ["back"], ["buy"]]
+    x = walk("x", "sir", ["search[a]", "search[b]", "buy"], offered=offered)
+    y = walk("y", "sis", ["search[a]", "back", "search[c]"], "failure", offered=[*offered[:2], offered[0]])
+    without_keys = episode("x", ["search[a]", "search[b]", "buy"], offered=offered)
+    for trajectory, acted in ((x, [True, True, True]), (without_keys, [True, False, True])):
+        ((told_of,),) = told_groups(trajectory, WORDS)
+        assert told_of.numbers("acted").tolist() == acted
+    assert told(mapped(x, y)["x"])[1] == (2, 1, None, None)  # the shortest way, which a skill could not name
+
+
 def test_equal_ways_are_both_confirmed_and_the_one_most_took_is_named():
     left = [walk(name, "sa", ["left", "open"]) for name in "xy"]
     right = walk("z", "sb", ["right", "open"])
