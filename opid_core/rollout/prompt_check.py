@@ -16,11 +16,16 @@ def check_prompt(tokenizer: Any, environment: Environment, task: Task, config: C
     """The text of the first prompt of `task`, chat template and all.
 
     Raises ConfigError unless the user message stands in it once, the template can go on with a conversation where the
-    config asks for one, and an answer as the environment's expert writes it is read as such after it was tokens;
-    DataError for a prompt that is too long.
+    config asks for one, an answer as the environment's expert writes it is read as such after it was tokens, and the
+    world lists the actions of which a placebo is drawn; DataError for a prompt that is too long.
     """
     observation = result_of(environment.reset(task))
     offered = list(environment.admissible_actions)
+    if not offered and getattr(config.method, "placebo_step", None) == "random_action":
+        raise ConfigError(
+            f"method.placebo_step: random_action draws from the actions on offer, and {config.environment.name} lists "
+            "none; take swapped or fixed"
+        )
     parts = environment.prompt_parts(environment.task_text, [], observation, offered, config.environment.history_length)
     prompt = encode(tokenizer, parts, config.rollout.max_prompt_tokens)
     if config.prompting.style == "chat":

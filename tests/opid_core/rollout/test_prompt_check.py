@@ -64,6 +64,14 @@ def test_a_first_prompt_beyond_the_limit_is_refused():
         checked(QWEN_TEMPLATE, limit=20)
 
 
+def test_a_placebo_that_names_an_action_on_offer_needs_a_world_that_lists_them():
+    questions = make("search_qa", {"generator": {"passages": 60, "train": 4, "valid_unseen": 4}})
+    method = {"name": "opid", "placebo_step": "random_action"}
+    config = build_config({**SMALL, "environment": {"name": "search_qa", "max_steps": 4}, "method": method})
+    with pytest.raises(ConfigError, match=r"method\.placebo_step: random_action .* search_qa lists none"):
+        check_prompt(chat_tokenizer("qwen"), questions, questions.tasks("train")[0], config)
+
+
 def test_a_conversation_needs_a_template_that_shows_earlier_answers():
     chat = {"policy": "folder", "prompting": {"style": "chat"}}
     whole = QWEN_TEMPLATE.replace("(message.role == 'user')", "(message.role in ('user', 'assistant'))")
