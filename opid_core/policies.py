@@ -40,9 +40,9 @@ index of weights."""
 
 
 def make_tiny_policy(
-    *, vocab_size: int, hidden_size: int, layers: int, heads: int, max_positions: int, seed: int
+    *, vocab_size: int, hidden_size: int, layers: int, heads: int, max_positions: int, seed: int, tied: bool = False
 ) -> PreTrainedModel:
-    """A randomly initialised Qwen2 causal language model in float32 with untied embeddings.
+    """A randomly initialised Qwen2 causal language model in float32; `tied`: its output layer is its embeddings.
 
     `max_positions`: longest prompt + response in tokens. The same seed gives the same weights; the global random
     state stays as it was. Raises ConfigError where no vLLM kernel takes hidden_size / heads.
@@ -64,7 +64,7 @@ def make_tiny_policy(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=max_positions,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         use_cache=False,
     )
     config.architectures = ["Qwen2ForCausalLM"]
@@ -260,6 +260,7 @@ def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Policy
                 heads=warm_start.heads,
                 max_positions=1,
                 seed=0,
+                tied=warm_start.tied_embeddings,
             )
     else:
         with torch.device("meta"):

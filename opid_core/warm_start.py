@@ -97,6 +97,7 @@ def warm_start(
         heads=settings.heads,
         max_positions=rollout.max_prompt_tokens + rollout.max_response_tokens,
         seed=seed,
+        tied=settings.tied_embeddings,
     )
     model.to(device)  # pyright: ignore[reportArgumentType]
     imitate(

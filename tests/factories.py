@@ -315,12 +315,10 @@ def make_tiny_policy_folder(
     from opid_core.policies import make_tiny_policy
 
     model = make_tiny_policy(
-        vocab_size=len(VOCABULARY), hidden_size=64, layers=2, heads=2, max_positions=max_positions, seed=seed
+        vocab_size=len(VOCABULARY), hidden_size=64, layers=2, heads=2, max_positions=max_positions, seed=seed, tied=tied
     )
     model.config.eos_token_id = EOS_ID
     model.config.pad_token_id = 0
-    model.config.tie_word_embeddings = tied
-    model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("weight") and parameter.dim() == 2:

@@ -105,3 +105,5 @@ class WarmStartConfig(Section):
     """Depth of the tiny policy."""
     heads: int = Field(default=4, ge=1)
     """Attention heads."""
+    tied_embeddings: bool = False
+    """Whether the output layer is the embeddings: a policy learns to copy names out of its prompt much sooner."""

@@ -166,6 +166,8 @@ def test_tiny_policy_is_seeded_untied_and_leaves_the_global_random_state():
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
     assert one.lm_head.weight is not one.get_input_embeddings().weight
     assert one.lm_head.weight.dtype == torch.float32
+    tied = tiny_model(1, tied=True)
+    assert tied.lm_head.weight is tied.get_input_embeddings().weight
 
 
 def test_tiny_policy_refuses_head_widths_that_the_engine_lacks():
