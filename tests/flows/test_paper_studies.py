@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from opid_core.config import build_config, load_rows
 from opid_core.errors import ConfigError
 from opid_core.learning.methods import Opid
 
-PAPER = Path(__file__).parents[2] / "configs" / "paper"
+REPOSITORY = Path(__file__).parents[2]
+PAPER, PAGE = REPOSITORY / "configs" / "paper", REPOSITORY / "docs" / "paper.md"
 TABLE1 = ["grpo", "gigpo", "skill_grpo", "skill_grpo_kept", "opsd", "grpo_opsd", "skill_sd", "rlsd", "sdar", "opid"]
 ROWS = {
     **{
@@ -37,6 +39,20 @@ def file_of(study: str) -> Path:
     return path
 
 
+def told_by_the_page(stem: str) -> tuple[str, str, str]:
+    """Campaigns, GPU hours and TiB of the study's row in docs/paper.md."""
+    row = rf"^\|[^|]*\| `{re.escape(stem)}` \| (\d+) \| ([\d,]+) \| (\d+) TiB \|"
+    ((campaigns, hours, disk),) = re.findall(row, PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return campaigns, hours, disk
+
+
+def told_by_the_plan(plan: str) -> tuple[str, str, str]:
+    """The same of the last row of a dry run's table."""
+    (row,) = re.findall(r"^│ all +│(.*)│$", plan, re.MULTILINE)
+    campaigns, _, _, _, hours, disk = (cell.strip() for cell in row.split("│"))
+    return campaigns, hours, f"{int(disk.replace(',', '')) / 1024:.0f}"
+
+
 def test_every_study_is_tested():
     base = {
         f"{e}_{m}" for e in ("alfworld", "webshop", "search_qa") for m in ("qwen2.5_3b", "qwen2.5_7b", "qwen3_1.7b")
@@ -50,8 +66,9 @@ def test_the_plan_of_a_study_and_of_its_tiny_twin(study, monkeypatch):
     console = Console(record=True, width=200)
     loaded = load_study(study, [file_of(study)], 3)
     assert list(loaded.methods) == ROWS[study]
-    show(loaded, console)
+    show(loaded, console, "H100")
     plan = console.export_text()
+    assert told_by_the_page(file_of(study).stem) == told_by_the_plan(plan)
     for label in ROWS[study]:
         assert label in plan
     assert f"{3 * len(ROWS[study])} campaigns of 150 iterations" in plan
