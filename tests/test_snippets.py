@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def test_every_command_on_a_page_parses(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_config_on_a_page_loads_and_every_program_compiles(page, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(REPOSITORY / "flows" / "templates", tmp_path / "my_project")  # as `opid init` writes it
     for language, text in blocks(page):
         if language == "python":
             (tmp_path / "half.py").write_text(text, encoding="utf-8")
