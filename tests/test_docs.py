@@ -83,3 +83,34 @@ def test_sections_of_the_algorithm_that_docstrings_cite_exist():
     }
     assert len(cited) > 20
     assert not {(where, section) for where, section in cited if section not in sections}
+
+
+# Commits ------------------------------------------------------------------------------------------------------------
+
+QUOTED = re.compile(r"\b[Cc]ommits?\s+`?([0-9a-f]{7,40})\b|\b(?=\d*[a-f])(?=[a-f]*\d)([0-9a-f]{7})\b")
+"""A commit: what follows the word, and any seven digits of a hash, letters among them."""
+OF_OTHERS = {"03c8cca", "0f6e5e4", "12ec101", "203e31c", "37a15a5", "873d52c", "9520fca", "e5c0b0f"}
+"""Commits of other repositories, which docs/paper.md names."""
+
+
+def git(*arguments: str) -> str:
+    """What git says of this clone. Skips the test where there is no git, or it refuses."""
+    try:
+        told = subprocess.run(["git", "-C", REPOSITORY, *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no history of this repository: {error}")
+    return told.stdout
+
+
+def test_commits_that_pages_quote_are_in_the_history():
+    if not (REPOSITORY / ".git").exists() or git("rev-parse", "--is-shallow-repository").strip() != "false":
+        pytest.skip("no history of this repository")
+    quoted = {
+        commit: str(page.relative_to(REPOSITORY))
+        for page in PAGES
+        for found in QUOTED.finditer(page.read_text(encoding="utf-8"))
+        if (commit := found[1] or found[2]) not in OF_OTHERS
+    }
+    assert len(quoted) > 40
+    kept = git("log", "--format=%H", "HEAD").splitlines()
+    assert not {commit: page for commit, page in quoted.items() if not any(name.startswith(commit) for name in kept)}
