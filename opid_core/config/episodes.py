@@ -13,7 +13,8 @@ class EnvironmentConfig(Section):
     """Which world, and the rules of an episode around it."""
 
     name: str = "alfworld"
-    """alfworld, webshop, search_qa, or one of your own as `module:name` (see docs/environments.md)."""
+    """alfworld, webshop, search_qa, scienceworld, gymnasium, textarena, openenv, or one of your own as `module:name`
+    (docs/environments.md)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """The environment's own options, checked by its own model."""
     max_steps: int = Field(default=30, ge=1)

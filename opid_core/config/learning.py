@@ -28,7 +28,7 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearnerConfig(Section):
-    """The update (ALGORITHM, section 7)."""
+    """The update (docs/algorithm.md, section 7)."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """AdamW's learning rate."""
