@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -106,17 +106,21 @@ def rows(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str, 
 
 def allowed(field: FieldInfo) -> str:
     """The values that a field takes, in words: its type and its bounds."""
-    bounds = [
-        f"{sign} {getattr(constraint, name):g}"
-        for constraint in field.metadata
-        for name, sign in _BOUNDS.items()
-        if hasattr(constraint, name)
-    ]
+    bounds = _bounds(field.metadata)
     patterns = [f"matching `{c.pattern}`" for c in field.metadata if getattr(c, "pattern", None)]
     lengths = [f"(at least {c.min_length})" for c in field.metadata if getattr(c, "min_length", 0)]
     choices = [c for c in get_args(field.annotation) if c is not type(None)] if _is_union(field.annotation) else []
     words = " ".join([_in_words(choices[0] if choices else field.annotation), *patterns, ", ".join(bounds + lengths)])
     return words.strip() + (", or `null`" if choices else "")
+
+
+def _bounds(constraints: Sequence[Any]) -> list[str]:
+    return [
+        f"{sign} {getattr(constraint, name):g}"
+        for constraint in constraints
+        for name, sign in _BOUNDS.items()
+        if hasattr(constraint, name)
+    ]
 
 
 def _in_words(annotation: Any) -> str:
@@ -131,7 +135,9 @@ def _in_words(annotation: Any) -> str:
         return f"list of mappings with the keys {', '.join(f'`{key}`' for key in arguments[0].model_fields)}"
     if origin is tuple:
         count = "" if Ellipsis in arguments else f"{len(arguments)} "
-        return f"list of {count}{_NOUNS[arguments[0]][1]}"
+        element, *about = get_args(arguments[0]) if get_origin(arguments[0]) is Annotated else (arguments[0],)
+        bounds = _bounds([constraint for field in about for constraint in field.metadata])
+        return f"list of {count}{_NOUNS[element][1]} {', '.join(bounds)}".rstrip()
     return "mapping" if _is_model(annotation) else _NOUNS[annotation][0]
 
 
