@@ -126,8 +126,10 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
     needed_gib, engine = smallest_gpu_mib(config, memory) / 1024, config.engine
     sampling, learning = engine.replicas * engine.tensor_parallel, config.learner.ranks
     lines.append(
-        f"{max(sampling, learning)} GPU(s) of at least {needed_gib:.1f} GiB each: the first {learning} learn(s), the "
-        f"first {sampling} sample(s)"
+        f"1 GPU of at least {needed_gib:.1f} GiB: it learns and samples"
+        if sampling == learning == 1
+        else f"{max(sampling, learning)} GPUs of at least {needed_gib:.1f} GiB each: {_first(learning, 'learn')}, "
+        f"{_first(sampling, 'sample')}"
     )
     if torch.cuda.is_available():
         gpu_mib = torch.cuda.get_device_properties(0).total_memory / _MIB
@@ -138,11 +140,15 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
     else:
         total = memory.learner_mib * learning + on_cpu_mib(config, memory)
         lines.append(
-            f"on this machine, which has no GPU: {total:.0f} MiB with {engine.replicas} cache(s) of "
-            f"{engine.kv_cache_mib} MiB, and about 3 GiB (more with replicas) that Python, PyTorch, vLLM and Prefect "
-            "take in their processes"
+            f"on this machine, which has no GPU: {total:.0f} MiB with {engine.replicas} "
+            f"{'cache' if engine.replicas == 1 else 'caches'} of {engine.kv_cache_mib} MiB, and about 3 GiB (more with "
+            "replicas) that Python, PyTorch, vLLM and Prefect take in their processes"
         )
     return "\n".join(lines)
+
+
+def _first(count: int, do: str) -> str:
+    return f"the first {do}s" if count == 1 else f"the first {count} {do}"
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,7 @@ from opid_core.local_paths import local_path
 
 HELP = (
     "Train language agents with on-policy skill distillation.\n\n"
-    "Start with [bold]opid doctor[/], then [bold]opid train configs/quickstart.yaml[/]."
+    "Start with [bold]opid doctor[/], then [bold]opid init my_project[/]."
 )
 app = typer.Typer(
     name="opid",
@@ -29,6 +30,12 @@ app = typer.Typer(
 )
 console = Terminal()
 error_console = Terminal(stderr=True)
+
+
+def unbroken(command: Callable[..., Any] | None) -> str | None:
+    """The help of a command: its docstring, each paragraph on a line of its own, which the terminal then breaks."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs) or None
 
 
 def _print_version(wanted: bool) -> None:

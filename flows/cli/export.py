@@ -43,8 +43,8 @@ def export(
     """An iteration's tables as JSONL and the policy that it made as an HF folder with a model card, in a new folder; or
     the policy to the Hugging Face hub; or both. An adapter (LoRA) is merged into its base, unless asked for alone.
 
-    To upload, log in with a token that may write: [bold]hf auth login[/], or HF_TOKEN. Tables stay here;
-    docs/export.md shows what is.
+    To upload, log in with a token that may write: [bold]hf auth login[/], or HF_TOKEN. Tables are not uploaded;
+    docs/export.md lists what is.
 
     Example: [bold]opid export quickstart --iteration 3 --out exported[/], or
     [bold]opid export quickstart --push-to-hub my-name/my-policy --private[/]

@@ -14,7 +14,10 @@ from flows.cli.common import Endpoint, Root, app, console
 @app.command()
 def trace(
     skill_id: Annotated[
-        str, typer.Argument(help="Id of the skill, such as 000003-0004-02/episode or 000003-0004-02/step3.")
+        str,
+        typer.Argument(
+            metavar="SKILL_ID", help="Id of the skill, such as 000003-0004-02/episode or 000003-0004-02/step3."
+        ),
     ],
     root: Root = "runs",
     endpoint_url: Endpoint = None,

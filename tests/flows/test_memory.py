@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from benchmarks import cards
 from flows.memory import (
+    describe,
     estimate,
     misfits,
     on_cpu_mib,
@@ -134,6 +136,19 @@ def test_replicas_hold_the_weights_each_and_tensor_parallelism_divides_them(tmp_
     assert memory.learner_mib == whole.learner_mib
     replicas = config_of("alfworld_qwen2.5_3b", tmp_path, "engine.replicas=3", "engine.kv_cache_mib=64")
     assert on_cpu_mib(replicas, whole) == 3 * (200 + 64)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "replicas", "said"),
+    [
+        (1, 1, r"1 GPU of at least [\d.]+ GiB: it learns and samples$"),
+        (4, 1, r"4 GPUs of at least [\d.]+ GiB each: the first 4 learn, the first samples$"),
+        (1, 2, r"2 GPUs of at least [\d.]+ GiB each: the first learns, the first 2 sample$"),
+    ],
+)
+def test_the_plan_counts_gpus_in_words(tmp_path, ranks, replicas, said):
+    config = config_of("alfworld_qwen2.5_3b", tmp_path, f"learner.ranks={ranks}", f"engine.replicas={replicas}")
+    assert re.search(said, describe(config, estimate(config, SHAPE)), re.MULTILINE)
 
 
 LORA = "learner.lora={rank: 8, targets: [up, down]}"

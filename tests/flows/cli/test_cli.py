@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import typer
 import yaml
 
+from flows.cli import doctor
 from flows.cli import main as cli
 from infra.store import open_campaign
 from opid_core.config import build_config
@@ -263,6 +265,7 @@ def test_the_help_of_every_command_has_an_example_that_parses(monkeypatch, capsy
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"Example: opid {command}" in text
     described = COMMANDS[command].help or ""
+    assert not re.search(r"[^\n]\n[^\n]", described)  # the terminal breaks the lines, not the source
     opid_, name, *arguments = shlex.split(described.split("Example: [bold]")[1].split("[/]")[0])
     assert (opid_, name) == ("opid", command)
     COMMANDS[name].make_context(name, arguments)  # raises a usage error for an unknown option or a missing argument
@@ -275,6 +278,15 @@ def test_every_command_is_the_module_of_its_name_and_help_lists_it(monkeypatch, 
     assert opid(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
     assert all(f" {command} " in text for command in COMMANDS)
+
+
+def test_an_optional_package_that_is_missing_is_neither_ok_nor_a_fault(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "PACKAGES", {"torch": "..."})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"numpy": "...", "no_such_package": "pip install no-such-package"})
+    assert opid(monkeypatch, "doctor") == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    marks = {row[1]: row[0] for row in rows if len(row) == 3}
+    assert (marks["torch"], marks["numpy (optional)"], marks["no_such_package (optional)"]) == ("ok", "ok", "-")
 
 
 def test_the_help_needs_no_heavy_library():
