@@ -125,7 +125,7 @@ def list_objects(folder: Path, *, temporary: bool = False) -> list[ObjectInfo]:
     """
     found = []
     with faults(folder, "listed"):
-        for parent, folders, names in os.walk(folder):
+        for parent, folders, names in os.walk(folder, onerror=_raise_unless_gone):
             for name in folders:
                 if os.path.islink(path := f"{parent}/{name}"):
                     raise is_link(path)
@@ -139,6 +139,12 @@ def list_objects(folder: Path, *, temporary: bool = False) -> list[ObjectInfo]:
                         raise is_link(path)
                     found.append(ObjectInfo(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime))
     return sorted(found, key=lambda info: info.path)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """For `os.walk`, which otherwise takes a folder that it cannot read for an empty one."""
+    if not isinstance(error, NO_OBJECT):
+        raise error
 
 
 def open_object(path: Path) -> BufferedReader:

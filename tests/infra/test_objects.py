@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -56,6 +57,26 @@ def test_listing_overwriting_and_deleting(folder, tmp_path):
     assert read(folder / "empty") == b""
     objects.delete([folder / "a/1", folder / "b/2", folder / "never"])
     assert [info.path for info in objects.list_objects(folder)] == ["ab", "b/1", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EACCES, ConfigError), (errno.EIO, InfrastructureError), (errno.ESTALE, InfrastructureError)],
+)
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch, number, kind):
+    create_only(tmp_path / "a" / "1", b"x")
+    create_only(tmp_path / "b" / "1", b"x")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("/b"):
+            raise OSError(number, os.strerror(number), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert [info.path for info in objects.list_objects(tmp_path / "a")] == ["1"]
+    with pytest.raises(kind, match="cannot be listed"):
+        objects.list_objects(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, (5 << 20) - 1, 5 << 20, (11 << 20) + 3])
