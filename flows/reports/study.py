@@ -21,7 +21,7 @@ from flows.reports.skills import effect_lines, effects_of
 from flows.reports.study_tables import difference_table, metric_table, score_table, success_table
 from flows.study import Study, study_folder
 from infra.manifest import Manifest, weights_hash
-from infra.store import CampaignStore, read_config
+from infra.store import CampaignStore, list_campaigns, read_config
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.evaluation import (
@@ -90,17 +90,20 @@ class MethodRow:
 def read_runs(study: Study) -> tuple[dict[str, list[SeedRun]], list[str]]:
     """The finished campaigns by method, and the names of those that are not finished.
 
-    Raises ConfigError for a campaign that is not the study's: made with another config, longer, or from other weights.
+    Raises ConfigError for a campaign that is not the study's (made with another config, longer, or from other weights),
+    and where the store cannot be listed.
     """
     runs: dict[str, list[SeedRun]] = {label: [] for label in study.methods}
     unfinished = []
     starts: dict[str, str] = {}
-    for label, seed, config in study.campaigns():
-        try:
-            store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
-        except ConfigError:
+    campaigns = study.campaigns()
+    first = campaigns[0][2]
+    begun = set(list_campaigns(first.root, first.storage.endpoint_url))
+    for label, seed, config in campaigns:
+        if config.campaign not in begun:
             unfinished.append(config.campaign)
             continue
+        store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
         _check_campaign(store, config, chain)
         if len(chain) <= config.iterations:
             unfinished.append(config.campaign)

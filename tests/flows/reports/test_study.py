@@ -19,6 +19,7 @@ from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_f
 from opid_core import schema
 from opid_core.errors import ConfigError
 from tests.flows.studies import config_file
+from tests.infra.servers import failing
 
 
 def test_the_report_pairs_methods_by_seed_and_task(study):
@@ -162,6 +163,17 @@ def test_unfinished_campaigns_are_named_and_left_out(study):
     (row,) = method_rows(study, runs)
     assert (row.method, row.seeds) == ("plain", (5,))
     assert "**Not finished, left out:** skills-seed5" in (write_comparison(study) / "summary.md").read_text()
+
+
+def test_a_store_that_refuses_is_an_error_and_no_campaign_that_is_not_finished(study, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "else")
+    with failing(403, "AccessDenied") as url:
+        storage = next(iter(study.methods.values())).storage.model_copy(update={"endpoint_url": url})
+        on_s3 = {"root": "s3://bucket/mine", "storage": storage}
+        methods = {label: method.model_copy(update=on_s3) for label, method in study.methods.items()}
+        with pytest.raises(ConfigError, match=r"^s3://bucket/mine: .* refused \(AccessDenied\)"):
+            write_comparison(replace(study, methods=methods))
 
 
 def test_a_campaign_that_is_not_the_studys_is_refused(study, tmp_path):
