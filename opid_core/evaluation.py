@@ -287,6 +287,10 @@ class PairedDifference:
     """A paired difference of two methods: `p_value` of the two-sided sign-flip test over tasks."""
 
     estimate: Estimate
+    seeds: int
+    tasks: int
+    means: tuple[float, float]
+    """Of each method, over these seeds and tasks."""
     p_value: float
     detectable: float | None
     """The true difference that a test over so many tasks, of differences that vary so much, finds with a chance of 80%
@@ -333,7 +337,14 @@ def difference(
     signs = np.random.default_rng([seed, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
     flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
     p_value = float((flipped.sum() + 1) / (draws + 1))
-    return PairedDifference(_estimate(paired.mean(), drawn.mean(axis=1)), p_value, detectable_difference(by_task))
+    return PairedDifference(
+        estimate=_estimate(paired.mean(), drawn.mean(axis=1)),
+        seeds=paired.shape[0],
+        tasks=paired.shape[1],
+        means=(float(np.mean(won)), float(np.mean(baseline))),
+        p_value=p_value,
+        detectable=detectable_difference(by_task),
+    )
 
 
 def detectable_difference(by_task: Float[np.ndarray, " tasks"]) -> float | None:
@@ -342,30 +353,6 @@ def detectable_difference(by_task: Float[np.ndarray, " tasks"]) -> float | None:
     if len(by_task) < 2:
         return None
     return (1.959964 + 0.841621) * float(np.std(by_task, ddof=1)) / math.sqrt(len(by_task))
-
-
-def area_under_curve(
-    episodes: Float[np.ndarray, " points"], success: Float[np.ndarray, " points"], until: float
-) -> float:
-    """Mean success over the first `until` episodes, by the trapezoid rule: one number for sample efficiency.
-
-    Success is linear between the points; `until` lies within them. No episodes: the first point's success.
-    """
-    if until <= episodes[0]:
-        return float(success[0])
-    before = episodes < until
-    xs, ys = np.append(episodes[before], until), np.append(success[before], np.interp(until, episodes, success))
-    return float(np.trapezoid(ys, xs) / (until - episodes[0]))
-
-
-def mean_curve(
-    curves: Sequence[tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]],
-) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
-    """The mean of curves (x, y) that start together, each linear between its points, at every x that any of them has,
-    up to where the shortest ends."""
-    end = min(x[-1] for x, _ in curves)
-    shared = np.unique(np.concatenate([x[x <= end] for x, _ in curves]))
-    return shared, np.mean([np.interp(shared, x, y) for x, y in curves], axis=0)
 
 
 def _types(won: np.ndarray, task_types: Sequence[str]) -> tuple[list[str], Int[np.ndarray, " tasks"]]:

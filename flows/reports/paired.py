@@ -40,12 +40,17 @@ def paired(
     runs: Sequence[SeedRun], others: Sequence[SeedRun], panel: Panel, by_task: ByTask = wins_by_task
 ) -> PairedDifference | None:
     """The difference of two methods over the seeds that both have; None where they have none, or no number."""
-    shared = {run.seed for run in runs} & {run.seed for run in others}
-    if not shared:
+    one, other = of_shared_seeds(runs, others), of_shared_seeds(others, runs)
+    if not one:
         return None
-    one, other = ([run for run in method if run.seed in shared] for method in (runs, others))
     means, _ = of_tasks([*one, *other], panel, by_task)
     return difference(means[: len(one)], means[len(one) :]) if means.size else None
+
+
+def of_shared_seeds(runs: Sequence[SeedRun], others: Sequence[SeedRun]) -> list[SeedRun]:
+    """Those of `runs` whose seed `others` have too."""
+    seeds = {run.seed for run in others}
+    return [run for run in runs if run.seed in seeds]
 
 
 COMPARED = ("against_baseline", "against_twin", "score_against_baseline")

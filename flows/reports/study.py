@@ -16,19 +16,18 @@ from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, Panel, by_panel, evaluations, mean_metrics, read_chain, read_tables
 from flows.reports.formatting import markdown_table, percent
-from flows.reports.paired import corrected, of_tasks, paired
+from flows.reports.paired import corrected, of_shared_seeds, of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
 from flows.reports.study_tables import difference_table, metric_table, score_table, success_table
 from flows.study import Study, study_folder
 from infra.manifest import Manifest, weights_hash
 from infra.store import CampaignStore, list_campaigns, read_config
 from opid_core.config import CampaignConfig
+from opid_core.curves import area_under_curve, mean_curve
 from opid_core.errors import ConfigError
 from opid_core.evaluation import (
     Estimate,
     PairedDifference,
-    area_under_curve,
-    mean_curve,
     scores_by_task,
     success,
     success_by_type,
@@ -152,7 +151,7 @@ def method_rows(study: Study, runs: dict[str, list[SeedRun]]) -> list[MethodRow]
                     temperature=panel[1],
                     seeds=tuple(run.seed for run in of_method),
                     tasks=won.shape[1],
-                    before=float(np.mean([table_success(run.before[panel]).micro for run in of_method])),
+                    before=_before(of_method, panel),
                     micro=micro,
                     macro=macro,
                     by_type=success_by_type(won, types),
@@ -274,21 +273,24 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
 
 
 def _results(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodRow]) -> list[str]:
-    """What skills added, a sentence a method with skills and temperature, and their part in the advantage."""
+    """What skills added, a sentence a method with skills and temperature, and their part in the advantage: all over the
+    seeds that the method and its twin share."""
     lines = []
     for row in rows:
         twin = study.twin(row.method)
         against = row.against_baseline if twin == study.baseline else row.against_twin
         if against is None or twin is None:
             continue
-        reached = next(r.micro.mean for r in rows if (r.method, r.temperature) == (twin, row.temperature))
-        shares = [run.numbers["advantage_share/skill"] for run in runs[row.method]]
+        of_method = of_shared_seeds(runs[row.method], runs[twin])
+        before = _before(of_method, (row.split, row.temperature))
+        shares = [run.numbers["advantage_share/skill"] for run in of_method]
+        reached, without = against.means
         e = against.estimate
         lines += [
-            f"**{row.method}, temperature {row.temperature:g}: {row.before:.1%} -> {row.micro.mean:.1%}; without "
-            f"skills ({twin}) {reached:.1%}.** Difference {100 * e.mean:+.1f} points (95%: {100 * e.low:+.1f} to "
+            f"**{row.method}, temperature {row.temperature:g}: {before:.1%} -> {reached:.1%}; without "
+            f"skills ({twin}) {without:.1%}.** Difference {100 * e.mean:+.1f} points (95%: {100 * e.low:+.1f} to "
             f"{100 * e.high:+.1f}), p = {against.p_value:.2g} ({against.adjusted_p or against.p_value:.2g} corrected), "
-            f"{row.tasks} held-out tasks, {len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}. "
+            f"{against.tasks} held-out tasks, {against.seeds} seed{'s' * (against.seeds > 1)}. "
             f"Skills' share of the advantage: {percent(float(np.mean(shares)))}.",
             "",
         ]
@@ -329,6 +331,11 @@ def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> SeedRun:
         numbers=mean_metrics(store, chain),
         skills=effects_of(store, chain),
     )
+
+
+def _before(runs: Sequence[SeedRun], panel: Panel) -> float:
+    """Success of the policy that they started from, the mean over seeds."""
+    return float(np.mean([table_success(run.before[panel]).micro for run in runs]))
 
 
 def _played(chain: list[Manifest]) -> np.ndarray:

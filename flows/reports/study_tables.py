@@ -39,10 +39,10 @@ def success_table(rows: Sequence[MethodRow]) -> list[str]:
 
 def difference_table(pairs: Sequence[tuple[MethodRow, PairedDifference | None]], *, twins: bool = False) -> list[str]:
     """The rows that have a difference; `twins`: with the label of the twin."""
-    header = ["method", *(["twin"] if twins else []), "temperature", "difference (95%)", *TESTS]
+    header = ["method", *(["twin"] if twins else []), "temperature", "shared seeds", "difference (95%)", *TESTS]
     rows = [
         [
-            *(row.method, *([row.twin or ""] if twins else []), f"{row.temperature:g}"),
+            *(row.method, *([row.twin or ""] if twins else []), f"{row.temperature:g}", str(against.seeds)),
             *(interval(against.estimate), *tests(against)),
         ]
         for row, against in pairs
@@ -52,14 +52,14 @@ def difference_table(pairs: Sequence[tuple[MethodRow, PairedDifference | None]],
 
 
 def score_table(rows: Sequence[MethodRow], baseline: str) -> list[str]:
-    header = ["method", "temperature", "score (95%)", f"difference to {baseline} (95%)", *TESTS]
+    header = ["method", "temperature", "score (95%)", "shared seeds", f"difference to {baseline} (95%)", *TESTS]
     against = [(row, row.score_against_baseline) for row in rows]
     return markdown_table(
         header,
         [
             [
                 *(row.method, f"{row.temperature:g}", score_text(row.score)),
-                *((score_text(found.estimate), *tests(found)) if found else [""] * (1 + len(TESTS))),
+                *((str(found.seeds), score_text(found.estimate), *tests(found)) if found else [""] * (2 + len(TESTS))),
             ]
             for row, found in against
         ],

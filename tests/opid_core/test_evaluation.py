@@ -8,17 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from opid_core.curves import area_under_curve, mean_curve
 from opid_core.errors import DataError
 from opid_core.evaluation import (
     Estimate,
     Paired,
-    area_under_curve,
     by_split,
     by_temperature,
     detectable_difference,
     difference,
     independent_trials,
-    mean_curve,
     sign_test,
     success,
     success_by_type,
@@ -169,6 +168,7 @@ def test_a_paired_difference_and_its_sign_flip_test():
     # Task differences 1, 1, 1, 1: of the 16 sign patterns two are as extreme, so p is near 1/8.
     every = difference(np.ones((1, 4)), np.zeros((1, 4)))
     assert every.estimate.mean == 1.0
+    assert (every.seeds, every.tasks, every.means) == (1, 4, (1.0, 0.0))
     assert every.p_value == pytest.approx(2 / 16, abs=0.01)
     assert difference(WON, WON).p_value == 1.0
     # Shares of repetitions, task differences 1/4 and 3/4: two of the four sign patterns are as extreme.

@@ -40,7 +40,7 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     assert skills["episodes"] == 4
     text = (folder / "summary.md").read_text()
     assert text.startswith("# Study mine\n\nPreset released; seeds 5, 6; 1 iterations; the final policy ")
-    assert "| skills | 1 | 50.0% (" in text  # against plain
+    assert "| skills | 1 | 2 | 50.0% (" in text  # against plain
     assert "**skills, temperature 1: 25.0% -> 100.0%; without skills (plain) 50.0%.** Difference +50.0 points (" in text
     assert "2 held-out tasks, 2 seeds. Skills' share of the advantage: 25.0%." in text
     assert "twin" not in text
@@ -51,7 +51,7 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     assert len(plot) > 1000
     page = (folder / "index.html").read_text()
     assert f'src="data:image/png;base64,{base64.b64encode(plot).decode()}"' in page
-    assert "<td>skills</td>\n<td>1</td>\n<td>50.0% (" in page
+    assert "<td>skills</td>\n<td>1</td>\n<td>2</td>\n<td>50.0% (" in page
 
 
 def test_each_further_split_has_its_own_success_and_differences(study):
@@ -95,9 +95,24 @@ def test_a_method_is_compared_with_its_own_twin_too(tmp_path):
     # of two tasks: one difference of 1 each (no spread), and one of 1 and one of 0: 2.802 x sqrt(1/2) / sqrt(2)
     assert [one["detectable"] for one in compared] == pytest.approx([0.0, 1.400793, 1.400793])
     _, section = (folder / "summary.md").read_text().split("## Against the twin without skill signal\n")
-    assert "| skills | skills-lambda0 | 1 | 50.0% (" in section
+    assert "| skills | skills-lambda0 | 1 | 1 | 50.0% (" in section
     assert f" | {compared[1]['p_value']:.2g} | {compared[1]['adjusted_p']:.2g} | 140.1 points |" in section
     assert section.split("##")[0].count("\n| ") == 3  # header, rule, one method
+
+
+def test_the_sentence_and_the_differences_are_over_the_seeds_that_both_methods_have_finished(study):
+    both = zip(
+        study.campaigns(), (("ff", "ff"), ("ff", "sf"), ("ff", "ff"), ("ss", "ss")), (0, 0.25, 0, 0.75), strict=True
+    )
+    for (label, seed, config), (before, after), share in both:
+        if (label, seed) != ("plain", 6):
+            store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+            finished(store, seed, before, after, share=share)
+    text = (write_comparison(study) / "summary.md").read_text()
+    assert "**skills, temperature 1: 0.0% -> 50.0%; without skills (plain) 0.0%.** Difference +50.0 points (" in text
+    assert "2 held-out tasks, 1 seed. Skills' share of the advantage: 25.0%." in text
+    assert "| skills | 1 | 2 | 2 | 50.0% | 75.0% (" in text  # success: over both of its own
+    assert "| skills | 1 | 1 | 50.0% (" in text
 
 
 def test_several_comparisons_are_corrected_as_holm_does():
@@ -141,8 +156,8 @@ def test_scores_are_compared_where_the_environment_gives_them(study):
     assert skills.score_against_baseline is not None
     assert skills.score_against_baseline.estimate.mean == 0.25
     _, section = (write_comparison(study) / "summary.md").read_text().split("## Score\n")
-    assert "| plain | 1 | 75.0 (50.0 to 100.0) |  |  |" in section
-    assert "| skills | 1 | 100.0 (100.0 to 100.0) | 25.0 (0.0 to 50.0) | " in section
+    assert "| plain | 1 | 75.0 (50.0 to 100.0) |  |  |  |" in section
+    assert "| skills | 1 | 100.0 (100.0 to 100.0) | 2 | 25.0 (0.0 to 50.0) | " in section
 
 
 def test_names_in_the_page_are_never_markup():
