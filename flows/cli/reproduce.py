@@ -183,7 +183,8 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
 
     stored = with_execution(stored, manifest.execution)
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
-    passes = len(stored.evaluation.temperatures) * stored.evaluation.repetitions
+    of = stored.evaluation
+    passes = len(of.splits) * len(of.temperatures) * of.repetitions
     for iterations in (stored.iterations, manifest.iteration, manifest.iteration + 1):
         config = stored.model_copy(update={"iterations": iterations})
         if evaluation_due(config, manifest.iteration) * passes == wanted:

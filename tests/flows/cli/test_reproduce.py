@@ -95,3 +95,13 @@ def test_it_is_run_with_the_replicas_and_ranks_of_the_iteration(manifest):
     again = as_committed(config, manifest.model_copy(update={"execution": values}))
     assert execution(again) == values
     assert training_hash(again) == training_hash(config)
+
+
+def test_it_is_evaluated_as_it_was_though_the_campaign_was_extended_since(manifest):
+    evaluation = {"tasks": 4, "every": 0, "final_tasks": 6, "temperatures": [0.0, 1.0], "more_splits": ["valid_seen"]}
+    config = build_config({"campaign": "demo", "iterations": 9, "evaluation": evaluation})
+    rows = 6 * 2 * 2  # tasks, temperatures, splits
+    record = manifest.tables["scores"].model_copy(update={"rows": rows})
+    last = manifest.model_copy(update={"iteration": 3, "tables": {"evaluations": record}, "execution": {}})
+    assert as_committed(config, last).iterations == 3
+    assert as_committed(config, last.model_copy(update={"tables": {}})).iterations == 9
