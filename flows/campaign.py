@@ -81,7 +81,7 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
 
 def _tell_wait(text: str) -> None:
-    announce(0, "campaign", "resumed", text)
+    announce(None, "campaign", "resumed", text)
 
 
 @flow(name="iteration", flow_run_name="iteration-{iteration}", validate_parameters=False, persist_result=False)

@@ -28,6 +28,10 @@ class CampaignClock:
         self._since_s: float | None = None
         self._took_s: list[float] = []
 
+    def resumed(self, iteration: int) -> None:
+        """The campaign goes on now after an iteration that was committed before."""
+        self._since_s, self.done = time.monotonic(), iteration
+
     def committed(self, iteration: int) -> None:
         """An iteration was committed now (0: the start)."""
         now_s = time.monotonic()
@@ -56,7 +60,7 @@ def live_progress(console: Console, config: CampaignConfig | None = None, first:
 
         def heard(event: progress.Progress) -> None:
             if clock and event.iteration is not None and event.event in ("resumed", "committed"):
-                clock.committed(event.iteration)
+                (clock.resumed if event.event == "resumed" else clock.committed)(event.iteration)
             show(event)
 
         stop = progress.listen(heard)

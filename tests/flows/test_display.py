@@ -40,6 +40,17 @@ def test_the_time_left_of_a_campaign_is_that_of_the_iterations_seen(now_s):
     assert clock.left_s() == 0.0
 
 
+def test_what_was_committed_before_a_resume_is_no_iteration_seen(now_s):
+    clock = CampaignClock(4)
+    clock.resumed(0)
+    now_s[0] += 90
+    clock.resumed(2)
+    assert (clock.done, clock.left_s()) == (2, None)
+    now_s[0] += 50
+    clock.committed(3)
+    assert clock.left_s() == 50.0
+
+
 def test_without_a_terminal_each_stage_has_lines_with_the_time(now_s):
     output = io.StringIO()
     with live_progress(Terminal(file=output, width=40), CONFIG, "start Prefect"):
@@ -63,6 +74,17 @@ def test_without_a_terminal_each_stage_has_lines_with_the_time(now_s):
         "iteration 1 of 4 committed",
         "iteration 2 of 4 committed; about 0:02:00 left",
     ]
+
+
+def test_the_wait_for_a_lease_and_what_was_done_before_do_not_count_as_iterations(now_s):
+    output = io.StringIO()
+    with live_progress(Terminal(file=output, width=80), CONFIG):
+        progress.report(None, "campaign", event="resumed", note="waiting for a heartbeat")
+        now_s[0] += 30
+        progress.report(2, "campaign", event="resumed", note="resuming")
+        now_s[0] += 60
+        progress.report(3, "commit", event="committed", note="iteration 3 of 4 committed")
+    assert output.getvalue().splitlines()[-1].endswith("iteration 3 of 4 committed; about 0:01:00 left")
 
 
 def test_on_a_terminal_of_80_columns_a_stage_has_one_line_and_ends_with_its_commit():
