@@ -65,14 +65,15 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
             begun = len(run.chain)
             if run.chain:
                 _follow_up(run)  # a crash may have come before it
+            run.since_s = time.monotonic()
             while len(run.chain) <= config.iterations:
-                run.since_s = time.monotonic()
 
                 def attempt_once(attempt: int, degrade: bool) -> Manifest:
                     lease.check()
                     return run_iteration(config.campaign, len(run.chain), attempt, degrade)
 
                 run.chain.append(attempted(run, attempt_once))
+                run.since_s = time.monotonic()  # what follows the commit counts to the next iteration
                 notify.degraded(config, run.chain[-1])
                 _follow_up(run)
             if len(run.chain) > begun:

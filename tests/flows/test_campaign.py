@@ -26,7 +26,7 @@ from opid_core.errors import (
     OpidError,
 )
 from tasks import progress
-from tasks.iteration import TASK, CampaignRun
+from tasks.iteration import TASK, CampaignRun, campaign_run
 from tasks.progress import logged
 from tests.factories import make_chain, make_manifest
 from tests.infra.servers import receiving
@@ -213,6 +213,25 @@ def test_a_resumed_campaign_does_what_a_crash_kept_from_following_the_last_commi
     assert pruned(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
     assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
     assert list(local_folder(store, "tensorboard").iterdir()) != []
+
+
+def test_an_iteration_counts_from_the_commit_before_with_what_followed_that(tmp_path, monkeypatch):
+    values = {"campaign": "demo", "root": str(tmp_path / "runs"), "recovery": RECOVERY, "iterations": 2}
+    config = build_config(values)
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    began_s, committed_s = [], []
+
+    def run_iteration(name: str, iteration: int, attempt: int, degrade: bool):
+        began_s.append(campaign_run(name).since_s)
+        before = manifests(store)[-1] if iteration else None
+        return commit(store, make_manifest(store, tmp_path, before))[0]
+
+    monkeypatch.setattr(campaign, "run_iteration", run_iteration)
+    monkeypatch.setattr(
+        campaign.notify, "degraded", lambda config, made: committed_s.append(campaign_run("demo").since_s)
+    )
+    run_campaign(config)
+    assert began_s[1:] == committed_s[:2]
 
 
 # Messages ---------------------------------------------------------------------------------------------------------
