@@ -44,6 +44,8 @@ def failure_told(config: CampaignConfig) -> Iterator[None]:
         raise
     except Exception as error:
         command = ["opid", "status", config.campaign, "--root", config.root]
+        if endpoint_url := config.storage.endpoint_url:
+            command += ["--endpoint-url", endpoint_url]
         reason = f"{type(error).__name__}: {error}"[:_MAX_CHARS]
         _tell(config, "failed", f"{reason}\n\nThe same command continues it. Look: {shlex.join(command)}")
         raise
