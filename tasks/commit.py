@@ -114,7 +114,8 @@ def what_changed(iterations: int, manifest: Manifest, before: Manifest | None, w
     parts = []
     if (share := metrics.get("rollout/success_micro")) is not None:
         last = before.metrics.get("rollout/success_micro") if before else None
-        parts.append(f"{share:.1%} of rollouts won" + (f" ({100 * (share - last):+.1f} points)" if last else ""))
+        more = "" if last is None else f" ({100 * (share - last):+.1f} points)"
+        parts.append(f"{share:.1%} of rollouts won{more}")
     for name, share in sorted(metrics.items()):
         if name.startswith("evaluation/") and name.endswith("/success_micro") and share is not None:
             parts.append(f"evaluation {name.split('/')[1]} {share:.1%}")

@@ -149,6 +149,12 @@ def test_a_line_about_a_commit_says_what_changed(run, tmp_path):
     assert what_changed(4, after, before, won=True) == (
         "iteration 3 of 4 committed: 37.5% of rollouts won (+12.5 points), evaluation t1 52.0%, KL 0.0021, 61 s"
     )
+    nothing = manifest(**{"rollout/success_micro": 0.0})
+    assert what_changed(4, before, nothing, won=True) == (
+        "iteration 3 of 4 committed: 25.0% of rollouts won (+25.0 points)"
+    )
+    unknown = manifest()
+    assert what_changed(4, before, unknown, won=True) == "iteration 3 of 4 committed: 25.0% of rollouts won"
 
 
 @pytest.mark.integration
