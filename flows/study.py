@@ -19,6 +19,7 @@ from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
 from flows.tiny import shrunk
 from flows.train import check_and_open, when_reachable
+from infra.names import is_one_folder
 from infra.store import CampaignStore, find_campaign
 from opid_core.config import CampaignConfig, load_rows
 from opid_core.errors import ConfigError
@@ -66,9 +67,11 @@ def load_study(
     `*.yaml`, with the seeds from each config's `seed` on. `tiny`: as `flows.tiny.shrunk` makes each.
 
     Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO or, with a step weight, GiGPO)
-    unless one of the files is that. The campaigns lie under `<root>/<name>`. Raises ConfigError for files that do not
-    fit together.
+    unless one of the files is that. The campaigns lie under `<root>/<name>`. Raises ConfigError for a name that is not
+    that of one folder, and for files that do not fit together.
     """
+    if not is_one_folder(name):
+        raise ConfigError(f"--name: {name!r} is no name of a study: it is the name of one folder below the root")
     methods: dict[str, CampaignConfig] = {}
     of: list[Path] = []
     for path in config_files(paths):

@@ -136,7 +136,7 @@ def find_campaign(root: str | Path, campaign: str, endpoint_url: str | None = No
 def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[str]:
     """Names of the campaigns under `root`, sorted; touches nothing."""
     folder = objects.address_of(root, endpoint_url)
-    found = [name for name in objects.list_folders(folder) if _is_one_folder(name)]  # a server may list anything
+    found = [name for name in objects.list_folders(folder) if names.is_one_folder(name)]  # a server may list anything
     are_campaigns = objects.in_parallel(lambda name: _is_campaign(folder / name), found)
     return [name for name, is_campaign in zip(found, are_campaigns, strict=True) if is_campaign]
 
@@ -195,15 +195,11 @@ def list_objects(store: CampaignStore, prefix: str = "", form: str = ".+") -> li
 
 
 def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> CampaignStore:
-    if not _is_one_folder(campaign):
+    if not names.is_one_folder(campaign):
         raise ConfigError(
             f"campaign: {campaign!r} is no name of a campaign: it is the name of one folder below the root"
         )
     return CampaignStore(str(objects.address_of(root, endpoint_url)), campaign, endpoint_url)
-
-
-def _is_one_folder(name: str) -> bool:
-    return "/" not in name and name not in ("", ".", "..")
 
 
 def _show(value: Any) -> str:

@@ -19,6 +19,11 @@ _MAX_BYTES, _MAX_PART_BYTES = 1024, 255
 _NO_PART = frozenset(("", ".", ".."))
 
 
+def is_one_folder(name: str) -> bool:
+    """Whether `name` is that of one folder, as of a campaign or a study: no path, and not the folder above."""
+    return "/" not in name and name not in ("", ".", "..")
+
+
 def check_name(name: str) -> str:
     """`name` where it leads to a place below the folder that it is relative to. Raises ValueError."""
     parts = name.split("/")

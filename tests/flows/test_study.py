@@ -93,6 +93,12 @@ def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
         load_study("mine", [first, first], 1)
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../up", "a/b", "/tmp/x"])
+def test_a_study_s_name_is_that_of_one_folder(tmp_path, name):
+    with pytest.raises(ConfigError, match=rf"^--name: '{name}' is no name of a study"):
+        load_study(name, [config_file(tmp_path, "plain", "{name: grpo}")], 1)
+
+
 def test_a_folder_stands_for_its_files(tmp_path):
     folder = tmp_path / "methods"
     folder.mkdir()
