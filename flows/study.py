@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -252,11 +251,7 @@ def shared_policy(study: Study, console: Console) -> str:
         return first.policy if model is None else str(pinned(model))
     folder = study_folder(study) / "policy"
     if not folder.exists():
-        unfinished = folder.with_name("policy.unfinished")
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        write_warm_start(first, unfinished, "cpu", console)
-        unfinished.rename(folder)
+        write_warm_start(first, folder, "cpu", console)
     return str(folder)
 
 

@@ -90,17 +90,13 @@ def write_export(store: CampaignStore, chain: Sequence[Manifest], out: Path, ada
 
     Raises ConfigError where `out` exists or cannot be made, DataError that names a damaged file.
     """
+    from flows.output import new_folder
     from infra.local_objects import faults
     from infra.manifest import to_bytes
-    from infra.store import new_attempt, read_config, read_table
+    from infra.store import read_config, read_table
 
     manifest = chain[-1]
-    temporary = out.absolute().parent / f".{out.name}.{new_attempt()}.tmp"
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}; name another folder") from None
-    try:
+    with new_folder(out) as temporary:
         for name, record in manifest.tables.items():
             table = read_table(store, record)
             with faults(out, "written"):
@@ -110,11 +106,6 @@ def write_export(store: CampaignStore, chain: Sequence[Manifest], out: Path, ada
             (temporary / "manifest.json").write_bytes(to_bytes(manifest))
             config = json.dumps(read_config(store), indent=2, ensure_ascii=False)
             (temporary / "config.json").write_text(config + "\n", encoding="utf-8")
-            if out.exists():
-                raise ConfigError(f"--out: {out} was made by another program meanwhile; name a new folder")
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_policy(store: CampaignStore, chain: Sequence[Manifest], out: Path, adapter: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def warm_start(
     config_path: ConfigPath,
     out: Annotated[Path, typer.Option(help="Folder for the policy; must not exist.")],
-    device: Annotated[str, typer.Option(help="Where to train: cpu or cuda.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to train.")] = "cpu",
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Make the tiny policy of CONFIG by imitating the environment's expert, as an HF folder for `policy`.
@@ -31,20 +31,30 @@ def warm_start(
     from opid_core.config import load_config
 
     config = load_config(config_path, overrides)
+    _check_device(device)
     settings.apply(config.root)
     write_warm_start(config, out, device, console)
 
 
 def write_warm_start(config: CampaignConfig, out: Path, device: str, console: Console) -> None:
-    """Train the policy with live progress and write it to `out`. Raises ConfigError where that exists already."""
+    """Train the policy with live progress and write it to `out`, whole or not at all. Raises ConfigError where that
+    exists already or cannot be made."""
     from flows.display import live_progress
+    from flows.output import new_folder
     from opid_core import warm_start
     from tasks.episodes import environment_maker
     from tasks.progress import report
 
-    if out.exists():
-        raise ConfigError(f"--out: {out} exists already; name a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with live_progress(console, first="warm start"):
-        warm_start.warm_start(config, environment_maker(config), out, lambda *stage: report(None, *stage), device)
+    with new_folder(out) as folder, live_progress(console, first="warm start"):
+        warm_start.warm_start(config, environment_maker(config), folder, lambda *stage: report(None, *stage), device)
     console.print(f"Policy written to {out}. Use it with: opid train CONFIG --set policy={out}", soft_wrap=True)
+
+
+def _check_device(device: str) -> None:
+    """Raise ConfigError for a GPU where there is none."""
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError("--device: PyTorch finds no GPU on this machine; leave it out to train on the CPU")

@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 import yaml
 
 from flows.cli import doctor
 from flows.cli import main as cli
 from infra.store import open_campaign
+from opid_core import warm_start
 from opid_core.config import build_config
+from opid_core.errors import ConfigError
 from tests.factories import make_tiny_policy_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -190,6 +193,26 @@ def test_evaluate_without_a_policy(monkeypatch, capsys, tmp_path, config_path):
 def test_a_warm_start_over_an_existing_folder(monkeypatch, capsys, tmp_path, config_path):
     error = refused(monkeypatch, capsys, tmp_path, "warm-start", config_path, "--out", tmp_path)
     assert error == f"--out: {tmp_path} exists already; name a new folder"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_warm_start_on_a_device_that_is_not_there(monkeypatch, capsys, tmp_path, config_path):
+    arguments = ("warm-start", config_path, "--out", tmp_path / "new", "--device")
+    assert refused(monkeypatch, capsys, tmp_path, *arguments, "cuda").startswith("--device: PyTorch finds no GPU")
+    assert opid(monkeypatch, *arguments, "warp") == 2
+    assert "Invalid value for '--device'" in capsys.readouterr().err
+
+
+def test_a_warm_start_that_fails_leaves_nothing(monkeypatch, capsys, tmp_path, config_path):
+    def fail(config, make_environment, folder, *more) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+        raise ConfigError("policy: this environment has no expert")
+
+    monkeypatch.setattr(warm_start, "warm_start", fail)
+    before = files_of(tmp_path)
+    assert opid(monkeypatch, "warm-start", config_path, "--out", tmp_path / "new") == 2
+    made = files_of(tmp_path).keys() - before.keys()
+    assert {path for path in made if not path.startswith(f"{tmp_path}/runs")} == set()
 
 
 def test_status_of_an_unknown_campaign_lists_the_known_ones(monkeypatch, capsys, tmp_path):
