@@ -5,12 +5,32 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.local_objects import faults
 from opid_core.errors import ConfigError
+
+
+def made_folder(folder: Path, option: str = "--out") -> Path:
+    """`folder`, made with its parents unless it is there. Raises ConfigError where it cannot be made."""
+    _make(folder, folder, option)
+    return folder
+
+
+def check_new_file(out: Path) -> None:
+    """Raise ConfigError unless the result of a command can be written to the file `out`."""
+    if os.path.exists(out):
+        raise ConfigError(f"--out: {out} exists already; name a new file")
+    if not os.path.isdir(out.parent):
+        raise ConfigError(f"--out: {out.parent} is no folder")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}; name another file") from None
 
 
 @contextmanager
@@ -22,10 +42,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     if os.path.exists(out):
         raise ConfigError(f"--out: {out} exists already; name a new folder")
     temporary = out.absolute().parent / f".{out.name}.{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}; name another folder") from None
+    _make(temporary, out, "--out")
     try:
         yield temporary
         if os.path.exists(out):
@@ -34,3 +51,10 @@ def new_folder(out: Path) -> Iterator[Path]:
             temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make(folder: Path, named: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option}: {named} cannot be made: {error.strerror}; name another folder") from None

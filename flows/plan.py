@@ -159,14 +159,6 @@ def first_prompt(config: CampaignConfig, folder: Path | None) -> str:
     return check_prompt(tokenizer, environment_maker(config)(), panel(config, 1)[0], config)
 
 
-def check_new_file(out: Path) -> None:
-    """Raise ConfigError unless the result of a command can be written to the file `out`."""
-    if out.exists():
-        raise ConfigError(f"--out: {out} exists already; name a new file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: {out.parent} is no folder")
-
-
 def largest_panel(config: CampaignConfig) -> int:
     """Tasks of the largest evaluation of the campaign."""
     return max(config.evaluation.tasks, config.evaluation.final_tasks or 0)

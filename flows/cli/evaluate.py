@@ -52,11 +52,13 @@ def evaluate(
     settings.apply(config.root)
     from flows import plan
     from flows.evaluate import endpoint_settings, evaluate_endpoint, evaluate_folder, policy_to_play
+    from flows.output import check_new_file
     from flows.reports.campaign import evaluation_record, show_evaluations
     from flows.reports.formatting import say
+    from infra.local_objects import faults
 
     if out is not None:
-        plan.check_new_file(out)
+        check_new_file(out)
     if endpoint is not None and model:
         llm = endpoint_settings(config, endpoint, model, api_key_env)
         evaluated = f"{model} at {llm.base_url}"
@@ -74,6 +76,7 @@ def evaluate(
     if out is not None:
         record = {**evaluation_record(config, evaluated, table), **more}
         unfinished = out.with_name(out.name + ".unfinished")
-        unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        unfinished.rename(out)
+        with faults(out, "written"):
+            unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            unfinished.rename(out)
         say(console, f"Written to {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,18 +20,21 @@ def init(
 
     Example: [bold]opid init my_project[/]
     """
+    from flows.output import made_folder
     from flows.reports.formatting import say
     from flows.schema import text
+    from infra.local_objects import faults
 
     templates = sorted((Path(__file__).parents[1] / "templates").glob("*.yaml"))
     files = {template.name: template.read_text(encoding="utf-8") for template in templates}
     files["opid.schema.json"] = text()
     for name in files:
-        if (folder / name).exists():
+        if os.path.exists(folder / name):
             raise ConfigError(f"{folder / name} exists already; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
+    made_folder(folder, "DIR")
+    with faults(folder, "written"):
+        for name, content in files.items():
+            (folder / name).write_text(content, encoding="utf-8")
     say(console, f"Written to {folder}: {', '.join(files)}")
     say(console, f"Check the first: opid train {folder / 'first.yaml'} --dry-run")
     say(console, f"Run it:          opid train {folder / 'first.yaml'}")

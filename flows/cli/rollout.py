@@ -35,8 +35,9 @@ def rollout(
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     from flows.evaluate import policy_to_play
-    from flows.plan import check_new_file
+    from flows.output import check_new_file
     from flows.reports.formatting import say, show_markdown
+    from infra.local_objects import faults
 
     if out is not None:
         check_new_file(out)
@@ -47,7 +48,8 @@ def rollout(
     if out is None:
         show_markdown(console, text)
     else:
-        out.write_text(text, encoding="utf-8")
+        with faults(out, "written"):
+            out.write_text(text, encoding="utf-8")
         say(console, f"{summary}\nTranscripts: {out}")
 
 

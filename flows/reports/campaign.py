@@ -16,6 +16,7 @@ from rich.text import Text
 from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
 from flows.reports.formatting import interval, markdown_table, say, score_text, show_markdown, with_interval
 from flows.reports.skills import effect_lines, effects_of
+from infra.local_objects import faults
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, manifests, read_config
 from opid_core.config import CampaignConfig
@@ -30,12 +31,14 @@ def write_report(store: CampaignStore) -> Path:
     """Write `report/summary.md` and `report/success.png` into the campaign's local folder; returns the folder."""
     chain = manifests(store)
     folder = local_folder(store, "report")
-    folder.mkdir(parents=True, exist_ok=True)
     evaluated = evaluations(store, chain)
     more = evaluations(store, chain, of_more_splits=True)
-    (folder / "summary.md").write_text(summary(store, chain, evaluated, more), encoding="utf-8")
+    text = summary(store, chain, evaluated, more)
     panel = panel_name(read_config(store))
-    save_plot(folder / "success.png", [(store.campaign, lambda axes: draw_campaign(axes, chain, evaluated, panel))])
+    with faults(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.md").write_text(text, encoding="utf-8")
+        save_plot(folder / "success.png", [(store.campaign, lambda axes: draw_campaign(axes, chain, evaluated, panel))])
     return folder
 
 

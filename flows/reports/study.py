@@ -20,6 +20,7 @@ from flows.reports.paired import corrected, of_shared_seeds, of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
 from flows.reports.study_tables import difference_table, metric_table, score_table, success_table
 from flows.study import Study, study_folder
+from infra.local_objects import faults
 from infra.manifest import Manifest, weights_hash
 from infra.store import CampaignStore, list_campaigns, read_config
 from opid_core.config import CampaignConfig
@@ -182,18 +183,18 @@ def write_comparison(study: Study) -> Path:
         raise ConfigError(f"study {study.name}: no campaign is finished yet; run `opid compare` without --report-only")
     rows = method_rows(study, runs)
     folder = study_folder(study) / "compare"
-    folder.mkdir(parents=True, exist_ok=True)
     text = summary(study, runs, rows, unfinished)
-    (folder / "summary.md").write_text(text, encoding="utf-8")
-    (folder / "results.json").write_text(
-        json.dumps([asdict(row) for row in rows], indent=2, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    results = json.dumps([asdict(row) for row in rows], indent=2, sort_keys=True)
     panels = dict.fromkeys((row.split, row.temperature) for row in rows)
     plots = [
         (f"{split}, temperature {t:g}", lambda axes, p=(split, t): draw_curves(axes, runs, p)) for split, t in panels
     ]
-    save_plot(folder / CURVES, plots)
-    (folder / "index.html").write_text(page(study.name, text, (folder / CURVES).read_bytes()), encoding="utf-8")
+    with faults(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.md").write_text(text, encoding="utf-8")
+        (folder / "results.json").write_text(f"{results}\n", encoding="utf-8")
+        save_plot(folder / CURVES, plots)
+        (folder / "index.html").write_text(page(study.name, text, (folder / CURVES).read_bytes()), encoding="utf-8")
     return folder
 
 

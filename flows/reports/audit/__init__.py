@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from flows.output import made_folder
 from flows.reports.chains import read_chain
 from infra.manifest import uncollected
 from infra.store import CampaignStore, local_folder
@@ -31,12 +32,13 @@ def write_audit(
         raise ConfigError(f"campaign: nothing of {campaign!r} is committed yet: there is nothing to audit")
     numbers = iteration_numbers(iterations, len(chain) - 1)
     folder = pages_folder(store, out)
+    if kind != "html" and not numbers:
+        raise ConfigError(f"campaign: no iteration of {campaign!r} is committed yet: it has no tables but evaluations")
+    made_folder(folder)
     if kind == "html":
         from flows.reports.audit.pages import write_pages
 
         return write_pages(store, chain, numbers, folder)
-    if not numbers:
-        raise ConfigError(f"campaign: no iteration of {campaign!r} is committed yet: it has no tables but evaluations")
     from flows.reports.audit.tables import write_tables
 
     return write_tables(store, chain, numbers, folder, kind)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from flows.output import made_folder
 from flows.reports.audit import pages_folder, summary
 from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Series
 from flows.reports.audit.pages import CAMPAIGN_PAGE, render, write_page
@@ -90,7 +91,7 @@ def write_overview(
     names = list(dict.fromkeys(campaigns)) or list_campaigns(root, endpoint_url)
     if not names:
         raise ConfigError(f"audit: there is no campaign in {root}")
-    folder = address_of(root, endpoint_url) if out is None else out.absolute()
+    folder = address_of(root, endpoint_url) if out is None else made_folder(out.absolute())
     folder = folder if isinstance(folder, Path) else Path("runs").absolute()
     rows: list[CampaignRow] = []
     left_out: dict[str, str] = {}

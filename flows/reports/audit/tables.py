@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from flows.reports.audit.data import ScoreRow, score_rows
 from flows.reports.chains import Tables, read_tables
+from infra.local_objects import faults
 from infra.manifest import Manifest
 from infra.store import CampaignStore
 from opid_core.skills.counts import skill_texts
@@ -57,11 +58,11 @@ def write_tables(
         parts["skills"].append(skills_table(store.campaign, iteration, tables, parts["steps"][-1], known))
         metrics = tables["metrics"]
         parts["metrics"].append(metrics.add_column(0, "campaign", pa.array([store.campaign] * len(metrics), _text)))
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, of_iterations in parts.items():
-        paths.append(folder / f"{name}.{kind}")
-        _WRITERS[kind](pa.concat_tables(of_iterations).replace_schema_metadata(None).combine_chunks(), paths[-1])
+    paths = [folder / f"{name}.{kind}" for name in parts]
+    with faults(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, of_iterations in zip(paths, parts.values(), strict=True):
+            _WRITERS[kind](pa.concat_tables(of_iterations).replace_schema_metadata(None).combine_chunks(), path)
     return paths
 
 

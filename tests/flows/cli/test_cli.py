@@ -195,6 +195,16 @@ def test_a_warm_start_over_an_existing_folder(monkeypatch, capsys, tmp_path, con
     assert error == f"--out: {tmp_path} exists already; name a new folder"
 
 
+def test_folders_that_cannot_be_made(monkeypatch, capsys, tmp_path, config_path):
+    error = refused(monkeypatch, capsys, tmp_path, "init", config_path)
+    assert error == f"DIR: {config_path} cannot be made: File exists; name another folder"
+    below = config_path / "new"
+    error = refused(monkeypatch, capsys, tmp_path, "init", below)
+    assert error == f"DIR: {below} cannot be made: Not a directory; name another folder"
+    error = refused(monkeypatch, capsys, tmp_path, "warm-start", config_path, "--out", below)
+    assert error == f"--out: {below} cannot be made: Not a directory; name another folder"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_warm_start_on_a_device_that_is_not_there(monkeypatch, capsys, tmp_path, config_path):
     arguments = ("warm-start", config_path, "--out", tmp_path / "new", "--device")

@@ -319,6 +319,8 @@ def test_bad_arguments_are_named(run, tmp_path):
         (["audited", "audited@1"], ["1"], None, "html", "takes no --iteration"),
         (["a", "b", "c"], [], None, "html", "3 campaigns given"),
         (["audited"], [], tmp_path / "audited" / "config.json", "html", "is a file"),
+        (["audited"], [], tmp_path / "audited" / "config.json" / "pages", "html", "cannot be made: Not a directory"),
+        (["audited"], [], tmp_path / "audited" / "config.json" / "tables", "json", "cannot be made: Not a directory"),
         (["other"], [], None, "html", "no campaign 'other'"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -17,7 +17,7 @@ from flows.study import load_study
 from infra.manifest import new_manifest
 from infra.store import CampaignStore, commit, new_attempt, open_campaign, put_folder, write_table
 from opid_core import schema
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, InfrastructureError
 from tests.flows.studies import config_file
 from tests.infra.servers import failing
 
@@ -178,6 +178,14 @@ def test_unfinished_campaigns_are_named_and_left_out(study):
     (row,) = method_rows(study, runs)
     assert (row.method, row.seeds) == ("plain", (5,))
     assert "**Not finished, left out:** skills-seed5" in (write_comparison(study) / "summary.md").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_an_error_that_names_its_folder(study, tmp_path):
+    config = study.campaigns()[0][2]
+    finished(open_campaign(config.root, config.campaign, config.model_dump(mode="json")), 5, "ff", "ss", share=0.0)
+    (tmp_path / "runs" / "mine" / "compare").touch()
+    with pytest.raises(InfrastructureError, match=f"^{tmp_path}/runs/mine/compare: cannot be written: File exists$"):
+        write_comparison(study)
 
 
 def test_a_store_that_refuses_is_an_error_and_no_campaign_that_is_not_finished(study, monkeypatch):
