@@ -5,6 +5,7 @@ Nothing here is measured unless `factors` says so: a campaign that has run puts 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,8 @@ CARDS = {
     "CPU": Card(0.1e12, 20e9),
 }
 """By name; SXM where there are several. Of the CPU: one thread in float32, which is no data sheet's number."""
+_OTHER_MODELS = {"TI", "D", "LAPTOP"}
+"""Words after a card's name that make it another card."""
 
 
 @dataclass(frozen=True)
@@ -300,8 +303,15 @@ def _card_here() -> str | None:
 
     if not torch.cuda.is_available():
         return None
-    told = torch.cuda.get_device_name(0).replace(" ", "").upper()
-    return next((name for name in sorted(CARDS, key=len, reverse=True) if name in told), None)
+    return card_called(torch.cuda.get_device_name(0))
+
+
+def card_called(told: str) -> str | None:
+    """The name in `CARDS` of a GPU from the driver's, such as `NVIDIA A100-SXM4-40GB`: all its parts are words of that.
+    None for one without a data sheet, such as another model of the same number."""
+    words = {*re.split("[ -]", told.upper().replace("RTX ", "RTX"))}
+    names = [] if words & _OTHER_MODELS else sorted(CARDS, key=len, reverse=True)
+    return next((name for name in names if words.issuperset(name.split("-"))), None)
 
 
 def _hours(number: float) -> str:

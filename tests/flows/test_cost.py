@@ -12,6 +12,7 @@ from flows.cost import (
     Card,
     analyzer_calls,
     calibration,
+    card_called,
     card_of,
     estimate,
     known_card,
@@ -194,3 +195,22 @@ def test_cards():
     config = config_of(learner={"ranks": 2}, threads=4)
     assert card_of(config, "cpu") == ("CPU (4 threads)", Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth))
     assert card_of(config, "h200") == ("H200", CARDS["H200"])
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_a_card_is_known_by_the_words_of_its_driver_s_name(told, name):
+    assert card_called(told) == name
