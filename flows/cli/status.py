@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.common import Endpoint, Root, app, console
+from flows.cli.common import Endpoint, Root, app, console, error_console
 
 if TYPE_CHECKING:
     from flows.reports.standing import Standing
@@ -39,7 +39,9 @@ def status(
     from flows.reports.standing import standing_of, standings
 
     if campaign is None:
-        found = standings(root, endpoint_url)
+        found, left_out = standings(root, endpoint_url)
+        for name, reason in left_out.items():
+            say(error_console, f"Left out: {name}: {reason}")
         if as_json:
             say(console, json.dumps([asdict(one) for one in found], indent=2))
         elif found:

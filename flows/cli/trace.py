@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
 
-from flows.cli.common import Endpoint, Root, app, console
+from flows.cli.common import Endpoint, Root, app, console, error_console
 
 
 @app.command()
@@ -31,7 +32,7 @@ def trace(
     from flows.reports.formatting import say
     from flows.reports.trace import describe, trace_skill
 
-    traced = trace_skill(root, endpoint_url, campaign, skill_id)
+    traced = trace_skill(root, endpoint_url, campaign, skill_id, partial(say, error_console))
     if as_json:
         console.print(json.dumps(asdict(traced), indent=2), highlight=False, soft_wrap=True)
     else:

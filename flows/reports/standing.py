@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 from infra import lease, stages
 from infra.manifest import Manifest
 from infra.store import CampaignStore, find_campaign, list_campaigns, location, manifests, read_config
+from opid_core.errors import DataError
 
 NEWEST = 10
 """Iterations whose durations the time left is taken from."""
@@ -46,9 +47,12 @@ class Standing:
 
 
 def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
-    """The standing of the campaign with these manifests. Raises DataError for a damaged lease or record of a stage."""
+    """The standing of the campaign with these manifests. Raises DataError for a damaged config, lease or record of a
+    stage."""
     config = read_config(store)
-    planned, done = int(config["iterations"]), max(0, len(chain) - 1)
+    planned, done = config.get("iterations"), max(0, len(chain) - 1)
+    if not isinstance(planned, int):
+        raise DataError(f"{location(store, 'config.json')}: iterations: expected a whole number, got {planned!r}")
     is_finished = bool(chain) and done >= planned
     held = lease.status(store)
     holder, silent_s = held if held and not held[0].released else (None, 0.0)
@@ -76,15 +80,27 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
     )
 
 
-def standings(root: str, endpoint_url: str | None) -> list[Standing]:
-    """The standings of all campaigns under `root`, by name, then of those of its studies (local ones)."""
+def standings(root: str, endpoint_url: str | None) -> tuple[list[Standing], dict[str, str]]:
+    """The standings of all campaigns under `root`, by name, then of those of its studies (local ones); and why others
+    cannot be read, as those of another version, by name. Raises DataError where none can be read."""
     roots = {"": root} if "://" in root else {"": root} | {f"{p.name}/": str(p) for p in sorted(Path(root).glob("*/"))}
-    found = []
+    found, left_out = [], {}
     for prefix, folder in roots.items():
         for name in list_campaigns(folder, endpoint_url):
-            store = find_campaign(folder, name, endpoint_url)
-            found.append(replace(standing_of(store, manifests(store)), campaign=f"{prefix}{name}"))
-    return found
+            try:
+                store = find_campaign(folder, name, endpoint_url)
+                found.append(replace(standing_of(store, manifests(store)), campaign=f"{prefix}{name}"))
+            except DataError as error:
+                left_out[f"{prefix}{name}"] = str(error)
+    if left_out and not found:
+        raise none_readable(root, left_out)
+    return found, left_out
+
+
+def none_readable(root: str, left_out: Mapping[str, str]) -> DataError:
+    """The error for a root of whose campaigns none can be read; `left_out`: why, by name."""
+    reasons = "".join(f"\n  {name}: {reason}" for name, reason in left_out.items())
+    return DataError(f"root: none of the campaigns in {root} can be read:{reasons}")
 
 
 def _success(manifest: Manifest) -> dict[str, float]:

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from flows.reports.audit.data import ScoreRow, score_rows
 from flows.reports.audit.tokens import tokenizer_json
 from flows.reports.chains import Tables, read_chain, read_tables
+from flows.reports.standing import none_readable
 from infra.manifest import BrokenExpectation, FolderRecord, Manifest
 from infra.store import CampaignStore, list_campaigns
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 
 MOST_MOVED = 5
 """Tokens shown of each step."""
@@ -103,27 +104,46 @@ class SkillTrace:
     """Broken expectations whose failing rows name the skill or its trajectory."""
 
 
-def trace_skill(root: str, endpoint_url: str | None, campaign: str | None, skill_id: str) -> SkillTrace:
-    """What became of a skill of a campaign (None: the only one under `root` that has it).
+def trace_skill(
+    root: str,
+    endpoint_url: str | None,
+    campaign: str | None,
+    skill_id: str,
+    say: Callable[[str], None] = lambda line: None,
+) -> SkillTrace:
+    """What became of a skill of a campaign (None: the only one under `root` that has it; one that cannot be read, as
+    those of another version, is left out, which `say` is told).
 
-    Raises ConfigError for an unknown skill, naming the ids most like it, and for one that several campaigns have.
+    Raises ConfigError for an unknown skill, naming the ids most like it, and for one that several campaigns have;
+    DataError where no campaign can be read.
     """
     names = [campaign] if campaign is not None else list_campaigns(root, endpoint_url)
     if not names:
         raise ConfigError(f"root: there is no campaign in {root}")
     traces: list[SkillTrace] = []
     known: set[str] = set()
+    left_out: dict[str, str] = {}
     for name in names:
-        store, chain = read_chain(root, name, endpoint_url)
-        index = _index_of_skill(chain, skill_id)
-        if index == 0:
+        try:
+            store, chain = read_chain(root, name, endpoint_url)
+            index = _index_of_skill(chain, skill_id)
+            skills = read_tables(store, chain[index], ["skills"])["skills"] if index else None
+        except DataError as error:
+            if campaign is not None:
+                raise
+            left_out[name] = str(error)
+            say(f"Left out: {name}: {error}")
             continue
-        ids = read_tables(store, chain[index], ["skills"])["skills"].column("skill_id").to_pylist()
+        if skills is None:
+            continue
+        ids = skills.column("skill_id").to_pylist()
         known.update(ids)
         if skill_id in ids:
             tables = read_tables(store, chain[index], TABLES)
             load = partial(token_texts, store, chain[index - 1].policy)
             traces.append(skill_trace(name, chain[index], tables, skill_id, load))
+    if len(left_out) == len(names):
+        raise none_readable(root, left_out)
     if len(traces) > 1:
         raise ConfigError(
             f"skill {skill_id!r}: several campaigns in {root} have one of this name "
@@ -132,7 +152,8 @@ def trace_skill(root: str, endpoint_url: str | None, campaign: str | None, skill
     if not traces:
         nearest = difflib.get_close_matches(skill_id, sorted(known), n=3, cutoff=0.0)
         hint = f"the nearest are {', '.join(nearest)}" if nearest else "no skill is committed"
-        raise ConfigError(f"skill: no skill {skill_id!r} in {', '.join(names)} under {root}; {hint}")
+        read = [name for name in names if name not in left_out]
+        raise ConfigError(f"skill: no skill {skill_id!r} in {', '.join(read)} under {root}; {hint}")
     return traces[0]
 
 

@@ -19,7 +19,7 @@ from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Series
 from flows.reports.audit.pages import CAMPAIGN_PAGE, render, write_page
 from flows.reports.chains import Evaluated, evaluations, read_chain
 from flows.reports.paired import holm
-from flows.reports.standing import Standing, standing_of
+from flows.reports.standing import Standing, none_readable, standing_of
 from flows.reports.study_tables import TESTS
 from infra.manifest import Manifest, uncollected, weights_hash
 from infra.objects import address_of
@@ -100,10 +100,10 @@ def write_overview(
             rows.append(_row(*read_chain(root, name, endpoint_url), folder))
         except DataError as error:
             left_out[name] = str(error)
+    if not rows:
+        raise none_readable(root, left_out)
     for name, reason in left_out.items():
         say(f"Left out: {name}: {reason}")
-    if not rows:
-        raise DataError(f"audit: none of the campaigns in {root} can be read")
     page = folder / OVERVIEW_PAGE
     write_page(page, overview_page(root, rows, left_out))
     return page

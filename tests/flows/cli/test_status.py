@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 
-from flows.reports.standing import standing_of
+import pytest
+
+from flows.reports.standing import standing_of, standings
 from infra import lease, stages
 from infra.manifest import BrokenExpectation, GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, manifests, open_campaign
+from opid_core.errors import DataError
 from tests.factories import CONFIG, make_manifest
 
 
@@ -68,6 +71,24 @@ def test_all_campaigns_of_a_root_and_of_its_studies_are_listed(tmp_path, opid):
         ("over", "finished", None),
         ("study/method", "stopped", "rollout"),
     ]
+
+
+def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path, opid):
+    root = tmp_path / "runs"
+    a_campaign(root, tmp_path, "mine", 2)
+    for name in ("old", "study/old"):
+        a_campaign((root / name).parent, tmp_path, "old", 1)
+        (manifest,) = (root / name / "_commits").iterdir()
+        manifest.write_text('{"format": 1, "iteration": 0}', encoding="utf-8")
+    found, left_out = standings(str(root), None)
+    assert [one.campaign for one in found] == ["mine"]
+    assert list(left_out) == ["old", "study/old"]
+    assert all("a manifest of format 1;" in reason for reason in left_out.values())
+    assert [one["campaign"] for one in json.loads(opid("status", "--root", root, "--json"))] == ["mine"]
+    with pytest.raises(DataError, match="a manifest of format 1;"):
+        opid("status", "old", "--root", root)
+    with pytest.raises(DataError, match=r"none of the campaigns in .* can be read:\n  old: .* format 1;"):
+        opid("status", "--root", root / "study")
 
 
 def test_an_empty_root_is_named_whole(tmp_path, opid, monkeypatch):

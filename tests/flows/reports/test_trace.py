@@ -7,7 +7,7 @@ import pytest
 from flows.reports.trace import MovedToken, OtherStep, UsedStep, trace_skill
 from infra.manifest import BrokenExpectation, GateResult
 from infra.store import open_campaign
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 from tests.factories import CONFIG, FIRST, SECOND, START_ROWS, commit_rows, named_rows
 
 
@@ -148,6 +148,21 @@ def test_of_two_campaigns_one_must_be_named(tmp_path):
     with pytest.raises(ConfigError, match=r"several campaigns in .* \(demo, other\); name yours with --campaign"):
         trace_skill(store.root, None, None, f"{FIRST}/step0")
     assert trace_skill(store.root, None, "other", f"{FIRST}/step0").campaign == "other"
+
+
+def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path):
+    store = committed(tmp_path)
+    committed(tmp_path, name="older")
+    for manifest in (tmp_path / "runs" / "older" / "_commits").iterdir():
+        manifest.write_text('{"format": 1, "iteration": 0}', encoding="utf-8")
+    told: list[str] = []
+    assert trace_skill(store.root, None, None, f"{FIRST}/step0", told.append).campaign == "demo"
+    (line,) = told
+    assert line.startswith("Left out: older: ")
+    with pytest.raises(ConfigError, match=r"no skill 'x' in demo under "):
+        trace_skill(store.root, None, None, "x")
+    with pytest.raises(DataError, match="a manifest of format 1;"):
+        trace_skill(store.root, None, "older", f"{FIRST}/step0")
 
 
 def test_an_empty_root_and_a_campaign_without_iterations(tmp_path):
