@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.reports.chains import Evaluated, evaluations, first_and_last, mean_metrics
+from flows.reports.chains import Evaluated, evaluations_by_split, first_and_last, mean_metrics
 from flows.reports.formatting import interval, markdown_table, say, score_text, show_markdown, with_interval
 from flows.reports.skills import effect_lines, effects_of
 from infra.local_objects import faults
@@ -31,8 +31,7 @@ def write_report(store: CampaignStore) -> Path:
     """Write `report/summary.md` and `report/success.png` into the campaign's local folder; returns the folder."""
     chain = manifests(store)
     folder = local_folder(store, "report")
-    evaluated = evaluations(store, chain)
-    more = evaluations(store, chain, of_more_splits=True)
+    evaluated, more = evaluations_by_split(store, chain)
     text = summary(store, chain, evaluated, more)
     panel = panel_name(read_config(store))
     with faults(folder, "written"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flows.reports.chains import Evaluated, evaluations
+from flows.reports.chains import Evaluated, evaluations_by_split
 from flows.reports.formatting import interval, markdown_table, score_text
 from infra.manifest import Manifest, texts_only, to_bytes
 from infra.store import CampaignStore, folder_path, read_config
@@ -40,7 +40,8 @@ def model_card(store: CampaignStore, chain: Sequence[Manifest], adapter: bool = 
     if base := _base_model(store, chain[0]):
         config["policy"] = f"{base['name']}@{base['revision']}"
     ends = [chain[0], manifest] if manifest.iteration else [manifest]
-    evaluated = evaluations(store, ends) + evaluations(store, ends, of_more_splits=True)
+    first, further = evaluations_by_split(store, ends)
+    evaluated = [*first, *further]
     environment = config.get("environment", {}).get("name", "")
     results = [
         result

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.manifest import Manifest
+from infra.objects import in_parallel, small_at_once
 from infra.store import CampaignStore, find_campaign, location, manifests, read_table
 from opid_core.errors import ConfigError
 from opid_core.evaluation import SuccessRate, by_split, by_temperature, table_success
@@ -72,23 +73,37 @@ def read_tables(store: CampaignStore, manifest: Manifest, names: Iterable[str] |
     return {name: read_table(store, manifest.tables[name]) for name in wanted if name in manifest.tables}
 
 
-def evaluations(store: CampaignStore, chain: Sequence[Manifest], *, of_more_splits: bool = False) -> list[Evaluated]:
-    """All evaluations of a campaign on its first split, by policy version and temperature, or those on further ones."""
-    return [
-        Evaluated(
-            policy_version=manifest.policy_version,
-            split=split,
-            temperature=temperature,
-            success=table_success(episodes),
-            admissible=sum(episodes.column("admissible_actions").to_pylist())
-            / max(1, sum(episodes.column("steps").to_pylist())),
-            episodes=episodes,
-        )
-        for manifest in chain
-        for table in read_tables(store, manifest, ["evaluations"]).values()
-        for split, of_split in [*by_split(table).items()][1 if of_more_splits else 0 : None if of_more_splits else 1]
-        for temperature, episodes in by_temperature(of_split).items()
-    ]
+def evaluations(store: CampaignStore, chain: Sequence[Manifest]) -> list[Evaluated]:
+    """All evaluations of a campaign on its first split, by policy version and temperature."""
+    return evaluations_by_split(store, chain)[0]
+
+
+def evaluations_by_split(store: CampaignStore, chain: Sequence[Manifest]) -> tuple[list[Evaluated], list[Evaluated]]:
+    """All evaluations of a campaign on its first split, and those on further ones, each as `evaluations`."""
+    first: list[Evaluated] = []
+    further: list[Evaluated] = []
+    having = [manifest for manifest in chain if "evaluations" in manifest.tables]
+    for manifest, table in zip(having, _read_of_each(store, having, "evaluations"), strict=True):
+        for number, (split, of_split) in enumerate(by_split(table).items()):
+            (further if number else first).extend(
+                Evaluated(
+                    policy_version=manifest.policy_version,
+                    split=split,
+                    temperature=temperature,
+                    success=table_success(episodes),
+                    admissible=sum(episodes.column("admissible_actions").to_pylist())
+                    / max(1, sum(episodes.column("steps").to_pylist())),
+                    episodes=episodes,
+                )
+                for temperature, episodes in by_temperature(of_split).items()
+            )
+    return first, further
+
+
+def _read_of_each(store: CampaignStore, chain: Sequence[Manifest], name: str) -> list[pa.Table]:
+    """The table `name` of each commit, which all have one."""
+    at_once = small_at_once(store.address())
+    return in_parallel(lambda manifest: read_table(store, manifest.tables[name]), chain, at_once)
 
 
 def by_panel(evaluations: pa.Table) -> dict[Panel, pa.Table]:
@@ -116,8 +131,8 @@ def metrics_of(table: pa.Table) -> dict[str, float | None]:
 def mean_metrics(store: CampaignStore, chain: Sequence[Manifest]) -> dict[str, float]:
     """Means over iterations of the table `metrics`; an iteration where a number is missing is left out of its mean."""
     values: dict[str, list[float]] = {}
-    for manifest in chain[1:]:
-        for name, value in metrics_of(read_table(store, manifest.tables["metrics"])).items():
+    for table in _read_of_each(store, chain[1:], "metrics"):
+        for name, value in metrics_of(table).items():
             if value is not None:
                 values.setdefault(name, []).append(value)
     return {name: float(np.mean(numbers)) for name, numbers in values.items()}

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
-from flows.reports.chains import Evaluated, Panel, by_panel, evaluations, mean_metrics, read_chain, read_tables
+from flows.reports.chains import Evaluated, Panel, by_panel, evaluations_by_split, mean_metrics, read_chain, read_tables
 from flows.reports.formatting import markdown_table, percent
 from flows.reports.paired import corrected, of_shared_seeds, of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
@@ -323,10 +323,11 @@ def draw_curves(axes: Axes, runs: dict[str, list[SeedRun]], panel: Panel) -> Non
 
 
 def _run(store: CampaignStore, seed: int, chain: list[Manifest]) -> SeedRun:
+    first, further = evaluations_by_split(store, chain)
     return SeedRun(
         seed=seed,
         chain=chain,
-        evaluated=[*evaluations(store, chain), *evaluations(store, chain, of_more_splits=True)],
+        evaluated=[*first, *further],
         final=by_panel(read_tables(store, chain[-1], ["evaluations"])["evaluations"]),
         before=by_panel(read_tables(store, chain[0], ["evaluations"])["evaluations"]),
         numbers=mean_metrics(store, chain),

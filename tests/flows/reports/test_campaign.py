@@ -8,9 +8,10 @@ from rich.console import Console
 from envs.search_qa.data import Question
 from envs.search_qa.tasks import tasks_of
 from flows import plan
+from flows.reports import chains
 from flows.reports.campaign import evaluation_record, show_evaluations, summary, write_report
 from flows.reports.chains import mean_metrics
-from infra.store import open_campaign
+from infra.store import open_campaign, read_table
 from opid_core.config import build_config
 from opid_core.schema import from_rows
 from tests.factories import CONFIG, commit_rows
@@ -149,6 +150,25 @@ def test_a_score_is_shown_with_its_interval_where_there_is_one(tmp_path):
     text = (write_report(store) / "summary.md").read_text()
     assert "| macro | score (95%) | admissible actions |" in text
     assert "| 75.0% | 50.0 (37.0 to 63.0) | 0.0% |" in text
+
+
+def test_a_report_reads_each_evaluation_once(tmp_path, monkeypatch):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    start = commit_rows(store, tmp_path, None, {"evaluations": played()}, tokenizer=False)
+    commit_rows(store, tmp_path, start, {"evaluations": played(), "metrics": []}, tokenizer=False)
+    read: list[str] = []
+
+    def reading(store, record, columns=None):
+        read.append(record.path)
+        return read_table(store, record, columns)
+
+    monkeypatch.setattr(chains, "read_table", reading)
+    write_report(store)
+    assert [path.split("/")[:2] for path in read] == [
+        ["evaluations", "iteration=000000"],
+        ["evaluations", "iteration=000001"],
+        ["metrics", "iteration=000001"],
+    ]
 
 
 def test_further_splits_have_tables_of_their_own(tmp_path):
