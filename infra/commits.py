@@ -67,6 +67,15 @@ def manifests(store: CampaignStore) -> list[Manifest]:
     return chain_from_bytes(_stored(store))
 
 
+def manifests_after(store: CampaignStore, chain: Sequence[Manifest]) -> list[Manifest]:
+    """`chain`, as `manifests` read it earlier, and what was committed since: that alone is read. Raises DataError as
+    `manifests`."""
+    found = list(chain)
+    while (data := objects.read(address := _address(store, len(found)))) is not None:
+        found.append(from_bytes(data, str(address), found[-1] if found else None))
+    return found
+
+
 def _stored(store: CampaignStore) -> Iterator[tuple[bytes, str]]:
     """Bytes and name of each manifest up to the first missing one."""
     at_once = objects.small_at_once(store.address())

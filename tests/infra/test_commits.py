@@ -25,6 +25,7 @@ from infra.store import (
     is_committed,
     location,
     manifests,
+    manifests_after,
     new_attempt,
     open_campaign,
     put_object,
@@ -48,6 +49,7 @@ def test_commits_form_a_chain(store, tmp_path):
     assert [m.policy_version for m in chain] == [0, 1, 2]
     assert stored_paths(store, "_commits") == ["_commits/000000.json", "_commits/000001.json", "_commits/000002.json"]
     assert chain[0].prev is None
+    assert all(manifests_after(store, chain[:known]) == chain for known in range(4))
     assert verify(store) == 3 * 4
 
 

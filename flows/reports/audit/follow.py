@@ -9,11 +9,11 @@ from pathlib import Path
 
 from flows.output import made_folder
 from flows.reports.audit import pages_folder
-from flows.reports.audit.pages import CAMPAIGN_PAGE, write_pages
+from flows.reports.audit.pages import CAMPAIGN_PAGE, Commits, read_commits, write_pages
 from flows.reports.chains import read_chain
 from flows.reports.standing import Standing, standing_of
 from infra.manifest import uncollected
-from infra.store import is_committed, manifests
+from infra.store import is_committed, manifests_after
 from opid_core.errors import InfrastructureError
 
 POLL_S = 10.0
@@ -41,11 +41,11 @@ def follow(
     store, chain = read_chain(root, campaign, endpoint_url)
     folder = made_folder(pages_folder(store, out))
     page, shown, reloads, told = folder / CAMPAIGN_PAGE, 0, False, ""
+    commits = Commits()
     try:
         while True:
             try:
-                if is_committed(store, len(chain)):
-                    chain = manifests(store)
+                chain = manifests_after(store, chain)
                 standing = standing_of(store, chain)
                 if is_committed(store, len(chain)):
                     continue  # meanwhile: who works on it was asked too late for this chain
@@ -53,7 +53,9 @@ def follow(
                     reloads = standing.state != "finished"
                     new = range(max(1, shown), len(chain))[0 if every else -1 :]
                     with uncollected():
-                        write_pages(store, chain, new, folder, reload_s=RELOAD_S if reloads else None)
+                        commits = read_commits(store, chain, commits)
+                        reload_s = RELOAD_S if reloads else None
+                        write_pages(store, chain, new, folder, reload_s=reload_s, commits=commits)
                     shown = len(chain)
                 now = _line(standing, page)
             except InfrastructureError as error:
@@ -67,7 +69,7 @@ def follow(
     finally:
         if reloads:
             with suppress(InfrastructureError), uncollected():
-                write_pages(store, chain, [], folder)
+                write_pages(store, chain, [], folder, commits=read_commits(store, chain, commits))
 
 
 def _line(standing: Standing, page: Path) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flows.reports.audit import summary
 from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
-from flows.reports.chains import evaluations, read_tables
+from flows.reports.chains import Evaluated, evaluations, read_tables
 from flows.reports.formatting import interval, percent, score_text, with_interval
 from flows.reports.skills import NEWEST, effects_of
 from flows.reports.study_tables import tests
@@ -35,6 +36,20 @@ EFFECTS_SHOWN = 500
 TEMPLATES = Path(__file__).parent / "templates"
 
 
+@dataclass(frozen=True)
+class Commits:
+    """What the campaign's page takes of each commit, which stays as it is."""
+
+    rows: Sequence[summary.CommitRow] = ()
+    evaluated: Sequence[Evaluated] = ()
+
+
+def read_commits(store: CampaignStore, chain: Sequence[Manifest], known: Commits = Commits()) -> Commits:
+    """Of all commits of `chain`; of its first ones it is `known`, and they are not read again."""
+    evaluated = [*known.evaluated, *evaluations(store, chain[len(known.rows) :])]
+    return Commits(summary.commit_rows(store, chain, known.rows), evaluated)
+
+
 def page_of(iteration: int) -> str:
     """File name of an iteration's page."""
     return f"iteration-{key_of(iteration)}.html"
@@ -47,14 +62,17 @@ def write_pages(
     folder: Path,
     *,
     reload_s: int | None = None,
+    commits: Commits | None = None,
 ) -> list[Path]:
     """Write the pages of `iterations` and the campaign's into `folder`; returns the files, the campaign's last.
+    `commits`: what was read of `chain` (None: it is read here).
 
     The campaign's page links to all pages of iterations that lie in `folder`; with `reload_s` a browser that has it
     open reads it again every so many seconds. Who reads a page meanwhile finds the old one or the new one whole. Raises
     DataError that names a table or manifest which cannot be read.
     """
-    rows = summary.commit_rows(store, chain)
+    commits = commits or read_commits(store, chain)
+    rows = commits.rows
     paths = [folder / page_of(iteration) for iteration in iterations]
     for iteration, path in zip(iterations, paths, strict=True):
         data = read_iteration(store, chain[iteration], summary.texts_before(store, chain, iteration))
@@ -62,7 +80,7 @@ def write_pages(
     linked = {row.name: page_of(row.manifest.iteration) for row in rows[1:]}
     present = {name: page for name, page in linked.items() if (folder / page).is_file()}
     paths.append(folder / CAMPAIGN_PAGE)
-    write_page(paths[-1], campaign_page(store, chain, rows, present, reload_s))
+    write_page(paths[-1], campaign_page(store, chain, commits, present, reload_s))
     return paths
 
 
@@ -75,7 +93,7 @@ def read_iteration(store: CampaignStore, manifest: Manifest, before: set[str]) -
 def campaign_page(
     store: CampaignStore,
     chain: Sequence[Manifest],
-    rows: Sequence[summary.CommitRow],
+    commits: Commits,
     pages: dict[str, str],
     reload_s: int | None,
 ) -> str:
@@ -84,7 +102,7 @@ def campaign_page(
     if not chain:
         raise DataError(f"{location(store)}: nothing is committed yet: there is nothing to audit")
     config, effects = read_config(store), effects_of(store, chain)
-    evaluated = evaluations(store, chain)
+    rows, evaluated = commits.rows, commits.evaluated
     where = ["--root", store.root, *(["--endpoint-url", store.endpoint_url] if store.endpoint_url else [])]
     return render(
         "campaign.html.j2",

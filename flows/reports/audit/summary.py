@@ -79,9 +79,10 @@ class CommitRow:
         return sum(len(gate.held) + len(gate.broken) for gate in self.manifest.gates.values())
 
 
-def commit_rows(store: CampaignStore, chain: Sequence[Manifest]) -> list[CommitRow]:
-    """A row for each manifest of `chain`."""
-    return in_parallel(lambda manifest: _row(store, chain, manifest), chain, small_at_once(store.address()))
+def commit_rows(store: CampaignStore, chain: Sequence[Manifest], known: Sequence[CommitRow] = ()) -> list[CommitRow]:
+    """A row for each manifest of `chain`, whose first ones are `known`."""
+    new, at_once = chain[len(known) :], small_at_once(store.address())
+    return [*known, *in_parallel(lambda manifest: _row(store, chain, manifest), new, at_once)]
 
 
 def texts_before(store: CampaignStore, chain: Sequence[Manifest], iteration: int) -> set[str]:

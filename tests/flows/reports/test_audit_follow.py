@@ -10,7 +10,7 @@ import pytest
 
 from flows.reports.audit import follow as following
 from flows.reports.audit.follow import RELOAD_S, follow
-from infra import lease
+from infra import lease, local_objects
 from infra.store import CampaignStore, manifests, open_campaign
 from opid_core.errors import ConfigError, InfrastructureError
 from tests.audited import CONFIG
@@ -99,6 +99,27 @@ def test_which_iterations_have_pages(store, tmp_path, every, names):
         "index.html",
         *(names or ["iteration-000001.html", "iteration-000002.html"]),
     ]
+
+
+def test_what_was_read_of_a_commit_is_not_read_again(store, tmp_path, monkeypatch):
+    for _ in range(2):
+        commit_next(store, tmp_path)
+    read, paths = local_objects.read, []
+
+    def reading(path: Path, max_bytes: int) -> bytes | None:
+        paths.append(path.relative_to(store.root).as_posix())
+        return read(path, max_bytes)
+
+    monkeypatch.setattr(local_objects, "read", reading)
+
+    def wait() -> None:
+        commit_next(store, tmp_path)
+        paths.clear()
+
+    follow(store.root, None, "one", tmp_path / "pages", lambda text: None, wait=wait)
+    of_start = [path for path in paths if re.search(r"_(commits|stages)/00000[01]", path)]
+    assert of_start == []
+    assert "one/_commits/000002.json" in paths
 
 
 def test_an_interrupt_leaves_a_page_that_does_not_reload(store, tmp_path):
