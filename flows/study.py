@@ -19,7 +19,7 @@ from flows.display import live_progress
 from flows.tiny import shrunk
 from flows.train import check_and_open, when_reachable
 from infra.names import is_one_folder
-from infra.store import CampaignStore, find_campaign
+from infra.store import CampaignStore, find_campaign, local_name
 from opid_core.config import CampaignConfig, load_rows
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences, flat
@@ -256,9 +256,11 @@ def shared_policy(study: Study, console: Console) -> str:
 
 
 def study_folder(study: Study) -> Path:
-    """The study's local folder: the store's root, or `runs/<study>` for a root on S3."""
-    root = next(iter(study.methods.values())).root
-    return Path("runs") / study.name if root.startswith("s3://") else Path(root.removeprefix("file://"))
+    """The study's local folder: the store's root, or `runs/<local_name>` for a root on S3."""
+    first = next(iter(study.methods.values()))
+    if first.root.startswith("s3://"):
+        return Path("runs") / local_name(first.root, study.name, first.storage.endpoint_url)
+    return Path(first.root.removeprefix("file://"))
 
 
 def _step_weight(config: CampaignConfig) -> float | None:

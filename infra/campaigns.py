@@ -50,14 +50,22 @@ def location(store: CampaignStore, path: str = "") -> str:
 
 def local_folder(store: CampaignStore, name: str) -> Path:
     """Where the campaign's reports or logs called `name` lie, which are no part of the store: beside it, or in
-    `runs/<campaign>` of the working directory when the store is on S3.
+    `runs/<local_name>` of the working directory when the store is on S3.
 
     Raises DataError where it or anything in it is a symbolic link: what is written there must not land elsewhere.
     """
     folder = store.address()
-    path = names.path_below(folder if isinstance(folder, Path) else Path("runs").absolute() / store.campaign, name)
+    if not isinstance(folder, Path):
+        folder = Path("runs").absolute() / local_name(store.root, store.campaign, store.endpoint_url)
+    path = names.path_below(folder, name)
     objects.list_objects(path)
     return path
+
+
+def local_name(root: str, name: str, endpoint_url: str | None) -> str:
+    """What `name` below a root on S3 is called on this machine: that of another bucket, prefix or server is another."""
+    place = hashlib.sha256(f"{endpoint_url}\n{root}\n{name}".encode()).hexdigest()
+    return f"{name}-{place[:16]}"
 
 
 def check_writable(root: str | Path, needed_bytes: int, endpoint_url: str | None = None) -> None:

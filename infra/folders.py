@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import fcntl
-import hashlib
 import os
 import re
 import secrets
@@ -19,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from infra import local_objects, objects
-from infra.campaigns import CampaignStore
+from infra.campaigns import CampaignStore, local_name
 from infra.manifest import FileRecord, FolderRecord, kind_of
 from infra.names import path_below
 from infra.tables import check_object, exists_already
@@ -160,9 +159,8 @@ def _check(path: Path, folder: FolderRecord) -> None:
 
 
 def _cached(store: CampaignStore, uri: str) -> Path:
-    place = hashlib.sha256(f"{store.endpoint_url}\n{store.root}\n{store.campaign}".encode()).hexdigest()[:16]
     cache = Path(os.environ.get("OPID_CACHE") or "~/.cache/opid").expanduser().absolute()
-    return cache / f"{store.campaign}-{place}" / uri
+    return cache / local_name(store.root, store.campaign, store.endpoint_url) / uri
 
 
 @contextmanager

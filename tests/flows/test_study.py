@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.study import MAY_VARY, load_study, show, what_differs
+from flows.study import MAY_VARY, load_study, show, study_folder, what_differs
 from opid_core.errors import ConfigError
 from opid_core.learning.methods import Opid
 from tests.flows.studies import config_file
@@ -97,6 +97,13 @@ def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
 def test_a_study_s_name_is_that_of_one_folder(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"^--name: '{name}' is no name of a study"):
         load_study(name, [config_file(tmp_path, "plain", "{name: grpo}")], 1)
+
+
+def test_studies_of_one_name_on_s3_have_folders_of_their_own(tmp_path):
+    file = config_file(tmp_path, "plain", "{name: grpo}")
+    folders = [study_folder(load_study("mine", [file], 1, [f"root=s3://{bucket}/runs"])) for bucket in "ab"]
+    assert [folder.name.startswith("mine-") for folder in folders] == [True, True]
+    assert folders[0] != folders[1]
 
 
 def test_a_folder_stands_for_its_files(tmp_path):

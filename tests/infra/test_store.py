@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,7 +63,9 @@ def test_a_store_on_s3_is_named_by_its_address_and_travels(s3_store, s3_root, tm
     monkeypatch.chdir(tmp_path)
     assert location(s3_store, "config.json") == f"{s3_root.address}/demo/config.json"
     assert location(s3_store) == f"{s3_root.address}/demo"
-    assert local_folder(s3_store, "report") == tmp_path / "runs" / "demo" / "report"
+    assert re.fullmatch(rf"{tmp_path}/runs/demo-[0-9a-f]{{16}}/report", str(local_folder(s3_store, "report")))
+    others = [replace(s3_store, root="s3://other/x"), replace(s3_store, endpoint_url=None)]
+    assert len({local_folder(store, "report") for store in (s3_store, *others)}) == 3
     assert pickle.loads(pickle.dumps(s3_store)) == s3_store
     assert hash(find_campaign(s3_root.address + "/", "demo", s3_root.endpoint_url)) == hash(s3_store)
     check_writable(s3_root.address, 2**60, s3_root.endpoint_url)  # a bucket has no size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from infra.store import manifests, open_campaign
+from infra.store import local_folder, manifests, open_campaign
 from tests.audited import CONFIG
 from tests.conftest import S3_BUCKET
 from tests.factories import FIRST, START_ROWS, all_files, commit_rows, named_rows
@@ -64,13 +64,16 @@ def test_a_campaign_on_s3_is_read_there_and_its_pages_lie_here(tmp_path, s3_serv
     here.mkdir()
     monkeypatch.chdir(here)
     printed = opid("audit", "one", *place)
-    assert printed.endswith(f"Open {here}/runs/one/audit/index.html in a browser.\n")
-    pages = [f"runs/one/audit/{name}" for name in ("index.html", "iteration-000001.html")]
+    folder = local_folder(store, "audit").relative_to(here)
+    assert printed.endswith(f"Open {here}/{folder}/index.html in a browser.\n")
+    pages = [f"{folder}/{name}" for name in ("index.html", "iteration-000001.html")]
     assert all_files(here) == pages
     again = f"opid audit one {' '.join(place)} --iteration all"
     assert f"<code>{again}</code>" in (here / pages[0]).read_text(encoding="utf-8")
     assert opid("audit", "--overview", *place).startswith(f"{here}/runs/overview.html\n")
-    assert 'href="one/audit/index.html"' in (here / "runs" / "overview.html").read_text(encoding="utf-8")
+    assert f'href="{folder.parent.name}/audit/index.html"' in (here / "runs" / "overview.html").read_text(
+        encoding="utf-8"
+    )
     out = tmp_path / "tables"
     opid("audit", "one@1", "--format", "csv", "--out", str(out), *place)
     assert (out / "steps.csv").read_text(encoding="utf-8").count(FIRST) >= 2
