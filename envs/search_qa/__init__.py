@@ -170,7 +170,8 @@ class SearchQaEnvironment:
 @functools.lru_cache(maxsize=4)
 def _phrases_of(generator: GeneratorOptions) -> Sequence[str]:
     """Kept, because every check that an environment has an expert reads the phrases: 0.1 s of 20,000 passages."""
-    return (*FIXED_PHRASES, *wording(make_world(generator).names))
+    made = make_world(generator)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
+    return (*FIXED_PHRASES, *wording(made.names))
 
 
 register("search_qa", SearchQaOptions, SearchQaEnvironment)
