@@ -239,15 +239,16 @@ def understand(question: str) -> tuple[str, list[Relation]] | None:
     return None
 
 
-def told_value(relation: Relation, name: str, text: str) -> str | None:
-    """What a passage's `text` says of the `relation` of the entity called `name`; None if it says nothing."""
+def told_fact(relation: Relation, name: str, text: str) -> tuple[str, str] | None:
+    """The sentence of a passage's `text` that tells the `relation` of the entity called `name`, and the value in it;
+    None if there is none."""
     sentences = re.split(r"(?<=\.)\s", text)
     for form in relation.told:
         before, after = f"{form}.".format(x=name, y="\0").split("\0")
         for sentence in sentences:
             value = sentence.removeprefix(before).removesuffix(after)
             if value and f"{before}{value}{after}" == sentence:
-                return value
+                return sentence, value
     return None
 
 
@@ -280,16 +281,16 @@ class SearchQaExpert:
         self.passages.update(_DOCUMENT.findall(observation))
 
     def decide(self, admissible_actions: Sequence[str]) -> Decision:
-        """The next action: each step's thought is the fact just read, or what is missing."""
+        """The next action: each step's thought is the sentence just read, word by word (a tiny policy learns to go on
+        with what it has begun to quote long before it learns to look a relation up), or what is missing."""
         entity, known = self.entity, ""
         for relation in self.path:
-            value = told_value(relation, entity, self.passages.get(entity, ""))
-            if value is None:
+            fact = told_fact(relation, entity, self.passages.get(entity, ""))
+            if fact is None:
                 # The same query finds the same passages: asked again, it says what about the entity is wanted.
                 query = f"{entity} {relation.name}" if f">{entity}<" in self.searched else entity
                 return Decision(f"<search>{query}</search>", f"{known}need {relation.name} of {entity}.")
-            known = f"{relation.name} of {entity} is {value}. "
-            entity = value
+            known, entity = f"{fact[0]} ", fact[1]
         return Decision(f"<answer>{entity}</answer>", known.strip())
 
     def clumsy_actions(self, admissible_actions: Sequence[str]) -> Sequence[str]:
@@ -298,7 +299,7 @@ class SearchQaExpert:
             return [f"<search>{relation.name}</search>" for relation in self.path] + [f"<answer>{self.entity}</answer>"]
         read = list(self.passages)
         for title, text in self.passages.items():
-            values = (told_value(relation, title, text) for relation in RELATIONS)
-            read += [value for value in values if value is not None]
+            facts = (told_fact(relation, title, text) for relation in RELATIONS)
+            read += [fact[1] for fact in facts if fact is not None]
         read = list(dict.fromkeys(read))
         return [f"<search>{name}</search>" for name in read] + [f"<answer>{name}</answer>" for name in read]

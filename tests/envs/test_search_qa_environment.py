@@ -141,13 +141,13 @@ def test_the_expert_says_what_it_reads():
     expert.observe(decision.action, '<information>\nDoc 1: "Belora"\nBelora was founded by Tavi Muken.\n</information>')
     decision = expert.decide(())
     assert decision.action == "<search>Tavi Muken</search>"
-    assert decision.thought == "founder of Belora is Tavi Muken. need craft of Tavi Muken."
+    assert decision.thought == "Belora was founded by Tavi Muken. need craft of Tavi Muken."
     expert.observe(decision.action, NO_PASSAGES)
     assert expert.decide(()).action == "<search>Tavi Muken craft</search>"
     found = '<information>\nDoc 1: "Tavi"\nx.\nDoc 2: "Tavi Muken"\nTavi Muken worked as a baker.\n</information>'
     expert.observe("<search>anything</search>", found)
     decision = expert.decide(())
-    assert (decision.action, decision.thought) == ("<answer>baker</answer>", "craft of Tavi Muken is baker.")
+    assert (decision.action, decision.thought) == ("<answer>baker</answer>", "Tavi Muken worked as a baker.")
 
 
 def test_a_clumsy_player_searches_and_answers_with_what_was_read():
@@ -171,8 +171,9 @@ def test_told_to_answer_only_the_experts_answer_is_shown():
     told = [one for one in shown if "Do now: answer" in render(one.parts)]
     assert len(told) > 10
     for one in told:
-        answer = one.response.partition("<answer>")[2].removesuffix("</answer>")
-        assert f" is {answer}.</think>" in one.response  # the thought is what was read
+        thought, answer = one.response.removeprefix("<think>").removesuffix("</answer>").split("</think><answer>")
+        assert answer in thought
+        assert thought in render(one.parts)  # it is what was read
 
 
 def test_a_name_is_the_same_two_tokens_wherever_it_stands(tmp_path):

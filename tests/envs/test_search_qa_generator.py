@@ -23,7 +23,7 @@ from envs.search_qa.world import (
     coin_names,
     describe,
     relate,
-    told_value,
+    told_fact,
     understand,
 )
 from opid_core.errors import ConfigError, DataError
@@ -49,9 +49,9 @@ def walk(question: Question, texts: dict[str, str]) -> list[str]:
     name, path = understood
     visited = [name]
     for relation in path:
-        value = told_value(relation, visited[-1], texts[visited[-1]])
-        assert value is not None
-        visited.append(value)
+        fact = told_fact(relation, visited[-1], texts[visited[-1]])
+        assert fact is not None
+        visited.append(fact[1])
     return visited
 
 
@@ -150,7 +150,9 @@ def test_what_is_told_and_asked_is_understood(seed):
         text = describe(entity, rng)
         for relation in RELATIONS:
             expected = entity.value(relation) if relation.kind == entity.kind else None
-            assert told_value(relation, entity.name, text) == expected
+            fact = told_fact(relation, entity.name, text)
+            assert (fact and fact[1]) == expected
+            assert fact is None or fact[0] in text
         for first in OF_KIND[entity.kind]:
             assert understand(ask([first], entity.name)) == (entity.name, [first])
             for last in OF_KIND[str(first.values)] if first.noun else ():
