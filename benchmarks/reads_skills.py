@@ -3,7 +3,8 @@
 The policy plays the held-out tasks of the config without a skill, with the workflow of the expert's own play of the
 task as episode skill, with that of the expert's play of another task, and with a step skill that names the expert's
 next action at every step. Each row: success with its 95% interval, and against the plain row the paired difference
-(tasks won with the skill alone, without it alone, p of the exact sign test). `score` is the mean of
+(tasks won with the skill alone, without it alone, p of the exact sign test); below, the own workflow against another
+task's. `score` is the mean of
 what episodes are worth (percent), where a world says it; `followed` the share of steps that did what the step skill
 named. All rows share tasks and seeds.
 """
@@ -136,7 +137,13 @@ def lines(results: Mapping[str, Played]) -> list[str]:
         share = "" if one.followed is None else f"{one.followed:.1%}"
         success = f"{sum(won) / len(won):.1%} ({low:.1%} to {high:.1%})"
         rows.append(f"| {name} | {sum(won)} of {len(won)} | {success} | {against} | {score} | {share} |")
-    return rows
+    content = sign_test(results["own workflow"].won, results["another task's workflow"].won)
+    return [
+        *rows,
+        "",
+        f"Won with the own workflow alone {content.first_more}, with another task's alone {content.second_more}, "
+        f"p = {content.p_value:.2g}: what a workflow's content does.",
+    ]
 
 
 def main() -> None:
