@@ -241,7 +241,7 @@ def ended_episodes(
         """Take what the world answers to `question`, now or later, and go on with the episode or end it."""
         episode, error = state.episode, None
         if state.asked_s is None:
-            state.asked_s = time.monotonic()
+            state.asked_s, state.answered_s = time.monotonic(), None
         try:
             answer = question()
             if isinstance(answer, Coroutine):
@@ -250,8 +250,7 @@ def ended_episodes(
                 return
             # The engine's time does not count: how busy it is must not change what an episode holds.
             answered_s = time.monotonic() if state.answered_s is None else state.answered_s
-            state.world_s += answered_s - state.asked_s
-            state.asked_s = state.answered_s = None
+            state.world_s, state.asked_s = state.world_s + answered_s - state.asked_s, None
             outcome = _take(state, answer, settings)
         except EnvironmentFault as fault:
             outcome, error = "broken", str(fault)
