@@ -5,6 +5,7 @@ tests/integration/test_serve.py kills and freezes flow runs to show that both ar
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ HEARTBEAT_S = 30  # the shortest that Prefect allows
 RETRY_AFTER_S = 10.0  # the shortest again; the server looks every 5 s
 LOST_AFTER_S = 75.0  # two heartbeats may be late or lost, plus the server's own delay
 ATTEMPTS = 10
+APART_S = 5.0  # events that come closer together than a busy server reads them may be taken in either order
 
 SUSPENDED = "opid.flow-run.suspended"
 """The event of a run that was suspended, after its last heartbeat."""
@@ -103,6 +105,7 @@ def suspension_told() -> Iterator[None]:
         yield
     except Pause:
         resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
+        time.sleep(APART_S)  # a heartbeat taken after this event would wait for another one
         emit_event(SUSPENDED, resource=resource, related=[_OURS])
         raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from envs.base import Task, is_offered, make
 from opid_core.errors import ConfigError, EnvironmentFault
 from opid_core.rollout.prompting import render
 
-pytest.importorskip("textarena", reason="needs the extra `textarena`")
+# Not imported here: it takes seconds in each process that collects the tests.
+pytestmark = pytest.mark.skipif(find_spec("textarena") is None, reason="needs the extra `textarena`")
 NUMBERS = {"game": "GuessTheNumber-v0", "actions": ["[<your number>]"]}
 DILEMMA = {"game": "IteratedPrisonersDilemma-v0", "arguments": {"num_rounds": 2, "communication_turns": 0}}
 

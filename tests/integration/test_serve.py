@@ -64,7 +64,6 @@ def train(config: str, overrides: list[str] = []) -> None:
             related = [{"prefect.resource.id": "prefect.tag.opid", "prefect.resource.role": "tag"}]
             run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
             emit_event("prefect.flow-run.heartbeat", resource=run, related=related)  # of the stage that it still ends
-            time.sleep(2.0)  # the server may take two that come at once in either order
             stage()
     if "wait" in overrides:
         child = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], folder / "child.log")
@@ -265,8 +264,8 @@ def test_a_bug_is_not_retried_and_cancel_ends_a_run_and_its_children(served, hop
 def test_a_run_without_heartbeats_is_crashed_unless_suspended_and_the_limit_of_attempts_holds(served, hopeless):
     dead, dead_folder = hopeless
     wait_for(lambda: (served.read(dead).run_count, served.read(dead).state_name) == (3, "Crashed"), "three attempts")
-    # 10 s instead of 75: the shortest that Prefect allows. A healthy run would beat every 30 s.
-    automations.ensure(served.client, automations.automations(lost_after_s=10, attempts=3))
+    # Instead of 75 s: as short as a machine under load lets a run begin and be suspended.
+    automations.ensure(served.client, automations.automations(lost_after_s=30, attempts=3))
     paused, paused_folder = served.run("paused", "pause")
     served.wait_for_state(paused, "Suspended")
     run, folder = served.run("silent", "wait")
