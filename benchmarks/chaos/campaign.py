@@ -156,14 +156,23 @@ class CommandRun:
         self._thaw(float("inf"), excused=False)
 
     def _thaw(self, now_s: float, excused: bool) -> None:
-        """Let drivers whose time has come go on: each must end, of itself because it has lost the campaign (or had
-        finished it), or because it was killed meanwhile with the whole tree."""
+        """Let drivers whose time has come go on. Each must end, of itself because it has lost the campaign (or had
+        finished it), or because it was killed meanwhile with the whole tree. Where its successor ends instead, because
+        it began to look only when the first one had thawed, that one is the driver again."""
         for frozen in [one for one in self._frozen if one[1] <= now_s]:
             self._frozen.remove(frozen)
-            frozen[0].send_signal(signal.SIGCONT)
-            code = frozen[0].wait(STOP_LIMIT_S)
-            if code not in (0, LOST_CODE, -signal.SIGKILL) and not excused:
-                raise RoundFailed(f"a driver that thawed ended with {code}; last lines:\n{_tail(self._setup)}")
+            process, deadline_s = frozen[0], time.monotonic() + STOP_LIMIT_S
+            process.send_signal(signal.SIGCONT)
+            while process.poll() is None and not self._has_lost() and time.monotonic() < deadline_s:
+                time.sleep(0.1)
+            if process.poll() in (None, 0) and self._has_lost():
+                self._process = process
+            elif (code := process.poll()) not in (0, LOST_CODE, -signal.SIGKILL) and not excused:
+                what = "did not end" if code is None else f"ended with {code}"
+                raise RoundFailed(f"a driver that thawed {what}; last lines:\n{_tail(self._setup)}")
+
+    def _has_lost(self) -> bool:
+        return self._process is not None and self._process.poll() == LOST_CODE
 
 
 class ServedRun:

@@ -27,8 +27,8 @@ DISTILLATIONS = (
 )
 """With coefficients that make them as large as the other losses."""
 DISTILLATION_AT = dict(zip((1, 3), DISTILLATIONS, strict=True))
-"""What two ranks distil by, at the ZeRO stages at which they also train adapters and take one micro-batch. One rank does
-each at every stage (test_learner.py, test_lora.py)."""
+"""What two ranks distil by, at the ZeRO stages at which they also train adapters and take one micro-batch. One rank
+trains adapters at every stage (test_lora.py)."""
 ENLARGED = 5e-5
 """Largest difference of a weight after an update with distillation or of a tied policy, whose outputs are sharper; both
 move weights by more than 1e-3. AdamW divides gradients by their own size, and so enlarges rounding where they are
