@@ -31,9 +31,10 @@ def open_page() -> Iterator[Open]:
     wrong: list[str] = []
 
     with chromium() as browser:
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
 
         def opened(path: Path) -> Page:
-            page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+            page = context.new_page()
             page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
             page.on("console", lambda message: wrong.append(f"console: {message.text}"))
             page.on("dialog", closed)
