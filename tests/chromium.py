@@ -24,7 +24,8 @@ def chromium() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--process-per-site"])  # a process a page costs seconds
+        # A process for each page would cost seconds of CPU time.
+        browser = playwright.chromium.launch(executable_path=path, args=["--process-per-site"])
         try:
             yield browser
         finally:
