@@ -135,8 +135,7 @@ def find_campaign(root: str | Path, campaign: str, endpoint_url: str | None = No
     """The store of a campaign that exists. Raises ConfigError that lists those that do; touches nothing."""
     store = _store(root, campaign, endpoint_url)
     if not _is_campaign(store.address()):
-        found = list_campaigns(root, endpoint_url)
-        known = f"campaigns there: {', '.join(found)}" if found else "there is no campaign there"
+        known = known_campaigns(root, endpoint_url)
         raise ConfigError(f"campaign: no campaign {campaign!r} in {store.root}; {known}")
     return store
 
@@ -147,6 +146,17 @@ def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[st
     found = [name for name in objects.list_folders(folder) if names.is_one_folder(name)]  # a server may list anything
     are_campaigns = objects.in_parallel(lambda name: _is_campaign(folder / name), found)
     return [name for name, is_campaign in zip(found, are_campaigns, strict=True) if is_campaign]
+
+
+def known_campaigns(root: str | Path, endpoint_url: str | None = None) -> str:
+    """What an error says of a root in which a campaign was looked for: which there are, or which studies below it (of a
+    local one) hold some."""
+    if found := list_campaigns(root, endpoint_url):
+        return f"campaigns there: {', '.join(found)}"
+    folder = objects.address_of(root, endpoint_url)
+    below = [folder / name for name in objects.list_folders(folder)] if isinstance(folder, Path) else []
+    studies = ", ".join(f"--root {path}" for path in below if list_campaigns(path))
+    return "there is no campaign there" + (f", but in its studies: {studies}" if studies else "")
 
 
 def _is_campaign(folder: Address) -> bool:
@@ -205,7 +215,8 @@ def list_objects(store: CampaignStore, prefix: str = "", form: str = ".+") -> li
 def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> CampaignStore:
     if not names.is_one_folder(campaign):
         raise ConfigError(
-            f"campaign: {campaign!r} is no name of a campaign: it is the name of one folder below the root"
+            f"campaign: {campaign!r} is no name of a campaign: it is the name of one folder below the root, which for "
+            "the campaigns of a study is the study's folder"
         )
     return CampaignStore(str(objects.address_of(root, endpoint_url)), campaign, endpoint_url)
 

@@ -29,6 +29,7 @@ from opid_core.samples import Ragged
 
 DRAWS = 10_000
 LEVEL = 0.95
+ALIKE = 1e-12  # what sums of equal numbers differ by, in rounding
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,12 @@ def independent_trials(wins: Collection[Sequence[bool]]) -> float:
     sequence) go together: p (1 - p) over the variance of the share, with tasks as what was drawn. Source: Kish,
     Survey Sampling, 1965 (the effective sample size of a cluster sample).
 
-    One episode a task: the number of episodes, which is also its upper limit. All won or none: the number of tasks.
+    One episode a task: the number of episodes, which is also its upper limit. All won or none, or one task, of which
+    nothing tells how much tasks differ: the number of tasks.
     """
     episodes, tasks = sum(map(len, wins)), len(wins)
     share = sum(map(sum, wins)) / episodes if episodes else 0.0
-    if tasks == episodes or share in (0.0, 1.0):
+    if tasks < 2 or tasks == episodes or share in (0.0, 1.0):
         return tasks
     variance = sum((sum(won) - share * len(won)) ** 2 for won in wins) / episodes**2
     return min(episodes, share * (1 - share) / variance) if variance else episodes
@@ -123,10 +125,8 @@ def mean_score(table: pa.Table) -> Estimate | None:
     scores = [scores for scores in scores_by_task(table).values() if scores]
     if not scores:
         return None
-    found = mean_interval([sum(of_task) for of_task in scores], [len(of_task) for of_task in scores])
-    if math.isnan(found.low):
-        return Estimate(found.mean, 0.0, 1.0)
-    return Estimate(found.mean, max(0.0, found.low), min(1.0, found.high))
+    found = share_interval([sum(of_task) for of_task in scores], [len(of_task) for of_task in scores])
+    return Estimate(found.mean, 0.0, 1.0) if math.isnan(found.low) else found
 
 
 def wins_by_task(evaluations: pa.Table) -> dict[str, list[bool]]:
@@ -238,8 +238,8 @@ def wins_of_same_tasks(first: pa.Table, second: pa.Table) -> tuple[list[float], 
 def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]:
     """Success, return, lengths and action quality of an iteration's rollouts."""
     success = table_success(trajectories)
-    offered = steps.column("admissible_actions").to_pylist()
-    on_offer = [is_offered(*pair) for pair in zip(steps.column("action").to_pylist(), offered, strict=True)]
+    offered = zip(steps.column("action").to_pylist(), steps.column("admissible_actions").to_pylist(), strict=True)
+    on_offer = [is_offered(action, among) for action, among in offered if among]  # some worlds list no actions
     metrics = {
         **success_metrics("rollout", success),
         "rollout/return": _mean(trajectories.column("return").to_numpy()),
@@ -267,7 +267,8 @@ def _mean(values: np.ndarray) -> float:
 
 def mean_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
     """The mean of what `counts` counts, of which each cluster has a sum, with its 95% interval by the t distribution
-    over clusters; no interval (nan) from fewer than two. Source: Cochran, Sampling Techniques, 1977 (ratio estimate).
+    over clusters; no interval (nan) from fewer than two, or where they are all alike, which does not tell how much
+    others would differ. Source: Cochran, Sampling Techniques, 1977 (ratio estimate).
     """
     from scipy.stats import t
 
@@ -278,8 +279,17 @@ def mean_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
     if clusters < 2:
         return Estimate(mean, math.nan, math.nan)
     error = math.sqrt(clusters / (clusters - 1) * ((values - mean * sizes) ** 2).sum()) / sizes.sum()
-    half = float(t.ppf((1 + LEVEL) / 2, clusters - 1) * error)
+    half = float(t.ppf((1 + LEVEL) / 2, clusters - 1) * error) if error > ALIKE else math.nan
     return Estimate(mean, mean - half, mean + half)
+
+
+def share_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """`mean_interval` of what lies between 0 and 1. Of two clusters or more that are all alike Wilson's, of as many
+    trials as clusters."""
+    found = mean_interval(sums, counts)
+    if len(counts) > 1 and math.isnan(found.low) and not math.isnan(found.mean):
+        return Estimate(found.mean, *wilson_interval(found.mean * len(counts), len(counts)))
+    return Estimate(found.mean, *np.clip([found.low, found.high], 0.0, 1.0).tolist())
 
 
 @dataclass(frozen=True)
@@ -294,7 +304,7 @@ class PairedDifference:
     p_value: float
     detectable: float | None
     """The true difference that a test over so many tasks, of differences that vary so much, finds with a chance of 80%
-    (at 5%); None with a single task."""
+    (at 5%); None where they do not vary, or with a single task."""
     adjusted_p: float | None = None
     """Where there are several comparisons: corrected for their number."""
 
@@ -302,12 +312,14 @@ class PairedDifference:
 def success(
     won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str], *, draws: int = DRAWS, seed: int = 0
 ) -> tuple[Estimate, Estimate]:
-    """Success over episodes (micro) and over task types (macro), each the mean over seeds with its interval."""
+    """Success over episodes (micro) and over task types (macro), each the mean over seeds with its interval; where all
+    is won, or nothing, Wilson's of as many trials as tasks."""
     types, type_of = _types(won, task_types)
     drawn, tasks = _resampled(won, draws, seed)
     macro = np.array([_macro(*resample, len(types)) for resample in zip(drawn, type_of[tasks], strict=True)])
     by_task = np.asarray(won, np.float64).mean(axis=0)
-    return _estimate(by_task.mean(), drawn.mean(axis=1)), _estimate(_macro(by_task, type_of, len(types)), macro)
+    micro = _estimate(by_task.mean(), drawn.mean(axis=1), len(by_task))
+    return micro, _estimate(_macro(by_task, type_of, len(types)), macro, len(by_task))
 
 
 def success_by_type(won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str]) -> dict[str, float]:
@@ -338,7 +350,7 @@ def difference(
     flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
     p_value = float((flipped.sum() + 1) / (draws + 1))
     return PairedDifference(
-        estimate=_estimate(paired.mean(), drawn.mean(axis=1)),
+        estimate=_estimate(paired.mean(), drawn.mean(axis=1), len(by_task), lowest=-1.0),
         seeds=paired.shape[0],
         tasks=paired.shape[1],
         means=(float(np.mean(won)), float(np.mean(baseline))),
@@ -350,7 +362,7 @@ def difference(
 def detectable_difference(by_task: Float[np.ndarray, " tasks"]) -> float | None:
     """(1.960 + 0.842) x the standard error of the mean difference of tasks: see `PairedDifference.detectable`. Source:
     Cohen, Statistical Power Analysis, 1988 (normal approximation, two-sided)."""
-    if len(by_task) < 2:
+    if len(by_task) < 2 or np.ptp(by_task) < ALIKE:
         return None
     return (1.959964 + 0.841621) * float(np.std(by_task, ddof=1)) / math.sqrt(len(by_task))
 
@@ -382,6 +394,11 @@ def _resampled(
     return np.take_along_axis(by_task, tasks, axis=1), tasks
 
 
-def _estimate(mean: float, draws: np.ndarray) -> Estimate:
+def _estimate(mean: float, draws: np.ndarray, tasks: int, lowest: float = 0.0) -> Estimate:
+    """The mean, of values from `lowest` to 1, with the interval of its `draws`. Where they are all alike, which tells
+    nothing of how others would differ, Wilson's of so many `tasks`: nothing varies more than what is won or lost."""
+    if np.ptp(draws) < ALIKE:
+        ends = wilson_interval((mean - lowest) / (1 - lowest) * tasks, tasks)
+        return Estimate(float(mean), *(float(lowest + (1 - lowest) * end) for end in ends))
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(mean), float(low), float(high))

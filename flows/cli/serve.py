@@ -313,6 +313,7 @@ def _introduce(url: str, is_ours: bool, pool: str, deployments: Sequence[str], f
         )
     for name in deployments[1:] or [f"{deployments[0]} -p config=configs/quickstart.yaml"]:
         console.print(f"  prefect deployment run train/{name}", soft_wrap=True)
-    for command in ("flow-run ls", "flow-run cancel ID", f"work-pool pause {pool}"):
-        console.print(f"  prefect {command}", soft_wrap=True)
+    # Prefect cuts the IDs to the terminal's width.
+    for command in ("COLUMNS=160 prefect flow-run ls", "prefect flow-run cancel ID", f"prefect work-pool pause {pool}"):
+        console.print(f"  {command}", soft_wrap=True)
     console.print("Ctrl-C stops all; a campaign in progress goes on with the next `opid serve`.")

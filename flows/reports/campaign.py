@@ -103,17 +103,18 @@ def _commands(store: CampaignStore) -> list[str]:
 
 def _evaluations_table(evaluated: Sequence[Evaluated]) -> list[str]:
     scored = any(e.success.score for e in evaluated)
+    listed = any(e.admissible for e in evaluated)  # some worlds list no actions
     header = [
         *("policy after", "temperature", "games", "success (micro)", "95% interval", "macro"),
         *(["score (95%)"] if scored else []),
-        "admissible actions",
+        *(["admissible actions"] if listed else []),
     ]
     rows = [
         [
             *(f"{e.policy_version} updates", f"{e.temperature:g}", str(e.success.episodes)),
             *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high), f"{e.success.macro:.1%}"),
             *([score_text(e.success.score)] if scored else []),
-            f"{e.admissible:.1%}",
+            *([f"{e.admissible:.1%}"] if listed else []),
         ]
         for e in evaluated
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flows.reports.chains import Tables, index_of, metrics_of, parse_commit, read_chain, read_tables
@@ -256,7 +256,8 @@ def _show_table(
     right: Sequence[str] = (),
     only: str = "",
 ) -> None:
-    table = Table(*left, f"{only}{between.first}", f"{only}{between.second}", *right, title=title)
+    header = (*left, f"{only}{between.first}", f"{only}{between.second}", *right)
+    table = Table(*(Column(name, overflow="fold") for name in header), title=title)  # cut, many names would be alike
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -29,6 +29,7 @@ from opid_core.errors import ConfigError
 from opid_core.evaluation import (
     Estimate,
     PairedDifference,
+    panel_name,
     scores_by_task,
     success,
     success_by_type,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CURVES = "curves.png"
+OF_SEEDS = "seeds and tasks, the same tasks for all seeds"
+OF_ONE_SEED = "tasks alone: of one seed the draw of training runs is no part of it"
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
         "",
         f"Preset {first.preset}; seeds {', '.join(map(str, study.seeds))}; {first.iterations} iterations; the "
         "final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
-        f"(seeds and tasks, the same tasks for all seeds), on the split {rows[0].split}.",
+        f"({OF_ONE_SEED if len(study.seeds) == 1 else OF_SEEDS}), on the split {rows[0].split}.",
         "",
         *_results(study, runs, rows),
     ]
@@ -285,13 +288,14 @@ def _results(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[Method
         of_method = of_shared_seeds(runs[row.method], runs[twin])
         before = _before(of_method, (row.split, row.temperature))
         shares = [run.numbers["advantage_share/skill"] for run in of_method]
+        panel = panel_name(study.methods[row.method].model_dump(mode="json"))
         reached, without = against.means
         e = against.estimate
         lines += [
             f"**{row.method}, temperature {row.temperature:g}: {before:.1%} -> {reached:.1%}; without "
             f"skills ({twin}) {without:.1%}.** Difference {100 * e.mean:+.1f} points (95%: {100 * e.low:+.1f} to "
             f"{100 * e.high:+.1f}), p = {against.p_value:.2g} ({against.adjusted_p or against.p_value:.2g} corrected), "
-            f"{against.tasks} held-out tasks, {against.seeds} seed{'s' * (against.seeds > 1)}. "
+            f"{against.tasks} tasks of the {panel}, {against.seeds} seed{'s' * (against.seeds > 1)}. "
             f"Skills' share of the advantage: {percent(float(np.mean(shares)))}.",
             "",
         ]

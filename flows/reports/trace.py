@@ -18,7 +18,7 @@ from flows.reports.audit.tokens import tokenizer_json
 from flows.reports.chains import Tables, read_chain, read_tables
 from flows.reports.standing import none_readable
 from infra.manifest import BrokenExpectation, FolderRecord, Manifest
-from infra.store import CampaignStore, list_campaigns
+from infra.store import CampaignStore, known_campaigns, list_campaigns
 from opid_core.errors import ConfigError, DataError
 
 MOST_MOVED = 5
@@ -119,7 +119,7 @@ def trace_skill(
     """
     names = [campaign] if campaign is not None else list_campaigns(root, endpoint_url)
     if not names:
-        raise ConfigError(f"root: there is no campaign in {root}")
+        raise ConfigError(f"root: no campaign in {root}; {known_campaigns(root, endpoint_url)}")
     traces: list[SkillTrace] = []
     known: set[str] = set()
     left_out: dict[str, str] = {}

@@ -17,7 +17,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from envs.base import ActionWords
-from opid_core.evaluation import Estimate, mean_interval, skill_kinds
+from opid_core.evaluation import Estimate, mean_interval, share_interval, skill_kinds
 from opid_core.samples import Samples
 from opid_core.skills.analyzers.group_map import map_group
 from opid_core.skills.analyzers.told import told_groups
@@ -79,8 +79,7 @@ def ordered_pairs(
 def order(pairs: dict[int, tuple[float, int]]) -> Estimate:
     """The share of pairs that are ordered rightly (the area under the ROC curve: 0.5 is no signal), with its 95%
     interval over groups. nan without pairs; no interval from one group."""
-    share = mean_interval([right for right, _ in pairs.values()], [n for _, n in pairs.values()])
-    return Estimate(share.mean, *np.clip([share.low, share.high], 0.0, 1.0).tolist())
+    return share_interval([right for right, _ in pairs.values()], [n for _, n in pairs.values()])
 
 
 def order_above(pairs: dict[int, tuple[float, int]], placebo: dict[int, tuple[float, int]]) -> Estimate:
@@ -109,7 +108,7 @@ def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decod
 
     `order` with `order_low` and `order_high`; the same of the placebo (`placebo_order`) and their difference
     (`above_placebo`), on the steps that have one; `pairs`; `delta_action` and `delta_rest`: mean |delta| in nats on the
-    tokens of the action and on all others; `advantage`: the share in the summed absolute advantage.
+    tokens of the action and on all others; `advantage`: the share in the absolute advantages of all parts.
     """
     scored = samples.has("skill_log_probs")
     if not scored.any():
@@ -122,7 +121,15 @@ def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decod
     route = np.array(samples.texts("route"))
     parts = {"episode": route == "episode", "step": route == "step"}
     parts |= {f"step_{kind}": parts["step"] & (kinds == kind) for kind in ("own", "other")}
-    action, whole = _magnitudes(samples, np.flatnonzero(scored), decode), np.abs(samples.advantages()).sum()
+    action, skill_sizes = (
+        _magnitudes(samples, np.flatnonzero(scored), decode),
+        np.abs(samples.tokens("skill_advantages").values),
+    )
+    # Of each part by itself, as in `advantage_share`: summed they would cancel.
+    others = sum(
+        np.abs(samples.numbers(f"{part}_advantage")) @ samples.response_ids.lengths for part in ("outcome", "step")
+    )
+    whole = others + skill_sizes.sum()
     metrics: dict[str, float] = {}
     for name, part in parts.items():
         of_part = part & scored
@@ -139,7 +146,7 @@ def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decod
         for column, what in enumerate(("delta_action", "delta_rest")):
             total, tokens = action[of_part, column].sum(axis=0)
             metrics[f"signal/{name}/{what}"] = float(total / tokens) if tokens else math.nan
-        of_skill = np.abs(samples.tokens("skill_advantages").values)[samples.per_token(of_part)].sum()
+        of_skill = skill_sizes[samples.per_token(of_part)].sum()
         metrics[f"signal/{name}/advantage"] = float(of_skill / whole) if whole else 0.0
     return metrics
 

@@ -18,6 +18,7 @@ from opid_core.evaluation import (
     detectable_difference,
     difference,
     independent_trials,
+    rollout_metrics,
     sign_test,
     success,
     success_by_type,
@@ -58,6 +59,17 @@ def test_micro_counts_episodes_macro_counts_types_and_broken_episodes_do_not_cou
     assert math.isnan(success_rate([], [], []).micro)
 
 
+def test_the_share_of_actions_on_offer_is_of_steps_at_which_some_were():
+    rows = valid_rows()
+    of_a, _, of_b = rows["steps"]
+    of_a |= {"action": "look", "admissible_actions": ["look"]}
+    of_b |= {"admissible_actions": []}
+    trajectories = from_rows("trajectories", rows["trajectories"])
+    metrics = rollout_metrics(from_rows("steps", [of_a, of_b]), trajectories)
+    assert metrics["rollout/admissible_actions"] == 1.0
+    assert math.isnan(rollout_metrics(from_rows("steps", [of_b]), trajectories)["rollout/admissible_actions"])
+
+
 def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
     # Two tasks won always, two never: 16 episodes tell what 4 tell. Variance of the share: 4 * (4 / 2)^2 / 16^2 = 1/16.
     certain = [[True] * 4, [True] * 4, [False] * 4, [False] * 4]
@@ -67,6 +79,7 @@ def test_the_interval_of_repeated_tasks_counts_what_they_are_worth():
     # Task shares 1, 1/2, 1/2, 0 of 2: variance (1 + 1) / 64, so 1/4 over 1/32.
     assert independent_trials([[True] * 2, [True, False], [False, True], [False] * 2]) == 8
     assert independent_trials([[True] * 4] * 3) == 3
+    assert independent_trials([[True] * 7 + [False]]) == independent_trials([[True] * 8]) == 1
     rate = success_rate(["success"] * 8 + ["failure"] * 8, ["a"] * 16, [str(n // 4) for n in range(16)])
     assert (rate.episodes, rate.micro, (rate.low, rate.high)) == (16, 0.5, wilson_interval(2, 4))
 
@@ -159,9 +172,21 @@ def test_the_interval_is_the_bootstrap_of_seeds_and_tasks():
     # Two tasks alike leave the draw of seeds: of the one of three that won, none with chance 8/27, thrice with 1/27.
     micro, _ = success(np.array([[1.0, 1], [0, 0], [0, 0]]), ["a", "a"])
     assert (micro.low, micro.high) == (0.0, 1.0)
-    # Ten seeds that agree on every task leave the draw of tasks alone; equal tasks leave nothing.
-    micro, _ = success(np.ones((10, 3)), ["a", "a", "b"])
-    assert (micro.mean, micro.low, micro.high) == (1.0, 1.0, 1.0)
+
+
+def test_tasks_that_do_not_differ_do_not_make_a_result_certain():
+    micro, macro = success(np.ones((10, 3)), ["a", "a", "b"])
+    assert micro == macro == Estimate(1.0, *wilson_interval(3, 3))
+    lost = np.zeros((2, 600))
+    assert success(lost, ["a"] * 600)[0] == Estimate(0.0, *wilson_interval(0, 600))
+    # Between -1 and 1: half of the way is 300 of 600.
+    nothing = difference(lost, lost)
+    low, high = wilson_interval(300, 600)
+    assert (nothing.estimate.low, nothing.estimate.high) == pytest.approx((2 * low - 1, 2 * high - 1))
+    assert nothing.detectable is None
+    estimate = difference(np.ones((1, 4)), np.zeros((1, 4))).estimate
+    assert (estimate.mean, estimate.high) == pytest.approx((1.0, 1.0))
+    assert estimate.low == pytest.approx(2 * wilson_interval(4, 4)[0] - 1)
 
 
 def test_a_paired_difference_and_its_sign_flip_test():
@@ -180,6 +205,7 @@ def test_what_a_comparison_could_have_found_by_hand():
     # Mean 1/2, squares 4 x 1/4 over 3: standard error sqrt(1/3) / sqrt(4) = 0.288675; (1.959964 + 0.841621) times that
     assert detectable_difference(np.array([1.0, 0, 0, 1])) == pytest.approx(0.808748)
     assert detectable_difference(np.array([1.0])) is None
+    assert detectable_difference(np.array([0.5, 0.5])) is None
     assert difference(np.ones((1, 4)), np.array([[0.0, 1, 1, 0]])).detectable == pytest.approx(0.808748)
 
 

@@ -23,7 +23,7 @@ from flows.reports.standing import Standing, none_readable, standing_of
 from flows.reports.study_tables import TESTS
 from infra.manifest import Manifest, uncollected, weights_hash
 from infra.objects import address_of
-from infra.store import CampaignStore, list_campaigns, read_config
+from infra.store import CampaignStore, known_campaigns, list_campaigns, read_config
 from opid_core.errors import ConfigError, DataError
 from opid_core.evaluation import Paired, PairedDifference, difference, panel_name, same_tasks, wins_of_same_tasks
 
@@ -90,7 +90,7 @@ def write_overview(
     """
     names = list(dict.fromkeys(campaigns)) or list_campaigns(root, endpoint_url)
     if not names:
-        raise ConfigError(f"audit: there is no campaign in {root}")
+        raise ConfigError(f"audit: no campaign in {root}; {known_campaigns(root, endpoint_url)}")
     folder = address_of(root, endpoint_url) if out is None else made_folder(out.absolute())
     folder = folder if isinstance(folder, Path) else Path("runs").absolute()
     rows: list[CampaignRow] = []

@@ -46,7 +46,7 @@ class Opid(StateMethod, SkillMethod):
         return falling[self.lambda_schedule] if past < 1 else 0.0
 
     def wants_skills(self, completed_iterations: int) -> bool:
-        return self.lambda_factor(completed_iterations) > 0
+        return any(self.uses_kinds(completed_iterations))
 
     def uses_kinds(self, completed_iterations: int) -> tuple[bool, bool]:
         episode, step = super().uses_kinds(completed_iterations)

@@ -109,7 +109,8 @@ def _analyze_group(group: Sequence[Samples], config: AnalyzerConfig, words: Acti
             summary = f"Succeeded in {len(trajectory)} steps: {', '.join(workflow_steps(worked, words))}."
         else:
             missed = missed_steps(sub_steps(trajectory, words), done_by_successes)
-            repeated = _repeated(trajectory.texts("action"), words)
+            # What was done too seldom, and without effect too often, is said once: a skill must not contradict itself.
+            repeated = [step for step in _repeated(trajectory.texts("action"), words) if step not in missed]
             wrong = [step for step in _wrong(trajectory, done_by_successes, words) if step not in repeated]
             malformed = bool(trajectory.numbers("malformed").any())
             skill = avoidance_skill(missed=missed, repeated=repeated, wrong=wrong, malformed=malformed)

@@ -165,7 +165,7 @@ def test_the_page_runs_nothing_fetches_nothing_and_texts_are_texts(tmp_path):
 
 def test_what_is_no_overview_is_refused(tmp_path, opid):
     root = tmp_path / "runs"
-    with pytest.raises(ConfigError, match="there is no campaign in"):
+    with pytest.raises(ConfigError, match="there is no campaign there"):
         opid("audit", "--overview", "--root", root)
     make(root, "plain", "ffff")
     with pytest.raises(ConfigError, match="no campaign 'other'"):

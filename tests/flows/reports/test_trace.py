@@ -166,7 +166,7 @@ def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path):
 
 
 def test_an_empty_root_and_a_campaign_without_iterations(tmp_path):
-    with pytest.raises(ConfigError, match="there is no campaign in"):
+    with pytest.raises(ConfigError, match="there is no campaign there"):
         trace_skill(str(tmp_path), None, None, "000001-0000-00/episode")
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
     with pytest.raises(ConfigError, match=r"no skill '000001-0000-00/episode' in demo .*; no skill is committed"):

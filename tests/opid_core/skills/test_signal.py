@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from envs.base import ActionWords
-from opid_core.evaluation import Estimate, mean_interval
+from opid_core.evaluation import Estimate, mean_interval, wilson_interval
 from opid_core.samples import Ragged, Samples
 from opid_core.schema import from_rows
 from opid_core.skills.signal import Outcomes, action_tokens, order, order_above, ordered_pairs, outcomes, signal_metrics
@@ -40,6 +40,7 @@ def test_the_order_has_an_interval_over_groups():
     assert (found.mean, found.high - found.mean) == pytest.approx((0.625, 12.7062 * 0.0625), rel=1e-5)
     assert found.mean - found.low == pytest.approx(found.high - found.mean)
     assert order(PAIRS) == Estimate(0.625, 0.0, 1.0)  # a share
+    assert order({0: (2.0, 2), 1: (3.0, 3)}) == Estimate(1.0, *wilson_interval(2, 2))  # nothing varies
     alone = order({0: (2.0, 3)})
     assert alone.mean == 2 / 3
     assert math.isnan(alone.low)
@@ -49,7 +50,10 @@ def test_the_order_has_an_interval_over_groups():
 def test_the_order_is_held_against_the_placebos_on_the_same_pairs():
     # 1 of 3 and 0 of 1 more: 1.5 of 4
     assert order_above(PAIRS, {0: (1.0, 3), 1: (0.0, 1)}).mean == 0.375
-    assert order_above(PAIRS, PAIRS) == Estimate(0.0, 0.0, 0.0)
+    nothing = order_above(PAIRS, PAIRS)
+    assert nothing.mean == 0
+    assert math.isnan(nothing.low)
+    assert math.isnan(nothing.high)
 
 
 def test_the_interval_of_equal_clusters_is_that_of_a_mean():
@@ -125,6 +129,10 @@ def test_the_metrics_of_a_small_iteration():
     # advantages 1.5, 1.5; 1.25, 1; 0, 0.75; 0, 0: 6 in all, of which step skills have 1.75
     assert metrics["signal/step/advantage"] == pytest.approx(1.75 / 6)
     assert metrics["signal/episode/advantage"] == pytest.approx(0.25 / 6)
+    # Another part of two tokens of -1 makes 8, though on the first sample it cancels the outcome's.
+    less = samples.with_columns(step_advantage=np.array([-1, 0, 0, 0], np.float32))
+    again = signal_metrics(less, from_rows("skills", skills), WORDS, halves)
+    assert again["signal/step/advantage"] == pytest.approx(1.75 / 8)
     assert (metrics["signal/step_own/pairs"], metrics["signal/step_other/pairs"]) == (0, 0)
     assert math.isnan(metrics["signal/step_own/order"])
     assert "signal/episode/placebo_order" not in metrics

@@ -157,6 +157,9 @@ def test_what_the_other_stages_ask_a_method():
     assert method("sdar").uses_kinds(0) == (True, False)  # the bank's skill in every step
     assert method("sdar", teacher="routed").bank_of_teacher is None
     assert method("sdar", teacher="routed").uses_kinds(0) == (True, True)
+    opid = method("opid", lambda_episode=0.0)
+    assert (opid.uses_kinds(0), opid.wants_skills(0)) == ((False, True), True)
+    assert not method("opid", lambda_episode=0.0, lambda_step=0.0).wants_skills(0)  # the twin pays for none
     assert method("skill_grpo").bank_at_test is None
     assert method("skill_grpo", keep_skill_at_test=True).bank_at_test == "bank.json"
 

@@ -131,6 +131,13 @@ def test_what_a_sibling_did_rightly_is_missed_where_it_had_no_effect_not_wrong()
     assert analyses(failure, success)[0].episode_skill == "Do not skip: clean apple."
 
 
+def test_what_is_not_to_be_skipped_is_not_called_repeated():
+    done = ["clean apple 1 with desk 1", "clean apple 1 with desk 1", "look", "look"]
+    failure = episode("f", done, "failure", dict.fromkeys(range(4), "Nothing happens."))
+    success = episode("s", ["clean apple 1 with sinkbasin 1"])
+    assert analyses(failure, success)[0].episode_skill == "Do not skip: clean apple. Do not repeat: look."
+
+
 def test_a_search_in_a_shop_is_an_action_on_offer():
     pages = [["search[<your query>]"], ["click[b01]", "click[b02]"], ["click[buy now]"]]
     keys = ["search", "results 1 2", "item 1"], ["search", "results 1 2", "item 2"]
