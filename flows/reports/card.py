@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.reports.chains import Evaluated, evaluations_by_split
-from flows.reports.formatting import interval, markdown_table, score_text
+from flows.reports.formatting import as_code, interval, markdown_table, score_text
 from infra.manifest import Manifest, texts_only, to_bytes
 from infra.store import CampaignStore, folder_path, read_config
 from opid_core.evaluation import panel_name
@@ -78,12 +78,12 @@ def _body(
         [
             f"# {store.campaign}, iteration {manifest.iteration}",
             "",
-            f"A policy that plays {_code(config.get('environment', {}).get('name', 'unknown'))}, trained with OPID.",
+            f"A policy that plays {as_code(config.get('environment', {}).get('name', 'unknown'))}, trained with OPID.",
             _skills(config),
             "",
             *markdown_table(["", ""], _facts(manifest, config, base)),
             "",
-            *(f"**Degraded:** {_code(reason)}\n" for reason in reasons),
+            *(f"**Degraded:** {as_code(reason)}\n" for reason in reasons),
             f"## Success on the {panel_name(config)}",
             "",
             *_evaluations(evaluated, manifest),
@@ -125,7 +125,7 @@ def _facts(manifest: Manifest, config: Mapping[str, Any], base: Mapping[str, str
     if base:
         of = f"[{base['name']}](https://huggingface.co/{base['name']}), revision `{base['revision']}`"
     elif config.get("policy"):
-        of = f"a local folder, {_code(config['policy'])}"
+        of = f"a local folder, {as_code(config['policy'])}"
     return [
         ["base model", of],
         ["campaign, seed", f"{config.get('campaign')}, {config.get('seed')}"],
@@ -133,10 +133,10 @@ def _facts(manifest: Manifest, config: Mapping[str, Any], base: Mapping[str, str
         ["method", _numbers(method, [name for name in method if name != "name"], method.get("name", "unknown"))],
         ["learning", _numbers({**learner, **rollout}, (*_LEARNING, *_SAMPLING))],
         ["environment", _numbers(environment, ("train_split", "max_steps"), environment.get("name", "unknown"))],
-        ["skills written by", _code(config.get("analyzer", {}).get("backend", "unknown"))],
+        ["skills written by", as_code(config.get("analyzer", {}).get("backend", "unknown"))],
         ["config hash", f"`{manifest.config_hash}`"],
         ["manifest's sha256", f"`{hashlib.sha256(to_bytes(manifest)).hexdigest()}`"],
-        ["code version", _code(manifest.code_version)],
+        ["code version", as_code(manifest.code_version)],
         ["committed", manifest.created_at],
     ]
 
@@ -148,7 +148,7 @@ def _skills(config: Mapping[str, Any]) -> str:
         method.get("skill_bank") if method.get("keep_skill_at_test") else None
     )
     if bank:
-        return f"It was evaluated with the skills of {_code(bank)} in its prompts: without them it is another policy."
+        return f"It was evaluated with the skills of {as_code(bank)} in its prompts: without them it is another policy."
     return "Skills are for training alone: the policy runs without."
 
 
@@ -224,9 +224,4 @@ def _without_folders(value: Any) -> Any:
 
 def _numbers(values: Mapping[str, Any], names: Sequence[str], first: str = "") -> str:
     given = [f"{name} {values[name]}" for name in names if isinstance(values.get(name), (bool, int, float, str))]
-    return "; ".join(([_code(first)] if first else []) + [_code(text) for text in given])
-
-
-def _code(text: Any) -> str:
-    """A text of others as code in a cell of a table: it can be neither markup nor another cell."""
-    return f"`{' '.join(str(text).split()).replace('`', '').replace('|', '/')}`"
+    return "; ".join(([as_code(first)] if first else []) + [as_code(text) for text in given])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flows.reports.formatting import markdown_table, percent
+from flows.reports.formatting import as_code, markdown_table, percent
 from infra.manifest import Manifest
 from infra.store import CampaignStore, read_table
 from opid_core.skills.effects import COLUMNS, SkillEffect, skill_effects
@@ -49,7 +49,7 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     ]
     rows = [
         [
-            *(effect.kind, _cut(effect.text).replace("|", "\\|").replace("\n", " "), str(effect.steps)),
+            *(as_code(effect.kind), as_code(_cut(effect.text)), str(effect.steps)),
             *(f"{effect.raised / effect.steps:.0%}", f"{effect.delta:+.2f}", f"{effect.delta_per_token:+.3f}"),
             percent(effect.advantage / total if total else None),
         ]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from markdown_it import MarkdownIt
+
 from flows.reports.skills import effect_lines, effects_of
 from infra.store import open_campaign
 from opid_core.skills.effects import SkillEffect, effect_rows
@@ -24,15 +26,27 @@ def test_the_skills_that_did_most_with_their_part():
     assert sentence.startswith(
         "5 different skills in the last 10 iterations; of what they gave episode skills 25.0%, step skills 75.0%."
     )
-    assert first == "| step | Do now: a\\|b | 4 | 75% | +0.50 | +0.062 | 75.0% |"
-    assert second == "| episode | Plan: c | 2 | 50% | -1.25 | -0.500 | 25.0% |"
-    assert third == "| step | 0 | 1 | 0% | +0.00 | +0.000 | 0.0% |"
+    assert first == "| `step` | `Do now: a/b` | 4 | 75% | +0.50 | +0.062 | 75.0% |"
+    assert second == "| `episode` | `Plan: c` | 2 | 50% | -1.25 | -0.500 | 25.0% |"
+    assert third == "| `step` | `0` | 1 | 0% | +0.00 | +0.000 | 0.0% |"
     assert effect_lines(effects[2:])[0].startswith("3 different skills in the last 10 iterations; they gave nothing. ")
     (long,) = effect_lines([make_effect("episode", "word " * 200, steps=1, raised=1, delta=0.0, advantage=1.0)])[4:]
-    assert long.startswith("| episode | word word ")
-    assert "word ... | 1 |" in long
+    assert long.startswith("| `episode` | `word word ")
+    assert "word ...` | 1 |" in long
     assert len(long) < 250
     assert effect_lines([]) == ["No step was scored under a skill."]
+
+
+def test_a_text_of_an_analyzer_is_neither_markup_nor_another_cell():
+    text = "![x](https://evil/b.png) <img src=//evil> `[log in](https://evil)` \\| more"
+    lines = effect_lines([make_effect("step", text, steps=1, raised=1, delta=0.0, advantage=1.0)])
+    page = MarkdownIt("commonmark").enable("table").render("\n".join(lines))
+    assert "<img" not in page
+    assert "<a" not in page
+    assert page.count("<td>") == 7
+    assert (
+        "<td><code>![x](https://evil/b.png) &lt;img src=//evil&gt; [log in](https://evil) \\/ more</code></td>" in page
+    )
 
 
 def test_effects_are_read_from_a_campaigns_commits(tmp_path):
