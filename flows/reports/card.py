@@ -30,6 +30,12 @@ FILE = "README.md"
 _LEARNING = ("learning_rate", "epochs", "kl_coefficient", "clip_low", "clip_high")
 _SAMPLING = ("tasks_per_iteration", "group_size")
 
+_OPTIONS = ("data", "manifest", "corpus", "questions", "retrieval.encoder")
+_PATHS = ("policy", "evaluation.skill_bank", "method.skill_bank", *(f"environment.options.{name}" for name in _OPTIONS))
+"""Keys of the config whose values are local paths however they are written, or such words as `generated`."""
+_PATH_BEGINS = ("/", "./", "../", "~", "$", "file://")
+"""What a path begins with wherever it stands, as in the options of an environment of the user's own."""
+
 
 def model_card(store: CampaignStore, chain: Sequence[Manifest], adapter: bool = False) -> str:
     """The card of the policy of the last commit in `chain`, which begins with the campaign's start; `adapter`: of its
@@ -206,19 +212,15 @@ def _base_model(store: CampaignStore, start: Manifest) -> dict[str, str] | None:
     return json.loads((folder_path(store, texts) / BASE_MODEL).read_text(encoding="utf-8"))
 
 
-def _published(config: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """The config without what says where and how it ran, and with no more of a local path than its last name."""
-    return {
-        key: _published(value, f"{section}{key}.") if isinstance(value, Mapping) else _without_folders(value)
-        for key, value in config.items()
-        if f"{section}{key}" not in MAY_DIFFER
-    }
-
-
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_folders(one) for one in value]
-    is_path = isinstance(value, str) and value.startswith(("/", "~", "$", "file://"))
+def _published(value: Any, key: str = "") -> Any:
+    """The config, or what it has under `key`, without what says where and how it ran, and with no more of a local path
+    than its last name."""
+    if isinstance(value, Mapping):
+        inner = {name: f"{key}.{name}" if key else name for name in value}
+        return {name: _published(value[name], inner[name]) for name in value if inner[name] not in MAY_DIFFER}
+    if isinstance(value, list | tuple):
+        return [_published(one, key) for one in value]
+    is_path = isinstance(value, str) and (key in _PATHS or value.startswith(_PATH_BEGINS))
     return PurePath(value).name if is_path else value
 
 

@@ -101,6 +101,33 @@ def test_its_config_trains_the_same_and_tells_nothing_of_the_machine(campaign):
         assert secret not in text
 
 
+def test_of_a_path_that_is_not_absolute_the_last_name_alone_is_shown(tmp_path):
+    options = {
+        "corpus": "../customers/acme/corpus",
+        "questions": "generated",
+        "own": ["./internal/y.json", {"z": "../z"}],
+    }
+    given = {
+        "policy": "private/acme-secret/model",
+        "environment": {"name": "search_qa", "options": options, "train_split": "a/b"},
+        "evaluation": {"skill_bank": "secret/bank.json"},
+    }
+    store = open_campaign(tmp_path, "demo", CONFIG | given)
+    text = model_card(store, [commit_rows(store, tmp_path, None, START_ROWS)])
+    shown = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    assert shown["policy"] == "model"
+    assert shown["environment"]["options"] == {
+        "corpus": "corpus",
+        "questions": "generated",
+        "own": ["y.json", {"z": "z"}],
+    }
+    assert shown["environment"]["train_split"] == "a/b"
+    assert shown["evaluation"]["skill_bank"] == "bank.json"
+    assert "| a local folder, `model` |" in text
+    for secret in ("acme", "internal", "secret"):
+        assert secret not in text
+
+
 def test_a_card_of_what_is_not_known(tmp_path):
     """No evaluation, no base model, a degraded iteration with a text of others."""
     store = open_campaign(tmp_path, "demo", CONFIG)
