@@ -7,8 +7,9 @@ of local paths their last name.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ import yaml
 from flows.reports.chains import Evaluated, evaluations_by_split
 from flows.reports.formatting import as_code, interval, markdown_table, score_text
 from infra.manifest import Manifest, texts_only, to_bytes
-from infra.store import CampaignStore, folder_path, read_config
+from infra.store import CampaignStore, folder_path, location, read_config
+from opid_core.errors import DataError
 from opid_core.evaluation import panel_name
 from opid_core.hashing import MAY_DIFFER
-from opid_core.hub import BASE_MODEL
+from opid_core.hub import BASE_MODEL, HubModel, named_model
+from opid_core.reading import parse_json, read_text
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -44,7 +47,7 @@ def model_card(store: CampaignStore, chain: Sequence[Manifest], adapter: bool = 
 
     config, manifest = _published(read_config(store)), chain[-1]
     if base := _base_model(store, chain[0]):
-        config["policy"] = f"{base['name']}@{base['revision']}"
+        config["policy"] = f"{base.name}@{base.revision}"
     ends = [chain[0], manifest] if manifest.iteration else [manifest]
     first, further = evaluations_by_split(store, ends)
     evaluated = [*first, *further]
@@ -56,7 +59,7 @@ def model_card(store: CampaignStore, chain: Sequence[Manifest], adapter: bool = 
         for result in _results(one, environment)
     ]
     head = ModelCardData(
-        base_model=base["name"] if base else None,
+        base_model=base.name if base else None,
         base_model_relation=("adapter" if adapter else "finetune") if base else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
@@ -73,16 +76,17 @@ def _body(
     store: CampaignStore,
     chain: Sequence[Manifest],
     config: Mapping[str, Any],
-    base: Mapping[str, str] | None,
+    base: HubModel | None,
     evaluated: Sequence[Evaluated],
     policy: str,
 ) -> str:
     manifest = chain[-1]
     reasons = dict.fromkeys(reason for one in chain for reason in one.degraded)
+    name = shlex.quote(store.campaign)
     config_text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     return "\n".join(
         [
-            f"# {store.campaign}, iteration {manifest.iteration}",
+            f"# {as_code(store.campaign)}, iteration {manifest.iteration}",
             "",
             f"A policy that plays {as_code(config.get('environment', {}).get('name', 'unknown'))}, trained with OPID.",
             _skills(config),
@@ -106,17 +110,16 @@ def _body(
             "",
             "Where the campaign's store is at hand, this runs its last iteration again and compares every hash:",
             "",
-            "```bash",
-            f"opid reproduce {store.campaign} --iteration {manifest.iteration}"
-            if manifest.iteration
-            else f"opid verify {store.campaign}",
-            "```",
+            *_fenced(
+                "bash",
+                f"opid reproduce {name} --iteration {manifest.iteration}"
+                if manifest.iteration
+                else f"opid verify {name}",
+            ),
             "",
             "<details><summary>config.yaml</summary>",
             "",
-            "```yaml",
-            config_text.rstrip("\n"),
-            "```",
+            *_fenced("yaml", config_text.rstrip("\n")),
             "",
             "</details>",
             "",
@@ -124,26 +127,26 @@ def _body(
     )
 
 
-def _facts(manifest: Manifest, config: Mapping[str, Any], base: Mapping[str, str] | None) -> list[list[str]]:
+def _facts(manifest: Manifest, config: Mapping[str, Any], base: HubModel | None) -> list[list[str]]:
     method, environment = config.get("method", {}), config.get("environment", {})
     learner, rollout = config.get("learner", {}), config.get("rollout", {})
     of = "a tiny policy of the campaign's own warm start"
     if base:
-        of = f"[{base['name']}](https://huggingface.co/{base['name']}), revision `{base['revision']}`"
+        of = f"[{base.name}](https://huggingface.co/{base.name}), revision `{base.revision}`"
     elif config.get("policy"):
         of = f"a local folder, {as_code(config['policy'])}"
     return [
         ["base model", of],
-        ["campaign, seed", f"{config.get('campaign')}, {config.get('seed')}"],
+        ["campaign, seed", f"{as_code(config.get('campaign'))}, {as_code(config.get('seed'))}"],
         ["iteration", f"{manifest.iteration} (the policy after {manifest.policy_version} updates)"],
         ["method", _numbers(method, [name for name in method if name != "name"], method.get("name", "unknown"))],
         ["learning", _numbers({**learner, **rollout}, (*_LEARNING, *_SAMPLING))],
         ["environment", _numbers(environment, ("train_split", "max_steps"), environment.get("name", "unknown"))],
         ["skills written by", as_code(config.get("analyzer", {}).get("backend", "unknown"))],
-        ["config hash", f"`{manifest.config_hash}`"],
+        ["config hash", as_code(manifest.config_hash)],
         ["manifest's sha256", f"`{hashlib.sha256(to_bytes(manifest)).hexdigest()}`"],
         ["code version", as_code(manifest.code_version)],
-        ["committed", manifest.created_at],
+        ["committed", as_code(manifest.created_at)],
     ]
 
 
@@ -166,7 +169,7 @@ def _evaluations(evaluated: Sequence[Evaluated], manifest: Manifest) -> list[str
     header = ["policy after", "split", "temperature", "episodes", "success (micro)", "95% interval", "macro"]
     rows = [
         [
-            *(f"{one.policy_version} updates", one.split, f"{one.temperature:g}", str(one.success.episodes)),
+            *(f"{one.policy_version} updates", as_code(one.split), f"{one.temperature:g}", str(one.success.episodes)),
             *(f"{one.success.micro:.1%}", interval(one.success.low, one.success.high), f"{one.success.macro:.1%}"),
             *([score_text(one.success.score)] if scored else []),
         ]
@@ -204,12 +207,21 @@ def _results(one: Evaluated, environment: str) -> list[EvalResult]:
     ]
 
 
-def _base_model(store: CampaignStore, start: Manifest) -> dict[str, str] | None:
-    """Name and revision of the model of the hub that the campaign began with, as stored with policy 0."""
+def _base_model(store: CampaignStore, start: Manifest) -> HubModel | None:
+    """The model of the hub that the campaign began with, as stored with policy 0. Raises DataError for what is none."""
     texts = texts_only(start.policy)
     if BASE_MODEL not in map(texts.name_of, texts.files):
         return None
-    return json.loads((folder_path(store, texts) / BASE_MODEL).read_text(encoding="utf-8"))
+    try:
+        told = parse_json(read_text(folder_path(store, texts) / BASE_MODEL))
+        model = named_model(f"{told['name']}@{told['revision']}")
+    except (ValueError, TypeError, KeyError):
+        model = None
+    if model is None:
+        raise DataError(
+            f"{location(store, texts.uri)}/{BASE_MODEL}: name, revision: expected ORG/NAME and a commit of the hub"
+        )
+    return model
 
 
 def _published(value: Any, key: str = "") -> Any:
@@ -222,6 +234,12 @@ def _published(value: Any, key: str = "") -> Any:
         return [_published(one, key) for one in value]
     is_path = isinstance(value, str) and (key in _PATHS or value.startswith(_PATH_BEGINS))
     return PurePath(value).name if is_path else value
+
+
+def _fenced(language: str, text: str) -> list[str]:
+    """A block of code that no line of `text` can end: its fence is longer than any run of backticks in it."""
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return [f"{fence}{language}", text, fence]
 
 
 def _numbers(values: Mapping[str, Any], names: Sequence[str], first: str = "") -> str:

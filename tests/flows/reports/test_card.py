@@ -8,11 +8,13 @@ import json
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from flows.reports.card import model_card
 from infra.manifest import to_bytes
 from infra.store import open_campaign
 from opid_core.config import build_config
+from opid_core.errors import DataError
 from tests.factories import CONFIG, START_ROWS, commit_rows, named_rows
 
 BASE = {"name": "Qwen/Qwen2.5-3B-Instruct", "revision": "aa8e72537993ba99e69dfaafa59ed015b17504d1"}
@@ -72,16 +74,16 @@ def test_it_says_what_the_policy_is_and_how_it_was_made(campaign):
     for said in (
         "Skills are for training alone: the policy runs without.",
         f"| [{BASE['name']}](https://huggingface.co/{BASE['name']}), revision `{BASE['revision']}` |",
-        "| campaign, seed | demo, 3 |",
+        "| campaign, seed | `demo`, `3` |",
         "| iteration | 1 (the policy after 1 updates) |",
         "| method | `opid`; ",
         "`lambda_step 0.5`",
         f"| config hash | `{manifest.config_hash}` |",
         f"| manifest's sha256 | `{hashlib.sha256(to_bytes(manifest)).hexdigest()}` |",
         "| code version | `0.1.0` |",
-        "| 0 updates | valid_unseen | 0.5 | 4 | 25.0% | 4.6% to 69.9% | 25.0% |",
-        "| 1 updates | valid_unseen | 0.5 | 4 | 75.0% | 30.1% to 95.4% | 75.0% |",
-        "| 1 updates | valid_seen | 0.5 | 4 | 50.0% | 15.0% to 85.0% | 50.0% |",
+        "| 0 updates | `valid_unseen` | 0.5 | 4 | 25.0% | 4.6% to 69.9% | 25.0% |",
+        "| 1 updates | `valid_unseen` | 0.5 | 4 | 75.0% | 30.1% to 95.4% | 75.0% |",
+        "| 1 updates | `valid_seen` | 0.5 | 4 | 50.0% | 15.0% to 85.0% | 50.0% |",
         "opid train config.yaml --set iterations=1\n",
         "opid reproduce demo --iteration 1\n",
     ):
@@ -99,6 +101,32 @@ def test_its_config_trains_the_same_and_tells_nothing_of_the_machine(campaign):
     assert config.model_dump(exclude=unlike) == meant.model_dump(exclude=unlike)
     for secret in ("/home/me", "my-project", "my-server"):
         assert secret not in text
+
+
+def test_no_text_of_the_campaign_is_markup_or_ends_the_block_that_it_stands_in(tmp_path):
+    name, link = "a`b\n```\n<img src=evil>", "[log in](//evil) <img src=//evil> | x"
+    given = {"campaign": link, "seed": link, "environment": {"name": link, "options": {"own": f"x\n````\n{link}\n\n"}}}
+    store = open_campaign(tmp_path, name, CONFIG | given)
+    rows = START_ROWS | {"evaluations": won(0, 1, link)}
+    text = model_card(store, [commit_rows(store, tmp_path, None, rows)])
+    page = MarkdownIt("commonmark").enable("table").render(text.split("\n---\n", 1)[1])
+    assert "<img" not in page
+    assert "<a" not in page
+    assert page.count("<pre>") == 3
+    assert yaml.safe_load(text.split("`````yaml\n")[1].split("\n`````\n")[0])["environment"] == given["environment"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [b"{", b"[]", b'{"name": "a/b"}', b'{"name": "a](//evil)/b", "revision": "c"}', b'{"name": 1, "revision": 2}'],
+)
+def test_a_base_model_that_is_no_name_of_the_hub_is_named(tmp_path, told):
+    store = open_campaign(tmp_path, "demo", CONFIG)
+    start = commit_rows(store, tmp_path, None, START_ROWS, files={"base_model.json": told})
+    with pytest.raises(
+        DataError, match=r"/base_model\.json: name, revision: expected ORG/NAME and a commit of the hub"
+    ):
+        model_card(store, [start])
 
 
 def test_of_a_path_that_is_not_absolute_the_last_name_alone_is_shown(tmp_path):
