@@ -174,6 +174,7 @@ def read_config(store: CampaignStore) -> dict[str, Any]:
     address = store.address("config.json")
     try:
         config = parse_json(objects.read(address) or b"")
+        canonical_json(config).encode()  # half of a surrogate pair: no hash and no report could be made of it
     except ValueError as error:
         raise DataError(f"{address}: not valid JSON: {error}") from None
     if not isinstance(config, dict):

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -77,6 +78,12 @@ def _in_their_folders(tables: dict[str, FileRecord]) -> dict[str, FileRecord]:
     return tables
 
 
+def _with_zone(time: str) -> str:
+    if datetime.fromisoformat(time).tzinfo is None:
+        raise ValueError(f"{time!r} is a time without its zone")
+    return time
+
+
 Tables = Annotated[dict[TableName, FileRecord], AfterValidator(_in_their_folders)]
 """Parts of tables by the table's name, below whose folder they lie."""
 
@@ -138,7 +145,7 @@ class Manifest(Record):
     prefect_run_id: str | None
     metrics: dict[str, float | None]
     """A few headline numbers; the table `metrics` holds all."""
-    created_at: str
+    created_at: Annotated[str, AfterValidator(_with_zone)]
     """ISO 8601, UTC."""
     degraded: tuple[str, ...] = ()
     """Why the iteration was committed although its failure budget was exceeded; empty for a sound one."""

@@ -104,10 +104,11 @@ def read_record(store: CampaignStore, path: str) -> dict[str, Any] | None:
         return None
     try:
         value = parse_json(data)
+        checksum = value.pop("checksum", None) if isinstance(value, dict) else None
+        expected = _checksum(value)  # a ValueError for half of a surrogate pair too, which UTF-8 has no bytes for
     except ValueError as error:
         raise DataError(f"{location(store, path)}: not valid JSON: {error}") from None
-    checksum = value.pop("checksum", None) if isinstance(value, dict) else None
-    if checksum != _checksum(value):
+    if checksum != expected:
         raise DataError(f"{location(store, path)}: the record was changed after it was written (checksum differs)")
     fields = _FIELDS[path.endswith(f"/{_FAILED}.json")]
     if not isinstance(value, dict) or {name: type(held) for name, held in value.items()} != fields:

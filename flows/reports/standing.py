@@ -15,6 +15,8 @@ from opid_core.errors import DataError
 
 NEWEST = 10
 """Iterations whose durations the time left is taken from."""
+LONGEST_S = 1e11
+"""Of seconds that are told, 3,000 years: what is stored may be any number, and a `timedelta` has an end."""
 State = Literal["running", "silent", "stopped", "finished"]
 
 
@@ -56,7 +58,10 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
     is_finished = bool(chain) and done >= planned
     held = lease.status(store)
     holder, silent_s = held if held and not held[0].released else (None, 0.0)
-    ttl_s = config.get("recovery", {}).get("lease_ttl_s", 30.0)
+    recovery = config.get("recovery", {})
+    ttl_s = recovery.get("lease_ttl_s", 30.0) if isinstance(recovery, Mapping) else recovery
+    if not isinstance(ttl_s, int | float):
+        raise DataError(f"{location(store, 'config.json')}: recovery.lease_ttl_s: expected seconds, got {ttl_s!r}")
     state: State = "finished" if is_finished else "stopped"
     if holder:
         state = "running" if silent_s <= ttl_s else "finished" if is_finished else "silent"
@@ -124,6 +129,6 @@ def seconds_left(chain: Sequence[Manifest], planned: int, *, is_running: bool) -
     took = [s for m in chain[1:][-NEWEST:] if (s := m.metrics.get("seconds/iteration_s")) is not None]
     if not took:
         return None
-    whole_s = sum(took) / len(took) * max(0, planned + 1 - len(chain))
+    whole_s = sum(took) / len(took) * min(max(0, planned + 1 - len(chain)), LONGEST_S)
     since_s = (datetime.now(UTC) - datetime.fromisoformat(chain[-1].created_at)).total_seconds() if is_running else 0.0
-    return max(0.0, whole_s - since_s)
+    return min(max(0.0, whole_s - since_s), LONGEST_S)

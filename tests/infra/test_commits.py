@@ -147,6 +147,16 @@ def test_an_edited_manifest_is_named(store, tmp_path, name, old, new):
         manifests(store)
 
 
+@pytest.mark.parametrize(
+    ("time", "said"), [("yesterday", "Invalid isoformat"), ("2026-01-01T00:00:00", "without its zone")]
+)
+def test_a_manifest_without_a_time_is_named(store, tmp_path, time, said):
+    make_chain(store, tmp_path, 1)
+    edit(store, "_commits/000000.json", "2026-01-01T00:00:00.000+00:00", time)
+    with pytest.raises(DataError, match=rf"000000\.json: not a manifest: created_at: .*{said}"):
+        manifests(store)
+
+
 @pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 4,', 4)])
 def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
     make_chain(store, tmp_path, 1)

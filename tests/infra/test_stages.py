@@ -45,6 +45,12 @@ def test_a_record_that_was_edited_is_refused(store):
     assert location(store, "_stages/000003/000/rescore.json") in str(error.value)
 
 
+def test_a_record_that_no_bytes_of_utf_8_stand_for_is_refused(store):
+    create_object(store, "_stages/000003/000/rollout.json", b'{"made_from": {}, "result": {"x": "\\ud800"}}')
+    with pytest.raises(DataError, match=r"rollout\.json: not valid JSON: .* surrogates not allowed"):
+        stages.recorded(store, 3, 0, "rollout", MADE_FROM)
+
+
 def test_an_attempt_that_was_given_up_is_not_gone_on_with(store):
     assert stages.current_attempt(store, 3) == 0
     stages.record(store, 3, 0, "rollout", MADE_FROM, {"made": "it"})

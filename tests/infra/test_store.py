@@ -23,6 +23,7 @@ from infra.store import (
     read_config,
     read_object,
     read_table,
+    stored_config_hash,
     write_table,
 )
 from opid_core import schema
@@ -95,6 +96,9 @@ def test_a_damaged_config_is_named(store, root):
     put_object(store, "config.json", b"{")
     with pytest.raises(DataError, match=f"{location(store)}/config.json: not valid JSON"):
         open_campaign(root.address, "demo", CONFIG, root.endpoint_url)
+    put_object(store, "config.json", b'{"campaign": "\\ud800"}')
+    with pytest.raises(DataError, match=f"{location(store)}/config.json: not valid JSON: .* surrogates not allowed"):
+        stored_config_hash(store)
     put_object(store, "config.json", b"[]")
     with pytest.raises(DataError, match=f"{location(store)}/config.json: expected a JSON object, got list"):
         open_campaign(root.address, "demo", CONFIG, root.endpoint_url)

@@ -19,7 +19,7 @@ from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Series
 from flows.reports.audit.pages import CAMPAIGN_PAGE, render, write_page
 from flows.reports.chains import Evaluated, evaluations, read_chain
 from flows.reports.paired import holm
-from flows.reports.standing import Standing, none_readable, standing_of
+from flows.reports.standing import LONGEST_S, Standing, none_readable, standing_of
 from flows.reports.study_tables import TESTS
 from infra.manifest import Manifest, uncollected, weights_hash
 from infra.objects import address_of
@@ -57,7 +57,7 @@ class CampaignRow:
     def took(self) -> timedelta | None:
         """The time that its iterations took."""
         took = [s for row in self.commits if (s := row.metrics.get("seconds/iteration_s")) is not None]
-        return timedelta(seconds=round(sum(took))) if took else None
+        return timedelta(seconds=round(min(max(0.0, sum(took)), LONGEST_S))) if took else None
 
 
 @dataclass(frozen=True)

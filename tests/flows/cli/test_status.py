@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import timedelta
 
 import pytest
 
-from flows.reports.standing import standing_of, standings
+from flows.reports.standing import LONGEST_S, standing_of, standings
 from infra import lease, stages
 from infra.manifest import BrokenExpectation, GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, manifests, open_campaign
@@ -91,6 +92,16 @@ def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path, opid):
         opid("status", "--root", root / "study")
 
 
+@pytest.mark.parametrize("recovery", ["x", {"lease_ttl_s": "y"}, {"lease_ttl_s": None}])
+def test_a_campaign_whose_config_has_no_seconds_is_left_out(tmp_path, recovery):
+    a_campaign(tmp_path, tmp_path, "mine", 1)
+    open_campaign(tmp_path, "other", {**CONFIG, "campaign": "other", "recovery": recovery})
+    found, left_out = standings(str(tmp_path), None)
+    assert [one.campaign for one in found] == ["mine"]
+    assert list(left_out) == ["other"]
+    assert f"{tmp_path}/other/config.json: recovery.lease_ttl_s: expected seconds, got" in left_out["other"]
+
+
 def test_an_empty_root_is_named_whole(tmp_path, opid, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert opid("status") == f"There is no campaign in {tmp_path}/runs.\n"
@@ -123,3 +134,6 @@ def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
     assert standing_of(store, chain).seconds_left is None
     timed = [m.model_copy(update={"metrics": {"seconds/iteration_s": 50.0}}) for m in chain]
     assert standing_of(store, timed).seconds_left == 100.0
+    endless = [m.model_copy(update={"metrics": {"seconds/iteration_s": 1e300}}) for m in chain]
+    assert standing_of(store, endless).seconds_left == LONGEST_S
+    assert timedelta(seconds=LONGEST_S).days > 365 * 3000
