@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from infra.names import StoredName, TableName
 from opid_core.errors import DataError
-from opid_core.hashing import canonical_json
+from opid_core.hashing import EXECUTION, canonical_json
 from opid_core.policy_check import ADAPTER
 
 FORMAT = 5
@@ -76,6 +76,12 @@ def _in_their_folders(tables: dict[str, FileRecord]) -> dict[str, FileRecord]:
         if not record.path.startswith(f"{name}/"):
             raise ValueError(f"{name}: {record.path} is no part of that table")
     return tables
+
+
+def _of_execution(values: dict[str, bool | int | float]) -> dict[str, bool | int | float]:
+    if unknown := values.keys() - EXECUTION:
+        raise ValueError(f"{', '.join(map(repr, sorted(unknown)))}: expected keys of {', '.join(EXECUTION)}")
+    return values
 
 
 def _with_zone(time: str) -> str:
@@ -138,7 +144,7 @@ class Manifest(Record):
     """Of the run's config; at the start, of the campaign's `config.json`."""
     preset: str = ""
     """Name of the preset of the config's numbers."""
-    execution: dict[str, bool | int | float] = {}
+    execution: Annotated[dict[str, bool | int | float], AfterValidator(_of_execution)] = {}
     """How the run that committed it was fitted to its machine: `hashing.execution` of its config."""
     code_version: str
     seeds: dict[str, int]

@@ -22,7 +22,8 @@ EXECUTION = (
     "learner.gradient_checkpointing",
 )
 """Keys that fit a campaign to a machine and change how sums are rounded: a campaign that is continued with others is
-equal to an undisturbed one up to that. A manifest has the values that its iteration was made with."""
+equal to an undisturbed one up to that. A manifest has the values that its iteration was made with, and no other keys:
+to take one away here raises `manifest.FORMAT`."""
 
 MAY_DIFFER = (
     "iterations",
@@ -61,14 +62,15 @@ def execution(config: CampaignConfig) -> dict[str, Any]:
 
 
 def with_execution(config: CampaignConfig, values: Mapping[str, Any]) -> CampaignConfig:
-    """The config with other `values` of keys of `EXECUTION`."""
+    """The config with other `values` of keys of `EXECUTION`. Raises ValidationError for one out of bounds."""
+    data = config.model_dump(mode="json")
     for key, value in values.items():
-        *section, last = key.split(".")
-        change: dict[str, Any] = {last: value}
-        if section:
-            change = {section[0]: getattr(config, section[0]).model_copy(update=change)}
-        config = config.model_copy(update=change)
-    return config
+        *parents, last = key.split(".")
+        section = data
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    return type(config).model_validate(data)
 
 
 def training_hash(config: CampaignConfig) -> str:

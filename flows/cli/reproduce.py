@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flows import settings
 from flows.cli.common import CampaignName, Endpoint, Root, app, console
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import execution, with_execution
 
 if TYPE_CHECKING:
@@ -178,10 +178,18 @@ def _hashes(manifest: Manifest) -> dict[str, str | None]:
 def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     """The stored config, with the replicas, ranks and so on that `manifest`'s iteration was made with, and a length at
     which it is evaluated as it was: the campaign may have been extended since, or have ended later than first planned.
+
+    Raises DataError for an execution of the manifest that no config can have.
     """
+    from pydantic import ValidationError
+
+    from infra.manifest import problems
     from tasks.evaluate import evaluation_due
 
-    stored = with_execution(stored, manifest.execution)
+    try:
+        stored = with_execution(stored, manifest.execution)
+    except ValidationError as error:
+        raise DataError(f"manifest of iteration {manifest.iteration}: execution: {problems(error)}") from None
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
     of = stored.evaluation
     passes = len(of.splits) * len(of.temperatures) * of.repetitions

@@ -157,6 +157,16 @@ def test_a_manifest_without_a_time_is_named(store, tmp_path, time, said):
         manifests(store)
 
 
+@pytest.mark.parametrize("key", ["seed", "foo.bar"])
+def test_a_manifest_with_an_execution_of_other_keys_is_named(store, tmp_path, key):
+    make_chain(store, tmp_path, 1)
+    edit(store, "_commits/000000.json", '"execution": {}', f'"execution": {{"{key}": 5}}')
+    with pytest.raises(
+        DataError, match=f"000000.json: not a manifest: execution: .*'{key}': expected keys of threads, "
+    ):
+        manifests(store)
+
+
 @pytest.mark.parametrize(("written", "named"), [("", 1), ('  "format": 4,', 4)])
 def test_a_manifest_of_another_format_says_so(store, tmp_path, written, named):
     make_chain(store, tmp_path, 1)

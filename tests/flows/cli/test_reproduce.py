@@ -5,6 +5,7 @@ import pytest
 from flows.cli.reproduce import HashPair, as_committed, compare, first_difference, notes
 from infra.store import open_campaign
 from opid_core.config import build_config
+from opid_core.errors import DataError
 from opid_core.hashing import execution, training_hash
 from opid_core.schema import from_rows
 from tasks.version import code_version
@@ -95,6 +96,9 @@ def test_it_is_run_with_the_replicas_and_ranks_of_the_iteration(manifest):
     again = as_committed(config, manifest.model_copy(update={"execution": values}))
     assert execution(again) == values
     assert training_hash(again) == training_hash(config)
+    out_of_bounds = manifest.model_copy(update={"execution": {"threads": -3, "engine.replicas": 2}})
+    with pytest.raises(DataError, match="manifest of iteration 0: execution: threads: Input should be greater than"):
+        as_committed(config, out_of_bounds)
 
 
 def test_it_is_evaluated_as_it_was_though_the_campaign_was_extended_since(manifest):
