@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shlex
 import socket
+import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from rich.console import Console
 
@@ -25,6 +29,8 @@ JOB_VARIABLES = {
     "env": {**PYTHON, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)},
 }
 """What a deployment on such a pool sets."""
+_PEER = struct.Struct("=i8x")
+"""The process of a `struct ucred`, without user and group."""
 MISSED_AFTER_S = 30.0
 NEVER_RAN_LIMIT_S = 1800.0
 
@@ -34,8 +40,8 @@ def worker_name(pool: str) -> str:
     return f"{pool}-{socket.gethostname()}"
 
 
-def ensure(client: SyncPrefectClient, name: str) -> None:
-    """Create the process work pool, for one campaign at a time. One that exists stays as it is.
+def ensure(client: SyncPrefectClient, name: str) -> UUID:
+    """Create the process work pool, for one campaign at a time; returns its id. One that exists stays as it is.
 
     Raises ConfigError where another machine serves it: the runs of a pool are queued again when its worker starts.
     """
@@ -47,15 +53,40 @@ def ensure(client: SyncPrefectClient, name: str) -> None:
         existing = client.read_work_pool(name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(
-            WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=1)
-        )
-        return
+        new = WorkPoolCreate(name=name, type="process", base_job_template=template, concurrency_limit=1)
+        return client.create_work_pool(new).id
     if existing.type != "process":
         raise ConfigError(f"work pool {name!r}: is of type {existing.type}, must be process; choose another --pool")
     for worker in client.read_workers_for_work_pool(name):
         if worker.name != worker_name(name) and worker.status == "ONLINE":
             raise ConfigError(f"work pool {name!r}: served by worker {worker.name}; give each machine its own --pool")
+    return existing.id
+
+
+@contextmanager
+def alone(pool: str, pool_id: UUID) -> Iterator[None]:
+    """For the block, serve the pool as the only process of this machine, whatever its root and however it writes the
+    server's address: two would have one `worker_name`, and the second would take the first's runs for left behind.
+
+    Raises ConfigError that names the process which does already. A socket, not a file, holds the place: it needs no
+    folder that both know, and is gone with its process, however that ends.
+    """
+    name = f"\0opid-serve-{pool_id}"
+    with socket.socket(socket.AF_UNIX) as place, socket.socket(socket.AF_UNIX) as visitor:
+        try:
+            place.bind(name)
+            place.listen()
+        except OSError:
+            who = "another `opid serve`"
+            visitor.setblocking(False)  # nobody takes these calls: a queue that is full is no reason to wait
+            with suppress(OSError):
+                visitor.connect(name)
+                (process_id,) = _PEER.unpack(visitor.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+                who += f" (process {process_id})"
+            raise ConfigError(
+                f"work pool {pool!r}: {who} serves it on this machine: stop it, or choose another --pool"
+            ) from None
+        yield
 
 
 def requeue(

@@ -50,7 +50,9 @@ def serve(
     ] = None,
     cron: Annotated[str | None, typer.Option(help="Schedule of these deployments, in UTC: '0 3 * * *'.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server on 127.0.0.1.")] = 4200,
-    pool: Annotated[str, typer.Option(help="Work pool; machines that share a server need one each.")] = "opid",
+    pool: Annotated[
+        str, typer.Option(help="Work pool; each `opid serve` that shares a server needs its own.")
+    ] = "opid",
     root: Annotated[Path, typer.Option(help="Prefect's files and the logs go to ROOT/.prefect.")] = Path("runs"),
 ) -> None:
     """Queue and schedule campaigns on this machine, one at a time, and bring back what dies; until Ctrl-C.
@@ -108,8 +110,8 @@ def serve_until_interrupted(
         try:
             if listener and auth:
                 _start_server(stack, url, auth, listener, folder / "server.log")
+            stack.enter_context(work_pool.alone(pool, work_pool.ensure(client, pool)))
             stack.callback(worker.stop, STOP_GRACE_S)  # the last to start is the first to stop
-            work_pool.ensure(client, pool)
             automations.ensure(client, automations.automations(attempts=attempts))
             _deploy(declared, api, pool, folder)
             work_pool.requeue(client, pool, attempts, console, worker_gone=True)
@@ -182,7 +184,8 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             f"port {port}: {os.strerror(error.errno or 0)}; choose another with --port, or set "
-            f"PREFECT_API_URL=http://localhost:{port}/api to use a Prefect server that runs there"
+            f"PREFECT_API_URL=http://localhost:{port}/api to use a Prefect server that runs there, with a --pool of "
+            "its own where another `opid serve` has started it"
         ) from None
 
 

@@ -355,6 +355,13 @@ def test_a_second_serve_is_refused(served, tmp_path, monkeypatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     with pytest.raises(ConfigError, match=f"port {served.port}: Address already in use; choose another with --port"):
         serve_until_interrupted([], None, served.port, "pool")
+    monkeypatch.setenv("PREFECT_API_URL", f"http://localhost:{served.port}/api")  # as that error says
+    auth = served.auth_file.read_text(encoding="utf-8")
+    with (
+        temporary_settings({PREFECT_API_AUTH_STRING: auth}),
+        pytest.raises(ConfigError, match=rf"work pool 'pool': another `opid serve` \(process {served.process.pid}\)"),
+    ):
+        serve_until_interrupted([], None, served.port, "pool")
 
 
 def test_stopping_leaves_no_process_and_the_next_serve_continues_and_keeps_its_schedule(served, tmp_path):
