@@ -24,12 +24,14 @@ def test_the_skills_that_did_most_with_their_part():
     ]
     sentence, _, _, _, first, second, third = effect_lines(effects)
     assert sentence.startswith(
-        "5 different skills in the newest iterations (at most 10); of what they gave episode skills 25.0%, step skills 75.0%."
+        "5 different skills in the newest iterations (at most 10); of what they gave episode skills 25.0%, "
+        "step skills 75.0%."
     )
     assert first == "| `step` | `Do now: a/b` | 4 | 75% | +0.50 | +0.062 | 75.0% |"
     assert second == "| `episode` | `Plan: c` | 2 | 50% | -1.25 | -0.500 | 25.0% |"
     assert third == "| `step` | `0` | 1 | 0% | +0.00 | +0.000 | 0.0% |"
-    assert effect_lines(effects[2:])[0].startswith("3 different skills in the newest iterations (at most 10); they gave nothing. ")
+    nothing = "3 different skills in the newest iterations (at most 10); they gave nothing. "
+    assert effect_lines(effects[2:])[0].startswith(nothing)
     (long,) = effect_lines([make_effect("episode", "word " * 200, steps=1, raised=1, delta=0.0, advantage=1.0)])[4:]
     assert long.startswith("| `episode` | `word word ")
     assert "word ...` | 1 |" in long
