@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from opid_core.errors import ConfigError
 
@@ -17,6 +17,26 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, str_min_length=1
     )
+
+
+def _without_switch_words(values: dict[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        if word := _switch_word(value):
+            raise ValueError(f"{key}: {word!r} is a text here, which counts as true; write true or false")
+    return values
+
+
+def _switch_word(value: Any) -> str | None:
+    """The first `on`, `off`, `yes` or `no` among a value and those nested in it."""
+    if isinstance(value, str):
+        return value if value.lower() in ("on", "off", "yes", "no") else None
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_switch_word, inner)), None)
+
+
+WithoutSwitchWords = AfterValidator(_without_switch_words)
+"""Of a mapping whose values have no types of their own: what a field of type bool takes for true or false is refused,
+as nothing here would make it one."""
 
 
 def imported(reference: str, key: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from opid_core.sections import Section
+from opid_core.sections import Section, WithoutSwitchWords
 
 EPISODE_TITLE = "Episode skill:"
 STEP_TITLE = "Step skill:"
@@ -23,7 +23,9 @@ class PromptingConfig(Section):
     style: Literal["single", "chat"] = "single"
     """`single`: every step is one user message, which tells the steps before it as text. `chat`: a conversation, in
     which the policy's own answers stand as it wrote them, token by token (docs/environments.md)."""
-    template_arguments: dict[ArgumentName, bool | int | float | str] = Field(default_factory=dict)
+    template_arguments: Annotated[dict[ArgumentName, bool | int | float | str], WithoutSwitchWords] = Field(
+        default_factory=dict
+    )
     """Arguments of the policy's chat template, such as `{enable_thinking: false}`; one that the template does not read
     is refused. A model behind an endpoint has its template there: see `analyzer.llm.request_options`."""
     episode_block: Block = f"{EPISODE_TITLE}\n{{skill}}"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from opid_core.errors import ConfigError
-from opid_core.sections import Section, imported
+from opid_core.sections import Section, WithoutSwitchWords, imported
 
 BACKENDS = ("hindsight", "llm", "llm_then_hindsight")
 """The analyzers that come with OPID."""
@@ -31,7 +31,7 @@ class LlmConfig(Section):
     """Sampling temperature of the analyzer."""
     max_tokens: int = Field(default=4096, ge=1)
     """Completion limit of one analysis."""
-    request_options: dict[str, Any] = Field(default_factory=dict)
+    request_options: Annotated[dict[str, Any], WithoutSwitchWords] = Field(default_factory=dict)
     """Further fields of each request, as the endpoint knows them: `{chat_template_kwargs: {enable_thinking: false}}`,
     `{reasoning_effort: low}`."""
     structured_output: Literal["auto", "on", "off"] = "auto"

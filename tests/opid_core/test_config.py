@@ -70,6 +70,17 @@ def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
             load_config(path, wrong)
 
 
+@pytest.mark.parametrize(
+    "key", ["prompting.template_arguments", "analyzer.llm.request_options", "analyzer.llm.request_options.inner"]
+)
+@pytest.mark.parametrize("word", ["on", "Off", "YES", "no"])
+def test_a_word_that_no_type_makes_a_truth_value_is_refused(tmp_path, key, word):
+    path = write(tmp_path, "campaign: c\npolicy: somewhere\n")
+    message = f"{key.removesuffix('.inner')}: .*: '{word}' is a text .* write true or false"
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [f"{key}={{enable_thinking: {word}}}"])
+
+
 def test_a_split_is_evaluated_once(tmp_path):
     path = write(tmp_path, "campaign: c\nevaluation: {split: valid_seen, more_splits: [valid_unseen]}\n")
     assert load_config(path).evaluation.splits == ("valid_seen", "valid_unseen")
