@@ -116,10 +116,10 @@ def allowed(field: FieldInfo) -> str:
 
 def _bounds(constraints: Sequence[Any]) -> list[str]:
     return [
-        f"{sign} {getattr(constraint, name):g}"
+        f"{sign} {bound if isinstance(bound, int) else f'{bound:g}'}"
         for constraint in constraints
         for name, sign in _BOUNDS.items()
-        if hasattr(constraint, name)
+        if (bound := getattr(constraint, name, None)) is not None
     ]
 
 

@@ -20,7 +20,7 @@ from flows.tiny import shrunk
 from flows.train import check_and_open, when_reachable
 from infra.names import is_one_folder
 from infra.store import CampaignStore, find_campaign, local_name
-from opid_core.config import CampaignConfig, load_rows
+from opid_core.config import SEEDS, CampaignConfig, load_rows
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences, flat
 from opid_core.hub import hub_model, pinned, policy_folder
@@ -100,6 +100,8 @@ def load_study(
             methods[twin] = config.model_copy(update={"campaign": twin, "method": without})
     without_skills = [label for label, config in methods.items() if _step_weight(config) is not None]
     from_outcomes = [label for label in without_skills if _step_weight(methods[label]) == 0]
+    if (last := first.seed + seeds - 1) >= SEEDS:
+        raise ConfigError(f"{of[0]}: seed: the last of {seeds} seeds would be {last}; it must be less than {SEEDS}")
     return Study(
         name=name,
         methods=methods,

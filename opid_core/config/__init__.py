@@ -1,6 +1,6 @@
 """The configuration of a campaign: one file a group of sections."""
 
-from opid_core.config.campaign import CampaignConfig
+from opid_core.config.campaign import SEEDS, CampaignConfig
 from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
 from opid_core.config.gates import ExpectationConfig, GatesConfig
 from opid_core.config.learning import LearnerConfig, LoraConfig, WarmStartConfig
@@ -14,6 +14,7 @@ from opid_core.sections import Section
 __all__ = [
     "PRESETS",
     "PRESETS_BY_ENVIRONMENT",
+    "SEEDS",
     "AnalyzerConfig",
     "CampaignConfig",
     "ClusterConfig",

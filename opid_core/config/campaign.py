@@ -23,6 +23,9 @@ from opid_core.learning.methods import Method, Opid
 from opid_core.local_paths import local_path
 from opid_core.sections import Section
 
+SEEDS = 2**32
+"""Seeds are below it: vLLM hands the campaign's to numpy, which refuses more, after minutes of work."""
+
 
 class CampaignConfig(Section):
     """A campaign: a chain of iterations under one name in one store."""
@@ -31,8 +34,8 @@ class CampaignConfig(Section):
     """Name of the campaign: its folder in the store."""
     root: str = "runs"
     """Root of the store: a folder (also as `file://`, with `~` or `$NAME`), or `s3://bucket/prefix`."""
-    seed: int = Field(default=0, ge=0)
-    """All randomness derives from it."""
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
+    """All randomness derives from it. vLLM's engine takes no larger one."""
     iterations: int = Field(default=150, ge=0)
     """Length of the campaign."""
     preset: Literal["released", "paper"] = "released"

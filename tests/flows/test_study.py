@@ -23,6 +23,15 @@ def test_a_study_has_every_method_with_every_seed(study, tmp_path):
     assert study.baseline == "plain"  # GRPO is OPID's twin: no other is added
 
 
+def test_every_seed_is_one_that_the_engine_takes(tmp_path):
+    path = config_file(tmp_path, "plain", "{name: grpo}")
+    assert load_study("mine", [path], 2, ["seed=4294967294"]).seeds == (4294967294, 4294967295)
+    with pytest.raises(
+        ConfigError, match=r"plain\.yaml: seed: the last of 3 seeds would be 4294967296; it must be less"
+    ):
+        load_study("mine", [path], 3, ["seed=4294967294"])
+
+
 def test_opid_without_a_twin_gets_one(tmp_path):
     study = load_study("mine", [config_file(tmp_path, "skills", "{name: opid, lambda_step: 0.1}")], 1)
     assert list(study.methods) == ["skills", "skills-lambda0"]

@@ -214,6 +214,7 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("method: {lambda_step: -1}", r"method\.lambda_step: Input should be greater than or equal to 0 \(got -1\)"),
         ("iterations: -1", r"iterations: .*greater than or equal to 0 \(got -1\)"),
         ("seed: many", r"seed: .*valid integer.* \(got 'many'\)"),
+        ("seed: 4294967296", r"seed: Input should be less than 4294967296 \(got 4294967296\)"),
         ("rollout: {temperature: 0.7}", r"rollout\.temperature: unknown key"),
         ("learner: {adam_betas: [0.9, 1.0]}", r"learner\.adam_betas\.1: Input should be less than 1 \(got 1\.0\)"),
         ("learner: 3", r"learner: .* \(got 3\)"),
