@@ -81,7 +81,7 @@ class EvaluationConfig(Section):
     every: int = Field(default=10, ge=0)
     """Evaluate after every so many iterations; 0 evaluates only before the first and after the last."""
     temperatures: tuple[float, ...] = Field(default=(0.4,), min_length=1)
-    """Sampling temperatures, each a full pass over the panel."""
+    """Sampling temperatures, each a full pass over the panel: 0 (greedy), or at least 0.01."""
     repetitions: int = Field(default=1, ge=1)
     """Passes over the panel at each temperature, with other draws each. Intervals take tasks, not episodes, as what
     was drawn."""
@@ -106,4 +106,8 @@ class EvaluationConfig(Section):
     def _usable(cls, temperatures: tuple[float, ...]) -> tuple[float, ...]:
         if min(temperatures) < 0 or len({*temperatures}) < len(temperatures):
             raise ValueError("must be numbers of 0 or more, each once; `repetitions` is for more passes at the same")
+        if too_cold := [temperature for temperature in temperatures if 0 < temperature < 0.01]:
+            raise ValueError(
+                f"{too_cold[0]:g} must be 0 or at least 0.01: vLLM plays 0.01 in place of what lies between"
+            )
         return temperatures

@@ -215,6 +215,10 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("iterations: -1", r"iterations: .*greater than or equal to 0 \(got -1\)"),
         ("seed: many", r"seed: .*valid integer.* \(got 'many'\)"),
         ("seed: 4294967296", r"seed: Input should be less than 4294967296 \(got 4294967296\)"),
+        (
+            "evaluation: {temperatures: [0, 0.01, 0.009]}",
+            r"evaluation\.temperatures: .*0\.009 must be 0 or at least 0\.01",
+        ),
         ("rollout: {temperature: 0.7}", r"rollout\.temperature: unknown key"),
         ("learner: {adam_betas: [0.9, 1.0]}", r"learner\.adam_betas\.1: Input should be less than 1 \(got 1\.0\)"),
         ("learner: 3", r"learner: .* \(got 3\)"),
