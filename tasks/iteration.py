@@ -34,6 +34,7 @@ from infra.manifest import (
 )
 from infra.store import CampaignStore, check_objects, location, new_attempt, read_table, write_table
 from opid_core.config import CampaignConfig, RecoveryConfig
+from opid_core.config.running import LONGEST_DELAY_S
 from opid_core.errors import AttemptUnusable, ConfigError, DataError, InfrastructureError, OutOfMemory
 from opid_core.samples import Samples
 from tasks.gates import run as gates
@@ -378,8 +379,9 @@ def configured(task: Task[Inputs, Result], config: CampaignConfig) -> Callable[I
 
 
 def retry_delays_s(recovery: RecoveryConfig) -> list[float]:
-    """Seconds before each further try: doubled each time, with up to half of it added at random.
+    """Seconds before each further try: doubled each time up to a bound, with up to half of it added at random.
 
     Prefect's own `retry_jitter_factor` has no effect on tasks that retry in their own process.
     """
-    return [recovery.retry_delay_s * 2**n * random.uniform(1, 1.5) for n in range(recovery.stage_retries)]
+    doubled = (recovery.retry_delay_s * 2**n for n in range(recovery.stage_retries))
+    return [min(delay, LONGEST_DELAY_S) * random.uniform(1, 1.5) for delay in doubled]

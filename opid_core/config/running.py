@@ -8,6 +8,11 @@ from pydantic import Field
 
 from opid_core.sections import Section
 
+LONGEST_S = 10_000_000.0
+"""Of what is waited for (116 days): timers of the operating system and dates of Prefect do not reach much further."""
+LONGEST_DELAY_S = 600.0
+"""Before a further try of a stage: what was doubled so often would not come within anybody's patience."""
+
 
 class StorageConfig(Section):
     """How the store is reached. Credentials are never written here: they come from the standard AWS chain."""
@@ -28,22 +33,23 @@ class ClusterConfig(Section):
     address: str | None = Field(default=None, pattern=r"^(auto|[A-Za-z0-9][A-Za-z0-9._-]*:[0-9]{1,5})$")
     """`HOST:PORT` of the cluster's head, or `auto` for the cluster that this machine is a node of; null: processes of
     this machine."""
-    start_timeout_s: float = Field(default=600.0, gt=0)
+    start_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_S)
     """Longest wait for room on the cluster, and for a process to start there."""
 
 
 class RecoveryConfig(Section):
     """What is tried again after a fault outside the program, how often, and what counts as one."""
 
-    stage_timeout_s: float = Field(default=7200.0, gt=0)
+    stage_timeout_s: float = Field(default=7200.0, gt=0, le=LONGEST_S)
     """A stage that takes longer is ended, its engine and learner are killed, and it is tried again."""
-    stage_retries: int = Field(default=5, ge=0)
+    stage_retries: int = Field(default=5, ge=0, le=50)  # Prefect refuses more delays
     """Further tries of a stage after an infrastructure fault (storage, engine, learner, time-out, out of memory)."""
-    retry_delay_s: float = Field(default=2.0, ge=0)
-    """Wait before the first further try of a stage; doubled each time, with up to half of it added at random."""
+    retry_delay_s: float = Field(default=2.0, ge=0, le=LONGEST_DELAY_S)
+    """Wait before the first further try of a stage; doubled each time up to 600 s, with up to half of it added at
+    random."""
     iteration_attempts: int = Field(default=3, ge=1)
     """An iteration that still fails is tried whole so many times before the campaign stops."""
-    lease_ttl_s: float = Field(default=30.0, ge=1)
+    lease_ttl_s: float = Field(default=30.0, ge=1, le=LONGEST_S)
     """A driver that has not renewed its lease for so long is taken for dead, and another may take over."""
 
 

@@ -271,6 +271,9 @@ def test_yaml_of_today(tmp_path):
     [
         ({"learner": {"learning_rate": float("inf")}}, "learner.learning_rate"),
         ({"recovery": {"lease_ttl_s": float("inf")}}, "recovery.lease_ttl_s"),
+        ({"recovery": {"lease_ttl_s": 1e12}}, "recovery.lease_ttl_s"),
+        ({"recovery": {"stage_timeout_s": 1e300}}, "recovery.stage_timeout_s"),
+        ({"recovery": {"stage_retries": 51}}, "recovery.stage_retries"),
         ({"method": {"lambda_step": float("inf")}}, "method.lambda_step"),
         ({"evaluation": {"temperatures": [float("nan")]}}, "evaluation.temperatures.0"),
         ({"evaluation": {"temperatures": []}}, "evaluation.temperatures"),
@@ -285,7 +288,7 @@ def test_yaml_of_today(tmp_path):
         ),
     ],
 )
-def test_numbers_are_finite_and_texts_are_not_empty(values, field):
+def test_numbers_are_bounded_and_texts_are_not_empty(values, field):
     with pytest.raises(ConfigError, match=rf"^config: {field}: "):
         build_config({"campaign": "c", **values})
 

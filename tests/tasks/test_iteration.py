@@ -332,6 +332,12 @@ def test_delays_double_and_are_spread():
     assert sum(delays) >= 60  # a store that is away for a minute is waited for
 
 
+def test_fifty_delays_are_bounded():
+    delays = retry_delays_s(RecoveryConfig(stage_retries=50, retry_delay_s=2.0))
+    assert len(delays) == 50
+    assert 600 <= delays[-1] <= max(delays) <= 900
+
+
 def test_a_degraded_iteration_lets_the_gate_record_the_budget(run):
     tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     with pytest.raises(FailureBudgetExceeded):
