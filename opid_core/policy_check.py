@@ -15,11 +15,15 @@ from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 """Of a LoRA adapter in PEFT's format."""
+
+NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
+"""Of weights, as safetensors calls them. Integers and 8-bit floats are somebody's quantised weights: without the config
+of the quantisation they would be loaded as the numbers that stand there."""
 
 WRAPPERS = {
     "_orig_mod.": "torch.compile",
@@ -125,15 +129,25 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def check_weights(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise ConfigError unless the headers of the weights give every weight of `config`'s architecture, in its shape,
-    and no other. Quantised weights are only looked for."""
+    """Raise ConfigError unless the headers of the weights give every weight of `config`'s architecture, in its shape
+    and as one of `NUMBER_TYPES`, and no other. Quantised weights are only looked for."""
     files = weight_files(folder)
     stored: dict[str, Tensor] = {}
+    raw: dict[str, str] = {}
     for path in files:
-        stored |= _header(path)
+        weights, types = _header(path)
+        stored |= weights
+        raw |= {name: f"{name} in {path} is {type_}" for name, type_ in types.items() if type_ not in NUMBER_TYPES}
     if getattr(config, "quantization_config", None):
         return
     require_fit(folder, config, *_compare(config, stored), stored)
+    if raw and _uses(config, stored, raw):
+        alone = (text for name, text in raw.items() if _uses(config, stored, [name]))
+        told = next(alone, min(raw.values()))  # of two copies of a tied weight neither is missed alone
+        raise ConfigError(
+            f"policy: {told}, and config.json has no quantization_config that says what it stands for; weights must "
+            f"be {', '.join(NUMBER_TYPES)}"
+        )
 
 
 def _check_tied(folder: Path, tied: Sequence[str]) -> None:
@@ -172,30 +186,47 @@ def require_fit(
     )
 
 
-def _header(path: Path) -> dict[str, Tensor]:
-    """The weights of a safetensors file by name, without their values (on PyTorch's meta device)."""
+def _header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights of a safetensors file by name, without their values (on PyTorch's meta device), and their types."""
     import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as weights:
-            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            shapes = {name: found.get_shape() for name, found in slices.items()}
+            types = {name: found.get_dtype() for name, found in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"policy: {path} is cut or damaged ({error}); copy it again") from None
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, types
+
+
+def _uses(config: PreTrainedConfig, stored: dict[str, Tensor], names: Iterable[str]) -> bool:
+    """Whether a model of `config` lacks numbers without the weights called `names`: it does not read the masks that old
+    files hold, and an architecture's own tables of integers are no weights."""
+    without = {name: weight for name, weight in stored.items() if name not in {*names}}
+    missing, _, misshapen = _compare(config, without)
+    of_numbers = {name for name, one in _without_values(config).state_dict().items() if one.is_floating_point()}
+    return bool(misshapen or missing & of_numbers)
+
+
+def _without_values(config: PreTrainedConfig) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[str], set[str], set[str]]:
     """Weights that are missing, unknown to the architecture, or of another shape: transformers' own loading, with its
     renamings and its rules of what may be missing, on weights without values."""
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    model = _without_values(config)
     settings = LoadStateDictConfig(
         device_map={"": "meta"},
         dtype=torch.float32,

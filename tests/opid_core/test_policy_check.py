@@ -112,6 +112,25 @@ def test_weights_are_compared_as_transformers_loads_them(model_type, tmp_path):
         check_policy_folder(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_plain_numbers_are_named(policy_folder, dtype):
+    """NORM does not come first among them: the one named is one that the model computes with."""
+    unread = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8, dtype=torch.int8)}
+    edit_weights(policy_folder, lambda weights: {**weights, **unread})
+    check_policy_folder(policy_folder)
+    edit_weights(policy_folder, lambda weights: {**weights, NORM: weights[NORM].to(dtype)})
+    message = rf"policy: {NORM} in {policy_folder / WEIGHTS} is (I8|BOOL|F8_E4M3), .*must be F64, F32, F16, BF16$"
+    with pytest.raises(ConfigError, match=message):
+        check_policy_folder(policy_folder)
+
+
+def test_an_architecture_s_own_table_of_integers_passes(tmp_path):
+    tiny_model(tiny_config("deepseek_v4")).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert any(not one.is_floating_point() for one in load_file(tmp_path / WEIGHTS).values())
+    check_policy_folder(tmp_path)
+
+
 def test_unfinished_downloads_are_named(policy_folder):
     weights = policy_folder / WEIGHTS
     whole = weights.read_bytes()
