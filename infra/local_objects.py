@@ -90,7 +90,8 @@ def read(path: Path, max_bytes: int) -> bytes | None:
     with faults(path, "read"):
         try:
             with open_object(path) as file:
-                data = file.read(max_bytes + 1)
+                # Python makes room for all that is asked for, whatever there is; `max_bytes` may be a record's word.
+                data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
             if len(data) > max_bytes:
                 raise too_long(path, max_bytes)
             return data

@@ -42,8 +42,8 @@ class FileRecord(Record):
     """One immutable object of the store. `path` is relative to the campaign's folder."""
 
     path: StoredName
-    size: int = Field(ge=0)
-    """Bytes."""
+    size: int = Field(ge=0, lt=1 << 63)
+    """Bytes; no file has more."""
     sha256: str
     rows: int | None = None
     """Tables only, as are the next two."""

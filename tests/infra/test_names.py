@@ -133,8 +133,9 @@ def test_a_manifest_that_names_a_file_elsewhere_is_refused(local, tmp_path, plac
         lambda start: {"tables": {"metrics": start.tables["scores"]}},
         lambda start: {"policy": start.policy.model_copy(update={"uri": "policies"})},
         lambda start: {"policy": start.policy.model_copy(update={"files": start.policy.files[:1] * 2})},
+        lambda start: {"tables": {"scores": start.tables["scores"].model_copy(update={"size": 10**30})}},
     ],
-    ids=["an unknown table", "another table's part", "all policies as one", "a file twice"],
+    ids=["an unknown table", "another table's part", "all policies as one", "a file twice", "a file without end"],
 )
 def test_a_manifest_of_things_that_no_store_holds_is_refused(local, tmp_path, change):
     start = make_chain(local, tmp_path / "made", 1)[0]

@@ -12,7 +12,7 @@ import pytest
 
 from infra import objects, s3_objects
 from infra.objects import S3Address, address_of, create_file, create_only, read
-from opid_core.errors import ConfigError, InfrastructureError
+from opid_core.errors import ConfigError, DataError, InfrastructureError
 from tests.factories import all_files
 from tests.infra.servers import proxied
 
@@ -35,6 +35,13 @@ def test_an_object_is_created_once_and_leaves_no_temporary_file(folder):
     sha256 = "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
     assert objects.digest_of(address) == (5, sha256)
     assert [(info.path, info.size) for info in objects.list_objects(folder)] == [("deep/object", 5)]
+
+
+def test_no_more_memory_is_taken_than_there_is_to_read(folder):
+    create_only(folder / "object", b"first")
+    assert read(folder / "object", 10**12) == read(folder / "object", 10**30) == b"first"
+    with pytest.raises(DataError, match=r"object: longer than the 4 bytes that may stand there"):
+        read(folder / "object", 4)
 
 
 def test_listing_overwriting_and_deleting(folder, tmp_path):
