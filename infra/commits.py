@@ -157,7 +157,7 @@ def check_objects(
 
     def check(record: FileRecord) -> FileRecord | None:
         address = store.address(record.path)
-        found = objects.digest_of(address)
+        found = objects.digest_of(address, record.size)
         if found is None and record.path in pruned(store):  # by a running campaign, since the records were read
             return None
         check_object(address, record, found)

@@ -131,11 +131,11 @@ def _fetch(store: CampaignStore, record: FileRecord, old: Path, new: Path, name:
     with local_objects.faults(target, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OpidError, OSError):
-        check_object(old / name, record, objects.digest_of(old / name))
+        check_object(old / name, record, objects.digest_of(old / name, record.size))
         os.link(old / name, target)
         return
     address = store.address(record.path)
-    check_object(address, record, objects.download(address, target))
+    check_object(address, record, objects.download(address, target, record.size))
 
 
 def _check(path: Path, folder: FolderRecord) -> None:
@@ -144,7 +144,7 @@ def _check(path: Path, folder: FolderRecord) -> None:
 
     def check(record: FileRecord) -> None:
         file = path_below(path, folder.name_of(record))
-        check_object(file, record, objects.digest_of(file))
+        check_object(file, record, objects.digest_of(file, record.size))
 
     objects.in_parallel(check, folder.files)
     named = {folder.name_of(record) for record in folder.files}

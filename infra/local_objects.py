@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import secrets
 import stat
@@ -108,11 +109,13 @@ def size_of(path: Path) -> int | None:
             return None
 
 
-def digest_of(path: Path) -> tuple[int, str] | None:
+def digest_of(path: Path, max_bytes: float = math.inf) -> tuple[int, str] | None:
     """See `infra.objects.digest_of`."""
     with faults(path, "read"):
         try:
             with open_object(path) as file:
+                if os.fstat(file.fileno()).st_size > max_bytes:
+                    raise too_long(path, max_bytes)
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 return file.tell(), sha256
         except NO_OBJECT:

@@ -7,6 +7,7 @@ the user can mend (no permission, refused credentials, no bucket); both name the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,11 +72,12 @@ def create_file(address: Address, source: Path, copy: Path | None = None) -> tup
             return s3_objects.create_from(address, file, kept)
 
 
-def download(address: Address, target: Path) -> tuple[int, str] | None:
-    """Copy an object to the new local file `target`: its size in bytes and sha256, or None when there is none."""
+def download(address: Address, target: Path, max_bytes: float = math.inf) -> tuple[int, str] | None:
+    """Copy an object to the new local file `target`: its size in bytes and sha256, or None when there is none. Of one
+    on S3 no more than `max_bytes` are taken, then DataError is raised."""
     with local_objects.faults(target, "written"), open(target, "xb") as file:
         if isinstance(address, S3Address):
-            return s3_objects.download(address, file)
+            return s3_objects.download(address, file, max_bytes)
         try:
             with local_objects.open_object(address) as source:
                 return copy_and_hash(source, file)
@@ -98,9 +100,10 @@ def size_of(address: Address) -> int | None:
     return _store_of(address).size_of(address)
 
 
-def digest_of(address: Address) -> tuple[int, str] | None:
-    """Size in bytes and sha256 of an object, read in pieces, or None when there is none."""
-    return _store_of(address).digest_of(address)
+def digest_of(address: Address, max_bytes: float = math.inf) -> tuple[int, str] | None:
+    """Size in bytes and sha256 of an object, read in pieces, or None when there is none. Raises DataError for more than
+    `max_bytes`, without reading all of it."""
+    return _store_of(address).digest_of(address, max_bytes)
 
 
 def list_objects(folder: Address) -> list[ObjectInfo]:

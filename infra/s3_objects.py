@@ -109,9 +109,9 @@ def size_of(address: S3Address) -> int | None:
     return listed[0]["Size"] if listed and listed[0]["Key"] == address.key else None
 
 
-def digest_of(address: S3Address) -> tuple[int, str] | None:
+def digest_of(address: S3Address, max_bytes: float = math.inf) -> tuple[int, str] | None:
     """See `infra.objects.digest_of`."""
-    return download(address, None)
+    return download(address, None, max_bytes)
 
 
 def download(address: S3Address, target: BinaryIO | None, max_bytes: float = math.inf) -> tuple[int, str] | None:

@@ -9,6 +9,7 @@ from infra import folders, objects
 from infra.manifest import FolderRecord, texts_only
 from infra.store import (
     CampaignStore,
+    check_objects,
     folder_path,
     location,
     open_campaign,
@@ -101,6 +102,9 @@ def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypa
     put_object(store, path, b"WEIGHTS")
     with pytest.raises(DataError, match=rf"{name}: damaged: sha256 .*, its record says {record.files[0].sha256}"):
         folder_path(store, record)
+    put_object(store, path, b"weights and more")
+    with pytest.raises(DataError, match=rf"{name}: longer than the 7 bytes"):
+        folder_path(store, record)
     put_object(store, path, b"weight")
     with pytest.raises(DataError, match=rf"{name}: 6 bytes, its record says 7"):
         folder_path(store, record)
@@ -108,6 +112,16 @@ def test_a_damaged_cut_or_missing_file_is_named(store, tmp_path, cache, monkeypa
     with pytest.raises(DataError, match=rf"{name}: missing"):
         folder_path(store, record)
     assert all_files(tmp_path / "another machine") == []
+
+
+def test_a_file_that_is_longer_than_its_record_is_not_hashed(tmp_path, monkeypatch):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    record = put_folder(store, make_folder(tmp_path, "local"), "policies/000001/attempt")
+    os.truncate(location(store, record.files[0].path), 1 << 40)
+    monkeypatch.setattr("hashlib.file_digest", None)
+    for use in (lambda: folder_path(store, record), lambda: check_objects(store, record.files)):
+        with pytest.raises(DataError, match=r"model\.safetensors: longer than the 7 bytes that may stand there"):
+            use()
 
 
 @pytest.mark.parametrize(
