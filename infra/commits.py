@@ -24,7 +24,7 @@ from infra.manifest import (
     to_bytes,
 )
 from infra.objects import Address
-from infra.tables import check_object, key_of
+from infra.tables import check_object, key_of, opened
 from opid_core.errors import DataError, GateError
 
 PRUNED = "_pruned"
@@ -152,8 +152,8 @@ def check_config(store: CampaignStore, chain: Sequence[Manifest]) -> None:
 def check_objects(
     store: CampaignStore, records: Sequence[FileRecord], on_file: Callable[[FileRecord], None] | None = None
 ) -> int:
-    """Re-hash files and say how many there are; `on_file` gets each that was found whole, in order. Raises DataError
-    that names the first bad one."""
+    """Re-hash files, count the rows of tables on a disk, and say how many files there are; `on_file` gets each that was
+    found whole, in order. Raises DataError that names the first bad one."""
 
     def check(record: FileRecord) -> FileRecord | None:
         address = store.address(record.path)
@@ -161,6 +161,8 @@ def check_objects(
         if found is None and record.path in pruned(store):  # by a running campaign, since the records were read
             return None
         check_object(address, record, found)
+        if record.rows is not None and isinstance(address, Path):  # one on S3 would be fetched again for it
+            opened(address, address, record).close()
         return record
 
     whole = 0

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -72,9 +73,21 @@ def read_table(store: CampaignStore, record: FileRecord, columns: Sequence[str] 
             f"{schema.VERSION}; use the version of OPID that wrote it (see `code_version` in the manifest)"
         )
     # Not `pq.read_table`, and no threads for what is small: a report reads thousands of tables of a few rows each.
-    file = pq.ParquetFile(pa.BufferReader(read_file(store, record)))
+    file = opened(pa.BufferReader(read_file(store, record)), address, record)
     threads = record.size > _THREADS_FROM_BYTES
     return _conform(record.path.split("/")[0], file.read(columns, use_threads=threads), columns)
+
+
+def opened(source: pa.BufferReader | Path, address: Address, record: FileRecord) -> pq.ParquetFile:
+    """A part of a table of which nothing but its last lines, which describe it, is read. Raises DataError that names
+    the part's `address` unless it has as many rows as `record` says: half a megabyte can stand for any number."""
+    try:
+        file = pq.ParquetFile(source)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{address}: no Parquet file: {error}") from None
+    if file.metadata.num_rows != record.rows:
+        raise DataError(f"{address}: {file.metadata.num_rows} rows, its record says {record.rows}")
+    return file
 
 
 def read_file(store: CampaignStore, record: FileRecord) -> bytes:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 from infra import objects
 from infra.store import (
     CampaignStore,
+    check_objects,
     check_writable,
     find_campaign,
     local_folder,
@@ -240,6 +242,19 @@ def test_a_table_of_another_form_is_refused(store, name, table, message):
     with pytest.raises(DataError, match=message):
         write_table(store, name, 0, "attempt", table)
     assert stored_paths(store, name) == []
+
+
+def test_a_table_of_other_rows_than_its_record_says_is_not_read(tmp_path):
+    store = open_campaign(tmp_path, "demo", CONFIG)
+    record = write_table(store, "scores", 0, "attempt", scores_table())
+    more = record.model_copy(update={"rows": 2})
+    for use in (lambda: read_table(store, more), lambda: check_objects(store, [more])):
+        with pytest.raises(DataError, match=r"part-0\.parquet: 1 rows, its record says 2"):
+            use()
+    put_object(store, record.path, b"x")
+    other = record.model_copy(update={"size": 1, "sha256": hashlib.sha256(b"x").hexdigest()})
+    with pytest.raises(DataError, match=r"part-0\.parquet: no Parquet file"):
+        read_table(store, other)
 
 
 def test_a_damaged_cut_missing_or_foreign_table_is_named(store):
