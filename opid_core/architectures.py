@@ -90,12 +90,23 @@ def random_in_training(config: PreTrainedConfig) -> list[str]:
 def tied_weights(config: PreTrainedConfig) -> tuple[str, ...]:
     """Names of the one parameter that is both embeddings and output layer in a model of `config`; empty where each has
     its own. Allocates no weights."""
+    return names_of_tied(without_values(config))
+
+
+def without_values(config: PreTrainedConfig) -> PreTrainedModel:
+    """The causal language model of `config`, without memory for its weights (on PyTorch's meta device). Raises
+    ConfigError for one that cannot be built."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return names_of_tied(model)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever the architecture's own code raises for a value
+        raise ConfigError(
+            f"policy: {Path(config.name_or_path) / 'config.json'}: no {config.model_type} model has these values: "
+            f"{type(error).__name__}: {error}"
+        ) from None
 
 
 def names_of_tied(model: PreTrainedModel) -> tuple[str, ...]:

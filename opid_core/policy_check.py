@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opid_core.architectures import check_architecture, is_one_of, tied_weights
+from opid_core.architectures import check_architecture, is_one_of, tied_weights, without_values
 from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -42,10 +42,10 @@ def check_policy_folder(folder: str | Path, trained: bool = True, weights: bool 
     if not folder.is_dir():
         raise ConfigError(f"policy: {folder} is not a folder; give a local HF model folder, or null for a warm start")
     check_entries(folder)
-    _read_json(folder / "config.json")
+    read_json(folder / "config.json")
     if (folder / "generation_config.json").is_file():
-        _read_json(folder / "generation_config.json")
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
+        read_json(folder / "generation_config.json")
+    tokenizer_config = read_json(folder / "tokenizer_config.json")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ConfigError(f"policy: {folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     if not tokenizer_config.get("chat_template") and not (folder / "chat_template.jinja").is_file():
@@ -116,7 +116,7 @@ def weight_files(folder: str | Path) -> list[Path]:
         raise ConfigError(f"policy: {folder} has no safetensors weights ({WEIGHTS}, or shards with {INDEX})")
     named = {WEIGHTS}
     if (folder / INDEX).exists():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConfigError(f"policy: {folder / INDEX}: weight_map must name the file of each weight")
         named = {str(name) for name in weight_map.values()}
@@ -206,16 +206,8 @@ def _uses(config: PreTrainedConfig, stored: dict[str, Tensor], names: Iterable[s
     files hold, and an architecture's own tables of integers are no weights."""
     without = {name: weight for name, weight in stored.items() if name not in {*names}}
     missing, _, misshapen = _compare(config, without)
-    of_numbers = {name for name, one in _without_values(config).state_dict().items() if one.is_floating_point()}
+    of_numbers = {name for name, one in without_values(config).state_dict().items() if one.is_floating_point()}
     return bool(misshapen or missing & of_numbers)
-
-
-def _without_values(config: PreTrainedConfig) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[str], set[str], set[str]]:
@@ -226,7 +218,7 @@ def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[s
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    model = _without_values(config)
+    model = without_values(config)
     settings = LoadStateDictConfig(
         device_map={"": "meta"},
         dtype=torch.float32,
@@ -240,7 +232,8 @@ def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[s
     return info.missing_keys - {name for name, *_ in info.mismatched_keys}, info.unexpected_keys, misshapen
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a policy's JSON file. Raises ConfigError where it cannot be read or holds none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -88,10 +88,12 @@ class CampaignConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("preset", "released") not in PRESETS:
+        if not isinstance(data, dict):
             return data
-        preset = data.get("preset", "released")
-        by_environment = PRESETS_BY_ENVIRONMENT.get((preset, _name(data, "environment")), {})
+        preset, world = data.get("preset", "released"), _name(data, "environment")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            return data  # the fields' own checks say what is wrong with it, and with the environment's name
+        by_environment = PRESETS_BY_ENVIRONMENT.get((preset, world), {}) if isinstance(world, str) else {}
         method = methods.get(_name(data, "method") or methods.DEFAULT)
         numbers = merge(PRESETS[preset], by_environment)
         read = {key: value for key, value in numbers["method"].items() if key in method.model_fields}

@@ -70,9 +70,7 @@ def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
             load_config(path, wrong)
 
 
-@pytest.mark.parametrize(
-    "key", ["prompting.template_arguments", "analyzer.llm.request_options", "analyzer.llm.request_options.inner"]
-)
+@pytest.mark.parametrize("key", ["prompting.template_arguments", "analyzer.llm.request_options.inner"])
 @pytest.mark.parametrize("word", ["on", "Off", "YES", "no"])
 def test_a_word_that_no_type_makes_a_truth_value_is_refused(tmp_path, key, word):
     path = write(tmp_path, "campaign: c\npolicy: somewhere\n")
@@ -197,6 +195,8 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("environment: {options: {task_types: [fly]}}", r"environment\.options\.task_types\.0: Input should be '"),
         ("environment: {name: chess}", r"environment\.name: unknown environment 'chess'; known: .*alfworld"),
         ("preset: fast", r"preset: Input should be 'released' or 'paper' \(got 'fast'\)"),
+        ("preset: [1]", r"preset: Input should be 'released' or 'paper' \(got \[1\]\)"),
+        ("environment: {name: {a: 1}}", r"environment\.name: Input should be a valid string \(got \{'a': 1\}\)"),
         ("method: {name: ppo}", r"method\.name: unknown method 'ppo'; known: grpo, gigpo, .*, opid, or module:name"),
         ("method: {name: [grpo]}", r"method\.name: unknown method \['grpo'\]; known: grpo"),
         ("method: opid", r"method: Input should be a valid dictionary .* \(got 'opid'\)"),

@@ -14,9 +14,10 @@ from opid_core.errors import ConfigError
 from opid_core.learning.scoring import score
 from opid_core.policies import load_model, load_tokenizer, prepare_policy, save_policy
 from opid_core.policy_check import INDEX, WEIGHTS, check_policy_folder, load_config, weight_files
+from opid_core.rollout.engines.vllm import end_tokens
 from opid_core.samples import Ragged
 from tests.architectures import tiny_config, tiny_model
-from tests.factories import make_tiny_policy_folder, make_tokenizer
+from tests.factories import EOS_ID, make_tiny_policy_folder, make_tokenizer
 
 HEAD, NORM = "lm_head.weight", "model.layers.1.input_layernorm.weight"
 
@@ -93,6 +94,28 @@ def test_weights_that_are_not_those_of_the_architecture_are_named(policy_folder,
     edit_weights(policy_folder, edit)
     with pytest.raises(ConfigError, match=f"weights in {policy_folder} .*{message}"):
         check_policy_folder(policy_folder, trained)
+
+
+def test_values_that_no_model_has_are_told(policy_folder):
+    edit_config(policy_folder, hidden_act="nope")
+    with pytest.raises(ConfigError, match=rf"{policy_folder}/config\.json: no qwen2 model has these values: .*nope"):
+        check_policy_folder(policy_folder)
+
+
+def test_end_tokens_are_those_declared_and_the_tokenizer_s(policy_folder):
+    (policy_folder / "generation_config.json").write_text('{"eos_token_id": [3, 2]}')
+    assert end_tokens(policy_folder) == [EOS_ID, 2, 3]
+    (policy_folder / "generation_config.json").write_text("{}")
+    assert end_tokens(policy_folder) == [EOS_ID]
+
+
+@pytest.mark.parametrize("declared", ["abc", [[1]], 1.5, True, -1, 9999, [1, "2"]])
+def test_an_end_token_that_is_none_of_the_policy_s_is_refused(policy_folder, declared):
+    (policy_folder / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
+    with pytest.raises(
+        ConfigError, match=r"generation_config\.json: eos_token_id must be .* integer from 0 to \d+, got"
+    ):
+        end_tokens(policy_folder)
 
 
 def test_more_layers_in_the_config_than_in_the_weights(policy_folder):

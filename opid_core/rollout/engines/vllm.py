@@ -22,7 +22,7 @@ from opid_core.architectures import is_one_of, tied_weights
 from opid_core.config import EngineConfig
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
 from opid_core.policies import load_tokenizer
-from opid_core.policy_check import load_config, weight_files
+from opid_core.policy_check import load_config, read_json, weight_files
 from opid_core.rollout.engines.own_head import engine_arguments
 from opid_core.samples import Ragged
 
@@ -323,15 +323,25 @@ def prepare_process(threads: int) -> bool:
 
 def end_tokens(policy_dir: Path) -> list[int]:
     """Ids that end a response: the tokenizer's end-of-sequence token, and those of the generation config, or of
-    config.json where there is none."""
-    from transformers import GenerationConfig
-
-    if (Path(policy_dir) / "generation_config.json").is_file():
-        declared = GenerationConfig.from_pretrained(policy_dir).eos_token_id
+    config.json where there is none. Raises ConfigError for none, and for one that is no token of the policy."""
+    config, generation = load_config(policy_dir), Path(policy_dir) / "generation_config.json"
+    if generation.is_file():
+        source, declared = generation, read_json(generation).get("eos_token_id")
     else:
-        declared = getattr(load_config(policy_dir), "eos_token_id", None)
-    ids = {load_tokenizer(policy_dir).eos_token_id, *(declared if isinstance(declared, list) else [declared])}
-    ids.discard(None)
+        source, declared = Path(policy_dir) / "config.json", getattr(config, "eos_token_id", None)
+    tokens = config.get_text_config().vocab_size
+    ids: set[int] = set()
+    for where, found in (
+        *((f"{source}: eos_token_id", one) for one in (declared if isinstance(declared, list) else [declared])),
+        (f"the tokenizer in {policy_dir}: its end-of-sequence token", load_tokenizer(policy_dir).eos_token_id),
+    ):
+        if found is None:
+            continue
+        if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found < tokens:
+            raise ConfigError(
+                f"policy: {where} must be the id of a token, an integer from 0 to {tokens - 1}, got {found!r}"
+            )
+        ids.add(found)
     if not ids:
         raise ConfigError(
             f"policy: the tokenizer in {policy_dir} names no end-of-sequence token: no response would end"
