@@ -8,7 +8,10 @@ micro-batches, and return the same.
 from __future__ import annotations
 
 import gc
+import shutil
+import tempfile
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -35,7 +38,7 @@ from opid_core.learning.losses import (
     reference_loss,
 )
 from opid_core.learning.scoring import ResponseScorer, frozen_policy, response_mask, score
-from opid_core.policies import load_model, save_policy
+from opid_core.policies import copy_beside_weights, load_model, save_policy
 from opid_core.samples import Ragged, Samples, micro_batches
 
 if TYPE_CHECKING:
@@ -86,6 +89,11 @@ class Learner:
             self._policy: PreTrainedModel = load_model(policy_dir, getattr(torch, config.dtype), use_safetensors=True)
         except (OSError, ValueError) as error:
             raise ConfigError(f"policy: {policy_dir} cannot be loaded: {error}") from error
+        # Each export needs them, and the folder may be one of a cache, which keeps those used last alone.
+        self._beside_weights = Path(tempfile.mkdtemp())
+        weakref.finalize(self, shutil.rmtree, self._beside_weights, ignore_errors=True)
+        copy_beside_weights(policy_dir, self._beside_weights)
+        shutil.copyfile(policy_dir / "config.json", self._beside_weights / "config.json")
         if config.lora is not None:
             adapt(self._policy, config.lora, seed)
             if self._adapter_dir is not None:
@@ -213,15 +221,15 @@ class Learner:
             checkpoint.save(self._engine, Path(folder), self.config, self._shapes)
 
     def export(self, folder: str | Path) -> None:
-        """Write an HF folder: safetensors, config.json, and what lies beside the weights of the base policy; with LoRA
-        the adapter's folder."""
+        """Write an HF folder: safetensors, config.json, and what lay beside the weights of the base policy when it was
+        loaded; with LoRA the adapter's folder."""
         first = torch.distributed.get_rank() == 0
         with _memory_errors(self.config.micro_batch_tokens):
             weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
             if first and self.config.lora is not None:
-                save_adapter(folder, weights, self.config.lora, base=self._policy_dir)
+                save_adapter(folder, weights, self.config.lora, base=self._beside_weights)
             elif first:
-                save_policy(self._policy, folder, files_from=self._policy_dir, state_dict=weights)
+                save_policy(self._policy, folder, files_from=self._beside_weights, state_dict=weights)
 
     def close(self) -> None:
         """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may

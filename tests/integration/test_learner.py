@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from opid_core.config import LoraConfig
 from opid_core.errors import ConfigError, DataError, NumericsError
 from opid_core.samples import Ragged
 from tests.factories import VOCABULARY, make_tiny_policy_folder
@@ -284,6 +285,21 @@ def test_the_export_is_a_complete_policy_folder_of_the_updated_weights(make_lear
     check_policy_folder(tmp_path / "policy")
     exported = dict(AutoModelForCausalLM.from_pretrained(tmp_path / "policy").named_parameters())
     assert largest_difference({n: p.detach() for n, p in exported.items()}, weights(learner)) == 0
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])
+def test_an_export_needs_the_folder_that_was_loaded_no_more(policy_folder, lora, tmp_path):
+    """The local cache of a store in S3 may have evicted it by then."""
+    from opid_core.learning.learner import Learner
+
+    shutil.copytree(policy_folder, tmp_path / "cached")
+    learner = Learner(tmp_path / "cached", CONFIG.model_copy(update={"lora": lora}), threads=1, seed=0)
+    shutil.rmtree(tmp_path / "cached")
+    learner.export(tmp_path / "policy")
+    learner.close()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "policy" / name).read_bytes() == (policy_folder / name).read_bytes()
+    assert (tmp_path / "policy" / "config.json").is_file()
 
 
 def test_bfloat16_trains_with_float32_master_weights(make_learner, samples, policy_folder):
