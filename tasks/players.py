@@ -36,8 +36,7 @@ class Player:
         group = HostedGroup("engine", ENGINE, policy_dir, config.engine, **options)
         self._engine = RemoteEngine("engine", group, policy_dir)
         group.create()
-        self._tokenizer_dir: Path | None = None
-        self._tokenizer: Any = None
+        self._load_tokenizer(policy_dir)
         self._playing: Generator[Episode, None, None] | None = None
         self._told = 0
 
@@ -52,13 +51,15 @@ class Player:
         self._engine.begin_load(policy_dir)
         self._engine.finish_load()
         self._engine.policy_dir = policy_dir
+        self._load_tokenizer(policy_dir)
 
     def play(self, requests: Sequence[EpisodeRequest], temperature: float | None) -> Ended:
         """Begin to play `requests` under the campaign's rules (see `episode_settings`), and wait for the first end."""
         settings = episode_settings(self._config, temperature)
-        tokenizer = self._tokenizer_of(self._engine.policy_dir)
         self._told = self._engine.tokens_generated
-        self._playing = ended_episodes(self._engine, tokenizer, environment_maker(self._config), requests, settings)
+        self._playing = ended_episodes(
+            self._engine, self._tokenizer, environment_maker(self._config), requests, settings
+        )
         return self.go_on()
 
     def go_on(self) -> Ended:
@@ -68,12 +69,10 @@ class Player:
         sampled, self._told = self._engine.tokens_generated - self._told, self._engine.tokens_generated
         return episode, sampled, self._engine.policy_dir
 
-    def _tokenizer_of(self, policy_dir: Path) -> Any:
-        if self._tokenizer_dir != policy_dir:
-            arguments = self._config.prompting.template_arguments
-            self._tokenizer = with_template_arguments(load_tokenizer(policy_dir), arguments)
-            self._tokenizer_dir = policy_dir
-        return self._tokenizer
+    def _load_tokenizer(self, policy_dir: Path) -> None:
+        """With the weights, not with the first episode: a merged policy (LoRA) is removed once all have loaded it."""
+        arguments = self._config.prompting.template_arguments
+        self._tokenizer = with_template_arguments(load_tokenizer(policy_dir), arguments)
 
 
 class RemotePlayer(RemoteEngine):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class InThisProcess:
 
 @pytest.fixture
 def start(monkeypatch):
-    def start(loop: str, replicas: int):
+    def start(loop: str, replicas: int, policy: Path = POLICY):
         """The config, its engine, and what answers in the place of vLLM, one a replica."""
         engines: list[ScriptedAnswers] = []
         monkeypatch.setattr(InThisProcess, "engines", engines, raising=False)
@@ -86,7 +87,7 @@ def start(monkeypatch):
         rollout = {"loop": loop, "max_prompt_tokens": 464, "max_response_tokens": 48}
         given = {"campaign": "c", "environment": WORLD, "rollout": rollout, "engine": {"replicas": replicas}}
         config = build_config({**given, "method": {"lambda_step": 0.0}})
-        return config, start_engine(config, POLICY, trained=True), engines
+        return config, start_engine(config, policy, trained=True), engines
 
     return start
 
@@ -136,6 +137,18 @@ def test_new_weights_reach_the_engine_and_an_answer_with_others_is_refused(start
     engines[1].policy_dir = POLICY
     with pytest.raises(InfrastructureError, match="replica 2 of 2 sampled with the weights of"):
         play(config, fleet, None, requests(config, members=1), None)
+
+
+def test_episodes_need_the_folder_of_the_weights_no_more(start, tmp_path):
+    """With LoRA it is a merged one, which is gone before the first episode."""
+    first, second = (shutil.copytree(POLICY, tmp_path / name) for name in ("first", "second"))
+    config, fleet, _ = start("replicas", 1, first)
+    shutil.rmtree(first)
+    for loaded in (None, second):
+        if loaded is not None:
+            fleet.load_policy(loaded)
+            shutil.rmtree(loaded)
+        assert len(play(config, fleet, None, requests(config, members=1), None)) == 5
 
 
 def test_the_canary_samples_through_the_player(start):
