@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -35,6 +36,9 @@ _UNWRITTEN = ("PytorchStreamWriter failed writing", "unexpected pos", "I/O error
 """In the texts of the errors that torch and safetensors raise where a file cannot be written."""
 
 _PATIENCE_S = 5.0
+
+_RENDEZVOUS = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_.*")
+"""Variables by which the ranks of torchrun find each other."""
 
 
 class HostedGroup:
@@ -75,7 +79,10 @@ class HostedGroup:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             self._connections = [_handed_out(ours) for _ in range(ranks)]
-            self._process = processes.start(command, self._folder / "start.log", own_env, stdin=theirs.fileno())
+            # A driver that torchrun or a job's script started is a rank of its own group, its children are none of it.
+            foreign = [name for name in os.environ if _RENDEZVOUS.fullmatch(name)]
+            log = self._folder / "start.log"
+            self._process = processes.start(command, log, own_env, without=foreign, stdin=theirs.fileno())
 
     @property
     def process(self) -> subprocess.Popen[bytes]:

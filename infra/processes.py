@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -30,20 +30,26 @@ _starter = ThreadPoolExecutor(1, thread_name_prefix="starts-children")
 
 
 def start(
-    arguments: Sequence[str], log: Path, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
+    arguments: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    *,
+    without: Collection[str] = (),
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Run `arguments` in a new process group that dies with this process; stdout and stderr are appended to `log`.
 
-    `env` and `PYTHON` are added to this process's environment; the file descriptor `stdin`, a socket for example,
-    becomes the child's standard input.
+    `env` and `PYTHON` are added to this process's environment, of which the variables `without` are left out; the file
+    descriptor `stdin`, a socket for example, becomes the child's standard input.
     """
     # A module that execs the command: code between fork and exec would be unsafe beside threads.
     launcher = [sys.executable, "-m", "infra.processes", str(os.getpid()), *arguments]
+    inherited = {name: value for name, value in os.environ.items() if name not in without}
     with open(log, "ab") as output:
         return _starter.submit(
             subprocess.Popen,
             launcher,
-            env={**os.environ, **PYTHON, **(env or {})},
+            env={**inherited, **PYTHON, **(env or {})},
             stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,

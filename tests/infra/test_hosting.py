@@ -59,6 +59,18 @@ def counter(make):
     return making
 
 
+def test_a_caller_s_own_rank_is_not_inherited(monkeypatch):
+    for name in ("LOCAL_RANK", "RANK", "GROUP_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for env, rank in (({}, ("none", "none")), ({"RANK": "0", "WORLD_SIZE": "1"}, ("0", "1"))):
+        group = HostedGroup("counter", "tests.hosted:Counter", 5, env=env)
+        try:
+            assert group.call("rank") == rank
+        finally:
+            group.kill()
+
+
 def is_running(process_id: int) -> bool:
     try:
         return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
