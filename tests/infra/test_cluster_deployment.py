@@ -49,7 +49,9 @@ def test_nobody_is_root_or_without_the_token_and_the_dead_are_reaped(name):
     if name == "run":
         env = ON_RAY["variables"]["properties"]["env"]["default"]
     else:
-        env = {entry["name"]: entry["value"] for entry in container["env"]}
+        env = {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container["env"]}
+        # The operator's init container, which waits for the head, is given `env` alone.
+        assert env["RAY_AUTH_TOKEN"] == {"secretKeyRef": {"name": "opid-ray", "key": "RAY_AUTH_TOKEN"}}
     assert (env["RAY_AUTH_MODE"], env["RAY_USAGE_STATS_ENABLED"]) == ("token", "0")
 
 
