@@ -28,6 +28,8 @@ class Card:
     """Dense bfloat16 FLOP/s with float32 sums."""
     bandwidth: float
     """Bytes/s of its memory."""
+    is_cpu: bool = False
+    """Whether it is what a rank has of this machine's CPU: a replica more brings nothing then."""
 
 
 CARDS = {
@@ -38,7 +40,7 @@ CARDS = {
     "L40S": Card(362e12, 0.864e12),
     "RTX4090": Card(165e12, 1.01e12),
     "RTX3090": Card(71e12, 0.936e12),
-    "CPU": Card(0.1e12, 20e9),
+    "CPU": Card(0.1e12, 20e9, is_cpu=True),
 }
 """By name; SXM where there are several. Of the CPU: one thread in float32, which is no data sheet's number."""
 _OTHER_MODELS = {"TI", "D", "LAPTOP"}
@@ -125,6 +127,12 @@ def known_card(name: str) -> str:
     return found
 
 
+def cards(config: CampaignConfig, card: Card) -> int:
+    """How many cards a campaign holds: those of the learner's ranks, or of the engine where that needs more."""
+    ranks, engine = config.learner.ranks, config.engine
+    return ranks if card.is_cpu else max(ranks, engine.replicas * engine.tensor_parallel)
+
+
 def play_of(config: CampaignConfig) -> Play:
     """How the config's episodes go. Of an environment of one's own: whole episodes, prompts half as long as they may
     be."""
@@ -155,19 +163,19 @@ def estimate(
     assumed: Assumptions = ASSUMED,
     factors: Mapping[str, float] | None = None,
 ) -> Cost:
-    """The cost of the campaign with the policy's `shape` on `learner.ranks` cards, of which each replica of the engine
-    has one.
+    """The cost of the campaign with the policy's `shape` on its `cards`: the first `learner.ranks` of them learn, the
+    first `engine.replicas` x `engine.tensor_parallel` sample.
 
     `factors` (of `calibration`) multiply the seconds of a phase.
     """
-    learner, gpus = config.learner, config.learner.ranks
+    learner, gpus = config.learner, cards(config, card)
     steps, response = _steps(config), _response_tokens(config)
     prompts = [_prompt_tokens(config, step) for step in range(steps)]
     episodes = _episodes(config)
     samples = episodes * steps
     tokens = float(episodes * (sum(prompts) + steps * response))
     forward = flops_a_token(shape, tokens / samples)
-    speed = card.peak_flops * gpus * (assumed.zero3_share if learner.zero_stage == 3 else 1.0)
+    speed = card.peak_flops * learner.ranks * (assumed.zero3_share if learner.zero_stage == 3 else 1.0)
     # Forward, backward (twice that; with LoRA once, as frozen weights get no gradient), and forward again.
     layers = 3 + learner.gradient_checkpointing - (learner.lora is not None)
     store = stored(config, shape)
@@ -195,7 +203,7 @@ def estimate(
     }
     seconds = {p: factors.get(p, 1.0) * (work_s.get(p, 0.0) + waiting_s.get(p, 0.0)) for p in PHASES}
     sampling = min(config.engine.replicas * config.engine.tensor_parallel, gpus)
-    using = {"rollout": sampling, "evaluate": sampling, "rescore": gpus, "update": gpus}
+    using = {"rollout": sampling, "evaluate": sampling, "rescore": learner.ranks, "update": learner.ranks}
     busy_s = sum(factors.get(p, 1.0) * work_s[p] * n for p, n in using.items())
     total_s = sum(seconds.values())
     return Cost(
@@ -211,13 +219,13 @@ def estimate(
 
 def play_seconds(config: CampaignConfig, shape: PolicyShape, card: Card, assumed: Assumptions, episodes: int) -> float:
     """Seconds in which the engine plays `episodes`, step by step, each replica as many at once as
-    `engine.max_concurrent`. Replicas beyond the ranks count for nothing, nor does tensor parallelism.
+    `engine.max_concurrent`. Tensor parallelism makes none of them faster.
 
     A token of all running sequences takes as long as reading the weights and their caches, or as multiplying, whichever
     is longer; a prompt is multiplied only.
     """
     response = _response_tokens(config)
-    of_replica = episodes / min(config.engine.replicas, config.learner.ranks)
+    of_replica = episodes / min(config.engine.replicas, cards(config, card))
     live = min(of_replica, config.engine.max_concurrent)
     size = BYTES[config.engine.dtype]
     cache_bytes = 2 * shape.layers * shape.key_value_size * size

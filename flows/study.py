@@ -159,7 +159,7 @@ def show(study: Study, console: Console, card: str | None = None) -> None:
         f"{len(configs)} campaigns of {first.iterations} iterations under {first.root}, seeds {seeds_shown}, compared "
         f"with {study.baseline}; one policy for all: {policy}.\n"
         "Samples, calls to the analyzer's model and disk are the most that it can be; hours are an estimate, of all "
-        f"{first.learner.ranks} x {card_name} of a campaign together.",
+        f"{cost.cards(first, sheet)} x {card_name} of a campaign together.",
         highlight=False,
     )
     if not costs:

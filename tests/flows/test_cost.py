@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from flows.cost import (
     CARDS,
     Assumptions,
     Card,
+    Cost,
     analyzer_calls,
     calibration,
     card_called,
@@ -136,6 +138,26 @@ def test_replicas_that_play_prepare_their_own_turns():
     assert by_driver - by_replicas == pytest.approx((16 - 4) * 0.1)
 
 
+def test_cards_of_the_engine_alone_are_held_too():
+    """Two replicas of two cards beside one rank: four cards, of which the learner uses one."""
+    alone = config_of(learner={"ranks": 1})
+    more = config_of(learner={"ranks": 1}, engine={"replicas": 2, "tensor_parallel": 2})
+    one, four = (estimate(config, SHAPE, CARD, ASSUMED) for config in (alone, more))
+    assert (one.gpus, four.gpus, four.gpu_hours) == (1, 4, 4 * four.hours)
+    assert four.seconds["rescore"] == one.seconds["rescore"]
+    assert play_seconds(more, SHAPE, CARD, ASSUMED, 16) < play_seconds(alone, SHAPE, CARD, ASSUMED, 16)
+    learning_s = one.busy * sum(one.seconds.values()) - played(one)
+    assert four.busy == pytest.approx((4 * played(four) + learning_s) / (4 * sum(four.seconds.values())))
+    on_cpu = replace(CARD, is_cpu=True)
+    assert estimate(more, SHAPE, on_cpu, ASSUMED).hours == pytest.approx(one.hours)  # the threads are the same
+    assert estimate(more, SHAPE, on_cpu, ASSUMED).gpus == 1
+
+
+def played(cost: Cost) -> float:
+    """Seconds in which the engine computes, an iteration: a push takes 2.2 s, there are three before panels in ten."""
+    return cost.seconds["rollout"] - 2.2 + cost.seconds["evaluate"] - 2.2 * 3 / 10
+
+
 def test_evaluations_are_spread_over_all_iterations():
     """Before, after 5 and after 10 iterations: 8 tasks at two temperatures, 16 episodes each time."""
     config = config_of()
@@ -193,7 +215,8 @@ def test_cards():
     with pytest.raises(ConfigError, match=r"--card: no data sheet of 'H1000'; known: H100, H200, A100, .*, CPU"):
         known_card("H1000")
     config = config_of(learner={"ranks": 2}, threads=4)
-    assert card_of(config, "cpu") == ("CPU (4 threads)", Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth))
+    of_rank = Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth, is_cpu=True)
+    assert card_of(config, "cpu") == ("CPU (4 threads)", of_rank)
     assert card_of(config, "h200") == ("H200", CARDS["H200"])
 
 
