@@ -171,7 +171,8 @@ def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int =
     episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
     rows = episodes * config.environment.max_steps
     lasting = trained * size + rows * config.rollout.max_prompt_tokens * 2 / _MIB
-    state = trained * (size + 8 + _master(config))
+    own = 0 if config.learner.zero_stage == 3 else size  # at stage 3 a state has the optimizer's copy alone
+    state = trained * (own + 8 + _master(config))
     base = shape.parameters * size / _MIB if config.learner.lora else 0.0
     policies, kept = max(0, config.iterations + 1 - done), config.storage.optimizer_states
     states = policies if kept is None else min(policies, kept + 1 - min(done, kept))
@@ -212,5 +213,5 @@ def planned_shape(config: CampaignConfig) -> PolicyShape | None:
 
 
 def _master(config: CampaignConfig) -> int:
-    """Bytes of a parameter's float32 copy in the optimizer, where training is in less."""
-    return 4 if config.learner.dtype != "float32" else 0
+    """Bytes of a parameter's float32 copy in the optimizer: ZeRO keeps one, even of weights in float32."""
+    return 4 if config.learner.zero_stage else 0

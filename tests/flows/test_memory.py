@@ -213,6 +213,24 @@ def test_what_the_store_takes_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("dtype", "stage", "of_optimizer", "in_state"),
+    [
+        ("float32", 0, 8, 12),
+        ("float32", 1, 12, 16),
+        ("float32", 3, 12, 12),
+        ("bfloat16", 2, 12, 14),
+        ("bfloat16", 3, 12, 12),
+    ],
+)
+def test_bytes_of_a_parameter_s_optimizer_state(tmp_path, dtype, stage, of_optimizer, in_state):
+    """ZeRO has a float32 copy of weights in float32 too; stage 3 stores no other one."""
+    learner = (f"learner.dtype={dtype}", f"learner.zero_stage={stage}", "learner.ranks=1")
+    config = config_of("alfworld_qwen2.5_3b", tmp_path, *learner)
+    assert estimate(config, SHAPE).optimizer_mib == 100 * of_optimizer
+    assert stored(config, SHAPE).state_mib == 100 * in_state
+
+
+@pytest.mark.parametrize(
     ("kept", "done", "policies", "states"),
     [
         ("null", 0, 10, 10),
