@@ -358,7 +358,7 @@ def _panels(config: CampaignConfig) -> list[int]:
 
 
 def flops_a_token(shape: PolicyShape, context: float) -> float:
-    """Of a forward pass in a sequence of `context` tokens: two a weight that is multiplied, and attention to half of
-    the sequence. Looking up an embedding is free."""
+    """Of a forward pass in a sequence of `context` tokens: two a weight that is multiplied (of experts a token's own
+    ones), and attention to half of the sequence. Looking up an embedding is free."""
     looked_up = 0 if shape.tied_parameters else shape.vocab_size * shape.hidden_size
-    return 2 * (shape.parameters - looked_up) + 4 * shape.layers * shape.hidden_size * context / 2
+    return 2 * (shape.active_parameters - looked_up) + 4 * shape.layers * shape.hidden_size * context / 2

@@ -30,6 +30,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 END, PAD = "<|end|>", "<|pad|>"
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN_EXPERTS = ("num_experts_per_tok", "moe_topk", "moe_k")
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 LARGEST_NUMBER = 30
 """Numbers up to here (with the space before them) are one token each: entities are numbered."""
@@ -196,6 +198,13 @@ class PolicyShape:
     """Inner width of a layer's perceptron."""
     linear: tuple[Linear, ...] = ()
     """Its linear layers but the output layer, sorted."""
+    idle_parameters: int = 0
+    """Of the experts that are not a token's own; 0 where there are none, or the config does not say how many are."""
+
+    @property
+    def active_parameters(self) -> int:
+        """Those that a token meets."""
+        return self.parameters - self.idle_parameters
 
 
 class Linear(NamedTuple):
@@ -289,4 +298,17 @@ def shape_of(model: PreTrainedModel) -> PolicyShape:
         intermediate_size=getattr(config, "intermediate_size", None) or 0,
         tied_parameters=tied_parameters,
         linear=tuple(Linear(*size, count) for size, count in sorted(sizes.items())),
+        idle_parameters=_idle_parameters(model),
     )
+
+
+def _idle_parameters(model: PreTrainedModel) -> int:
+    def said(names: Sequence[str]) -> int:
+        values = (getattr(model.config, name, None) for name in names)
+        return next((value for value in values if isinstance(value, int)), 0)
+
+    experts, chosen = said(_EXPERTS), said(_CHOSEN_EXPERTS)
+    if not 0 < chosen < experts:
+        return 0
+    routed = sum(one.numel() for name, one in model.named_parameters() if "experts" in name.split("."))
+    return routed * (experts - chosen) // experts

@@ -17,6 +17,7 @@ from flows.cost import (
     card_called,
     card_of,
     estimate,
+    flops_a_token,
     known_card,
     measured_seconds,
     passes,
@@ -90,6 +91,16 @@ def test_a_state_is_waited_for_as_far_as_its_upload_is_longer_than_a_rollout():
     alone = estimate(config_of(storage={"background": False}), SHAPE, at_once, slower).seconds
     together = estimate(config_of(), SHAPE, at_once, slower).seconds
     assert alone["update"] - together["update"] == pytest.approx(18)
+
+
+def test_of_experts_a_token_multiplies_its_own():
+    """Half of the weights are other experts': they are stored and pushed all the same."""
+    sparse = replace(SHAPE, parameters=2_100_000, idle_parameters=1_000_000)
+    assert flops_a_token(sparse, 50) == flops_a_token(SHAPE, 50)
+    dense = replace(sparse, idle_parameters=0)
+    few, many = (estimate(config_of(), shape, CARD, ASSUMED) for shape in (sparse, dense))
+    assert few.seconds["rescore"] == estimate(config_of(), SHAPE, CARD, ASSUMED).seconds["rescore"]
+    assert few.disk_mib == many.disk_mib
 
 
 @pytest.mark.parametrize(
