@@ -11,7 +11,6 @@ import gc
 import shutil
 import tempfile
 import traceback
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -90,10 +89,9 @@ class Learner:
         except (OSError, ValueError) as error:
             raise ConfigError(f"policy: {policy_dir} cannot be loaded: {error}") from error
         # Each export needs them, and the folder may be one of a cache, which keeps those used last alone.
-        self._beside_weights = Path(tempfile.mkdtemp())
-        weakref.finalize(self, shutil.rmtree, self._beside_weights, ignore_errors=True)
-        copy_beside_weights(policy_dir, self._beside_weights)
-        shutil.copyfile(policy_dir / "config.json", self._beside_weights / "config.json")
+        self._beside_weights = tempfile.TemporaryDirectory()
+        copy_beside_weights(policy_dir, self._beside_weights.name)
+        shutil.copyfile(policy_dir / "config.json", Path(self._beside_weights.name, "config.json"))
         if config.lora is not None:
             adapt(self._policy, config.lora, seed)
             if self._adapter_dir is not None:
@@ -227,15 +225,16 @@ class Learner:
         with _memory_errors(self.config.micro_batch_tokens):
             weights = {name: tensor.cpu() for name, tensor in self.named_weights() if first}
             if first and self.config.lora is not None:
-                save_adapter(folder, weights, self.config.lora, base=self._beside_weights)
+                save_adapter(folder, weights, self.config.lora, base=self._beside_weights.name)
             elif first:
-                save_policy(self._policy, folder, files_from=self._beside_weights, state_dict=weights)
+                save_policy(self._policy, folder, files_from=self._beside_weights.name, state_dict=weights)
 
     def close(self) -> None:
         """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may
         use it."""
         if not hasattr(self, "_engine"):
             return
+        self._beside_weights.cleanup()
         self._engine.destroy()
         del self._engine, self._policy
         self._reference = None

@@ -183,6 +183,8 @@ def test_one_rank_continues_from_two_and_from_its_own_state_after_that(
         again = make_learner(zero_stage=stage, state=tmp_path / f"again-{stage}")
         again.update(samples, seed=4)
         assert largest_difference(weights(again), weights(learner)) == 0
+        for one in (learner, again):
+            one.close()
     assert list(temporary.iterdir()) == []
 
 
