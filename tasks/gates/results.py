@@ -98,7 +98,9 @@ def _placebos(rows: pd.DataFrame, limits: Limits) -> list[Frame]:
         known = [v for v in values if v is not None and math.isfinite(v)][-limits.settings.placebo_iterations :]
         if len(known) == limits.settings.placebo_iterations:
             above = mean_interval(known, [1] * len(known))
-            told = "by what they say" if above.low > 0 else "by being there, not by what they say"
+            # Iterations that are all alike have no interval: they say what their mean says.
+            lowest = above.mean if math.isnan(above.low) else above.low
+            told = "by what they say" if lowest > 0 else "by being there, not by what they say"
             judged.append({"skills": match[1], "above_placebo": above.mean, "low": above.low, "act": told})
     if not judged:
         return []

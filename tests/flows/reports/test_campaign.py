@@ -21,7 +21,7 @@ def played() -> list[dict]:
     """Rows of `evaluations`: questions of three data sets, 3 of 4 right, 0 of 1, and one that broke."""
     asked = [("nq", "success")] * 3 + [("nq", "failure"), ("[hotpotqa]", "failure"), ("popqa", "broken")]
     tasks = tasks_of([Question(str(n), "Who?", ("Tavi",), source) for n, (source, _) in enumerate(asked)])
-    counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 0, "tokens": 9, "seed": 9}
+    counts = {"steps": 2, "valid_actions": 2, "admissible_actions": 1, "tokens": 9, "seed": 9}
     return [
         {
             "policy_version": 0,
@@ -82,7 +82,7 @@ def test_the_report_of_a_campaign_says_it_by_data_set_too(tmp_path):
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
     commit_rows(store, tmp_path, None, {"evaluations": played()}, tokenizer=False)
     text = (write_report(store) / "summary.md").read_text()
-    assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 0.0% |" in text
+    assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 50.0% |" in text
     assert "\n![success](success.png)\n" in text
     assert (
         """
@@ -149,7 +149,7 @@ def test_a_score_is_shown_with_its_interval_where_there_is_one(tmp_path):
     commit_rows(store, tmp_path, None, {"evaluations": rows}, tokenizer=False)
     text = (write_report(store) / "summary.md").read_text()
     assert "| macro | score (95%) | admissible actions |" in text
-    assert "| 75.0% | 50.0 (37.0 to 63.0) | 0.0% |" in text
+    assert "| 75.0% | 50.0 (37.0 to 63.0) | 50.0% |" in text
 
 
 def test_a_report_reads_each_evaluation_once(tmp_path, monkeypatch):
@@ -176,8 +176,8 @@ def test_further_splits_have_tables_of_their_own(tmp_path):
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
     commit_rows(store, tmp_path, None, {"evaluations": played() + more}, tokenizer=False)
     main, further = (write_report(store) / "summary.md").read_text().split("Success on the split [other]:")
-    assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 0.0% |" in main
-    assert "| 0 updates | 0.4 | 6 | 0.0% | 0.0% to 39.0% | 0.0% | 0.0% |" in further
+    assert "| 0 updates | 0.4 | 5 | 60.0% | 23.1% to 88.2% | 37.5% | 50.0% |" in main
+    assert "| 0 updates | 0.4 | 6 | 0.0% | 0.0% to 39.0% | 0.0% | 50.0% |" in further
     output = io.StringIO()
     show_evaluations(from_rows("evaluations", played() + more), Console(file=output, width=100))
     assert "test, temperature 0.4" in output.getvalue()
