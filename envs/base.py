@@ -199,6 +199,8 @@ class ActionWords:
     """Tags of which one stands around a whole action and says of which kind it is: `<search>Tavi</search>`."""
     answer_tag: str | None = None
     """The one of `tags` around an answer, which no skill may tell: a policy would learn to say it, not to find it."""
+    leading_back: tuple[str, ...] = ()
+    """Actions that lead to where the player came from, which one state need not share: no step skill names them."""
 
 
 @runtime_checkable

@@ -200,7 +200,7 @@ class Samples:
 
     def learned(self) -> Samples:
         """The samples that are trained on, with the columns that the learner reads."""
-        return Samples(self.table.filter(self.table["trained"]).select(list(LEARNED)))
+        return Samples(self.table.select(list(LEARNED))).select(self.numbers("trained"))
 
     # Columns ------------------------------------------------------------------------------------------------------
 

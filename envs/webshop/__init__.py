@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from envs.base import StepResult, Task, register
+from envs.base import ActionWords, StepResult, Task, register
 from envs.manifest import pick, pick_splits
 from envs.webshop.expert import THOUGHTS, WebshopExpert
 from envs.webshop.generator import CatalogOptions, generated_folder, wording
@@ -56,6 +56,9 @@ class WebshopEnvironment:
     (None before it): the reward is 1 for a purchase worth exactly 1, else 0.
     """
 
+    # From a product it leads to the results it was opened from, which the state key leaves out: siblings find a product
+    # by queries of their own, and its options are the same to all of them.
+    action_words = ActionWords(leading_back=("click[< prev]",))
     parse_action = staticmethod(parse_action)
     prompt_parts = staticmethod(prompt_parts)
     response_text = staticmethod(response_text)

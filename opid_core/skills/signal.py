@@ -8,6 +8,7 @@ whether skills teach by what they say.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,13 +94,14 @@ def action_tokens(samples: Samples, rows: Sequence[int], decode: Decode) -> Iter
     hold it as it was read."""
     texts, actions = samples.texts("response_text"), samples.texts("action")
     for row in rows:
-        begin = texts[row].lower().rfind(actions[row].lower()) if actions[row] else -1
-        ids = samples.response_ids[row].tolist()
-        if begin < 0:
+        # Where the text itself has it, whatever its case: lower case may be longer ("İ").
+        found = [*re.finditer(re.escape(actions[row]), texts[row], re.IGNORECASE)] if actions[row] else []
+        if not found:
             yield slice(0, 0)
             continue
-        first = _tokens_of(begin + 1, ids, decode) - 1
-        yield slice(first, _tokens_of(begin + len(actions[row]), ids, decode))
+        ids = samples.response_ids[row].tolist()
+        first = _tokens_of(found[-1].start() + 1, ids, decode) - 1
+        yield slice(first, _tokens_of(found[-1].end(), ids, decode))
 
 
 def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decode: Decode) -> dict[str, float]:

@@ -52,7 +52,8 @@ def map_group(group: Sequence[Samples], words: ActionWords) -> dict[str, list[Ma
     """What the map says of the steps of each trajectory of a group, as told (`told.told_groups`).
 
     A lost ending is never `own`; nothing is said where two actions read the same, or where the better one was not on
-    offer. Source: ALGORITHM, section 3.
+    offer, and none that leads to where the player came from is named: siblings came from elsewhere. Source: ALGORITHM,
+    section 3.
     """
     group_map = _GroupMap(group, words)
     return {trajectory.trajectory_ids[0]: group_map.steps(n) for n, trajectory in enumerate(group)}
@@ -136,7 +137,7 @@ class _GroupMap:
     def _is_confirmed(self, state: int, end: Hashable, action: str) -> bool:
         """Whether something was done there that reads otherwise and is known to have led elsewhere."""
         reads = worded(action, self.words)
-        return is_named(action, self.words) and any(
+        return self._may_be_said(action) and any(
             other != reads and elsewhere not in (end, None) for other, elsewhere in self.done[state]
         )
 
@@ -147,8 +148,11 @@ class _GroupMap:
         shorter = [other for other, left in self.worth[state].items() if left < after]
         if reads in (worded(other, self.words) for other in shorter):
             return None
-        said = [o for o in shorter if is_named(o, self.words) and _can_be_done(o, offered)]
+        said = [o for o in shorter if self._may_be_said(o) and _can_be_done(o, offered)]
         return min(said, key=lambda o: (self.worth[state][o], -self.takers[state, o], o), default=None)
+
+    def _may_be_said(self, action: str) -> bool:
+        return is_named(action, self.words) and action not in self.words.leading_back
 
 
 def _can_be_done(action: str, offered: Sequence[str]) -> bool:

@@ -15,7 +15,15 @@ from envs.base import ActionWords
 from opid_core.config import AnalyzerConfig
 from opid_core.samples import Samples
 from opid_core.skills.analyzers.group_map import MappedStep, map_group
-from opid_core.skills.analyzers.told import generalise, sub_steps, told_groups, verb_of, with_effect, worded
+from opid_core.skills.analyzers.told import (
+    carried_out,
+    generalise,
+    is_named,
+    sub_steps,
+    told_groups,
+    verb_of,
+    worded,
+)
 from opid_core.skills.replies import Analysis, clean_skill
 
 TEMPLATES = {
@@ -34,12 +42,12 @@ MAX_LISTED = 4
 
 
 def workflow_steps(actions: Sequence[str], words: ActionWords) -> list[str]:
-    """The generalised steps of a sequence of actions that worked, searching and repeats left out."""
+    """The generalised steps of a sequence of actions that worked; searching, repeats and empty actions left out."""
     steps: list[str] = []
     moves: list[str] = []
     for action in actions:
         verb = verb_of(action)
-        if verb in words.passive_verbs:
+        if verb in words.passive_verbs or not action.strip():
             continue
         if verb in words.moving_verbs[:1]:  # of the moves before a deed only the last way there belongs to it
             moves = []
@@ -61,7 +69,7 @@ def avoidance_skill(
     *, missed: Sequence[str] = (), repeated: Sequence[str] = (), wrong: Sequence[str] = (), malformed: bool = False
 ) -> str:
     """The episode skill of a failure from its generalised steps; at most four of each kind are named. `malformed`: some
-    response held no action."""
+    response broke the form asked for."""
     sentences = [
         TEMPLATES[kind].format(steps=", ".join(steps[:MAX_LISTED]))
         for kind, steps in (("missed", missed), ("repeated", repeated), ("wrong", wrong))
@@ -104,7 +112,7 @@ def _analyze_group(group: Sequence[Samples], config: AnalyzerConfig, words: Acti
             continue
         name = trajectory.trajectory_ids[0]
         if trajectory.won[0]:
-            worked = with_effect(trajectory)
+            worked = carried_out(trajectory)
             skill = workflow_skill(worked, words)
             summary = f"Succeeded in {len(trajectory)} steps: {', '.join(workflow_steps(worked, words))}."
         else:
@@ -112,9 +120,9 @@ def _analyze_group(group: Sequence[Samples], config: AnalyzerConfig, words: Acti
             # What was done too seldom, and without effect too often, is said once: a skill must not contradict itself.
             repeated = [step for step in _repeated(trajectory.texts("action"), words) if step not in missed]
             wrong = [step for step in _wrong(trajectory, done_by_successes, words) if step not in repeated]
-            malformed = bool(trajectory.numbers("malformed").any())
+            malformed = not trajectory.numbers("is_valid").all()
             skill = avoidance_skill(missed=missed, repeated=repeated, wrong=wrong, malformed=malformed)
-            n_failed = int((~trajectory.numbers("has_effect")).sum())
+            n_failed = int((~trajectory.numbers("acted")).sum())
             summary = f"Failed after {len(trajectory)} steps, {n_failed} of them without effect. {skill}"
         said = _said(mapped[name], trajectory.texts("critical"), config.max_step_skills) if skill else {}
         analyses.append(
@@ -148,7 +156,8 @@ def missed_steps(done: Sequence[str], done_by_successes: Sequence[Sequence[str]]
 
 
 def _repeated(actions: Sequence[str], words: ActionWords) -> list[str]:
-    """Generalised actions done twice in a row, three times in all, or in a loop of two; most frequent first."""
+    """Generalised actions done twice in a row, three times in all, or in a loop of two; most frequent first. Those that
+    must not be named may have been different ones."""
     in_a_row = {a for a, b in itertools.pairwise(actions) if a == b}
     loops = {
         action
@@ -157,14 +166,14 @@ def _repeated(actions: Sequence[str], words: ActionWords) -> list[str]:
         for action in actions[i : i + 2]
     }
     counts = Counter(actions)
-    repeated = [a for a, n in counts.most_common() if a and (n >= 3 or a in in_a_row or a in loops)]
+    repeated = [a for a, n in counts.most_common() if is_named(a, words) and (n >= 3 or a in in_a_row or a in loops)]
     return list(dict.fromkeys(generalise(action, words) for action in repeated))[:MAX_LISTED]
 
 
 def _wrong(trajectory: Samples, done_by_successes: Sequence[Sequence[str]], words: ActionWords) -> list[str]:
     """Generalised actions without effect, then sub-steps, most frequent first; nothing that a sibling success did."""
-    steps = zip(trajectory.texts("action"), trajectory.numbers("has_effect"), strict=True)
-    failed = Counter(generalise(action, words) for action, has_effect in steps if action and not has_effect)
+    steps = zip(trajectory.texts("action"), trajectory.texts("acted"), strict=True)
+    failed = Counter(generalise(action, words) for action, acted in steps if is_named(action, words) and not acted)
     done = Counter(sub_steps(trajectory, words)) if done_by_successes else Counter()
     right = {*itertools.chain.from_iterable(done_by_successes)}
     wrong = dict.fromkeys(step for counts in (failed, done) for step, _ in counts.most_common() if step not in right)

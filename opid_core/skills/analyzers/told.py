@@ -24,8 +24,8 @@ def told_groups(samples: Samples, words: ActionWords, *columns: str) -> list[lis
     `READ`.
 
     `action` is without what answers say, without queries that name the answer of a success, and empty where the
-    response held no action (`malformed`). `acted` says whether the world carried the action out, `has_effect` whether
-    the response was well-formed too.
+    response broke the form and held none that can be told. `acted` says whether the world carried the action out: it
+    does so for responses that broke the form too, and what they did is as good or as bad as if they had kept it.
     """
     read = Samples(samples.table.select([*READ, *columns]))
     groups: dict[str, list[Samples]] = {}
@@ -71,13 +71,14 @@ def is_named(action: str, words: ActionWords) -> bool:
 
 
 def sub_steps(trajectory: Samples, words: ActionWords) -> list[str]:
-    """Generalised actions that had an effect, without moves and looks."""
-    return [generalise(action, words) for action in with_effect(trajectory) if is_deed(action, words)]
+    """Generalised actions that were carried out, without moves, looks and what must not be named."""
+    done = carried_out(trajectory)
+    return [generalise(action, words) for action in done if is_deed(action, words) and is_named(action, words)]
 
 
-def with_effect(trajectory: Samples) -> list[str]:
-    """The told actions that had an effect."""
-    return [*itertools.compress(trajectory.texts("action"), trajectory.texts("has_effect"))]
+def carried_out(trajectory: Samples) -> list[str]:
+    """The told actions that the world carried out."""
+    return [*filter(None, itertools.compress(trajectory.texts("action"), trajectory.texts("acted")))]
 
 
 def verb_of(action: str) -> str:
@@ -101,19 +102,21 @@ def _right_answers(group: Sequence[Samples], words: ActionWords) -> set[str]:
 
 def _as_told(trajectory: Samples, right_answers: Collection[str], words: ActionWords) -> Samples:
     offered, is_valid = trajectory.texts("admissible_actions"), trajectory.texts("is_valid")
-    after, states = [*trajectory.texts("observation")[1:], ""], trajectory.texts("state")
-    actions, malformed, acted = [], [], []
+    seen, states = [*trajectory.texts("observation"), ""], [*trajectory.texts("state"), None]
+    actions, acted = [], []
     for step, action in enumerate(trajectory.texts("action")):
         told = action if action in offered[step] else _without_answer(action, right_answers, words)
         is_on_offer = is_offered(told, offered[step])
-        malformed.append(not is_valid[step] and not is_on_offer)
-        actions.append("" if malformed[-1] else told)
+        is_action = is_valid[step] or is_on_offer or _tagged(told, words) is not None
+        actions.append(told if is_action else "")
+        known = None not in states[step : step + 2]
+        moved = known and states[step] != states[step + 1]
+        # On offer, but where it led is where it was done: WebShop's click[search] on its first page, a wall of a maze.
+        stayed = known and not moved and seen[step] == seen[step + 1] and verb_of(told) not in words.passive_verbs
         # A world may carry out more than it lists: WebShop searches from any page.
-        moved = step + 1 < len(states) and None not in states[step : step + 2] and states[step] != states[step + 1]
         refused = bool(offered[step]) and not is_on_offer and not moved
-        acted.append(not refused and not after[step].strip().startswith(words.failed_observations))
-    has_effect = [valid and done for valid, done in zip(is_valid, acted, strict=True)]
-    return trajectory.with_columns(action=actions, malformed=malformed, acted=acted, has_effect=has_effect)
+        acted.append(not (refused or stayed or seen[step + 1].strip().startswith(words.failed_observations)))
+    return trajectory.with_columns(action=actions, acted=acted)
 
 
 def _without_answer(action: str, right_answers: Collection[str], words: ActionWords) -> str:

@@ -86,6 +86,12 @@ def test_the_tokens_of_an_action():
     assert [*action_tokens(samples, [0, 1, 2], decode)] == [slice(3, 5), slice(0, 0), slice(0, 0)]
 
 
+def test_the_tokens_of_an_action_after_a_letter_that_is_two_in_lower_case():
+    rows = {"response_text": ["İİ Go"], "action": ["go"]}
+    samples = Samples.from_columns(response_ids=Ragged.from_rows([[0, 1, 2, 3, 4]], np.int32), **rows)
+    assert [*action_tokens(samples, [0], lambda ids: "".join("İİ Go"[n] for n in ids))] == [slice(3, 5)]
+
+
 def scored(*, placebo: bool) -> tuple[Samples, list[dict]]:
     """x and y of group g meet in s, where x's "go" wins in the end and y's "wait" changes nothing; both have a step
     skill there, and an episode skill at the next step."""

@@ -54,6 +54,16 @@ def test_longer_ways_are_corrected_and_the_shortest_confirmed():
     assert found["x"][0].reason == '{"kind": "other", "left": 2, "left_after": 2, "siblings": 2}'
 
 
+def test_where_one_came_from_is_not_told_to_who_came_from_elsewhere():
+    # both opened page i: x from results with the right product, y from others without it
+    x = walk("x", "ript", ["wrong", "back", "right", "buy"])
+    y = walk("y", "qi", ["wrong", "buy"], "failure")
+    assert told(mapped(x, y)["y"]) == [(4, 3, None, None), (3, None, "other", "back")]
+    found = mapped(x, y, words=ActionWords(leading_back=("back",)))
+    assert told(found["y"]) == [(4, 3, None, None), (3, None, None, None)]
+    assert told(found["x"])[1] == (3, 2, None, None)  # nor is it confirmed
+
+
 def test_what_no_page_lists_counts_where_it_led_elsewhere_and_is_not_named():
     offered = [["search[<your query>]"], ["back"], ["buy"]]
     x = walk("x", "sir", ["search[a]", "search[b]", "buy"], offered=offered)

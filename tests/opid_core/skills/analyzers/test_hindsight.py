@@ -155,9 +155,30 @@ def test_a_response_without_an_action_is_named_by_its_fault_not_by_its_text():
     (analysis,) = analyses(episode("f", actions, "failure", invalid=[0, 1], offered=[["go to bed 1"]] * 4))
     assert analysis.episode_skill == "Always answer in the form asked for, with one action. Avoid: open safe."
     assert "3 of them without effect" in analysis.summary
-    # an action on offer is named although the response around it broke the form
+    # an action on offer was done although the response around it broke the form: the form is what was wrong
     (analysis,) = analyses(episode("f", ["go to bed 1"], "failure", invalid=[0], offered=[["go to bed 1"]]))
-    assert analysis.episode_skill == "Avoid: go to bed."
+    assert analysis.episode_skill == "Always answer in the form asked for, with one action."
+
+
+def test_what_a_success_did_in_a_response_that_broke_the_form_is_not_to_be_avoided():
+    offered = [["take cloth 1", "clean cloth 1", "move cloth 1"]] * 3
+    success = episode("s", ["take cloth 1", "clean cloth 1", "move cloth 1"], invalid=[1], offered=offered)
+    failure = episode("f", ["take cloth 1", "clean cloth 1"], "failure", offered=offered[:2])
+    won, lost = analyses(success, failure)
+    assert won.episode_skill == "Plan: take cloth, clean cloth, move cloth."
+    assert lost.episode_skill == "Do not skip: move cloth."
+
+
+def test_what_is_on_offer_and_leads_nowhere_is_no_part_of_a_plan():
+    pages = [["search[<your query>]", "click[search]"]] * 2 + [["click[buy now]"]]
+    clicked = ["click[search]", "search[red balm]", "click[buy now]"]
+    shown = dict.fromkeys((0, 1), "a search bar")
+    states = ["search", "search", "item 1"]
+    won = episode("s", clicked, observations=shown, offered=pages, states=states)
+    lost = episode("f", clicked[:1] * 2, "failure", shown, offered=pages[:2], states=states[:2])
+    plan, avoided = analyses(won, lost, words=ActionWords())
+    assert plan.episode_skill == "Plan: search[red balm], click[buy now]."
+    assert avoided.episode_skill == "Do not skip: search[red balm], click[buy now]. Do not repeat: click[search]."
 
 
 def test_a_sibling_shows_what_to_do_where_a_response_held_no_action():
@@ -252,9 +273,11 @@ def asked(
     outcome: str = "success",
     question: str = "What did the founder of Belora work as?",
     critical: tuple[int, ...] = (),
+    invalid: tuple[int, ...] = (),
 ) -> Samples:
     """An episode that answers a question."""
-    return episode(trajectory_id, actions, outcome, critical=critical, task_text=f"Your question is: {question}")
+    task = f"Your question is: {question}"
+    return episode(trajectory_id, actions, outcome, critical=critical, invalid=invalid, task_text=task)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +325,21 @@ def test_a_failure_learns_what_to_search_where_a_sibling_went_on_searching():
     analysis = analyses(success, hasty, words=SEARCH_WORDS)[1]
     assert analysis.episode_skill == "Do not skip: search: Tavi."
     assert analysis.step_skills == {1: "Do now: search: Tavi"}
+
+
+def test_a_success_is_no_warning_against_its_actions_where_their_responses_broke_the_form():
+    for broken in (0, 1):
+        success = asked("s", [search("Belora"), answer("baker")], invalid=(broken,))
+        failure = asked("f", [search("Belora"), answer("dyer")], "failure")
+        won, lost = analyses(success, failure, words=SEARCH_WORDS)
+        assert won.episode_skill == "Plan: search: Belora, answer."
+        assert lost.episode_skill == "Do not waste steps."
+
+
+def test_queries_that_cannot_be_told_may_differ_and_are_neither_repeated_nor_wrong():
+    success = asked("s", [search("Belora"), answer("baker")])
+    failure = asked("f", [search("Tavi the baker"), search("is Omen a baker"), answer("dyer")], "failure")
+    assert analyses(success, failure, words=SEARCH_WORDS)[1].episode_skill == "Do not skip: search: Belora."
 
 
 def test_two_different_answers_are_no_divergence_that_a_skill_could_tell():
