@@ -7,6 +7,7 @@ numbers, or what the environment draws in characters. Needs the extra `gymnasium
 from __future__ import annotations
 
 import functools
+import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ NOT_OFFERED = "Nothing happens."
 DISCOUNT = 0.99
 """How much the expert prefers an early win."""
 
+_SILENCE = "Nothing is said."
+"""What the policy reads where the environment tells an empty text."""
 _ROLE = "You act in a small world that is told in text."
 _COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 _COLOURED = re.compile(r"\x1b\[([\d;]+)m(.*?)\x1b\[0m", re.DOTALL)
@@ -114,15 +117,21 @@ class GymnasiumEnvironment:
             chosen = action
         else:
             return StepResult(NOT_OFFERED, reward=0.0, done=False, won=False)
-        self._value, reward, terminated, truncated, info = _asked(self.options, lambda: self._world.step(chosen))
-        self._return += float(reward)
-        won = _asked(self.options, lambda: self._won(float(reward), terminated, info))
+        self._value, reward, is_over, won, info = _asked(self.options, lambda: self._done(chosen))
         return StepResult(
             self._told(info),
-            reward=float(reward) if self.options.reward == "environment" else float(won),
-            done=bool(won or terminated or truncated),
+            reward=reward if self.options.reward == "environment" else float(won),
+            done=won or is_over,
             won=won,
         )
+
+    def _done(self, chosen: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
+        """What the environment's step gave: observation, reward, whether the episode is over, is won, info."""
+        value, reward, terminated, truncated, info = self._world.step(chosen)
+        if not math.isfinite(reward := float(reward)):
+            raise ValueError(f"reward: expected a finite number, got {reward}")
+        self._return += reward
+        return value, reward, bool(terminated or truncated), self._won(reward, terminated, info), info
 
     def _won(self, reward: float, terminated: bool, info: Mapping[str, Any]) -> bool:
         if self.options.success == "terminated":
@@ -135,11 +144,12 @@ class GymnasiumEnvironment:
 
     def _told(self, info: Mapping[str, Any]) -> str:
         """What the policy sees now; also sets the admissible actions."""
+        self.admissible_actions = _asked(self.options, lambda: self._offered(info))
+        return _asked(self.options, lambda: _as_text(self.options, self._world, self._value)) or _SILENCE
+
+    def _offered(self, info: Mapping[str, Any]) -> list[str]:
         mask = info.get("action_mask")
-        self.admissible_actions = [
-            name for place, name in enumerate(self._names or self.options.actions) if mask is None or mask[place]
-        ]
-        return _asked(self.options, lambda: _as_text(self.options, self._world, self._value))
+        return [name for place, name in enumerate(self._names or self.options.actions) if mask is None or mask[place]]
 
     @staticmethod
     def prompt_parts(
@@ -159,7 +169,7 @@ class _WithState(GymnasiumEnvironment):
 
     def state_key(self) -> str:
         """The observation, whatever of it is seen."""
-        return _value_text(self._value)
+        return str(_value_text(self._value))
 
 
 class _Tabular(_WithState):
@@ -292,7 +302,7 @@ def _as_text(options: GymnasiumOptions, world: Any, value: Any) -> str:
             raise ConfigError(f"environment.options.field: observations have no field {options.field!r}{known}")
         value = value[options.field]
     text = _value_text(value)
-    if not text:
+    if text is None:
         raise ConfigError(
             f"environment.options.observation: observations of {options.id} ({world.observation_space}) are neither "
             "text nor a few whole numbers; name a `field` of text, or take `rendering`"
@@ -300,21 +310,21 @@ def _as_text(options: GymnasiumOptions, world: Any, value: Any) -> str:
     return text
 
 
-def _value_text(value: Any) -> str:
-    """A text as it is, whole numbers one after the other; "" for anything else."""
+def _value_text(value: Any) -> str | None:
+    """A text as it is, whole numbers one after the other; None for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, numbers.Integral):
         return str(int(value))
     if isinstance(value, Mapping):
         told = {name: _value_text(part) for name, part in value.items()}
-        return "\n".join(f"{name}: {text}" for name, text in told.items()) if all(told.values()) else ""
+        return None if None in told.values() else "\n".join(f"{name}: {text}" for name, text in told.items())
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer) and value.ndim == 1:
         return " ".join(map(str, value.tolist()))
     if isinstance(value, tuple):
-        told = [_value_text(part) for part in value]
-        return " ".join(told) if all(told) else ""
-    return ""
+        parts = [_value_text(part) for part in value]
+        return None if None in parts else " ".join(map(str, parts))
+    return None
 
 
 def _plain(drawn: str) -> str:

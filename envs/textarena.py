@@ -103,7 +103,8 @@ class TextArenaEnvironment:
     def _let_opponent_play(self) -> bool:
         """Whether the game is over after the opponent's moves, if it is their turn."""
         while self._opponent is not None and (seen := self._table.opponents_view()) is not None:
-            move = self._opponent(seen)
+            with self._table.own_draws():  # theirs are the episode's too: the same moves lead to the same game
+                move = self._opponent(seen)
             if not isinstance(move, str):
                 raise ConfigError(f"environment.options.opponent: {self.options.opponent} gave {move!r}, no text")
             if self._table.move(move):
@@ -177,16 +178,23 @@ class Table:
 
     @contextmanager
     def _playing(self) -> Iterator[None]:
+        try:
+            with self.own_draws():
+                yield
+        except OpidError:
+            raise
+        except Exception as error:  # of a game that anybody may have written
+            raise EnvironmentFault(f"{self._where}: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def own_draws(self) -> Iterator[None]:
+        """Whoever draws random numbers here draws this game's next ones."""
         with _drawing:
             others = random.getstate(), np.random.get_state()
             random.setstate(self._draws[0])
             np.random.set_state(self._draws[1])
             try:
                 yield
-            except OpidError:
-                raise
-            except Exception as error:  # of a game that anybody may have written
-                raise EnvironmentFault(f"{self._where}: {type(error).__name__}: {error}") from error
             finally:
                 self._draws = random.getstate(), np.random.get_state()
                 random.setstate(others[0])

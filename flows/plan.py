@@ -23,6 +23,7 @@ from infra.store import check_writable, find_campaign, list_campaigns, manifests
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError, OpidError
 from opid_core.hub import hub_model, policy_folder
+from opid_core.learning.methods import OutcomeMethod
 from opid_core.policies import PolicyShape, load_tokenizer
 from opid_core.policy_check import check_policy_folder, load_config
 from opid_core.rollout.prompting import encode, inject, with_template_arguments
@@ -191,6 +192,14 @@ def warn(config: CampaignConfig, console: Console) -> None:
     if (split := config.environment.train_split) in config.evaluation.splits:
         text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
         console.print(text, highlight=False, soft_wrap=True)
+    method, penalty = config.method, config.environment.invalid_action_penalty
+    by_trajectory = isinstance(method, OutcomeMethod) and method.baseline == "trajectory" and method.normalize != "mean"
+    if by_trajectory and penalty and method.tied_groups == "keep":
+        text = (
+            f"Warning: method.baseline: trajectory with environment.invalid_action_penalty {penalty:g}: in a group of "
+        )
+        text += "equal outcomes malformed steps may get advantages in the hundreds (docs/algorithm.md, section 2); set "
+        console.print(f"{text}method.tied_groups=zero, or no penalty.", highlight=False, soft_wrap=True)
     for text in device_warnings(config):
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
 

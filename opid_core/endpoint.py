@@ -20,7 +20,7 @@ import httpx2
 from opid_core import proxies
 from opid_core.config import LlmConfig
 from opid_core.errors import ConfigError, InfrastructureError, OpidError
-from opid_core.reading import ACCEPTED, body_of, parse_json
+from opid_core.reading import ACCEPTED, body_of, parse_json, well_formed
 
 Message = Mapping[str, str]
 
@@ -256,11 +256,6 @@ def without_masked_key(text: str, key: str) -> str:
         return text
     begun, ended = re.escape(key[:4]), re.escape(key[-4:])
     return re.sub(rf"{begun}[^\s\"']*{_MASK}[^\s\"']*|{_MASK}[^\s\"']*{ended}", "[key]", text)
-
-
-def well_formed(text: str) -> str:
-    """`text` with U+FFFD for each lone surrogate: JSON can spell them, UTF-8 and Parquet cannot."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class _Client(httpx2.AsyncClient):

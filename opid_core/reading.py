@@ -28,6 +28,11 @@ class NotRegular(OSError):
     """A pipe, a device or a folder in place of a file: some of them never end."""
 
 
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate: JSON can spell them, UTF-8, Parquet and tokenizers cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def open_regular(path: str | Path) -> BufferedReader:
     """Open a file for reading bytes. Raises OSError, NotRegular for what is no regular file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for

@@ -38,6 +38,8 @@ _PATHS = ("policy", "evaluation.skill_bank", "method.skill_bank", *(f"environmen
 """Keys of the config whose values are local paths however they are written, or such words as `generated`."""
 _PATH_BEGINS = ("/", "./", "../", "~", "$", "file://")
 """What a path begins with wherever it stands, as in the options of an environment of the user's own."""
+_ADDRESS = re.compile("(https?|s3)://")
+"""How the address of a server or a store begins: it says where the campaign ran."""
 
 
 def model_card(store: CampaignStore, chain: Sequence[Manifest], adapter: bool = False) -> str:
@@ -225,13 +227,15 @@ def _base_model(store: CampaignStore, start: Manifest) -> HubModel | None:
 
 
 def _published(value: Any, key: str = "") -> Any:
-    """The config, or what it has under `key`, without what says where and how it ran, and with no more of a local path
-    than its last name."""
+    """The config, or what it has under `key`, without what says where and how it ran: of a local path no more than its
+    last name, of a server's address nothing."""
     if isinstance(value, Mapping):
         inner = {name: f"{key}.{name}" if key else name for name in value}
         return {name: _published(value[name], inner[name]) for name in value if inner[name] not in MAY_DIFFER}
     if isinstance(value, list | tuple):
         return [_published(one, key) for one in value]
+    if isinstance(value, str) and _ADDRESS.match(value):
+        return "ADDRESS"
     is_path = isinstance(value, str) and (key in _PATHS or value.startswith(_PATH_BEGINS))
     return PurePath(value).name if is_path else value
 

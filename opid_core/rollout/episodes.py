@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 from envs.base import WAKE_S, Environment, PromptParts, StepResult, Task, in_background, state_key_of
 from opid_core.config import PromptingConfig
 from opid_core.errors import ConfigError, EnvironmentFault
+from opid_core.reading import well_formed
 from opid_core.rollout.conversation import conversation_parts, encode_conversation, inject_turns
 from opid_core.rollout.prompting import EncodedPrompt, answer_text, encode, inject, render
 from opid_core.seeds import derive
@@ -271,13 +272,21 @@ def ended_episodes(
         state = live[completion.request_id]
         ask(state, partial(_act, tokenizer, state, completion))
 
+    def hear(state: _Live, name: str) -> None:
+        """Go on with an episode whose world has answered, or end it where that has taken too long."""
+        if pending[name].done():
+            ask(state, pending.pop(name).result)
+        elif (waited_s := state.world_s + time.monotonic() - (state.asked_s or 0.0)) > settings.timeout_s:
+            pending.pop(name).cancel()
+            ask(state, partial(_check_time, waited_s, settings))
+
     try:
         for request in requests:
             begin(Episode(request))
         while live or ended:
             yield from _taken(ended)
-            for name in [name for name, answer in pending.items() if answer.done()]:
-                ask(live[name], pending.pop(name).result)
+            for name in [*pending]:
+                hear(live[name], name)
             if len(pending) == len(live):  # the engine has nothing to do
                 wait(pending.values(), WAKE_S, FIRST_COMPLETED)
                 continue
@@ -371,18 +380,22 @@ def _take(state: _Live, answer: str | StepResult, settings: EpisodeSettings) -> 
     EnvironmentFault where the world's answers have taken too long."""
     episode = state.episode
     if isinstance(answer, str):
-        episode.task_text, state.observation = state.environment.task_text, answer
+        episode.task_text, state.observation = well_formed(state.environment.task_text), well_formed(answer)
         return ""
     episode.turns[-1] = replace(episode.turns[-1], reward=answer.reward * settings.success_reward)
-    state.observation, episode.score = answer.observation, answer.score
+    state.observation, episode.score = well_formed(answer.observation), answer.score
     if answer.won:
         return "success"
     if answer.done:
         return "failure"
     if len(episode.turns) >= settings.max_steps:
         return "truncated"
-    if state.world_s > settings.timeout_s:
-        raise EnvironmentFault(
-            f"its answers took {state.world_s:.0f} s, more than environment.episode_timeout_s ({settings.timeout_s:g})"
-        )
+    _check_time(state.world_s, settings)
     return ""
+
+
+def _check_time(world_s: float, settings: EpisodeSettings) -> None:
+    if world_s > settings.timeout_s:
+        raise EnvironmentFault(
+            f"its answers took {world_s:.0f} s, more than environment.episode_timeout_s ({settings.timeout_s:g})"
+        )

@@ -164,6 +164,18 @@ def test_a_world_that_fails_breaks_its_episode():
         environment.step("fail")
 
 
+@pytest.mark.parametrize("action", ["unpaid", "unknown", "endless", "tellnothing"])
+def test_a_reward_that_is_no_number_breaks_its_episode_alone(action):
+    environment, _ = started({"id": TEXT, "field": "text", "reward": "environment"})
+    with pytest.raises(EnvironmentFault, match=r"Echo-v0: (TypeError|ValueError|AttributeError)"):
+        environment.step(action)
+
+
+def test_a_world_that_says_nothing_is_told_as_that():
+    environment, _ = started({"id": TEXT, "field": "text", "success_from": 9})
+    assert environment.step("hush").observation == "Nothing is said."
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

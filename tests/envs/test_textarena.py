@@ -30,6 +30,11 @@ def cooperates(seen: str) -> str:
     return "[cooperate]"
 
 
+def draws(seen: str) -> str:
+    """An opponent that tosses a coin."""
+    return random.choice(["[cooperate]", "[defect]"])
+
+
 def silent(seen: str) -> None:
     """No opponent: it gives no move."""
 
@@ -106,6 +111,16 @@ def test_a_game_for_two_against_a_fixed_opponent():
     drawn, _ = started({**DILEMMA, "opponent": f"{__name__}:cooperates"})
     steps = [drawn.step("[cooperate]") for _ in range(4)]
     assert (steps[-1].done, steps[-1].won, steps[-1].score) == (True, False, 0.0)
+
+
+def test_an_opponent_that_draws_draws_the_episodes_numbers():
+    def game(seed: int, before: int) -> list[str]:
+        random.seed(before)  # what others drew before is nothing to the game
+        environment, _ = started({**DILEMMA, "arguments": {"num_rounds": 8}, "opponent": f"{__name__}:draws"}, seed)
+        return [environment.step("[cooperate]").observation for _ in range(16)]
+
+    assert game(3, before=1) == game(3, before=2)
+    assert game(3, before=1) != game(4, before=1)
 
 
 def test_a_prompt_has_the_rules_as_its_task():

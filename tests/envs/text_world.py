@@ -11,7 +11,8 @@ from gymnasium import spaces
 
 
 class Echo(gymnasium.Env):
-    """Answers what is said with it; "bye" ends the episode, "fail" breaks it. The nth step's reward is n."""
+    """Answers what is said with it, "hush" with nothing; "bye" ends the episode, "fail" breaks it. The nth step's
+    reward is n, but for the words of `REWARDS`; "tellnothing" has no info."""
 
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012
 
@@ -30,7 +31,9 @@ class Echo(gymnasium.Env):
             raise RuntimeError("it broke")
         self.steps += 1
         done = action == "bye"
-        return {"text": f"{action} to you."}, float(self.steps), done, False, {"solved": done}
+        text = "" if action == "hush" else f"{action} to you."
+        info: Any = None if action == "tellnothing" else {"solved": done}
+        return {"text": text}, REWARDS.get(action, float(self.steps)), done, False, info
 
     def render(self) -> None:
         """Draws nothing."""
@@ -60,6 +63,7 @@ class Lights(gymnasium.Env):
 
 
 LETTERS = string.ascii_letters
+REWARDS: dict[str, Any] = {"unpaid": None, "unknown": float("nan"), "endless": float("inf")}
 
 gymnasium.register("Echo-v0", f"{__name__}:Echo")
 gymnasium.register("Lights-v0", f"{__name__}:Lights")

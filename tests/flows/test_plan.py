@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from flows import memory, notify
-from flows.plan import analyzer_cost, check, check_space, show
+from flows.plan import analyzer_cost, check, check_space, show, warn
 from infra.store import open_campaign
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
@@ -111,6 +111,23 @@ def test_the_plan_shows_the_first_prompt_as_the_policy_gets_it():
     assert "as the policy gets it:\n<|user|>You are" in shown
     assert shown.count("Admissible actions:") == 1
     assert "<|end|><|assistant|>\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("method", "penalty", "warned"),
+    [
+        ({"name": "grpo", "baseline": "trajectory"}, 0.1, True),
+        ({"name": "grpo", "baseline": "trajectory"}, 0.0, False),
+        ({"name": "grpo", "baseline": "trajectory", "tied_groups": "zero"}, 0.1, False),
+        ({"name": "grpo", "baseline": "trajectory", "normalize": "mean"}, 0.1, False),
+        ({"name": "grpo"}, 0.1, False),
+        ({"name": "rloo"}, 0.1, False),
+    ],
+)
+def test_a_penalty_that_would_be_blown_up_is_warned_of(method, penalty, warned):
+    console = Console(record=True, width=200)
+    warn(build_config({**SMALL, "method": method, "environment": {"invalid_action_penalty": penalty}}), console)
+    assert ("method.tied_groups" in console.export_text()) == warned
 
 
 def test_an_answer_that_the_tokenizer_does_not_keep_is_found_before_any_work(tmp_path):

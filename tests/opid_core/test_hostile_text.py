@@ -14,8 +14,8 @@ import pytest
 from envs.base import TURN_LINE, PromptParts
 from infra.store import open_campaign, read_table, write_table
 from opid_core.config import AnalyzerConfig, LlmConfig
-from opid_core.endpoint import well_formed
 from opid_core.errors import AnalyzerReplyError
+from opid_core.reading import well_formed
 from opid_core.rollout.prompting import encode, inject, render
 from opid_core.skills.analyzers import llm
 from opid_core.skills.replies import MAX_SKILL_CHARS, Analysis, clean_skill, parse_reply, skills_table

@@ -103,6 +103,15 @@ def test_its_config_trains_the_same_and_tells_nothing_of_the_machine(campaign):
         assert secret not in text
 
 
+def test_a_servers_address_is_not_published(tmp_path):
+    options = {"retrieval": {"engine": "server", "url": "http://search.my-lab.org:8000/retrieve"}}
+    given = {"campaign": "demo", "environment": {"name": "search_qa", "options": options}, "root": str(tmp_path)}
+    store = open_campaign(tmp_path, "demo", build_config(given).model_dump(mode="json"))
+    text = model_card(store, [commit_rows(store, tmp_path, None, START_ROWS)])
+    assert "my-lab" not in text
+    assert "url: ADDRESS" in text
+
+
 def test_no_text_of_the_campaign_is_markup_or_ends_the_block_that_it_stands_in(tmp_path):
     name, link = "a`b\n```\n<img src=evil>", "[log in](//evil) <img src=//evil> | x"
     given = {"campaign": link, "seed": link, "environment": {"name": link, "options": {"own": f"x\n````\n{link}\n\n"}}}

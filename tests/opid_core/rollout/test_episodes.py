@@ -250,19 +250,33 @@ def test_other_exceptions_leave_the_loop():
         run_episodes(ScriptedEngine(), TOKENIZER, Room, [request("a", task=broken)], SETTINGS)
 
 
-def test_an_episode_whose_world_takes_too_long_is_broken():
-    async def wait() -> None:
-        await asyncio.sleep(0.05)
+@pytest.mark.parametrize("engine", [ScriptedEngine, AheadEngine])
+def test_an_episode_whose_world_takes_too_long_is_broken(engine):
+    async def for_ever() -> None:
+        await asyncio.Event().wait()
 
-    asked = [request("slow", task=Task("t", "kind", wait)), request("won", task=Task("t", "kind", wait))]
-    limit = replace(SETTINGS, timeout_s=0.02)
-    engine = ScriptedEngine({"slow": ["look", "look"], "won": ["take mug 1"]})
-    episode, won = run_episodes(engine, TOKENIZER, AsyncRoom, asked, limit)
-    assert (episode.outcome, len(episode.turns)) == ("broken", 1)
-    assert "environment.episode_timeout_s (0.02)" in (episode.error or "")
-    assert won.outcome == "success"
+    asked = [request("silent", task=Task("t", "kind", for_ever)), request("won")]
+    script = {"silent": ["look"], "won": ["take mug 1"]}
+    silent, won = run_episodes(engine(script), TOKENIZER, AsyncRoom, asked, replace(SETTINGS, timeout_s=0.02))
+    assert (silent.outcome, won.outcome) == ("broken", "success")
+    assert "environment.episode_timeout_s (0.02)" in (silent.error or "")
     (at_once,) = play(ScriptedEngine(), "a", settings=replace(SETTINGS, timeout_s=-1.0))  # a world that never waits
     assert (at_once.outcome, len(at_once.turns)) == ("broken", 1)
+
+
+def test_half_a_character_of_a_world_is_no_fault_of_the_run():
+    class Cut(Room):
+        def reset(self, task):
+            super().reset(task)
+            self.task_text = "find \ud83d it"
+            return "a room \ud83d"
+
+    (episode,) = run_episodes(ScriptedEngine({"a": ["take mug 1"]}), TOKENIZER, Cut, [request("a")], SETTINGS)
+    assert (episode.outcome, episode.task_text, episode.turns[0].observation) == (
+        "success",
+        "find \ufffd it",
+        "a room \ufffd",
+    )
 
 
 def test_the_engines_time_does_not_count():
