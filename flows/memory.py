@@ -13,6 +13,11 @@ from opid_core.policies import PolicyShape, count_parameters, known_shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20
+STEP_BYTES = {0: (4, 4), 1: (4, 6), 2: (4, 6), 3: (8, 8)}
+"""By ZeRO stage, in float32 and in bfloat16: bytes of a parameter of the rank's share that the optimizer's step takes for
+a moment: float32 gradients, and the roots of second moments (`python -m benchmarks.optimizer_step` measures them)."""
+STAGE_3_AT_ONCE = 10**9
+"""Parameters that a step works on at once at stage 3 (DeepSpeed's sub_group_size)."""
 
 ACTIVATIONS = {False: 34, True: 2}
 """Values kept for the backward pass, a token and unit of width and layer: of a whole one, of a checkpointed one."""
@@ -29,6 +34,8 @@ class Memory:
     optimizer_mib: float
     reference_mib: float
     activations_mib: float
+    step_mib: float
+    """What the optimizer's step takes for a moment, when the activations are gone."""
     adapter_mib: float
     """With LoRA: the adapters, and one layer's sum of weight and adapter as it is made."""
     engine_weights_mib: float
@@ -38,8 +45,8 @@ class Memory:
     @property
     def learner_mib(self) -> float:
         """What one rank of the learner holds at most."""
-        parts = (self.weights_mib, self.gradients_mib, self.optimizer_mib, self.reference_mib, self.activations_mib)
-        return sum(parts) + self.adapter_mib
+        parts = (self.weights_mib, self.gradients_mib, self.optimizer_mib, self.reference_mib, self.adapter_mib)
+        return sum(parts) + max(self.activations_mib, self.step_mib)
 
 
 def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory:
@@ -75,6 +82,7 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
         optimizer_mib=trained * (8 + _master(config)) * share(1),
         reference_mib=weights * size if learner.kl_coefficient > 0 and learner.lora is None else 0.0,
         activations_mib=(learner.micro_batch_tokens * per_token + logits) / _MIB,
+        step_mib=_step_mib(config, trained * share(1)),
         adapter_mib=trained * size * share(3) + _largest_sum(shape) * (8 + size) / _MIB if learner.lora else 0.0,
         engine_weights_mib=(weights + shape.tied_parameters / _MIB) * BYTES[config.engine.dtype] / parts,
         one_sequence_mib=cached * BYTES[config.engine.dtype] / min(parts, max(1, shape.key_value_heads)) / _MIB,
@@ -119,7 +127,7 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
     lines = [
         f"learner {memory.learner_mib:.0f} MiB a rank: weights {memory.weights_mib:.0f}, gradients "
         f"{memory.gradients_mib:.0f}, optimizer {memory.optimizer_mib:.0f}, reference {memory.reference_mib:.0f}, "
-        f"activations {memory.activations_mib:.0f}"
+        f"activations {memory.activations_mib:.0f} or, in the optimizer's step, {memory.step_mib:.0f}"
         + (f", adapters {memory.adapter_mib:.0f}" if config.learner.lora else ""),
         f"engine {memory.engine_weights_mib:.0f} MiB of weights, {memory.one_sequence_mib:.0f} MiB of cache a sequence",
     ]
@@ -210,6 +218,13 @@ def planned_shape(config: CampaignConfig) -> PolicyShape | None:
         return policy_shape(config)
     except OpidError:
         return None
+
+
+def _step_mib(config: CampaignConfig, share_mib: float) -> float:
+    """Of a rank whose share is so many (in 2**20) of the trained parameters."""
+    learner = config.learner
+    at_once = min(share_mib, STAGE_3_AT_ONCE / _MIB) if learner.zero_stage == 3 else share_mib
+    return at_once * STEP_BYTES[learner.zero_stage][learner.dtype == "bfloat16"]
 
 
 def _master(config: CampaignConfig) -> int:
