@@ -14,8 +14,8 @@ from opid_core.policies import PolicyShape, count_parameters, known_shape
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20
 STEP_BYTES = {0: (4, 4), 1: (4, 6), 2: (4, 6), 3: (8, 8)}
-"""By ZeRO stage, in float32 and in bfloat16: bytes of a parameter of the rank's share that the optimizer's step takes for
-a moment: float32 gradients, and the roots of second moments (`python -m benchmarks.optimizer_step` measures them)."""
+"""By ZeRO stage, in float32 and in bfloat16: bytes of a parameter of the rank's share that the optimizer's step takes
+for a moment, for gradients and roots of second moments (`python -m benchmarks.optimizer_step` measures them)."""
 STAGE_3_AT_ONCE = 10**9
 """Parameters that a step works on at once at stage 3 (DeepSpeed's sub_group_size)."""
 
