@@ -395,10 +395,10 @@ def _resampled(
 
 
 def _estimate(mean: float, draws: np.ndarray, tasks: int, lowest: float = 0.0) -> Estimate:
-    """The mean, of values from `lowest` to 1, with the interval of its `draws`. Where they are all alike, which tells
-    nothing of how others would differ, Wilson's of so many `tasks`: nothing varies more than what is won or lost."""
+    """The mean, of values from `lowest` to 1, with the interval of its `draws`. Where all `tasks` are alike, these tell
+    nothing of how others would differ: at most Wilson's upper end of 0 in `tasks` do, each by as much as it can."""
     if np.ptp(draws) < ALIKE:
-        ends = wilson_interval((mean - lowest) / (1 - lowest) * tasks, tasks)
-        return Estimate(float(mean), *(float(lowest + (1 - lowest) * end) for end in ends))
+        unlike = wilson_interval(0, tasks)[1]
+        return Estimate(float(mean), float(mean - unlike * (mean - lowest)), float(mean + unlike * (1 - mean)))
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(mean), float(low), float(high))

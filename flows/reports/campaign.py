@@ -176,13 +176,17 @@ def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Eva
             capsize=3,
             label=f"{panel}, temperature {temperature:g} (95%)",
         )
-    axes.set(xlabel="updates", ylabel="success", ylim=(0, 1))
+    axes.set(xlabel="updates", ylabel="success")
     axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
 
 
 def save_plot(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) -> None:
-    """Write a PNG with one panel a (title, drawing function), side by side, and one legend."""
+    """Write a PNG with one panel a (title, drawing function) of shares, side by side, and one legend.
+
+    The legend stands where it hides least. The axis of shares ends above what is drawn, so that small differences show.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -192,8 +196,10 @@ def save_plot(path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]]) 
         axes = figure.add_subplot(1, len(panels), number)
         draw(axes)
         axes.set_title(title)
+        axes.autoscale(axis="y")
+        axes.set_ylim(0, min(1.0, axes.get_ylim()[1]))
         if number == 1:
-            axes.legend(loc="lower right", fontsize="small")
+            axes.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=110)
 
 

@@ -20,7 +20,7 @@ TESTS = ("p", "p (Holm)", "detectable")
 def tests(found: PairedDifference) -> list[str]:
     """The cells of `TESTS`; what could be detected in points."""
     adjusted = "" if found.adjusted_p is None else f"{found.adjusted_p:.2g}"
-    detectable = "" if found.detectable is None else f"{100 * found.detectable:.1f} points"
+    detectable = "–" if found.detectable is None else f"{100 * found.detectable:.1f} points"
     return [f"{found.p_value:.2g}", adjusted, detectable]
 
 
