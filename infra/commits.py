@@ -30,6 +30,7 @@ from opid_core.errors import DataError, GateError
 PRUNED = "_pruned"
 """Folder of the notes (`000003.json`: of policy 3) of which optimizer states were deleted for their space: they tell a
 file that is gone on purpose from one that was lost."""
+_FOLDER = "_commits"
 _READ_AT_ONCE = 16
 
 
@@ -62,8 +63,8 @@ def commit(store: CampaignStore, manifest: Manifest) -> tuple[Manifest, bool]:
 
 
 def manifests(store: CampaignStore) -> list[Manifest]:
-    """The chain: 0 (the start), 1, 2, ... up to the first missing one. Raises DataError that names the first manifest
-    that was changed or does not follow the one before."""
+    """The chain: 0 (the start), 1, 2, ... up to the newest. Raises DataError that names the first manifest that was
+    changed, does not follow the one before, or is missing although a later one is there."""
     return chain_from_bytes(_stored(store))
 
 
@@ -77,14 +78,28 @@ def manifests_after(store: CampaignStore, chain: Sequence[Manifest]) -> list[Man
 
 
 def _stored(store: CampaignStore) -> Iterator[tuple[bytes, str]]:
-    """Bytes and name of each manifest up to the first missing one."""
+    """Bytes and name of each manifest up to the first missing one. Raises DataError where a later one is there."""
     at_once = objects.small_at_once(store.address())
+    # Listed before any is read: what a driver commits meanwhile is not in the listing, and so never looks like a gap.
+    listed = _listed(store)
     for first in itertools.count(0, _READ_AT_ONCE):
-        addresses = [_address(store, iteration) for iteration in range(first, first + _READ_AT_ONCE)]
-        for address, data in zip(addresses, objects.each_in_parallel(objects.read, addresses, at_once), strict=True):
+        numbers = range(first, first + _READ_AT_ONCE)
+        addresses = [_address(store, iteration) for iteration in numbers]
+        read = objects.each_in_parallel(objects.read, addresses, at_once)
+        for iteration, address, data in zip(numbers, addresses, read, strict=True):
             if data is None:
+                if later := min((one for one in listed if one > iteration), default=0):
+                    raise DataError(
+                        f"{address}: missing, although {key_of(later)}.json follows it; restore it from a copy"
+                    )
                 return
             yield data, str(address)
+
+
+def _listed(store: CampaignStore) -> list[int]:
+    """The iterations that have a manifest, as far as the names in the folder tell."""
+    stems = [Path(info.path).stem for info in list_objects(store, _FOLDER, NUMBERED)]
+    return [int(stem) for stem in stems if stem == key_of(int(stem))]
 
 
 def is_committed(store: CampaignStore, iteration: int) -> bool:
@@ -188,4 +203,4 @@ def _check_sizes(store: CampaignStore, records: Iterable[FileRecord]) -> None:
 
 
 def _address(store: CampaignStore, iteration: int) -> Address:
-    return store.address(f"_commits/{key_of(iteration)}.json")
+    return store.address(f"{_FOLDER}/{key_of(iteration)}.json")

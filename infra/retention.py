@@ -40,7 +40,7 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
     take space. Only those last written more than `older_than_s` seconds ago, by the store's clock: a running
     attempt's newest objects are not named yet.
 
-    Raises DataError for a damaged manifest or stage record: what it would have named is not known.
+    Raises DataError for a damaged or lost manifest, or a damaged stage record: what it would have named is not known.
     """
     # First the listing, then what names it: an object that is committed between the two is seen as named.
     found = [info for folder in (*schema.TABLES, "policies") for info in list_objects(store, folder)]

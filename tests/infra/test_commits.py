@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import tables
+from infra import objects, tables
 from infra.manifest import (
     BrokenExpectation,
     FolderRecord,
@@ -118,11 +118,45 @@ def test_parts_and_temporary_files_without_a_manifest_do_not_exist_for_readers(s
     assert verify(store) == 4
 
 
-def test_readers_stop_at_the_first_missing_manifest_and_a_fork_is_refused(store, tmp_path):
+@pytest.mark.parametrize(("lost", "follows"), [(0, 1), (1, 2), (2, 4)])
+def test_a_manifest_that_was_lost_in_the_middle_is_named(store, tmp_path, lost, follows):
+    make_chain(store, tmp_path, 5)
+    delete([store.address(f"_commits/00000{n}.json") for n in range(lost, follows)])
+    message = rf"_commits/00000{lost}\.json: missing, although 00000{follows}\.json follows it; restore it"
+    for read in (manifests, verify):
+        with pytest.raises(DataError, match=message):
+            read(store)
+
+
+def test_a_lost_newest_manifest_and_names_that_are_no_manifest_s_are_no_gap(store, tmp_path):
+    chain = make_chain(store, tmp_path, 3)
+    delete([store.address("_commits/000002.json")])
+    for name in ("000009.json~", "9.json", "0000009.json", "000009.JSON", "old/000009.json", "report.json"):
+        put_object(store, f"_commits/{name}", b"{}")
+    assert manifests(store) == chain[:2]
+
+
+def test_what_is_committed_while_the_chain_is_read_is_no_gap(store, tmp_path, monkeypatch):
+    chain = make_chain(store, tmp_path, 2)
+    read, made = objects.read, [make_manifest(store, tmp_path, chain[-1])]
+
+    def committing(address, *limits):
+        found = read(address, *limits)
+        if found is None and made:  # 2 was looked for too early; now there are 2 and 3
+            monkeypatch.setattr(objects, "read", read)
+            commit(store, made.pop())
+            commit(store, make_manifest(store, tmp_path, manifests(store)[-1]))
+        return found
+
+    monkeypatch.setattr(objects, "read", committing)
+    assert manifests(store)[:2] == chain
+    assert len(manifests(store)) == 4
+
+
+def test_a_fork_is_refused(store, tmp_path):
     chain = make_chain(store, tmp_path, 3)
     delete([store.address("_commits/000001.json")])
-    assert manifests(store) == chain[:1]
-    assert commit(store, make_manifest(store, tmp_path, chain[0]))[1]
+    assert commit(store, make_manifest(store, tmp_path, chain[0]))[1]  # by one that had read no more than the start
     with pytest.raises(DataError, match=r"000002.json: broken chain: .*, but manifest 1 hashes to "):
         manifests(store)
 
@@ -287,9 +321,10 @@ def test_requests_of_a_commit_do_not_grow_with_the_chain_or_the_policy_s_files(s
         assert proxy.requests == [f"GET {folder}/{manifest.tables['scores'].path}"]
         proxy.requests.clear()
         assert len(manifests(store)) == 4
-        # Read 16 at once; those that have not begun when the first missing one is seen are never sent.
-        assert {f"GET {folder}/_commits/{n:06}.json" for n in range(5)} <= set(proxy.requests)
-        assert len(proxy.requests) == len(set(proxy.requests)) <= 16
+        # A listing; then 16 are read at once, of which those that have not begun when the first missing one is seen are
+        # never sent.
+        assert {"GET /opid", *(f"GET {folder}/_commits/{n:06}.json" for n in range(5))} <= set(proxy.requests)
+        assert len(proxy.requests) == len(set(proxy.requests)) <= 17
 
 
 # Ids and seeds

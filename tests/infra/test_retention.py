@@ -144,7 +144,7 @@ def test_what_no_manifest_names_is_found_and_deleted(store, tmp_path):
     chain = make_chain(store, tmp_path, 2)
     kept = stored_paths(store)
     lost = make_manifest(store, tmp_path, chain[-1])  # killed before its commit
-    for path in ("_lease/000001.json", "_commits/000007.json", "report/summary.md"):  # never orphans
+    for path in ("_lease/000001.json", "_commits/notes.json", "report/summary.md"):  # never orphans
         put_object(store, path, b"{}")
         kept.append(path)
     assert orphan_paths(store) == sorted(record.path for record in [*lost.tables.values(), *lost.policy.files])
@@ -174,6 +174,13 @@ def test_nothing_is_an_orphan_in_a_damaged_campaign(store, tmp_path, path, messa
     make_chain(store, tmp_path, 1)
     put_object(store, path, b"{")
     with pytest.raises(DataError, match=message):
+        orphans(store, FUTURE)
+
+
+def test_nothing_is_an_orphan_where_a_manifest_was_lost(store, tmp_path):
+    make_chain(store, tmp_path, 4)
+    delete([store.address("_commits/000001.json")])
+    with pytest.raises(DataError, match=r"000001\.json: missing, although 000002\.json follows it"):
         orphans(store, FUTURE)
 
 
