@@ -19,7 +19,7 @@ from flows.devices import check_devices, describe_engine, device_warnings
 from flows.prefect_api import check_api
 from flows.reports.chains import mean_metrics, read_chain
 from flows.reports.formatting import say
-from infra.store import check_writable, find_campaign, list_campaigns, manifests
+from infra.store import campaign_exists, check_writable, find_campaign, manifests
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError, OpidError
 from opid_core.hub import hub_model, policy_folder
@@ -131,10 +131,8 @@ def check_space(configs: Sequence[CampaignConfig]) -> None:
 
 def _commits(config: CampaignConfig) -> int:
     """How many commits the campaign has, the start's included; 0 where there is no campaign yet."""
-    endpoint_url = config.storage.endpoint_url
-    if config.campaign not in list_campaigns(config.root, endpoint_url):
-        return 0
-    return len(manifests(find_campaign(config.root, config.campaign, endpoint_url)))
+    where = config.root, config.campaign, config.storage.endpoint_url
+    return len(manifests(find_campaign(*where))) if campaign_exists(*where) else 0
 
 
 def check_policy_and_engine(folder: Path | None, trained: bool = True, weights: bool = True) -> None:

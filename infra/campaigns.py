@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,12 +141,29 @@ def find_campaign(root: str | Path, campaign: str, endpoint_url: str | None = No
     return store
 
 
+def campaign_exists(root: str | Path, campaign: str, endpoint_url: str | None = None) -> bool:
+    """Whether there is such a campaign under `root`, be it damaged; nothing else that lies there is looked at."""
+    return _is_campaign(_store(root, campaign, endpoint_url).address())
+
+
 def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[str]:
-    """Names of the campaigns under `root`, sorted; touches nothing."""
+    """Names of the campaigns under `root`, sorted; touches nothing. A folder there that we may not read (`lost+found`,
+    somebody else's) is no campaign of ours."""
     folder = objects.address_of(root, endpoint_url)
     found = [name for name in objects.list_folders(folder) if names.is_one_folder(name)]  # a server may list anything
-    are_campaigns = objects.in_parallel(lambda name: _is_campaign(folder / name), found)
+    are_campaigns = objects.in_parallel(lambda name: _is_readable_campaign(folder / name), found)
     return [name for name, is_campaign in zip(found, are_campaigns, strict=True) if is_campaign]
+
+
+def list_studies(root: Path) -> dict[Path, list[str]]:
+    """Folders directly below `root` that hold campaigns, as a study's does, with the names of these; touches
+    nothing. A folder that we may not read is none of ours."""
+    found = {}
+    for name in objects.list_folders(root):
+        with suppress(ConfigError):
+            if campaigns := list_campaigns(folder := root / name):
+                found[folder] = campaigns
+    return found
 
 
 def known_campaigns(root: str | Path, endpoint_url: str | None = None) -> str:
@@ -154,9 +172,15 @@ def known_campaigns(root: str | Path, endpoint_url: str | None = None) -> str:
     if found := list_campaigns(root, endpoint_url):
         return f"campaigns there: {', '.join(found)}"
     folder = objects.address_of(root, endpoint_url)
-    below = [folder / name for name in objects.list_folders(folder)] if isinstance(folder, Path) else []
-    studies = ", ".join(f"--root {path}" for path in below if list_campaigns(path))
+    studies = ", ".join(f"--root {path}" for path in list_studies(folder)) if isinstance(folder, Path) else ""
     return "there is no campaign there" + (f", but in its studies: {studies}" if studies else "")
+
+
+def _is_readable_campaign(folder: Address) -> bool:
+    try:
+        return _is_campaign(folder)
+    except ConfigError:
+        return False
 
 
 def _is_campaign(folder: Address) -> bool:

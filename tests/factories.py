@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
+from infra import objects
 from infra.manifest import GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, list_objects, manifests, new_attempt, put_folder, write_table
+from opid_core.errors import ConfigError
 from opid_core.hashing import canonical_json
 from opid_core.schema import TABLES, from_rows
 
@@ -194,6 +197,21 @@ def metrics_table(seconds: float = 1.0, value: float = 0.5) -> pa.Table:
     """One number, and one of the clock's."""
     numbers = {"rollout/return": value, "seconds/rollout_s": seconds}
     return make_table("metrics", [{"iteration": 0, "name": n, "value": v} for n, v in numbers.items()])
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let any store refuse to read or list what lies in folders called `name`, as in those of somebody else."""
+
+    def refusing(ask: Any) -> Any:
+        def asked(address: objects.Address, *limits: int) -> Any:
+            if f"/{name}" in str(address):
+                raise ConfigError(f"{address}: cannot be read: Permission denied")
+            return ask(address, *limits)
+
+        return asked
+
+    for access in ("read", "list_folders", "list_objects"):
+        monkeypatch.setattr(objects, access, refusing(getattr(objects, access)))
 
 
 def make_manifest(

@@ -10,8 +10,8 @@ from typing import Literal
 
 from infra import lease, stages
 from infra.manifest import Manifest
-from infra.store import CampaignStore, find_campaign, list_campaigns, location, manifests, read_config
-from opid_core.errors import DataError
+from infra.store import CampaignStore, find_campaign, list_campaigns, list_studies, location, manifests, read_config
+from opid_core.errors import ConfigError, DataError
 
 NEWEST = 10
 """Iterations whose durations the time left is taken from."""
@@ -88,15 +88,16 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
 def standings(root: str, endpoint_url: str | None) -> tuple[list[Standing], dict[str, str]]:
     """The standings of all campaigns under `root`, by name, then of those of its studies (local ones); and why others
     cannot be read, as those of another version, by name. Raises DataError where none can be read."""
-    roots = {"": root} if "://" in root else {"": root} | {f"{p.name}/": str(p) for p in sorted(Path(root).glob("*/"))}
+    listed = [("", root, name) for name in list_campaigns(root, endpoint_url)]
+    if "://" not in root:
+        listed += [(f"{p.name}/", str(p), name) for p, names in list_studies(Path(root)).items() for name in names]
     found, left_out = [], {}
-    for prefix, folder in roots.items():
-        for name in list_campaigns(folder, endpoint_url):
-            try:
-                store = find_campaign(folder, name, endpoint_url)
-                found.append(replace(standing_of(store, manifests(store)), campaign=f"{prefix}{name}"))
-            except DataError as error:
-                left_out[f"{prefix}{name}"] = str(error)
+    for prefix, folder, name in listed:
+        try:
+            store = find_campaign(folder, name, endpoint_url)
+            found.append(replace(standing_of(store, manifests(store)), campaign=f"{prefix}{name}"))
+        except (ConfigError, DataError) as error:  # of the former: what lies in it is not ours to read
+            left_out[f"{prefix}{name}"] = str(error)
     if left_out and not found:
         raise none_readable(root, left_out)
     return found, left_out

@@ -22,7 +22,7 @@ from flows.reports.study_tables import difference_table, metric_table, score_tab
 from flows.study import Study, study_folder
 from infra.local_objects import faults
 from infra.manifest import Manifest, weights_hash
-from infra.store import CampaignStore, list_campaigns, read_config
+from infra.store import CampaignStore, campaign_exists, read_config
 from opid_core.config import CampaignConfig
 from opid_core.curves import area_under_curve, mean_curve
 from opid_core.errors import ConfigError
@@ -94,19 +94,17 @@ def read_runs(study: Study) -> tuple[dict[str, list[SeedRun]], list[str]]:
     """The finished campaigns by method, and the names of those that are not finished.
 
     Raises ConfigError for a campaign that is not the study's (made with another config, longer, or from other weights),
-    and where the store cannot be listed.
+    and where the store cannot be read.
     """
     runs: dict[str, list[SeedRun]] = {label: [] for label in study.methods}
     unfinished = []
     starts: dict[str, str] = {}
-    campaigns = study.campaigns()
-    first = campaigns[0][2]
-    begun = set(list_campaigns(first.root, first.storage.endpoint_url))
-    for label, seed, config in campaigns:
-        if config.campaign not in begun:
+    for label, seed, config in study.campaigns():
+        where = config.root, config.campaign, config.storage.endpoint_url
+        if not campaign_exists(*where):
             unfinished.append(config.campaign)
             continue
-        store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
+        store, chain = read_chain(*where)
         _check_campaign(store, config, chain)
         if len(chain) <= config.iterations:
             unfinished.append(config.campaign)

@@ -19,7 +19,7 @@ from opid_core.errors import ConfigError
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from tests.chat_server import Answer, chat_server
 from tests.envs.open_env_server import open_env_server
-from tests.factories import make_chain, make_tiny_policy_folder
+from tests.factories import make_chain, make_tiny_policy_folder, refuse
 from tests.flows.cli.test_cli import SMALL
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "policies" / "alfworld_tiny"
@@ -164,6 +164,8 @@ def test_a_disk_must_hold_what_is_still_to_come(tmp_path, monkeypatch):
     check_disks([config], each_mib, each_mib)
     with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
         check_disks([config], 0.9 * each_mib, each_mib)
+    (root / "lost+found").mkdir()
+    refuse(monkeypatch, "lost+found")  # beside the campaign, and none of its business
     check_disks([config.model_copy(update={"iterations": 1})], 0, 0)  # all of it is there
     check_disks([config, other], 4 * each_mib, each_mib)
     with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):

@@ -15,9 +15,12 @@ import pytest
 from infra import objects
 from infra.store import (
     CampaignStore,
+    campaign_exists,
     check_objects,
     check_writable,
     find_campaign,
+    list_campaigns,
+    list_studies,
     local_folder,
     location,
     open_campaign,
@@ -30,7 +33,7 @@ from infra.store import (
 )
 from opid_core import schema
 from opid_core.errors import ConfigError, DataError
-from tests.factories import CONFIG, all_files, metrics_table, scores_table, stored_paths
+from tests.factories import CONFIG, all_files, metrics_table, refuse, scores_table, stored_paths
 
 # Campaigns
 
@@ -139,6 +142,30 @@ def test_an_unusable_root_is_refused_before_anything_is_made(tmp_path):
     assert all_files(tmp_path) == ["file"]
     assert not (tmp_path / "new").exists()
     check_writable(tmp_path / "new" / "deep", 1)
+
+
+def test_a_folder_that_refuses_to_be_read_is_no_campaign_of_ours(root, monkeypatch):
+    for name in ("demo", "theirs"):
+        open_campaign(root.address, name, CONFIG | {"campaign": name}, root.endpoint_url)
+    refuse(monkeypatch, "theirs")
+    assert list_campaigns(root.address, root.endpoint_url) == ["demo"]
+    assert campaign_exists(root.address, "demo", root.endpoint_url)
+    assert not campaign_exists(root.address, "new", root.endpoint_url)
+    with pytest.raises(ConfigError, match=r"no campaign 'new' in .*; campaigns there: demo$"):
+        find_campaign(root.address, "new", root.endpoint_url)
+    for asked in (campaign_exists, find_campaign):  # for this one by name: why it cannot be had
+        with pytest.raises(ConfigError, match=r"theirs/config\.json: cannot be read: Permission denied"):
+            asked(root.address, "theirs", root.endpoint_url)
+
+
+def test_a_folder_that_refuses_to_be_listed_is_no_study_of_ours(tmp_path, monkeypatch):
+    for study in ("ours", "theirs"):
+        open_campaign(tmp_path / study, "demo", CONFIG)
+    (tmp_path / "empty").mkdir()
+    refuse(monkeypatch, "theirs")
+    assert list_studies(tmp_path) == {tmp_path / "ours": ["demo"]}
+    with pytest.raises(ConfigError, match=rf"no campaign there, but in its studies: --root {tmp_path}/ours$"):
+        find_campaign(tmp_path, "demo")
 
 
 def test_a_root_without_write_permission_is_refused(tmp_path):

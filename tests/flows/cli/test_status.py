@@ -11,9 +11,9 @@ import pytest
 from flows.reports.standing import LONGEST_S, standing_of, standings
 from infra import lease, stages
 from infra.manifest import BrokenExpectation, GateResult, Manifest, new_manifest
-from infra.store import CampaignStore, commit, manifests, open_campaign
+from infra.store import CampaignStore, commit, location, manifests, open_campaign
 from opid_core.errors import DataError
-from tests.factories import CONFIG, make_manifest
+from tests.factories import CONFIG, make_manifest, refuse
 
 
 def test_warnings_are_counted_and_degraded_iterations_marked_with_their_reasons(tmp_path, opid):
@@ -90,6 +90,18 @@ def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path, opid):
         opid("status", "old", "--root", root)
     with pytest.raises(DataError, match=r"none of the campaigns in .* can be read:\n  old: .* format 1;"):
         opid("status", "--root", root / "study")
+
+
+def test_what_may_not_be_read_beside_a_campaign_does_not_hide_it(tmp_path, monkeypatch):
+    for root, name in ((tmp_path, "mine"), (tmp_path, "theirs"), (tmp_path / "lost+found", "old")):
+        a_campaign(root, tmp_path / "policies", name, 1)
+    shared = a_campaign(tmp_path, tmp_path / "policies", "shared", 1)
+    refuse(monkeypatch, "theirs")
+    refuse(monkeypatch, "lost+found")
+    refuse(monkeypatch, "shared/_commits")
+    found, left_out = standings(str(tmp_path), None)
+    assert [one.campaign for one in found] == ["mine"]
+    assert left_out == {"shared": f"{location(shared, '_commits')}: cannot be read: Permission denied"}
 
 
 @pytest.mark.parametrize("recovery", ["x", {"lease_ttl_s": "y"}, {"lease_ttl_s": None}])

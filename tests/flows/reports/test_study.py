@@ -196,7 +196,7 @@ def test_a_store_that_refuses_is_an_error_and_no_campaign_that_is_not_finished(s
         storage = next(iter(study.methods.values())).storage.model_copy(update={"endpoint_url": url})
         on_s3 = {"root": "s3://bucket/mine", "storage": storage}
         methods = {label: method.model_copy(update=on_s3) for label, method in study.methods.items()}
-        with pytest.raises(ConfigError, match=r"^s3://bucket/mine: .* refused \(AccessDenied\)"):
+        with pytest.raises(ConfigError, match=r"^s3://bucket/mine/plain-seed5/.* refused \(AccessDenied\)"):
             write_comparison(replace(study, methods=methods))
 
 
