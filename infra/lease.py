@@ -6,12 +6,14 @@ are create-only.
 The object is created once, so of two drivers that start together one has the lease (drill: eight at once), and is then
 overwritten by its holder alone. A driver that finds one watches it for its time to live by its own clock (clocks of two
 machines are never compared): while the heartbeat moves it stops and names the holder (drill: a second driver), else it
-takes over (drill: SIGKILL). A holder that was silent for so long and comes back finds its successor's object before its
-next commit (drill: SIGSTOP). The drills are in `tests/infra/test_lease.py`.
+takes over (drill: SIGKILL). One that tells no holder, as a loss of power or a hand can leave it, is watched in the same
+way. A holder that was silent for so long and comes back finds its successor's object before its next commit (drill:
+SIGSTOP). The drills are in `tests/infra/test_lease.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -23,11 +25,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
+from pydantic import TypeAdapter, ValidationError
+
 from infra.campaigns import NUMBERED
 from infra.interrupts import interruptible
-from infra.store import CampaignStore, create_object, list_objects, location, put_object, read_object
-from opid_core.errors import ConfigError, DataError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
-from opid_core.reading import parse_json
+from infra.store import CampaignStore, create_object, list_objects, put_object, read_object
+from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 
 _LOOKS = 10
 """How often a newcomer looks at the heartbeat in one time to live."""
@@ -38,6 +41,7 @@ class Holder:
     """The process that has, or had, the lease, as its object tells."""
 
     host: str
+    """Empty where the object is damaged."""
     process_id: int
     started_at: str
     """ISO 8601, UTC."""
@@ -46,6 +50,13 @@ class Holder:
     """Makes each holder's object its own."""
     beats: int = 0
     released: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"process {self.process_id} on {self.host}" if self.host else "an unknown process"
+
+
+_HOLDER = TypeAdapter(Holder)
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ def _held(store: CampaignStore, holder: Holder | None) -> LeaseHeld:
 
 def _describe(holder: Holder) -> str:
     run = f", Prefect run {holder.prefect_run_id}" if holder.prefect_run_id else ""
-    return f"process {holder.process_id} on {holder.host} (since {holder.started_at}{run})"
+    return f"{holder.name} (since {holder.started_at}{run})" if holder.host else f"{holder.name} (its lease is damaged)"
 
 
 def _newest_epoch(store: CampaignStore) -> int:
@@ -172,10 +183,12 @@ def _path(epoch: int) -> str:
 
 def _read(store: CampaignStore, epoch: int) -> Holder | None:
     data = read_object(store, _path(epoch))
+    if data is None:
+        return None
     try:
-        return None if data is None else Holder(**parse_json(data))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{location(store, _path(epoch))}: not a lease: {error}") from None
+        return _HOLDER.validate_json(data, strict=True)
+    except ValidationError:  # somebody's all the same; the hash shows whether another heartbeat came
+        return Holder("", 0, "", None, hashlib.sha256(data).hexdigest())
 
 
 def _to_bytes(holder: Holder) -> bytes:

@@ -65,10 +65,7 @@ def create_from(path: Path, source: BinaryIO) -> tuple[bool, int, str]:
     with faults(path, "written"):
         _make_folder(path.parent)
         with _temporary(path) as temporary:
-            with open(temporary, "xb") as file:
-                size, sha256 = copy_and_hash(source, file)
-                file.flush()
-                os.fsync(file.fileno())
+            size, sha256 = _fill(temporary, source)
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -82,8 +79,9 @@ def put(path: Path, data: bytes) -> None:
     with faults(path, "written"):
         _make_folder(path.parent)
         with _temporary(path) as temporary:
-            temporary.write_bytes(data)
+            _fill(temporary, io.BytesIO(data))
             os.replace(temporary, path)
+            _sync_folder(path.parent)
 
 
 def read(path: Path, max_bytes: int) -> bytes | None:
@@ -202,6 +200,15 @@ def _temporary(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _fill(temporary: Path, source: BinaryIO) -> tuple[int, str]:
+    """Write the stream to a new file, durably (a name given to an unsynced one can outlive its bytes): size, sha256."""
+    with open(temporary, "xb") as file:
+        size, sha256 = copy_and_hash(source, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return size, sha256
 
 
 def _make_folder(folder: Path) -> None:

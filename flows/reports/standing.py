@@ -49,8 +49,7 @@ class Standing:
 
 
 def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
-    """The standing of the campaign with these manifests. Raises DataError for a damaged config, lease or record of a
-    stage."""
+    """The standing of the campaign with these manifests. Raises DataError for a damaged config or record of a stage."""
     config = read_config(store)
     planned, done = config.get("iterations"), max(0, len(chain) - 1)
     if not isinstance(planned, int):
@@ -65,7 +64,7 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
     state: State = "finished" if is_finished else "stopped"
     if holder:
         state = "running" if silent_s <= ttl_s else "finished" if is_finished else "silent"
-    driver = holder and f"process {holder.process_id} on {holder.host} since {holder.started_at}"
+    driver = holder and holder.name + (f" since {holder.started_at}" if holder.host else ", its lease is damaged")
     following, given_up = len(chain), stages.failures(store, len(chain))
     evaluated = next(filter(None, map(_success, reversed(chain))), {})
     return Standing(

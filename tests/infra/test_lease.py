@@ -11,8 +11,8 @@ import time
 import pytest
 
 from infra.lease import acquire, held, status
-from infra.store import CampaignStore, location, put_object
-from opid_core.errors import DataError, LeaseHeld, LeaseLost
+from infra.store import CampaignStore, put_object
+from opid_core.errors import LeaseHeld, LeaseLost
 from tests.factories import stored_paths
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -149,10 +149,34 @@ def test_another_newcomer_that_was_faster_has_it(store):
         acquire(store, 30, wait=waits)
 
 
-def test_a_damaged_lease_is_named(store):
-    put_object(store, "_lease/000001.json", b"{}")
-    with pytest.raises(DataError, match=f"{location(store)}/_lease/000001.json: not a lease: "):
-        acquire(store, 30)
+DAMAGED = [b"", b"{}", b"[" * 1000, b"\xff", b'{"host": "a", "process_id": "1", "started_at": "", "nonce": ""}']
+
+
+@pytest.mark.parametrize("data", DAMAGED)
+def test_a_damaged_lease_is_a_silent_holder_s_and_is_taken_over(store, data):
+    put_object(store, "_lease/000001.json", data)
+    (holder, _), told = status(store) or pytest.fail("no lease"), []
+    assert (holder.name, holder.released) == ("an unknown process", False)
+    assert acquire(store, 30, say=told.append, wait=(waits := Waits())).epoch == 2
+    assert waits.waited_s == 30
+    assert told == ["Waiting 30 s for a heartbeat of an unknown process (its lease is damaged)."]
+
+
+@pytest.mark.parametrize("beat", [b"[", None])
+def test_a_damaged_lease_that_is_written_again_has_a_live_holder(store, beat):
+    first = acquire(store, 30)
+    put_object(store, "_lease/000001.json", b"")
+    waits = Waits(at_6=lambda: first.beat(1) if beat is None else put_object(store, "_lease/000001.json", beat))
+    with pytest.raises(LeaseHeld):
+        acquire(store, 30, wait=waits)
+    assert waits.waited_s == 6
+
+
+def test_a_successor_whose_lease_is_damaged_has_taken_over(store):
+    first = acquire(store, 30)
+    put_object(store, "_lease/000002.json", b"")
+    with pytest.raises(LeaseLost):
+        first.check()
 
 
 def test_a_storage_fault_is_no_lost_lease(s3_store):

@@ -200,13 +200,21 @@ def test_a_stage_record_without_its_fields_is_refused(local, record):
         ("_commits/000000.json", manifests),
         ("_pruned/000000.json", pruned),
         ("_stages/000000/000/rollout.json", lambda store: stages.recorded(store, 0, 0, "rollout", {})),
-        ("_lease/000001.json", status),
     ],
 )
 def test_a_record_without_bounds_is_refused_by_name(local, path, use, text):
     put_object(local, path, text.encode())
     with pytest.raises(DataError, match=path):
         use(local)
+
+
+def test_a_lease_without_bounds_is_an_unknown_process_s_or_refused_by_name(local):
+    put_object(local, "_lease/000001.json", b"[" * 100_000)
+    (holder, _) = status(local) or pytest.fail("no lease")
+    assert holder.name == "an unknown process"
+    put_object(local, "_lease/000001.json", b" " * (MAX_BYTES + 1))
+    with pytest.raises(DataError, match=r"_lease/000001\.json: longer than"):
+        status(local)
 
 
 # Symbolic links

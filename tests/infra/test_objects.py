@@ -122,6 +122,14 @@ def test_a_background_thread_and_the_main_thread_share_a_store(folder):
 # Faults of a disk
 
 
+@pytest.mark.parametrize("write", [create_only, objects.put])
+def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, write):
+    path, synced = tmp_path / "object", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_ino, path.exists())))
+    write(path, b"data")
+    assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 def _create_beyond_the_limit(folder, results) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     for attempt in (b"a" * 2000, b"a" * 1000):

@@ -11,7 +11,7 @@ import pytest
 from flows.reports.standing import LONGEST_S, standing_of, standings
 from infra import lease, stages
 from infra.manifest import BrokenExpectation, GateResult, Manifest, new_manifest
-from infra.store import CampaignStore, commit, location, manifests, open_campaign
+from infra.store import CampaignStore, commit, location, manifests, open_campaign, put_object
 from opid_core.errors import DataError
 from tests.factories import CONFIG, make_manifest, refuse
 
@@ -138,6 +138,14 @@ def test_who_works_on_a_campaign_at_which_stage_and_what_stopped_it(tmp_path, op
     assert [one["iteration"] for one in running["commits"]] == [0, 1]
     assert told()["state"] == "stopped"
     assert "Stopped at iteration 2, route\n(after a failure, see below)." in opid("status", "mine", "--root", root)
+
+
+def test_a_damaged_lease_is_told_and_hides_nothing(tmp_path, opid):
+    store = a_campaign(tmp_path, tmp_path, "mine", 2)
+    put_object(store, "_lease/000001.json", b"")
+    standing = standing_of(store, manifests(store))
+    assert (standing.state, standing.iterations_done) == ("running", 1)  # its time to live is not over
+    assert (standing.driver or "").startswith("an unknown process, its lease is damaged, last heartbeat ")
 
 
 def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
