@@ -4,11 +4,11 @@ are create-only.
     <root>/<campaign>/_lease/000017.json    the 17th holder and its heartbeat
 
 The object is created once, so of two drivers that start together one has the lease (drill: eight at once), and is then
-overwritten by its holder alone. A driver that finds one watches it for its time to live by its own clock (clocks of two
-machines are never compared): while the heartbeat moves it stops and names the holder (drill: a second driver), else it
-takes over (drill: SIGKILL). One that tells no holder, as a loss of power or a hand can leave it, is watched in the same
-way. A holder that was silent for so long and comes back finds its successor's object before its next commit (drill:
-SIGSTOP). The drills are in `tests/infra/test_lease.py`.
+overwritten by its holder alone. A driver that finds one watches it for its time to live, or that which its holder tells
+where it is longer, by its own clock (clocks of two machines are never compared): while the heartbeat moves it stops and
+names the holder (drill: a second driver), else it takes over (drill: SIGKILL). One that tells no holder, as a loss of
+power or a hand can leave it, is watched in the same way. A holder that was silent for so long and comes back finds its
+successor's object before its next commit (drill: SIGSTOP). The drills are in `tests/infra/test_lease.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from infra.campaigns import NUMBERED
 from infra.interrupts import interruptible
@@ -50,6 +51,9 @@ class Holder:
     """Makes each holder's object its own."""
     beats: int = 0
     released: bool = False
+    ttl_s: Annotated[float, Field(gt=0, le=1e7)] = 30.0
+    """Seconds without a heartbeat after which it is taken for dead. The default is for what an earlier version wrote,
+    which did not tell, and for damaged objects."""
 
     @property
     def name(self) -> str:
@@ -95,23 +99,25 @@ def acquire(
     say: Callable[[str], None] = lambda text: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Lease:
-    """Take the lease: at once when it is free, else after `ttl_s` seconds without a heartbeat (`say` is told so).
-    Raises LeaseHeld when there is one, or when another newcomer was faster."""
+    """Take the lease: at once when it is free, else after `ttl_s` seconds without a heartbeat, or the holder's own time
+    to live where that is longer (`say` is told so). Raises LeaseHeld when there is one, or when another newcomer was
+    faster."""
     epoch = _newest_epoch(store)
     first = _read(store, epoch) if epoch else None
     if first is not None and not first.released:
-        say(f"Waiting {ttl_s:g} s for a heartbeat of {_describe(first)}.")
+        silent_s = max(ttl_s, first.ttl_s)
+        say(f"Waiting {silent_s:g} s for a heartbeat of {_describe(first)}.")
         # Only the waits are counted, not how long the store took to answer: a slow store is no dead holder.
         for _ in range(_LOOKS):
             with interruptible():
-                wait(ttl_s / _LOOKS)
+                wait(silent_s / _LOOKS)
             holder = _read(store, epoch)
             if holder is None or holder.released:
                 break
             if holder != first:
                 raise _held(store, holder)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    mine = Holder(socket.gethostname(), os.getpid(), now, prefect_run_id, secrets.token_hex(8))
+    mine = Holder(socket.gethostname(), os.getpid(), now, prefect_run_id, secrets.token_hex(8), ttl_s=ttl_s)
     if not create_object(store, _path(epoch + 1), _to_bytes(mine)):
         raise _held(store, _read(store, epoch + 1))
     return Lease(store, epoch + 1, mine)

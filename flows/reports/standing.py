@@ -57,13 +57,9 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
     is_finished = bool(chain) and done >= planned
     held = lease.status(store)
     holder, silent_s = held if held and not held[0].released else (None, 0.0)
-    recovery = config.get("recovery", {})
-    ttl_s = recovery.get("lease_ttl_s", 30.0) if isinstance(recovery, Mapping) else recovery
-    if not isinstance(ttl_s, int | float):
-        raise DataError(f"{location(store, 'config.json')}: recovery.lease_ttl_s: expected seconds, got {ttl_s!r}")
     state: State = "finished" if is_finished else "stopped"
     if holder:
-        state = "running" if silent_s <= ttl_s else "finished" if is_finished else "silent"
+        state = "running" if silent_s <= holder.ttl_s else "finished" if is_finished else "silent"
     driver = holder and holder.name + (f" since {holder.started_at}" if holder.host else ", its lease is damaged")
     following, given_up = len(chain), stages.failures(store, len(chain))
     evaluated = next(filter(None, map(_success, reversed(chain))), {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from infra.lease import acquire, held, status
-from infra.store import CampaignStore, put_object
+from infra.store import CampaignStore, put_object, read_object
 from opid_core.errors import LeaseHeld, LeaseLost
 from tests.factories import stored_paths
 
@@ -123,6 +124,16 @@ def test_a_driver_that_was_stopped_for_longer_finds_out_before_it_commits_more(s
     assert (holder.prefect_run_id, holder.released) == ("run-2", False)
 
 
+@pytest.mark.parametrize(("its_s", "mine_s", "waited_s"), [(60, 5, 60), (5, 60, 60), (None, 5, 30)])
+def test_a_holder_is_watched_for_the_longer_of_both_times_to_live(store, its_s, mine_s, waited_s):
+    acquire(store, its_s or 5)
+    if its_s is None:  # an earlier version's, which did not tell
+        told = json.loads(read_object(store, "_lease/000001.json") or b"")
+        put_object(store, "_lease/000001.json", json.dumps({k: v for k, v in told.items() if k != "ttl_s"}).encode())
+    acquire(store, mine_s, wait=(waits := Waits()))
+    assert waits.waited_s == waited_s
+
+
 @pytest.mark.parametrize("at", [3, 30])
 def test_a_heartbeat_at_any_look_keeps_the_lease(store, at):
     first = acquire(store, 30)
@@ -149,7 +160,16 @@ def test_another_newcomer_that_was_faster_has_it(store):
         acquire(store, 30, wait=waits)
 
 
-DAMAGED = [b"", b"{}", b"[" * 1000, b"\xff", b'{"host": "a", "process_id": "1", "started_at": "", "nonce": ""}']
+DAMAGED = [b"", b"{}", b"[" * 1000, b"\xff", b'{"host": "a", "process_id": "1"}']
+
+
+@pytest.mark.parametrize("ttl_s", [b"-1", b"1e300", b"NaN", b"null"])
+def test_a_holder_that_tells_no_time_is_damaged(store, ttl_s):
+    acquire(store, 5)
+    data = read_object(store, "_lease/000001.json") or b""
+    put_object(store, "_lease/000001.json", data.replace(b'"ttl_s": 5', b'"ttl_s": ' + ttl_s))
+    assert acquire(store, 5, wait=(waits := Waits())).epoch == 2
+    assert waits.waited_s == 30
 
 
 @pytest.mark.parametrize("data", DAMAGED)

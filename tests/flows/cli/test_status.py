@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import timedelta
 
 import pytest
@@ -104,16 +105,6 @@ def test_what_may_not_be_read_beside_a_campaign_does_not_hide_it(tmp_path, monke
     assert left_out == {"shared": f"{location(shared, '_commits')}: cannot be read: Permission denied"}
 
 
-@pytest.mark.parametrize("recovery", ["x", {"lease_ttl_s": "y"}, {"lease_ttl_s": None}])
-def test_a_campaign_whose_config_has_no_seconds_is_left_out(tmp_path, recovery):
-    a_campaign(tmp_path, tmp_path, "mine", 1)
-    open_campaign(tmp_path, "other", {**CONFIG, "campaign": "other", "recovery": recovery})
-    found, left_out = standings(str(tmp_path), None)
-    assert [one.campaign for one in found] == ["mine"]
-    assert list(left_out) == ["other"]
-    assert f"{tmp_path}/other/config.json: recovery.lease_ttl_s: expected seconds, got" in left_out["other"]
-
-
 def test_an_empty_root_is_named_whole(tmp_path, opid, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert opid("status") == f"There is no campaign in {tmp_path}/runs.\n"
@@ -146,6 +137,15 @@ def test_a_damaged_lease_is_told_and_hides_nothing(tmp_path, opid):
     standing = standing_of(store, manifests(store))
     assert (standing.state, standing.iterations_done) == ("running", 1)  # its time to live is not over
     assert (standing.driver or "").startswith("an unknown process, its lease is damaged, last heartbeat ")
+
+
+@pytest.mark.parametrize(("ttl_s", "state"), [(600, "running"), (120, "silent")])
+def test_a_driver_is_silent_after_its_own_time_to_live(tmp_path, ttl_s, state):
+    store = a_campaign(tmp_path, tmp_path, "mine", 2)
+    lease.acquire(store, ttl_s)
+    before_s = time.time() - 300
+    os.utime(location(store, "_lease/000001.json"), (before_s, before_s))
+    assert standing_of(store, manifests(store)).state == state
 
 
 def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
