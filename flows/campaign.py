@@ -53,8 +53,8 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
     """
     with cancelled_by_interrupt(), notify.failure_told(config):
         store = configured(open_store, config)(config)
-        ttl_s, run_id = config.recovery.lease_ttl_s, flow_run.id
-        with held(store, ttl_s, run_id, _tell_wait) as lease, CampaignRun(config, store, lease=lease) as run:
+        lasting = held(store, config.recovery.lease_ttl_s, flow_run.id, _tell_wait, iterations=config.iterations)
+        with lasting as lease, CampaignRun(config, store, lease=lease) as run:
             run.chain += configured(read_chain, config)(config.campaign)
             if len(run.chain) > 1:
                 done = len(run.chain) - 1

@@ -54,6 +54,8 @@ class Holder:
     ttl_s: Annotated[float, Field(gt=0, le=1e7)] = 30.0
     """Seconds without a heartbeat after which it is taken for dead. The default is for what an earlier version wrote,
     which did not tell, and for damaged objects."""
+    iterations: Annotated[int, Field(ge=0)] | None = None
+    """How many it was to make the campaign have; None where it does not tell."""
 
     @property
     def name(self) -> str:
@@ -98,6 +100,8 @@ def acquire(
     prefect_run_id: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     wait: Callable[[float], None] = time.sleep,
+    *,
+    iterations: int | None = None,
 ) -> Lease:
     """Take the lease: at once when it is free, else after `ttl_s` seconds without a heartbeat, or the holder's own time
     to live where that is longer (`say` is told so). Raises LeaseHeld when there is one, or when another newcomer was
@@ -116,8 +120,15 @@ def acquire(
                 break
             if holder != first:
                 raise _held(store, holder)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    mine = Holder(socket.gethostname(), os.getpid(), now, prefect_run_id, secrets.token_hex(8), ttl_s=ttl_s)
+    mine = Holder(
+        host=socket.gethostname(),
+        process_id=os.getpid(),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        prefect_run_id=prefect_run_id,
+        nonce=secrets.token_hex(8),
+        ttl_s=ttl_s,
+        iterations=iterations,
+    )
     if not create_object(store, _path(epoch + 1), _to_bytes(mine)):
         raise _held(store, _read(store, epoch + 1))
     return Lease(store, epoch + 1, mine)
@@ -129,9 +140,11 @@ def held(
     ttl_s: float,
     prefect_run_id: str | None = None,
     say: Callable[[str], None] = lambda text: None,
+    *,
+    iterations: int | None = None,
 ) -> Iterator[Lease]:
     """Hold the lease while the block runs, renewed in the background every `ttl_s` / 3 seconds. Raises as `acquire`."""
-    lease = acquire(store, ttl_s, prefect_run_id, say)
+    lease = acquire(store, ttl_s, prefect_run_id, say, iterations=iterations)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(lease, ttl_s, ended), name="lease", daemon=True)
     renewing.start()

@@ -60,7 +60,7 @@ def status(
     say(
         console,
         f"{campaign} in {standing.location}: {standing.iterations_done} iterations committed of "
-        f"{standing.iterations_planned} first planned, {'' if chain else 'nothing committed yet, '}"
+        f"{standing.iterations_planned} planned, {'' if chain else 'nothing committed yet, '}"
         f"{standing.state}{preset}",
     )
     say(console, _now(standing))
@@ -81,6 +81,8 @@ def _now(standing: Standing) -> str:
     left = "" if standing.seconds_left is None else f", about {timedelta(seconds=round(standing.seconds_left))} left"
     where = f"iteration {standing.iterations_done + 1 if standing.committed_at else 0}, {standing.stage}"
     match standing.state:
+        case "running" if standing.stage is None:
+            return f"All that was planned is committed.\nDriver: {standing.driver}."
         case "running":
             return f"At {where}{left}.\nDriver: {standing.driver}."
         case "silent":

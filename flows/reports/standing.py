@@ -32,7 +32,7 @@ class Standing:
     -9`. `stopped`: unfinished, and no driver works on it, as after Ctrl-C."""
     iterations_done: int
     iterations_planned: int
-    """What the campaign was created with; a later run may plan more."""
+    """By the newest driver; where it does not tell, what the campaign was created with."""
     stage: str | None
     """That comes next, or is worked on; None where all is committed."""
     driver: str | None
@@ -54,8 +54,10 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
     planned, done = config.get("iterations"), max(0, len(chain) - 1)
     if not isinstance(planned, int):
         raise DataError(f"{location(store, 'config.json')}: iterations: expected a whole number, got {planned!r}")
-    is_finished = bool(chain) and done >= planned
     held = lease.status(store)
+    if held and held[0].iterations is not None:
+        planned = held[0].iterations
+    is_finished = bool(chain) and done >= planned
     holder, silent_s = held if held and not held[0].released else (None, 0.0)
     state: State = "finished" if is_finished else "stopped"
     if holder:

@@ -148,6 +148,34 @@ def test_a_driver_is_silent_after_its_own_time_to_live(tmp_path, ttl_s, state):
     assert standing_of(store, manifests(store)).state == state
 
 
+def test_the_newest_driver_says_how_many_iterations_are_planned(tmp_path, opid):
+    store = a_campaign(tmp_path, tmp_path, "mine", 5)  # created with 3, continued with more
+
+    def told() -> tuple[str, str | None, int]:
+        standing = standing_of(store, manifests(store))
+        return standing.state, standing.stage, standing.iterations_planned
+
+    with lease.held(store, 30):  # an earlier version's, which does not tell
+        assert told() == ("running", None, 3)
+        assert "None" not in opid("status", "mine", "--root", tmp_path)
+    with lease.held(store, 30, iterations=200):
+        assert told() == ("running", "rollout", 200)
+    assert told() == ("stopped", "rollout", 200)  # by Ctrl-C
+    assert "4 iterations committed of 200 planned, stopped" in opid("status", "mine", "--root", tmp_path)
+    lease.acquire(store, 30, iterations=200)  # killed
+    before_s = time.time() - 300
+    os.utime(location(store, "_lease/000003.json"), (before_s, before_s))
+    assert told() == ("silent", "rollout", 200)
+
+
+def test_a_driver_at_work_after_the_last_commit_is_at_no_iteration(tmp_path, opid):
+    store = a_campaign(tmp_path, tmp_path, "mine", 4)
+    with lease.held(store, 30, iterations=3):
+        printed = opid("status", "mine", "--root", tmp_path)
+    assert "All that was planned is committed.\nDriver: process " in printed
+    assert "None" not in printed
+
+
 def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
     store = a_campaign(tmp_path / "runs", tmp_path, "mine", 2)
     chain = manifests(store)
