@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from prefect import Task, flow
@@ -40,7 +41,7 @@ from tasks.progress import announce
 from tasks.rescore import rescore
 from tasks.rollout import rollout
 from tasks.route import route
-from tasks.store import count_attempts, open_store, read_chain
+from tasks.store import count_attempts, open_store, read_chain, when_reachable
 from tasks.track import prune_states, track
 from tasks.update import update
 
@@ -51,10 +52,13 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
     Raises LeaseHeld where another driver works on it, and what ended its last attempt at an iteration.
     """
-    with cancelled_by_interrupt(), notify.failure_told(config):
+    with cancelled_by_interrupt(), notify.failure_told(config), ExitStack() as until_end:
         store = configured(open_store, config)(config)
-        lasting = held(store, config.recovery.lease_ttl_s, flow_run.id, _tell_wait, iterations=config.iterations)
-        with lasting as lease, CampaignRun(config, store, lease=lease) as run:
+        take = partial(held, store, config.recovery.lease_ttl_s, flow_run.id, _tell_wait, iterations=config.iterations)
+        # No task: it may wait longer than one may last. A lease that was taken by a try whose answer was lost is
+        # renewed by nobody, and waited for as that of a dead driver: no two are held at once.
+        lease = when_reachable(config.recovery, lambda: until_end.enter_context(take()), _tell_fault)
+        with CampaignRun(config, store, lease=lease) as run:
             run.chain += configured(read_chain, config)(config.campaign)
             if len(run.chain) > 1:
                 done = len(run.chain) - 1
@@ -83,6 +87,10 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
 def _tell_wait(text: str) -> None:
     announce(None, "campaign", "resumed", text)
+
+
+def _tell_fault(text: str) -> None:
+    announce(None, "campaign", "fault", text)
 
 
 @flow(name="iteration", flow_run_name="iteration-{iteration}", validate_parameters=False, persist_result=False)

@@ -16,8 +16,9 @@ from flows import cost, memory, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
+from flows.reports.formatting import say
 from flows.tiny import shrunk
-from flows.train import check_and_open, when_reachable
+from flows.train import check_and_open
 from infra.names import is_one_folder
 from infra.store import CampaignStore, find_campaign, local_name
 from opid_core.config import SEEDS, CampaignConfig, load_rows
@@ -27,6 +28,7 @@ from opid_core.hub import hub_model, pinned, policy_folder
 from opid_core.learning.methods import Gigpo, Grpo, Opid
 from opid_core.local_paths import shipped
 from tasks.shared_start import adopt_evaluation
+from tasks.store import when_reachable
 
 MAY_VARY = ("campaign", "method", "analyzer", "learner.clip_low", "learner.clip_high")
 """Keys in which the methods of a study may differ; all else is shared, or it would be no comparison."""
@@ -230,7 +232,7 @@ def run_study(study: Study, console: Console) -> None:
             console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
             config = config.model_copy(update={"policy": policy})
             check_and_open(config, console)
-            when_reachable(config.recovery, partial(share_start, config, first, console), console)
+            when_reachable(config.recovery, partial(share_start, config, first, console), partial(say, console))
             with live_progress(console, config):
                 run_campaign(config)
 

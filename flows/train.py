@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -17,14 +16,13 @@ from flows.display import live_progress
 from flows.notify import failure_told
 from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
-from flows.reports.formatting import Terminal
+from flows.reports.formatting import Terminal, say
 from infra import automations
 from infra.interrupts import kept_for_tasks
 from infra.store import find_campaign, open_campaign
-from opid_core.config import CampaignConfig, RecoveryConfig, load_config
-from opid_core.errors import InfrastructureError
+from opid_core.config import CampaignConfig, load_config
 from tasks.cluster import check_store
-from tasks.iteration import retry_delays_s
+from tasks.store import when_reachable
 
 
 def _run_name() -> str:
@@ -55,23 +53,8 @@ def check_and_open(config: CampaignConfig, console: Console) -> None:
         if config.cluster.address is not None:
             check_store(store)
 
-    when_reachable(config.recovery, check, console)
+    when_reachable(config.recovery, check, partial(say, console))
     plan.warn(config, console)
-
-
-def when_reachable(recovery: RecoveryConfig, check: Callable[[], None], console: Console) -> None:
-    """`check()`, before there is a flow, again as often as a task would be tried while the store is away.
-
-    Raises what it raises, InfrastructureError only when the store stays away.
-    """
-    for delay_s in [*retry_delays_s(recovery), None]:
-        try:
-            return check()
-        except InfrastructureError as error:
-            if delay_s is None:
-                raise
-            console.print(f"{error}\nTrying again in {delay_s:.0f} s.", highlight=False)
-            time.sleep(delay_s)
 
 
 def train_campaign(config: CampaignConfig, console: Console, api: AbstractContextManager[None] | None = None) -> None:

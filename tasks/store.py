@@ -1,15 +1,38 @@
-"""What the flow of a campaign asks of its store, as tasks: tried again while the store is away."""
+"""What is asked of a store outside of the stages: tried again while the store is away, in a flow as tasks."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from prefect import task
 
 from infra import stages
+from infra.interrupts import interruptible
 from infra.manifest import Manifest
 from infra.store import CampaignStore, manifests, open_campaign
-from opid_core.config import CampaignConfig
-from tasks.iteration import TASK, campaign_run
+from opid_core.config import CampaignConfig, RecoveryConfig
+from opid_core.errors import InfrastructureError
+from tasks.iteration import TASK, campaign_run, retry_delays_s
 from tasks.progress import logged
+
+Result = TypeVar("Result")
+
+
+def when_reachable(recovery: RecoveryConfig, ask: Callable[[], Result], say: Callable[[str], None]) -> Result:
+    """`ask()`, which is no task, again as often as a task would be tried while the store is away; `say` is told.
+
+    Raises what it raises, InfrastructureError only when the store stays away.
+    """
+    for delay_s in retry_delays_s(recovery):
+        try:
+            return ask()
+        except InfrastructureError as error:
+            say(f"{error}; trying again in {delay_s:.0f} s")
+        with interruptible():
+            time.sleep(delay_s)
+    return ask()
 
 
 @task(**TASK)

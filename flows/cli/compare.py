@@ -42,14 +42,14 @@ def compare(
 
     Example: [bold]opid compare configs/compare/*.yaml --seeds 3 --name signals[/]
     """
-    from flows.reports.formatting import show_markdown
+    from flows.reports.formatting import say, show_markdown
 
     check_card(card, dry_run)
     name = name or (configs[0].resolve().name.removesuffix(".yaml") if len(configs) == 1 else "study") + "_tiny" * tiny
     with console.status(f"{name}: checking"):  # the imports alone take seconds
         from flows.plan import problem
         from flows.study import check, load_study, run_study, show, study_folder
-        from flows.train import when_reachable
+        from tasks.store import when_reachable
 
         study = load_study(name, configs, seeds, overrides, tiny=tiny)
         settings.apply(study_folder(study))
@@ -58,7 +58,7 @@ def compare(
             found = problem(lambda: check(study, weights=False))
         elif not report_only:
             recovery = next(iter(study.methods.values())).recovery
-            when_reachable(recovery, lambda: check(study), console)
+            when_reachable(recovery, lambda: check(study), lambda text: say(console, text))
         if dry_run or not report_only:
             show(study, console, card)
     if dry_run:

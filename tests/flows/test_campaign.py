@@ -12,7 +12,8 @@ from prefect.client.orchestration import get_client
 
 from flows import campaign
 from flows.campaign import attempted, cancelled_by_interrupt, run_campaign
-from infra import stages
+from infra import objects, stages
+from infra.lease import status
 from infra.store import commit, find_campaign, local_folder, location, manifests, open_campaign, pruned
 from opid_core.config import build_config
 from opid_core.errors import (
@@ -28,7 +29,7 @@ from opid_core.errors import (
 from tasks import progress
 from tasks.iteration import TASK, CampaignRun, campaign_run
 from tasks.progress import logged
-from tests.factories import make_chain, make_manifest
+from tests.factories import make_chain, make_manifest, stored_paths
 from tests.infra.servers import receiving
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
@@ -213,6 +214,53 @@ def test_a_resumed_campaign_does_what_a_crash_kept_from_following_the_last_commi
     assert pruned(store) == {manifest.policy.files[1].path for manifest in chain[:2]}
     assert [Path(location(store, m.policy.files[1].path)).exists() for m in chain] == [False, False, True]
     assert list(local_folder(store, "tensorboard").iterdir()) != []
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The config and store of a campaign whose iterations are all committed: a run of it takes its lease and ends."""
+    values = {"campaign": "demo", "root": str(tmp_path / "runs"), "iterations": 1}
+    config = build_config({**values, "recovery": {**RECOVERY, "lease_ttl_s": 1.0}})
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    make_chain(store, tmp_path, 2)
+    return config, store
+
+
+def away_for(times: int, ask: Any, part: str, told: list[str]) -> Any:
+    """`ask`, which is away so many times after it was asked for something with `part` in its name."""
+
+    def asked(address: objects.Address, *rest: Any) -> Any:
+        result = ask(address, *rest)
+        if part in str(address):
+            told.append(part)
+            if len(told) <= times:
+                raise InfrastructureError("the store is away")
+        return result
+
+    return asked
+
+
+@pytest.mark.parametrize(("times", "asked"), [(2, 3), (3, 3)])
+def test_the_lease_is_asked_for_as_often_as_a_stage_is_tried(finished, monkeypatch, times, asked):
+    config, store = finished
+    told: list[str] = []
+    monkeypatch.setattr(objects, "list_objects", away_for(times, objects.list_objects, "/_lease", told))
+    if times < asked:
+        assert len(run_campaign(config)) == 2
+    else:
+        with pytest.raises(InfrastructureError, match="the store is away"):
+            run_campaign(config)
+    assert len(told) == asked
+    assert stored_paths(store, "_lease") == ["_lease/000001.json"][: times < asked]
+
+
+def test_a_lease_whose_answer_was_lost_is_waited_for_and_then_held_alone(finished, monkeypatch):
+    config, store = finished
+    monkeypatch.setattr(objects, "create_only", away_for(1, objects.create_only, "/_lease", []))
+    assert len(run_campaign(config)) == 2
+    assert stored_paths(store, "_lease") == ["_lease/000001.json", "_lease/000002.json"]
+    (holder, _) = status(store) or pytest.fail("no lease")
+    assert (holder.iterations, holder.ttl_s, holder.released) == (1, 1.0, True)
 
 
 def test_an_iteration_counts_from_the_commit_before_with_what_followed_that(tmp_path, monkeypatch):
