@@ -25,6 +25,8 @@ from opid_core.reading import NotRegular, open_regular
 PIECE_BYTES = 1 << 22
 NO_OBJECT = (FileNotFoundError, NotADirectoryError)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links answer, such as exFAT, to one who has just made a file in the same folder."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,13 @@ def create_from(path: Path, source: BinaryIO) -> tuple[bool, int, str]:
                 os.link(temporary, path)
             except FileExistsError:
                 return False, size, sha256
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                raise ConfigError(
+                    f"root: {path.parent} is on a file system without hard links ({error.strerror}), which objects are "
+                    "created with; choose another root"
+                ) from error
             _sync_folder(path.parent)
             return True, size, sha256
 

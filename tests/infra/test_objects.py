@@ -130,6 +130,24 @@ def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, 
     assert synced == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (errno.EPERM, ConfigError, r"^root: .* is on a file system without hard links .*; choose another root$"),
+        (errno.ENOTSUP, ConfigError, r"^root: .* is on a file system without hard links .*; choose another root$"),
+        (errno.EIO, InfrastructureError, "object: cannot be written: "),
+    ],
+)
+def test_a_file_system_without_hard_links_is_no_place_for_a_root(tmp_path, monkeypatch, number, kind, message):
+    def refuse(*names) -> None:
+        raise OSError(number, os.strerror(number), *names[:1])
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(kind, match=message):
+        create_only(tmp_path / "object", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
 def _create_beyond_the_limit(folder, results) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     for attempt in (b"a" * 2000, b"a" * 1000):
