@@ -72,7 +72,7 @@ def status(
         say(console, f"Newest policy: {standing.newest_policy}")
     for failure in standing.failures:
         say(console, f"Iteration {len(chain)} was given up, {failure}", "red")
-    if standing.state in ("silent", "stopped"):
+    if standing.state in ("not begun", "silent", "stopped"):
         console.print("Continue with the same `opid train CONFIG` command.")
 
 
@@ -89,8 +89,9 @@ def _now(standing: Standing) -> str:
             return f"At {where}. Its driver is silent and may have been killed:\n{standing.driver}."
         case "stopped":
             how = "after a failure, see below" if standing.failures else "by Ctrl-C, or with no failure recorded"
-            begun = standing.committed_at is not None or standing.driver is not None
-            return f"Stopped at {where}{left}\n({how})." if begun else f"No driver works on it; next: {where}."
+            return f"Stopped at {where}{left}\n({how})."
+        case "not begun":
+            return "No driver has begun yet: `opid train` takes up to a minute or two to start Prefect."
     return "No driver works on it."
 
 

@@ -17,7 +17,7 @@ NEWEST = 10
 """Iterations whose durations the time left is taken from."""
 LONGEST_S = 1e11
 """Of seconds that are told, 3,000 years: what is stored may be any number, and a `timedelta` has an end."""
-State = Literal["running", "silent", "stopped", "finished"]
+State = Literal["not begun", "running", "silent", "stopped", "finished"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Standing:
     preset: str | None
     state: State
     """`running`: a driver renews its lease. `silent`: a driver has the lease and does not renew it, as after a `kill
-    -9`. `stopped`: unfinished, and no driver works on it, as after Ctrl-C."""
+    -9`. `stopped`: unfinished, and no driver works on it, as after Ctrl-C. `not begun`: no driver has ever worked on it,
+    as while `opid train` starts."""
     iterations_done: int
     iterations_planned: int
     """By the newest driver; where it does not tell, what the campaign was created with."""
@@ -59,7 +60,7 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
         planned = held[0].iterations
     is_finished = bool(chain) and done >= planned
     holder, silent_s = held if held and not held[0].released else (None, 0.0)
-    state: State = "finished" if is_finished else "stopped"
+    state: State = "finished" if is_finished else "stopped" if chain or held else "not begun"
     if holder:
         state = "running" if silent_s <= holder.ttl_s else "finished" if is_finished else "silent"
     driver = holder and holder.name + (f" since {holder.started_at}" if holder.host else ", its lease is damaged")

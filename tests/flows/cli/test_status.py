@@ -63,13 +63,13 @@ def test_all_campaigns_of_a_root_and_of_its_studies_are_listed(tmp_path, opid):
     a_campaign(root / "study", tmp_path, "method", 2)
     rows = [line.split()[:6] for line in opid("status", "--root", root).splitlines()[1:]]
     assert rows == [
-        ["new", "0", "of", "3", "stopped", "initial_policy"],
+        ["new", "0", "of", "3", "not", "begun"],
         ["over", "3", "of", "3", "finished"],
         ["study/method", "1", "of", "3", "stopped", "rollout"],
     ]
     told = json.loads(opid("status", "--root", root, "--json"))
     assert [(one["campaign"], one["state"], one["stage"]) for one in told] == [
-        ("new", "stopped", "initial_policy"),
+        ("new", "not begun", "initial_policy"),
         ("over", "finished", None),
         ("study/method", "stopped", "rollout"),
     ]
