@@ -285,7 +285,7 @@ def _results(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[Method
             continue
         of_method = of_shared_seeds(runs[row.method], runs[twin])
         before = _before(of_method, (row.split, row.temperature))
-        shares = [run.numbers["advantage_share/skill"] for run in of_method]
+        shares = [share for run in of_method if (share := run.numbers.get("advantage_share/skill")) is not None]
         panel = panel_name(study.methods[row.method].model_dump(mode="json"))
         reached, without = against.means
         e = against.estimate
@@ -293,8 +293,8 @@ def _results(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[Method
             f"**{row.method}, temperature {row.temperature:g}: {before:.1%} -> {reached:.1%}; without "
             f"skills ({twin}) {without:.1%}.** Difference {100 * e.mean:+.1f} points (95%: {100 * e.low:+.1f} to "
             f"{100 * e.high:+.1f}), p = {against.p_value:.2g} ({against.adjusted_p or against.p_value:.2g} corrected), "
-            f"{against.tasks} tasks of the {panel}, {against.seeds} seed{'s' * (against.seeds > 1)}. "
-            f"Skills' share of the advantage: {percent(float(np.mean(shares)))}.",
+            f"{against.tasks} tasks of the {panel}, {against.seeds} seed{'s' * (against.seeds > 1)}."
+            + (f" Skills' share of the advantage: {percent(float(np.mean(shares)))}." if shares else ""),
             "",
         ]
     return lines

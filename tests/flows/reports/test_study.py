@@ -161,6 +161,17 @@ def test_scores_are_compared_where_the_environment_gives_them(study):
     assert "| skills | 1 | 100.0 (34.2 to 100.0) | 2 | 25.0 (0.0 to 50.0) | " in section
 
 
+def test_a_study_without_a_share_of_the_skills_is_reported_without_it(study):
+    """As where nothing was trained, or no iteration had an advantage."""
+    for _, seed, config in study.campaigns():
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, "ff", "ff", share=None)
+    text = (write_comparison(study) / "summary.md").read_text()
+    assert "**skills, temperature 1: 0.0% -> 0.0%; without skills (plain) 0.0%.** Difference +0.0 points (" in text
+    assert "2 tasks of the held-out panel, 2 seeds.\n" in text
+    assert "Skills' share" not in text
+
+
 def test_names_in_the_page_are_never_markup():
     made = page("<b>study</b>", "# <script>alert(1)</script>\n\n| a |\n| --- |\n| <i>x</i> |\n", b"png")
     assert "<script>alert" not in made
@@ -245,7 +256,7 @@ def finished(
     seed: int,
     before: str,
     after: str,
-    share: float,
+    share: float | None,
     episodes: int = 4,
     weights: bytes = b"weights",
     score: Mapping[str, float | None] = MappingProxyType({}),
