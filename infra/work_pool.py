@@ -98,8 +98,8 @@ def requeue(
     the middle of a cancel is Cancelled. (The lost heartbeat would do it for Running ones 75 s later, for Pending and
     Cancelling ones never; tests/integration/test_serve.py kills the worker.) Always: runs that have been Crashed for
     `MISSED_AFTER_S` with attempts left, which the automation has missed: the server drops events that SQLite refuses
-    under load, and it counts no start of a run that died before it ran, so those are tried for `NEVER_RAN_LIMIT_S`
-    (benchmarks/chaos kills in both moments).
+    under load, and it counts no start of a run that died before it ran, so those are tried for `NEVER_RAN_LIMIT_S` from
+    their first try on (benchmarks/chaos kills in both moments).
     """
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 
@@ -109,17 +109,16 @@ def requeue(
         work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool]}}),
     )
     for run in runs:
-        state = _next_state(run, attempts, worker_gone)
+        state = _next_state(client, run, attempts, worker_gone)
         if state is not None:
             client.set_flow_run_state(run.id, state, force=True)
             console.print(f"Flow run {run.name} ({run.id}): was {run.state_name}, now {state.name}.", soft_wrap=True)
 
 
-def _next_state(run: FlowRun, attempts: int, worker_gone: bool):
+def _next_state(client: SyncPrefectClient, run: FlowRun, attempts: int, worker_gone: bool):
     from prefect.states import AwaitingRetry, Cancelled, Crashed
 
     assert run.state is not None
-    assert run.created is not None
     now = datetime.now(UTC)
     is_crashed = run.state.is_crashed()
     if run.state.is_cancelling():
@@ -129,6 +128,11 @@ def _next_state(run: FlowRun, attempts: int, worker_gone: bool):
         return None if is_crashed else Crashed(message=message)
     if is_crashed and not worker_gone and (now - run.state.timestamp).total_seconds() <= MISSED_AFTER_S:
         return None
-    if is_crashed and not run.run_count and (now - run.created).total_seconds() >= NEVER_RAN_LIMIT_S:
-        return None
+    if is_crashed and not run.run_count:
+        # Not since it was created: a schedule makes runs days ahead, and a queue keeps them.
+        tried = [run.state.timestamp]
+        if (now - tried[0]).total_seconds() < NEVER_RAN_LIMIT_S:  # else there is nothing to ask the server for
+            tried += [state.timestamp for state in client.read_flow_run_states(run.id) if state.is_pending()]
+        if (now - min(tried)).total_seconds() >= NEVER_RAN_LIMIT_S:
+            return None
     return AwaitingRetry(message="The run is started again: it crashed, or its worker was gone.")
