@@ -20,11 +20,11 @@ from flows.reports.formatting import say
 from flows.tiny import shrunk
 from flows.train import check_and_open
 from infra.names import is_one_folder
-from infra.store import CampaignStore, find_campaign, local_name
+from infra.store import CampaignStore, find_campaign, list_campaigns, local_name, read_config
 from opid_core.config import SEEDS, CampaignConfig, load_rows
 from opid_core.errors import ConfigError
 from opid_core.hashing import config_differences, flat
-from opid_core.hub import hub_model, pinned, policy_folder
+from opid_core.hub import HubModel, hub_model, named_model, pinned, policy_folder
 from opid_core.learning.methods import Gigpo, Grpo, Opid
 from opid_core.local_paths import shipped
 from tasks.shared_start import adopt_evaluation
@@ -247,16 +247,32 @@ def share_start(config: CampaignConfig, first: dict[tuple[int, str | None], Camp
 
 
 def shared_policy(study: Study, console: Console) -> str:
-    """The policy that all campaigns start from: the configs' own (one of the hub at the commit that it is at now), or
-    the folder of one made by warm start, once."""
+    """The policy that all campaigns start from: the configs' own (one of the hub at the commit that the study began
+    with, else that it is at now), or the folder of one made by warm start, once."""
     first = next(iter(study.methods.values()))
     if first.policy is not None:
         model = hub_model(first.policy)
-        return first.policy if model is None else str(pinned(model))
+        if model is None:
+            return first.policy
+        # The hub's main branch may go on while the study runs: its campaigns may not.
+        begun_with = None if model.revision else _begun_with(study, model)
+        return str(begun_with or pinned(model))
     folder = study_folder(study) / "policy"
     if not folder.exists():
         write_warm_start(first, folder, "cpu", console)
     return str(folder)
+
+
+def _begun_with(study: Study, model: HubModel) -> HubModel | None:
+    """The commit of `model` that the study's first campaign in the store starts from; None where there is none yet."""
+    first = next(iter(study.methods.values()))
+    begun = set(list_campaigns(first.root, first.storage.endpoint_url))
+    for _, _, config in study.campaigns():
+        if config.campaign in begun:
+            store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
+            stored = named_model(str(read_config(store).get("policy")))
+            return stored if stored and stored.revision and stored.name == model.name else None
+    return None
 
 
 def study_folder(study: Study) -> Path:

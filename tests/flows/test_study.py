@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.study import MAY_VARY, load_study, show, study_folder, what_differs
+from flows import study as studies
+from flows.study import MAY_VARY, load_study, shared_policy, show, study_folder, what_differs
+from infra.store import open_campaign
 from opid_core.errors import ConfigError
+from opid_core.hub import HubModel
 from opid_core.learning.methods import Opid
 from tests.flows.studies import config_file
 
@@ -106,6 +109,24 @@ def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
 def test_a_study_s_name_is_that_of_one_folder(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"^--name: '{name}' is no name of a study"):
         load_study(name, [config_file(tmp_path, "plain", "{name: grpo}")], 1)
+
+
+def test_a_study_goes_on_from_the_commit_of_the_hub_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "pinned", lambda model: HubModel(model.name, commits[model.revision]))
+    commits = {"": "a" * 40, "v1": "c" * 40}
+    file, console = config_file(tmp_path, "plain", "{name: grpo}"), Console(quiet=True)
+
+    def study(policy: str):
+        return load_study("mine", [file], 2, [f"policy={policy}"])
+
+    policy = shared_policy(study("Org/Name"), console)
+    assert policy == f"hf://Org/Name@{'a' * 40}"
+    _, _, second = study(policy).campaigns()[1]
+    open_campaign(second.root, second.campaign, second.model_dump(mode="json"))
+    commits[""] = "b" * 40
+    assert shared_policy(study("Org/Name"), console) == policy
+    assert shared_policy(study("Org/Name@v1"), console) == f"hf://Org/Name@{'c' * 40}"
+    assert shared_policy(study("Org/Other"), console) == f"hf://Org/Other@{'b' * 40}"
 
 
 def test_studies_of_one_name_on_s3_have_folders_of_their_own(tmp_path):
