@@ -14,12 +14,13 @@ from infra import store as campaign_store
 from infra.manifest import Manifest
 from infra.store import CampaignStore, read_config
 from opid_core.config import CampaignConfig
+from opid_core.errors import InfrastructureError
 from opid_core.evaluation import panel_name
 from tasks import trackers
 from tasks.commit import manifest_path
 from tasks.iteration import TASK, campaign_run
 from tasks.progress import artifact_key, logged
-from tasks.trackers.commits import committed
+from tasks.trackers.commits import committed, without_secrets
 
 SHOWN = {
     "rollout/success_micro": "rollouts won",
@@ -40,7 +41,7 @@ SHOWN = {
 def track(campaign: str, iteration: int) -> None:
     """Write the metrics of a commit (nothing for the start).
 
-    Raises InfrastructureError that names the trackers that failed.
+    Raises InfrastructureError that names the trackers that failed, Prefect's server among them.
     """
     with logged("track", iteration):
         run = campaign_run(campaign)
@@ -59,19 +60,31 @@ def prune_states(campaign: str, iteration: int) -> None:
 
 
 def track_metrics(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> None:
-    """The newest commit of `chain` to Prefect and to the trackers of the config. Called in a Prefect run.
+    """The newest commit of `chain` to Prefect and to the trackers of the config; the fault of one keeps nothing from
+    the others. Called in a Prefect run.
 
-    Raises InfrastructureError that names the trackers that failed.
+    Raises InfrastructureError that names the trackers that failed, Prefect's server among them.
     """
+    import httpx
     from prefect.artifacts import create_markdown_artifact
+    from prefect.exceptions import PrefectException
 
     manifest, commit = chain[-1], committed(config, store, chain)
-    create_markdown_artifact(
-        markdown=markdown(store, manifest, commit.metrics),
-        key=artifact_key("audit", store.campaign),
-        description=f"{store.campaign}, iteration {manifest.iteration}",
-    )
-    trackers.write(commit)
+    faults = []
+    try:
+        create_markdown_artifact(
+            markdown=markdown(store, manifest, commit.metrics),
+            key=artifact_key("audit", store.campaign),
+            description=f"{store.campaign}, iteration {manifest.iteration}",
+        )
+    except (httpx.HTTPError, PrefectException) as error:
+        faults.append(f"Prefect: {type(error).__name__}: {without_secrets(str(error))}")
+    try:
+        trackers.write(commit)
+    except InfrastructureError as error:
+        faults.append(str(error))
+    if faults:
+        raise InfrastructureError("; ".join(faults))
 
 
 def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, float]) -> str:

@@ -11,8 +11,11 @@ import types
 from contextlib import nullcontext
 from dataclasses import replace
 
+import httpx
+import prefect.artifacts
 import pytest
 from prefect.artifacts import Artifact
+from prefect.exceptions import ObjectNotFound
 
 from infra.store import local_folder, read_table
 from opid_core.config import build_config
@@ -20,7 +23,7 @@ from opid_core.errors import ConfigError, InfrastructureError
 from tasks import trackers
 from tasks.iteration import CampaignRun
 from tasks.progress import StageProgress, artifact_key
-from tasks.track import markdown, track
+from tasks.track import markdown, track, track_metrics
 from tasks.trackers.commits import committed
 from tests.audited import Shape, make_campaign
 
@@ -183,6 +186,25 @@ def test_the_fault_of_a_tracker_keeps_nothing_from_the_others_and_tells_no_secre
     tensorboard, _, said = str(raised.value).partition("; ")
     assert tensorboard.startswith(f"TensorBoard: {store.root}/audited/tensorboard: cannot be written: ")
     assert said == "Weights & Biases: WandbError: HTTP 503 of https://host/ for [key]"
+
+
+@pytest.mark.parametrize("fault", [httpx.ConnectError("refused"), ObjectNotFound(ValueError(), "refused")])
+def test_a_fault_of_prefects_server_is_one_of_a_tracker_and_keeps_nothing_from_the_others(
+    tmp_path, monkeypatch, wandb, fault
+):
+    def refuses(**artifact: str) -> None:
+        raise fault
+
+    monkeypatch.setattr(prefect.artifacts, "create_markdown_artifact", refuses)
+    config, store, chain = campaign(tmp_path, wandb_project="mine")
+    wandb.fault = WandbError("full")
+    with pytest.raises(InfrastructureError, match=r"^Prefect: .*; Weights & Biases: WandbError: full$"):
+        track_metrics(config, store, chain[:2])
+    wandb.fault = None
+    with pytest.raises(InfrastructureError, match=rf"^Prefect: {type(fault).__name__}: refused$"):
+        track_metrics(config, store, chain)
+    (logged,) = wandb.runs.values()
+    assert [step for _, step in logged] == [2]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
