@@ -33,12 +33,13 @@ from opid_core.errors import (
     is_interrupt,
 )
 from tasks.commit import build_manifest, commit
-from tasks.evaluate import evaluate, evaluation_due
+from tasks.evaluate import evaluate
 from tasks.extract_skills import extract_skills
 from tasks.initial_policy import initial_policy
 from tasks.iteration import CampaignRun, campaign_run, configured
 from tasks.progress import announce
 from tasks.rescore import rescore
+from tasks.results import evaluation_due
 from tasks.rollout import rollout
 from tasks.route import route
 from tasks.store import count_attempts, open_store, read_chain, when_reachable

@@ -15,7 +15,7 @@ from opid_core.errors import ConfigError
 from opid_core.learning.methods.base import SkillMethod
 from opid_core.policies import PolicyShape
 from tasks.commit import WORK
-from tasks.evaluate import evaluation_due
+from tasks.results import evaluation_due
 
 PHASES = ("rollout", "extract_skills", "rescore", "update", "evaluate", "other")
 

@@ -20,6 +20,7 @@ from tasks.engines import play
 from tasks.episodes import environment_maker
 from tasks.iteration import TASK, asset, stage
 from tasks.progress import report
+from tasks.results import evaluation_due
 
 
 def panel(config: CampaignConfig, count: int, split: str | None = None) -> list[Task]:
@@ -40,15 +41,6 @@ def panel_requests(
         EpisodeRequest(task.task_id, task.task_id, task, derive(config.seed, *draws, index))
         for index, task in enumerate(panel(config, count, split))
     ]
-
-
-def evaluation_due(config: CampaignConfig, iteration: int) -> int:
-    """How many tasks to evaluate after `iteration`: the final panel before training and after the last iteration, 0
-    when it is not due."""
-    if iteration in (0, config.iterations):
-        return config.evaluation.final_tasks or config.evaluation.tasks
-    every = config.evaluation.every
-    return config.evaluation.tasks if every and iteration % every == 0 else 0
 
 
 def play_panel(

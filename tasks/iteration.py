@@ -305,7 +305,7 @@ class Iteration:
         self.metrics: dict[str, Any] = {**left.metrics}
 
     def _made_from(self) -> dict[str, str]:
-        return made_from(self.config, self.parent)
+        return made_from(self.config, self.parent, self._stage)
 
     def show_asset(self, name: str, record: FileRecord | Mapping[str, Any]) -> None:
         """Tell Prefect what was materialized, where the stage's task declares it."""

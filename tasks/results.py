@@ -39,11 +39,23 @@ def read_result(stored: Mapping[str, Any]) -> StageResult:
         raise DataError(f"its record holds no result of a stage: {problems(error)}") from None
 
 
-def made_from(config: CampaignConfig, parent: Manifest | None) -> dict[str, str]:
-    """What the stages of the iteration after `parent` (None: of the start) are made from: a record that says otherwise
-    is not gone on with."""
-    return {
+def evaluation_due(config: CampaignConfig, iteration: int) -> int:
+    """How many tasks to evaluate after `iteration`: the final panel before training and after the last iteration, 0
+    when it is not due."""
+    if iteration in (0, config.iterations):
+        return config.evaluation.final_tasks or config.evaluation.tasks
+    every = config.evaluation.every
+    return config.evaluation.tasks if every and iteration % every == 0 else 0
+
+
+def made_from(config: CampaignConfig, parent: Manifest | None, stage: str) -> dict[str, str]:
+    """What a stage of the iteration after `parent` (None: of the start) is made from: a record that says otherwise is
+    not gone on with."""
+    inputs = {
         "parent": parent.content if parent else "",
         "config": training_hash(config),
         "code_version": code_version(),
     }
+    if stage == "evaluate":  # `iterations`, which may change, decides which panel it is
+        inputs["panel"] = f"{evaluation_due(config, parent.iteration + 1 if parent else 0)} tasks"
+    return inputs

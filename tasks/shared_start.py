@@ -37,7 +37,7 @@ def adopt_evaluation(config: CampaignConfig, store: CampaignStore, folder: Path,
         gates=(start.gates["evaluations"],),
         metrics=evaluation_metrics(evaluations),
     )
-    stages.record(store, 0, attempt, _STAGE, made_from(config, None), result.model_dump(mode="json"))
+    stages.record(store, 0, attempt, _STAGE, made_from(config, None, _STAGE), result.model_dump(mode="json"))
     return True
 
 

@@ -184,7 +184,7 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     from pydantic import ValidationError
 
     from infra.manifest import problems
-    from tasks.evaluate import evaluation_due
+    from tasks.results import evaluation_due
 
     try:
         stored = with_execution(stored, manifest.execution)

@@ -17,7 +17,7 @@ from prefect.tasks import MaterializingTask
 
 from infra import stages
 from infra.hosting import HostedGroup
-from infra.store import location, open_campaign, read_table
+from infra.store import location, manifests, open_campaign, read_table
 from opid_core.config import RecoveryConfig, build_config
 from opid_core.errors import (
     AttemptUnusable,
@@ -182,6 +182,27 @@ def test_a_record_whose_files_are_not_whole_ends_the_attempt(run, damage):
         call(run, task)
     assert str(part) in str(error.value)
     assert calls == [0]
+
+
+def test_an_evaluation_of_another_panel_than_is_due_ends_the_attempt(tmp_path):
+    """The iteration was one of several when it was evaluated, and is the last one now."""
+
+    @task(name="evaluate", **TASK)
+    def play(campaign: str, iteration: Any, attempt: int) -> None:
+        with stage("evaluate", campaign, iteration, attempt):
+            pass
+
+    def reused(iterations: int) -> set[str]:
+        evaluation = {"tasks": 2, "final_tasks": 4, "every": 1}
+        with new_run(tmp_path / "runs", iterations=iterations, evaluation=evaluation) as run:
+            run.chain += manifests(run.store) or make_chain(run.store, tmp_path, 1)
+            run.begin(1, 0)
+            return call(run, play).reused_stages
+
+    assert reused(3) == set()
+    assert reused(2) == {"evaluate"}
+    with pytest.raises(AttemptUnusable, match="made from another panel"):
+        reused(1)
 
 
 def test_tables_stay_in_memory_until_a_resume(run):

@@ -50,7 +50,7 @@ def other(tmp_path, folder) -> CampaignStore:
 def test_the_evaluation_is_a_finished_stage_of_the_other_campaign_too(tmp_path, folder, other):
     config, store = campaign(tmp_path, "second")
     assert adopt_evaluation(config, store, folder, other)
-    recorded = stages.recorded(store, 0, 0, "evaluate", made_from(config, None))
+    recorded = stages.recorded(store, 0, 0, "evaluate", made_from(config, None, "evaluate"))
     assert recorded is not None
     result = read_result(recorded)
     assert read_table(store, result.tables["evaluations"]).equals(EVALUATIONS)
