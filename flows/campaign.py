@@ -39,7 +39,7 @@ from tasks.initial_policy import initial_policy
 from tasks.iteration import CampaignRun, campaign_run, configured
 from tasks.progress import announce
 from tasks.rescore import rescore
-from tasks.results import evaluation_due
+from tasks.results import evaluation_due, is_evaluated
 from tasks.rollout import rollout
 from tasks.route import route
 from tasks.store import count_attempts, open_store, read_chain, when_reachable
@@ -83,6 +83,11 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 _follow_up(run)
             if len(run.chain) > begun:
                 notify.finished(config, run.chain[-1])
+            if not is_evaluated(config, run.chain[-1]):
+                done = len(run.chain) - 1
+                note = f"{config.campaign} ends without its final evaluation: iteration {done} was not planned as the "
+                note += f"last. Make one more (--set iterations={done + 1}), or play its policy with `opid evaluate`."
+                announce(None, "campaign", "fault", note)
             return run.chain
 
 

@@ -351,10 +351,8 @@ def _prompt_tokens(config: CampaignConfig, step: int) -> int:
 
 def _panels(config: CampaignConfig) -> list[int]:
     """Episodes of each evaluation of the campaign."""
-    of = config.evaluation
-    times = len(of.splits) * len(of.temperatures) * of.repetitions
     due = (evaluation_due(config, iteration) for iteration in range(config.iterations + 1))
-    return [times * count for count in due if count]
+    return [config.evaluation.passes * count for count in due if count]
 
 
 def flops_a_token(shape: PolicyShape, context: float) -> float:

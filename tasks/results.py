@@ -48,6 +48,13 @@ def evaluation_due(config: CampaignConfig, iteration: int) -> int:
     return config.evaluation.tasks if every and iteration % every == 0 else 0
 
 
+def is_evaluated(config: CampaignConfig, last: Manifest) -> bool:
+    """Whether the `last` commit of a campaign has the evaluation that is due after the last iteration: where
+    `iterations` was lowered to what is committed, it was made as one of several."""
+    rows = last.tables["evaluations"].rows if "evaluations" in last.tables else 0
+    return rows == evaluation_due(config, config.iterations) * config.evaluation.passes
+
+
 def made_from(config: CampaignConfig, parent: Manifest | None, stage: str) -> dict[str, str]:
     """What a stage of the iteration after `parent` (None: of the start) is made from: a record that says otherwise is
     not gone on with."""

@@ -191,11 +191,9 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
     except ValidationError as error:
         raise DataError(f"manifest of iteration {manifest.iteration}: execution: {problems(error)}") from None
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
-    of = stored.evaluation
-    passes = len(of.splits) * len(of.temperatures) * of.repetitions
     for iterations in (stored.iterations, manifest.iteration, manifest.iteration + 1):
         config = stored.model_copy(update={"iterations": iterations})
-        if evaluation_due(config, manifest.iteration) * passes == wanted:
+        if evaluation_due(config, manifest.iteration) * config.evaluation.passes == wanted:
             return config
     return stored
 

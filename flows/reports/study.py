@@ -37,6 +37,7 @@ from opid_core.evaluation import (
 )
 from opid_core.hashing import MAY_DIFFER, config_differences
 from opid_core.skills.effects import SkillEffect
+from tasks.results import is_evaluated
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,7 @@ class MethodRow:
 
 
 def read_runs(study: Study) -> tuple[dict[str, list[SeedRun]], list[str]]:
-    """The finished campaigns by method, and the names of those that are not finished.
+    """The finished campaigns by method, and the names of those that are not finished, with what an ended one lacks.
 
     Raises ConfigError for a campaign that is not the study's (made with another config, longer, or from other weights),
     and where the store cannot be read.
@@ -108,6 +109,11 @@ def read_runs(study: Study) -> tuple[dict[str, list[SeedRun]], list[str]]:
         _check_campaign(store, config, chain)
         if len(chain) <= config.iterations:
             unfinished.append(config.campaign)
+        elif not is_evaluated(config, chain[-1]):
+            unfinished.append(
+                f"{config.campaign} (without its final evaluation: one iteration more has it, --set "
+                f"iterations={len(chain)})"
+            )
         else:
             starts.setdefault(weights_hash(chain[0].policy), config.campaign)
             runs[label].append(_run(store, seed, chain))
@@ -181,7 +187,10 @@ def write_comparison(study: Study) -> Path:
     """
     runs, unfinished = read_runs(study)
     if not any(runs.values()):
-        raise ConfigError(f"study {study.name}: no campaign is finished yet; run `opid compare` without --report-only")
+        raise ConfigError(
+            f"study {study.name}: no campaign is finished yet ({', '.join(unfinished)}); run `opid compare` without "
+            "--report-only"
+        )
     rows = method_rows(study, runs)
     folder = study_folder(study) / "compare"
     text = summary(study, runs, rows, unfinished)

@@ -95,6 +95,11 @@ class EvaluationConfig(Section):
         """All splits, in the order in which they are evaluated."""
         return (self.split, *self.more_splits)
 
+    @property
+    def passes(self) -> int:
+        """How often the panel is played in one evaluation."""
+        return len(self.splits) * len(self.temperatures) * self.repetitions
+
     @model_validator(mode="after")
     def _each_split_once(self) -> Self:
         if len({*self.splits}) < len(self.splits):

@@ -11,6 +11,7 @@ seed: 5
 iterations: 1
 policy: somewhere
 rollout: {{tasks_per_iteration: 2, group_size: 2}}
+evaluation: {{tasks: 2}}
 method: {method}
 """
 

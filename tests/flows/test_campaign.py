@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from opid_core.errors import (
 from tasks import progress
 from tasks.iteration import TASK, CampaignRun, campaign_run
 from tasks.progress import logged
-from tests.factories import make_chain, make_manifest, stored_paths
+from tests.factories import make_chain, make_manifest, stored_paths, valid_rows
 from tests.infra.servers import receiving
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
@@ -261,6 +262,24 @@ def test_a_lease_whose_answer_was_lost_is_waited_for_and_then_held_alone(finishe
     assert stored_paths(store, "_lease") == ["_lease/000001.json", "_lease/000002.json"]
     (holder, _) = status(store) or pytest.fail("no lease")
     assert (holder.iterations, holder.ttl_s, holder.released) == (1, 1.0, True)
+
+
+@pytest.mark.parametrize(("panel", "told"), [(2, []), (4, ["--set iterations=3"])])
+def test_a_campaign_that_ends_without_its_final_evaluation_says_what_to_do(tmp_path, panel, told):
+    """As where it was planned for more iterations: the last one has no evaluation, or that of a smaller panel."""
+    values = {"campaign": "demo", "root": str(tmp_path / "runs"), "iterations": 2, "recovery": RECOVERY}
+    config = build_config({**values, "evaluation": {"tasks": 2, "final_tasks": panel, "temperatures": [0.5, 1.0]}})
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    chain = make_chain(store, tmp_path, 2)
+    rows = {name: valid_rows()[name] for name in ("scores", "metrics", "evaluations")}
+    commit(store, make_manifest(store, tmp_path, chain[-1], rows))
+    notes: list[str] = []
+    stop = progress.listen(lambda event: notes.append(event.note) if event.event == "fault" else None)
+    try:
+        run_campaign(config)
+    finally:
+        stop()
+    assert re.findall(r"--set iterations=\d+", " ".join(notes)) == told
 
 
 def test_an_iteration_counts_from_the_commit_before_with_what_followed_that(tmp_path, monkeypatch):

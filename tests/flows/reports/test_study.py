@@ -54,7 +54,9 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     assert "<td>skills</td>\n<td>1</td>\n<td>2</td>\n<td>50.0% (" in page
 
 
-def test_each_further_split_has_its_own_success_and_differences(study):
+def test_each_further_split_has_its_own_success_and_differences(tmp_path):
+    files = [config_file(tmp_path, "plain", "{name: grpo}"), config_file(tmp_path, "skills", "{name: opid}")]
+    study = load_study("mine", files, 2, ["evaluation.more_splits=[valid_seen]"])
     for (_, seed, config), seen in zip(study.campaigns(), ("ff", "fs", "sf", "ss"), strict=True):
         store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
         finished(store, seed, "ff", "ff", share=0.0, seen=seen)
@@ -192,6 +194,20 @@ def test_unfinished_campaigns_are_named_and_left_out(study):
     assert "**Not finished, left out:** skills-seed5" in (write_comparison(study) / "summary.md").read_text()
 
 
+def test_a_campaign_that_ends_without_its_final_evaluation_is_not_finished(study):
+    """Its last iteration was one of several when it was made: with no evaluation, or with that of a smaller panel."""
+    for (_, seed, config), after in zip(study.campaigns(), ("", "s", "sf", "sf"), strict=True):
+        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+        finished(store, seed, "ff", after, share=0.0)
+    runs, unfinished = read_runs(study)
+    assert {label: [run.seed for run in of_method] for label, of_method in runs.items()} == {
+        "plain": [6],
+        "skills": [6],
+    }
+    assert [name.split(" ")[0] for name in unfinished] == ["plain-seed5", "skills-seed5"]
+    assert unfinished[0].endswith("--set iterations=2)")
+
+
 def test_a_report_that_cannot_be_written_is_an_error_that_names_its_folder(study, tmp_path):
     config = study.campaigns()[0][2]
     finished(open_campaign(config.root, config.campaign, config.model_dump(mode="json")), 5, "ff", "ss", share=0.0)
@@ -262,8 +278,9 @@ def finished(
     score: Mapping[str, float | None] = MappingProxyType({}),
     seen: str = "",
 ) -> None:
-    """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure);
-    `score`: what episodes of each outcome are worth; `seen`: outcomes on a further split, of both policies."""
+    """A committed campaign of one iteration; `before` and `after`: outcomes of two tasks (s: success, f: failure; none:
+    not evaluated); `score`: what episodes of each outcome are worth; `seen`: outcomes on a further split, of both
+    policies."""
     previous = None
     metrics = {"advantage_share/skill": share, "update/tokens": 1234.0, "update/distillation_loss": 0.125}
     for iteration, outcomes in enumerate((before, after)):
@@ -275,6 +292,8 @@ def finished(
             + [_evaluated(iteration, task, of, seed) | {"split": "valid_seen"} for task, of in enumerate(seen)],
             "metrics": [{"iteration": iteration, "name": name, "value": value} for name, value in metrics.items()],
         }
+        if not outcomes:
+            del tables["evaluations"]
         if previous is not None:
             tables["trajectories"] = [_trajectory(f"{n}") for n in range(episodes)]
         folder = Path(store.root) / f"local-{seed}-{iteration}"
