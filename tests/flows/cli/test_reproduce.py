@@ -5,9 +5,10 @@ import pytest
 from flows.cli.reproduce import HashPair, as_committed, compare, first_difference, notes
 from infra.store import open_campaign
 from opid_core.config import build_config
-from opid_core.errors import DataError
+from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import execution, training_hash
 from opid_core.schema import from_rows
+from tasks.gates.run import check
 from tasks.version import code_version
 from tests.factories import CONFIG, make_manifest, metrics_table, scores_table, valid_rows
 
@@ -99,6 +100,24 @@ def test_it_is_run_with_the_replicas_and_ranks_of_the_iteration(manifest):
     out_of_bounds = manifest.model_copy(update={"execution": {"threads": -3, "engine.replicas": 2}})
     with pytest.raises(DataError, match="manifest of iteration 0: execution: threads: Input should be greater than"):
         as_committed(config, out_of_bounds)
+
+
+def test_it_is_run_without_the_gates_that_the_campaign_began_with(manifest):
+    """It may have gone on with milder ones, which are stored nowhere; what is gone since cannot be called."""
+    own = {"table": "skills", "expectation": "ExpectTableRowCountToBeBetween", "arguments": {"max_value": 0}}
+    strict = {"max_leaking_skills": 0.0, "expectations": [own], "plugins": ["a_module_that_is_gone:expectations"]}
+    config = build_config({"campaign": "demo", "gates": strict})
+    again = as_committed(config, manifest.model_copy(update={"execution": execution(config)}))
+    assert (training_hash(again), again.gates.expectations) == (training_hash(config), ())
+    rows = valid_rows()
+    quotes = "The mug may well be inside of the drawer, so open that one first of all."
+    rows["skills"] = [{**row, "text": row["text"] and quotes} for row in rows["skills"]]
+    tables = {name: from_rows(name, rows[name]) for name in rows}
+    with pytest.raises(ConfigError, match="a_module_that_is_gone"):
+        check("skills", tables["skills"], tables, settings=config.gates, max_failure_rate=0.0)
+    result = check("skills", tables["skills"], tables, settings=again.gates, max_failure_rate=0.0, degrade=True)
+    assert len(result.degraded) == 1
+    assert [seen for _, column, seen in result.held if column == "quotes"] == ["2 of 2 rows"]
 
 
 def test_it_is_evaluated_as_it_was_though_the_campaign_was_extended_since(manifest):
