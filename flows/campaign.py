@@ -67,7 +67,6 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 left_s = seconds_left(run.chain, config.iterations, is_running=False)
                 note += f", about {timedelta(seconds=round(left_s))} left." if left_s else "."
                 announce(done, "campaign", "resumed", note)
-            begun = len(run.chain)
             if run.chain:
                 _follow_up(run)  # a crash may have come before it
             run.since_s = time.monotonic()
@@ -80,9 +79,9 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 run.chain.append(attempted(run, attempt_once))
                 run.since_s = time.monotonic()  # what follows the commit counts to the next iteration
                 notify.degraded(config, run.chain[-1])
+                if len(run.chain) > config.iterations:
+                    notify.finished(config, run.chain[-1])  # before what follows: whoever resumes it tells nothing
                 _follow_up(run)
-            if len(run.chain) > begun:
-                notify.finished(config, run.chain[-1])
             if not is_evaluated(config, run.chain[-1]):
                 done = len(run.chain) - 1
                 note = f"{config.campaign} ends without its final evaluation: iteration {done} was not planned as the "

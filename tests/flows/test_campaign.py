@@ -354,6 +354,18 @@ def test_people_are_told_what_became_of_a_campaign(notified, tmp_path):
     assert notified()[0] == []  # it was finished before
 
 
+def test_people_are_told_of_the_end_though_the_process_ends_in_what_follows_it(notified, monkeypatch):
+    ended = ConfigError("no right to track")
+
+    @task(**TASK)
+    def track(campaign: str, iteration: int) -> None:
+        if iteration == 2:
+            raise ended
+
+    monkeypatch.setattr(campaign, "track", track)
+    assert notified("", "", "", ended, on=["finished"])[0] == [FINISHED]
+
+
 def test_people_are_told_what_they_asked_for(notified):
     assert notified("", "degraded", "", on=["finished"])[0] == [FINISHED]
 
