@@ -70,9 +70,13 @@ def _run(client: MlflowClient, commit: Committed) -> tuple[str, int]:
     assert name is not None
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
-    for run in client.search_runs([experiment_id], f"tags.`{RUN}` = '{commit.run}'", max_results=1):
-        return run.info.run_id, int(run.data.tags.get(NEWEST, -1))
-    run = client.create_run(experiment_id, run_name=commit.config.campaign, tags={RUN: commit.run})
+    found = client.search_runs([experiment_id], f"tags.`{RUN}` = '{commit.run}'", max_results=1)
+    newest = int(found[0].data.tags.get(NEWEST, -1)) if found else -1
+    if newest >= 0:
+        return found[0].info.run_id, newest
+    # Also of a run that has no iteration yet: who made it may have ended before its parameters.
+    tags = {RUN: commit.run}
+    run = found[0] if found else client.create_run(experiment_id, run_name=commit.config.campaign, tags=tags)
     keys = flat(commit.config.model_dump(mode="json"))
     trained = {k: v for k, v in keys.items() if not any(k == name or k.startswith(f"{name}.") for name in MAY_DIFFER)}
     for part in _parts([Param(_name(key), str(value)[:6000]) for key, value in trained.items()]):

@@ -131,6 +131,22 @@ def test_mlflow_shows_each_step_once_with_config_and_skills(tmp_path, monkeypatc
     assert len(client.search_runs([experiment.experiment_id])) == 2  # another campaign of the name has a run of its own
 
 
+def test_a_run_of_mlflow_whose_maker_ended_before_its_parameters_gets_them(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    config, store, chain = campaign(tmp_path, mlflow_experiment="agents")
+    log_batch = mlflow.MlflowClient.log_batch
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
+    with pytest.raises(InfrastructureError, match="MLflow: ZeroDivisionError"):
+        write(config, store, chain[:2])
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
+    write(config, store, chain[:2])
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("agents").experiment_id])
+    assert (run.data.params["seed"], run.data.tags["opid.iteration"]) == ("7", "1")
+
+
 def test_an_address_that_mlflow_cannot_use_is_refused_before_any_work(monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://me:a-password@somewhere")
