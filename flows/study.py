@@ -22,7 +22,7 @@ from flows.train import check_and_open
 from infra.names import is_one_folder
 from infra.store import CampaignStore, find_campaign, list_campaigns, local_name, read_config
 from opid_core.config import SEEDS, CampaignConfig, load_rows
-from opid_core.errors import ConfigError
+from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 from opid_core.hashing import config_differences, flat
 from opid_core.hub import HubModel, hub_model, named_model, pinned, policy_folder
 from opid_core.learning.methods import Gigpo, Grpo, Opid
@@ -224,17 +224,34 @@ def _worded(key: str, value: Any) -> str:
 
 @flow(name="compare", flow_run_name="{study.name}", validate_parameters=False, persist_result=False)
 def run_study(study: Study, console: Console) -> None:
-    """Run or resume every campaign of the study, one after the other."""
+    """Run or resume every campaign of the study, one after the other.
+
+    A campaign that fails in a way that comes again leaves the others theirs, and its error is raised at the end, with
+    the names of all that failed. A fault outside the program ends the study at once, as it would meet them all.
+    """
     with cancelled_by_interrupt():
         policy = shared_policy(study, console)
         first: dict[tuple[int, str | None], CampaignStore] = {}
+        failed: dict[str, OpidError] = {}
         for label, seed, config in study.campaigns():
             console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
             config = config.model_copy(update={"policy": policy})
-            check_and_open(config, console)
-            when_reachable(config.recovery, partial(share_start, config, first, console), partial(say, console))
-            with live_progress(console, config):
-                run_campaign(config)
+            try:
+                check_and_open(config, console)
+                when_reachable(config.recovery, partial(share_start, config, first, console), partial(say, console))
+                with live_progress(console, config):
+                    run_campaign(config)
+            except (InfrastructureError, LeaseHeld, LeaseLost):
+                raise
+            except OpidError as error:
+                failed[config.campaign] = error
+                say(console, f"{config.campaign} failed: {type(error).__name__}: {error}")
+        if failed:
+            name, error = next(iter(failed.items()))
+            raise type(error)(
+                f"study {study.name}: not finished: {', '.join(failed)}; the same command tries them again, with "
+                f"--report-only it reports on the others. {name}: {error}"
+            ) from error
 
 
 def share_start(config: CampaignConfig, first: dict[tuple[int, str | None], CampaignStore], console: Console) -> None:

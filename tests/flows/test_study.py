@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 
 from flows import study as studies
-from flows.study import MAY_VARY, load_study, shared_policy, show, study_folder, what_differs
+from flows.study import MAY_VARY, load_study, run_study, shared_policy, show, study_folder, what_differs
 from infra.store import open_campaign
-from opid_core.errors import ConfigError
+from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError, GateError, InfrastructureError
 from opid_core.hub import HubModel
 from opid_core.learning.methods import Opid
 from tests.flows.studies import config_file
@@ -127,6 +128,34 @@ def test_a_study_goes_on_from_the_commit_of_the_hub_that_it_began_with(tmp_path,
     assert shared_policy(study("Org/Name"), console) == policy
     assert shared_policy(study("Org/Name@v1"), console) == f"hf://Org/Name@{'c' * 40}"
     assert shared_policy(study("Org/Other"), console) == f"hf://Org/Other@{'b' * 40}"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("error", "begun"),
+    [
+        (GateError("rows"), ["plain-seed5", "skills-seed5", "plain-seed6", "skills-seed6"]),
+        (InfrastructureError("the store is away"), ["plain-seed5", "skills-seed5"]),
+        (KeyboardInterrupt(), ["plain-seed5", "skills-seed5"]),
+    ],
+)
+def test_what_fails_again_each_time_leaves_the_other_campaigns_theirs(prefect_server, study, monkeypatch, error, begun):
+    ran: list[str] = []
+
+    def run(config: CampaignConfig) -> None:
+        ran.append(config.campaign)
+        if config.campaign == "skills-seed5":
+            raise error
+
+    monkeypatch.setattr(studies, "check_and_open", lambda config, console: None)
+    monkeypatch.setattr(studies, "share_start", lambda config, first, console: False)
+    monkeypatch.setattr(studies, "run_campaign", run)
+    with pytest.raises(type(error)) as raised:
+        run_study(study, Console(quiet=True))
+    assert ran == begun
+    if isinstance(error, GateError):
+        assert str(raised.value).startswith("study mine: not finished: skills-seed5; ")
+        assert str(raised.value).endswith("skills-seed5: rows")
 
 
 def test_studies_of_one_name_on_s3_have_folders_of_their_own(tmp_path):
