@@ -29,8 +29,8 @@ class Standing:
     preset: str | None
     state: State
     """`running`: a driver renews its lease. `silent`: a driver has the lease and does not renew it, as after a `kill
-    -9`. `stopped`: unfinished, and no driver works on it, as after Ctrl-C. `not begun`: no driver has ever worked on it,
-    as while `opid train` starts."""
+    -9`. `stopped`: unfinished, and no driver works on it, as after Ctrl-C. `not begun`: none has ever worked on it, as
+    while `opid train` starts."""
     iterations_done: int
     iterations_planned: int
     """By the newest driver; where it does not tell, what the campaign was created with."""
