@@ -190,9 +190,8 @@ def warn(config: CampaignConfig, console: Console) -> None:
     if (split := config.environment.train_split) in config.evaluation.splits:
         text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
         console.print(text, highlight=False, soft_wrap=True)
-    method, penalty = config.method, config.environment.invalid_action_penalty
-    by_trajectory = isinstance(method, OutcomeMethod) and method.baseline == "trajectory" and method.normalize != "mean"
-    if by_trajectory and penalty and method.tied_groups == "keep":
+    if _divides_penalties(config):
+        penalty = config.environment.invalid_action_penalty
         text = (
             f"Warning: method.baseline: trajectory with environment.invalid_action_penalty {penalty:g}: in a group of "
         )
@@ -200,6 +199,17 @@ def warn(config: CampaignConfig, console: Console) -> None:
         console.print(f"{text}method.tied_groups=zero, or no penalty.", highlight=False, soft_wrap=True)
     for text in device_warnings(config):
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
+
+
+def _divides_penalties(config: CampaignConfig) -> bool:
+    """Whether the penalties of a group of equal outcomes are divided by a spread that may be near 0."""
+    method = config.method
+    return (
+        isinstance(method, OutcomeMethod)
+        and (method.baseline, method.tied_groups) == ("trajectory", "keep")
+        and method.normalize != "mean"
+        and config.environment.invalid_action_penalty > 0
+    )
 
 
 def problem(check: Callable[[], None]) -> OpidError | None:

@@ -176,9 +176,11 @@ def draw_campaign(axes: Axes, chain: Sequence[Manifest], evaluated: Sequence[Eva
             capsize=3,
             label=f"{panel}, temperature {temperature:g} (95%)",
         )
+    from matplotlib.ticker import MaxNLocator
+
     axes.set(xlabel="updates", ylabel="success")
     axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 
 

@@ -172,7 +172,7 @@ def test_what_a_success_did_in_a_response_that_broke_the_form_is_not_to_be_avoid
 def test_what_is_on_offer_and_leads_nowhere_is_no_part_of_a_plan():
     pages = [["search[<your query>]", "click[search]"]] * 2 + [["click[buy now]"]]
     clicked = ["click[search]", "search[red balm]", "click[buy now]"]
-    shown = dict.fromkeys((0, 1), "a search bar")
+    shown: dict[int, str] = dict.fromkeys((0, 1), "a search bar")
     states = ["search", "search", "item 1"]
     won = episode("s", clicked, observations=shown, offered=pages, states=states)
     lost = episode("f", clicked[:1] * 2, "failure", shown, offered=pages[:2], states=states[:2])
