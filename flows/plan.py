@@ -19,7 +19,7 @@ from flows.devices import check_devices, describe_engine, device_warnings
 from flows.prefect_api import check_api
 from flows.reports.chains import mean_metrics, read_chain
 from flows.reports.formatting import say
-from infra.store import campaign_exists, check_writable, find_campaign, manifests
+from infra.store import campaign_exists, check_writable, find_campaign, manifests, size_text
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError, OpidError
 from opid_core.hub import hub_model, policy_folder
@@ -34,6 +34,9 @@ from tasks.episodes import check_skill_banks, environment_maker, evaluation_sett
 from tasks.evaluate import panel
 from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
+
+FEW_STATES = 2
+"""Of `storage.optimizer_states`, what is proposed where all take too much: the newest, and one to go back to."""
 
 
 def check(config: CampaignConfig, *, weights: bool = True) -> None:
@@ -116,17 +119,30 @@ def check_space(configs: Sequence[CampaignConfig]) -> None:
     or the temporary folder none for one policy with its optimizer state. Touches nothing."""
     root, endpoint_url = configs[0].root, configs[0].storage.endpoint_url
     check_writable(root, 0, endpoint_url)
-    stored = [memory.stored(config, done=_commits(config)) for config in configs]
+    done = [_commits(config) for config in configs]
+    stored = [memory.stored(config, done=commits) for config, commits in zip(configs, done, strict=True)]
     needed_mib = sum(of_one.campaign_mib for of_one in stored)
-    check_writable(root, int(needed_mib * 2**20), endpoint_url)
+    otherwise = ""
+    if any(config.storage.optimizer_states is None for config in configs):
+        fewer = [_keeping_few_states(config) for config in configs]
+        less_mib = sum(memory.stored(c, done=commits).campaign_mib for c, commits in zip(fewer, done, strict=True))
+        if less_mib < needed_mib:
+            otherwise = f", or set storage.optimizer_states={FEW_STATES} (null keeps all): "
+            otherwise += f"then it needs {size_text(less_mib * 2**20)}"
+    check_writable(root, int(needed_mib * 2**20), endpoint_url, otherwise)
     temporary = tempfile.gettempdir()
-    staged_mib = max(of_one.temporary_mib for of_one in stored)
-    free_mib = shutil.disk_usage(temporary).free / 2**20
-    if free_mib < staged_mib:
+    staged = max(of_one.temporary_mib for of_one in stored) * 2**20
+    free = shutil.disk_usage(temporary).free
+    if free < staged:
         raise ConfigError(
-            f"{temporary}: {free_mib:.0f} MiB free, a policy with its optimizer state needs {staged_mib:.0f} MiB there "
+            f"{temporary}: {size_text(free)} free, a policy with its optimizer state needs {size_text(staged)} there "
             "before it is stored; set TMPDIR to a folder on a larger disk"
         )
+
+
+def _keeping_few_states(config: CampaignConfig) -> CampaignConfig:
+    states = config.storage.optimizer_states or FEW_STATES
+    return config.model_copy(update={"storage": config.storage.model_copy(update={"optimizer_states": states})})
 
 
 def _commits(config: CampaignConfig) -> int:
@@ -268,8 +284,8 @@ def show(config: CampaignConfig, console: Console, card: str | None = None, *, p
         kept = config.storage.optimizer_states
         table.add_row(
             "store (at most)",
-            f"{stored.lasting_mib:.1f} MiB an iteration and {stored.state_mib:.1f} MiB of optimizer state (kept: "
-            f"{'all' if kept is None else kept}), {stored.campaign_mib:.0f} MiB in all",
+            f"{size_text(stored.lasting_mib * 2**20)} an iteration and {size_text(stored.state_mib * 2**20)} of "
+            f"optimizer state (kept: {'all' if kept is None else kept}), {size_text(stored.campaign_mib * 2**20)} in all",
         )
     console.print(table)
     folder = policy_folder(config.policy, weights=False) if prompt and config.policy is not None else None

@@ -69,8 +69,9 @@ def local_name(root: str, name: str, endpoint_url: str | None) -> str:
     return f"{name}-{place[:16]}"
 
 
-def check_writable(root: str | Path, needed_bytes: int, endpoint_url: str | None = None) -> None:
-    """Raise ConfigError unless `root` can be made or written and its disk has `needed_bytes` free. Touches nothing.
+def check_writable(root: str | Path, needed_bytes: int, endpoint_url: str | None = None, otherwise: str = "") -> None:
+    """Raise ConfigError unless `root` can be made or written and its disk has `needed_bytes` free; `otherwise`: what
+    else would help. Touches nothing.
 
     On S3: unless the bucket answers to the credentials found.
     """
@@ -87,9 +88,16 @@ def check_writable(root: str | Path, needed_bytes: int, endpoint_url: str | None
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise ConfigError(
-            f"root: {existing} has {free / 2**20:.0f} MiB free, the campaign needs {needed_bytes / 2**20:.0f} MiB; "
-            "free some space or choose another root"
+            f"root: {existing} has {size_text(free)} free, the campaign needs {size_text(needed_bytes)}; free some "
+            f"space, or choose another root{otherwise}"
         )
+
+
+def size_text(size: float) -> str:
+    """Bytes as MiB, and from ten GiB on as GiB."""
+    if size >= 10 * 2**30:
+        return f"{size / 2**30:,.0f} GiB"
+    return f"{size / 2**20:.{int(size < 10 * 2**20)}f} MiB"
 
 
 def open_campaign(

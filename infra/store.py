@@ -29,6 +29,7 @@ from infra.campaigns import (
     put_object,
     read_config,
     read_object,
+    size_text,
     stored_config_hash,
 )
 from infra.commits import (
@@ -88,6 +89,7 @@ __all__ = [
     "read_file",
     "read_object",
     "read_table",
+    "size_text",
     "standing",
     "stored_config_hash",
     "verify",

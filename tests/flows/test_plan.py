@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from contextlib import nullcontext
@@ -12,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from flows import memory, notify
-from flows.plan import analyzer_cost, check, check_space, show, warn
-from infra.store import open_campaign
-from opid_core.config import build_config
+from flows.plan import FEW_STATES, analyzer_cost, check, check_space, show, warn
+from infra.store import open_campaign, size_text
+from opid_core.config import StorageConfig, build_config
 from opid_core.errors import ConfigError
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from tests.chat_server import Answer, chat_server
@@ -156,20 +157,31 @@ def test_a_disk_must_hold_what_is_still_to_come(tmp_path, monkeypatch):
         check_space(configs)
 
     check_disks([config], 3 * each_mib, each_mib)
-    with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
+    with pytest.raises(ConfigError, match=r"free, the campaign needs"):
         check_disks([config], 2.9 * each_mib, each_mib)
     with pytest.raises(ConfigError, match=rf"^{temporary}: .* set TMPDIR to a folder on a larger disk"):
         check_disks([config], 3 * each_mib, 0.9 * each_mib)
     make_chain(open_campaign(root, config.campaign, config.model_dump(mode="json")), tmp_path, 2)
     check_disks([config], each_mib, each_mib)
-    with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
+    with pytest.raises(ConfigError, match=r"free, the campaign needs"):
         check_disks([config], 0.9 * each_mib, each_mib)
     (root / "lost+found").mkdir()
     refuse(monkeypatch, "lost+found")  # beside the campaign, and none of its business
     check_disks([config.model_copy(update={"iterations": 1})], 0, 0)  # all of it is there
     check_disks([config, other], 4 * each_mib, each_mib)
-    with pytest.raises(ConfigError, match=r"MiB free, the campaign needs"):
+    with pytest.raises(ConfigError, match=r"free, the campaign needs"):
         check_disks([config, other], 3.9 * each_mib, each_mib)
+
+
+def test_where_all_optimizer_states_are_too_much_fewer_are_proposed(tmp_path, monkeypatch):
+    config = build_config({**SMALL, "root": str(tmp_path), "iterations": 200})
+    kept = config.model_copy(update={"storage": StorageConfig(optimizer_states=FEW_STATES)})
+    monkeypatch.setattr(shutil, "disk_usage", disk_with({tmp_path: 0.5}))
+    needed = re.escape(size_text(memory.stored(kept).campaign_mib * 2**20))
+    with pytest.raises(ConfigError, match=rf"optimizer_states={FEW_STATES} .*: then it needs {needed}$"):
+        check_space([config])
+    with pytest.raises(ConfigError, match=rf"needs {needed}; free some space, or choose another root$"):
+        check_space([kept])
 
 
 def test_a_server_with_one_session_is_enough_for_the_check():
