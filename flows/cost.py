@@ -283,21 +283,23 @@ def describe(config: CampaignConfig, cost: Cost, card_name: str, assumed: Assump
 def assumptions(config: CampaignConfig, assumed: Assumptions = ASSUMED) -> str:
     """What an estimate assumes, in words."""
     steps = _steps(config)
+    shortest, longest = _prompt_tokens(config, 0), _prompt_tokens(config, steps)
+    prompts = f"{shortest} to {longest}" if shortest < longest else str(longest)
     return (
         f"assumed (docs/cost.md): {steps} steps an episode, {_response_tokens(config)} tokens a response, prompts of "
-        f"{_prompt_tokens(config, 0)} to {_prompt_tokens(config, steps)} tokens; of the "
-        f"peak {assumed.score_share:.0%} scoring, {assumed.update_share:.0%} updating, {assumed.prefill_share:.0%} "
-        f"reading prompts, of the bandwidth {assumed.bandwidth_share:.0%} sampling; {assumed.cached_prompts:.0%} of "
-        f"prompts cached; {1e3 * assumed.token_overhead_s:g} ms a token and {1e3 * assumed.turn_s:g} ms a turn on the "
-        f"host; {assumed.storage_bytes_per_s / 1e9:g} GB/s to the store"
+        f"{prompts} tokens; of the peak {assumed.score_share:.0%} scoring, {assumed.update_share:.0%} updating, "
+        f"{assumed.prefill_share:.0%} reading prompts, of the bandwidth {assumed.bandwidth_share:.0%} sampling; "
+        f"{assumed.cached_prompts:.0%} of prompts cached; {1e3 * assumed.token_overhead_s:g} ms a token and "
+        f"{1e3 * assumed.turn_s:g} ms a turn on the host; {assumed.storage_bytes_per_s / 1e9:g} GB/s to the store"
     )
 
 
 def card_of(config: CampaignConfig, name: str | None) -> tuple[str, Card]:
     """The card of an estimate and its name: the one asked for, else this machine's GPU where its data sheet is known,
     else an H100 for a policy in bfloat16 and the CPU for one in float32. Raises ConfigError for an unknown name."""
-    default = "CPU" if config.learner.dtype == "float32" else "H100"
-    name = known_card(name or _card_here() or default)
+    if not (name or _card_here()) and config.learner.dtype != "float32":
+        return f"H100 (assumed: {_why_no_card_here()})", CARDS["H100"]
+    name = known_card(name or _card_here() or "CPU")
     card = CARDS[name]
     if name != "CPU":
         return name, card
@@ -312,6 +314,12 @@ def _card_here() -> str | None:
     if not torch.cuda.is_available():
         return None
     return card_called(torch.cuda.get_device_name(0))
+
+
+def _why_no_card_here() -> str:
+    import torch
+
+    return "no data sheet of this machine's GPU" if torch.cuda.is_available() else "this machine has no GPU"
 
 
 def card_called(told: str) -> str | None:

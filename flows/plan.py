@@ -266,9 +266,8 @@ def show(config: CampaignConfig, console: Console, card: str | None = None, *, p
     table.add_row("episodes", f"{rollout.tasks_per_iteration} groups x {rollout.group_size} = {episodes} an iteration")
     table.add_row("samples", f"at most {samples} an iteration, mini-batches of {config.learner.mini_batch_samples}")
     panels = f"{evaluation.tasks} tasks every {evaluation.every} iterations" if evaluation.every else "no tasks between"
-    table.add_row(
-        "evaluation", f"{panels}, {largest_panel(config)} before and after, of each of {', '.join(evaluation.splits)}"
-    )
+    splits = ("each of " if len(evaluation.splits) > 1 else "") + ", ".join(evaluation.splits)
+    table.add_row("evaluation", f"{panels}, {largest_panel(config)} before and after, from {splits}")
     table.add_row("analyzer", analyzer_cost(config))
     table.add_row("engine", describe_engine(config))
     if shape is None:
@@ -281,11 +280,11 @@ def show(config: CampaignConfig, console: Console, card: str | None = None, *, p
         table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
         table.add_row("time (estimate)", told + "\ncalibrated on what this campaign has taken so far" * runs)
         stored = memory.stored(config, shape)
-        kept = config.storage.optimizer_states
+        kept = config.storage.optimizer_states or "all"
         table.add_row(
             "store (at most)",
             f"{size_text(stored.lasting_mib * 2**20)} an iteration and {size_text(stored.state_mib * 2**20)} of "
-            f"optimizer state (kept: {'all' if kept is None else kept}), {size_text(stored.campaign_mib * 2**20)} in all",
+            f"optimizer state (kept: {kept}), {size_text(stored.campaign_mib * 2**20)} in all",
         )
     console.print(table)
     folder = policy_folder(config.policy, weights=False) if prompt and config.policy is not None else None

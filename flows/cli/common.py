@@ -78,7 +78,10 @@ Overrides = Annotated[
 ]
 Card = Annotated[
     str | None,
-    typer.Option(help="With --dry-run: estimate for this card, as in H100 or RTX4090; default: this machine's."),
+    typer.Option(
+        help="With --dry-run: estimate for this card, as in H100 or RTX4090; default: this machine's GPU, else an H100 "
+        "for bfloat16 and the CPU for float32."
+    ),
 ]
 
 

@@ -37,8 +37,8 @@ def compare(
 ) -> None:
     """Compare methods: campaigns of each with several seeds from one policy, then tables, paired tests and curves.
 
-    The same command continues after any interruption. Methods may differ in their signal alone; every OPID method gets
-    its twin without skill signal.
+    The same command continues after any interruption. Methods may differ in `method`, `analyzer` and the clip range
+    alone; every OPID method gets its twin without skill signal.
 
     Example: [bold]opid compare configs/compare/*.yaml --seeds 3 --name signals[/]
     """

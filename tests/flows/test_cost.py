@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from flows.cost import (
     CARDS,
@@ -13,6 +14,7 @@ from flows.cost import (
     Card,
     Cost,
     analyzer_calls,
+    assumptions,
     calibration,
     card_called,
     card_of,
@@ -229,6 +231,19 @@ def test_cards():
     of_rank = Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth, is_cpu=True)
     assert card_of(config, "cpu") == ("CPU (4 threads)", of_rank)
     assert card_of(config, "h200") == ("H200", CARDS["H200"])
+
+
+def test_a_card_that_is_not_here_is_said_to_be_assumed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    name, card = card_of(config_of(learner={"dtype": "bfloat16"}), None)
+    assert name == "H100 (assumed: this machine has no GPU)"
+    assert card == CARDS["H100"]
+    assert card_of(config_of(learner={"dtype": "float32"}), None)[0].startswith("CPU")
+
+
+def test_prompts_of_one_length_have_one_number():
+    assert "prompts of 96 tokens" in assumptions(config_of(rollout={"max_prompt_tokens": 96}))
+    assert "prompts of 300 to 330 tokens" in assumptions(config_of())
 
 
 @pytest.mark.parametrize(
