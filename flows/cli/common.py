@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from flows.reports.formatting import Terminal
 from opid_core.errors import ConfigError, is_interrupt
@@ -22,8 +23,30 @@ HELP = (
     "Train language agents with on-policy skill distillation.\n\n"
     "Start with [bold]opid doctor[/], then [bold]opid init my_project[/]."
 )
+
+
+class _FlagsWithoutValue:
+    """Of a command: its flags take no value, and its help shows none for them, where Typer writes `<bool>`."""
+
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # pyright: ignore[reportAttributeAccessIssue]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class _Group(_FlagsWithoutValue, TyperGroup):
+    """`opid` itself."""
+
+
+class Command(_FlagsWithoutValue, TyperCommand):
+    """Every command of `opid`."""
+
+
 app = typer.Typer(
     name="opid",
+    cls=_Group,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -28,7 +28,7 @@ _BATCH_ROWS = 256
 def export(
     campaign: CampaignName,
     out: Annotated[Path | None, typer.Option(help="Folder to write; must not exist.")] = None,
-    iteration: Annotated[str | None, typer.Option(help="A number, 0 is the start; default: the newest.")] = None,
+    iteration: Annotated[str | None, typer.Option(help="A number, 0 is the start, or 'last' (the default).")] = None,
     push_to_hub: Annotated[
         str | None,
         typer.Option(metavar="ORG/NAME", help="Upload policy and model card to this model of the hub, in one commit."),

@@ -29,12 +29,12 @@ from flows.cli import (  # noqa: F401 - each adds its command
     verify,
     warm_start,
 )
-from flows.cli.common import app, error_console, unbroken
+from flows.cli.common import Command, app, error_console, unbroken
 from infra import processes
 from opid_core.errors import OpidError
 
 for command in app.registered_commands:
-    command.help = unbroken(command.callback)
+    command.help, command.cls = unbroken(command.callback), Command
 
 
 def main() -> None:

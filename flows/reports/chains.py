@@ -43,13 +43,13 @@ def read_chain(root: str, campaign: str, endpoint_url: str | None = None) -> tup
 
 
 def index_of(store: CampaignStore, chain: Sequence[Manifest], iteration: str | None) -> int:
-    """The index in `chain` of `iteration`, which is its number (None: the newest).
+    """The index in `chain` of `iteration`, which is its number (`last` or None: the newest).
 
     Raises ConfigError that names the iterations that are committed.
     """
     if not chain:
         raise ConfigError(f"{location(store)}: nothing is committed yet")
-    if iteration is None:
+    if iteration in (None, "last"):
         return len(chain) - 1
     if not iteration.isdecimal() or int(iteration) >= len(chain):
         raise ConfigError(

@@ -297,6 +297,7 @@ def test_the_help_of_every_command_has_an_example_that_parses(monkeypatch, capsy
     assert opid(monkeypatch, command, "--help") == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert f"Example: opid {command}" in text
+    assert "<bool>" not in text  # a flag takes no value
     described = COMMANDS[command].help or ""
     assert not re.search(r"[^\n]\n[^\n]", described)  # the terminal breaks the lines, not the source
     opid_, name, *arguments = shlex.split(described.split("Example: [bold]")[1].split("[/]")[0])

@@ -46,6 +46,7 @@ def test_tables_come_back_whole_from_jsonl(store, exported, tmp_path):
         assert content_hash(from_rows(name, [json.loads(line) for line in lines])) == record.content_hash
         assert f"{name} ({record.rows})" in printed
     assert f"demo, iteration 1: {out}\n" in printed
+    assert exported(tmp_path / "again", "--iteration", "last").startswith("demo, iteration 1: ")
 
 
 def test_the_policy_is_a_folder_without_optimizer_state(store, exported, tmp_path):
