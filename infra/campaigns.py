@@ -247,9 +247,12 @@ def list_objects(store: CampaignStore, prefix: str = "", form: str = ".+") -> li
 
 def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> CampaignStore:
     if not names.is_one_folder(campaign):
+        study, _, name = campaign.rpartition("/")
+        both = names.is_one_folder(study) and names.is_one_folder(name)
         raise ConfigError(
             f"campaign: {campaign!r} is no name of a campaign: it is the name of one folder below the root, which for "
             "the campaigns of a study is the study's folder"
+            + (f": {name} --root {str(root).rstrip('/')}/{study}" if both else "")
         )
     return CampaignStore(str(objects.address_of(root, endpoint_url)), campaign, endpoint_url)
 

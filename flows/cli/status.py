@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -10,14 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from flows.cli.common import Endpoint, Root, app, console, error_console
+from opid_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from flows.reports.standing import Standing
     from infra.manifest import Manifest
+
+DEFAULT_ROOT = "runs"
+"""It may be missing: nothing was trained here yet. A root that the user names is there."""
 
 
 @app.command()
@@ -25,7 +31,7 @@ def status(
     campaign: Annotated[
         str | None, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign; default: all of the root.")
     ] = None,
-    root: Root = "runs",
+    root: Root = DEFAULT_ROOT,
     endpoint_url: Endpoint = None,
     last: Annotated[int, typer.Option(min=1, help="How many of the newest iterations to show.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
@@ -35,8 +41,9 @@ def status(
     Example: [bold]opid status quickstart[/], or [bold]opid status --root runs --json[/]
     """
     from flows.reports.chains import read_chain
-    from flows.reports.formatting import say
+    from flows.reports.formatting import say, show_table
     from flows.reports.standing import standing_of, standings
+    from infra.objects import address_of
 
     if campaign is None:
         found, left_out = standings(root, endpoint_url)
@@ -45,10 +52,12 @@ def status(
         if as_json:
             say(console, json.dumps([asdict(one) for one in found], indent=2))
         elif found:
-            console.print(_overview(found))
+            show_table(console, overview(found))
         else:
-            where = root if "://" in root else Path(root).absolute()
-            say(console, f"There is no campaign in {where}.")
+            place = address_of(root, endpoint_url)
+            if root != DEFAULT_ROOT and isinstance(place, Path) and not os.path.isdir(place):
+                raise ConfigError(f"--root: {place} is no folder")
+            say(console, f"There is no campaign in {place}.")
         return
     store, chain = read_chain(root, campaign, endpoint_url)
     standing = standing_of(store, chain)
@@ -95,10 +104,10 @@ def _now(standing: Standing) -> str:
     return "No driver works on it."
 
 
-def _overview(found: Sequence[Standing]) -> Table:
-    """All campaigns in 80 columns."""
+def overview(found: Sequence[Standing]) -> Table:
+    """All campaigns in 80 columns, unless a name is long: it is never broken, so that it can be copied."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
-    table.add_column("campaign", overflow="fold")
+    table.add_column("campaign", min_width=max(cell_len(one.campaign) for one in found), no_wrap=True)
     for header in ("iterations", "state", "stage", "time left", "newest evaluation"):
         table.add_column(header)
     for one in found:

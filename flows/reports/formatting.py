@@ -7,13 +7,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from opid_core.evaluation import Estimate
 
 
+_UNLIMITED = 10_000
+"""Characters of a line: more than any table here has."""
 _TABLE = re.compile(r"(?:^\|.*(?:\n|\Z))+", re.MULTILINE)
 
 
@@ -37,6 +41,14 @@ def _printable(text: str) -> str:
 def say(console: Console, text: str, style: str = "") -> None:
     """Print a text; no line is broken, so that paths and commands can be copied."""
     console.print(Text(text, style), soft_wrap=True)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Print a table. Where there is no terminal (a pipe, a file) it is as wide as its cells are, so that no line of
+    them is broken."""
+    if not console.is_terminal:
+        table.width = Measurement.get(console, console.options.update(width=_UNLIMITED), table).maximum
+    console.print(table, crop=False)
 
 
 def show_markdown(console: Console, text: str) -> None:

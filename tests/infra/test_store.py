@@ -115,7 +115,7 @@ def test_looking_for_an_unknown_campaign_lists_the_known_ones_and_touches_nothin
     with pytest.raises(ConfigError, match=r"no campaign 'x' in .*; there is no campaign there"):
         find_campaign(root.address, "x", url)
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(ConfigError, match="of a study is the study's folder"):
+    with pytest.raises(ConfigError, match=f"the study's folder: x --root {root.address}/study$"):
         find_campaign(root.address, "study/x", url)
     if url is None:
         open_campaign(f"{root.address}/study", "x", CONFIG)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 from datetime import timedelta
 
 import pytest
+from rich.console import Console
 
+from flows.cli.common import console
+from flows.cli.status import overview
+from flows.reports.formatting import show_table
 from flows.reports.standing import LONGEST_S, standing_of, standings
 from infra import lease, stages
 from infra.manifest import BrokenExpectation, GateResult, Manifest, new_manifest
 from infra.store import CampaignStore, commit, location, manifests, open_campaign, put_object
-from opid_core.errors import DataError
+from opid_core.errors import ConfigError, DataError
 from tests.factories import CONFIG, make_manifest, refuse
 
 
@@ -75,6 +80,23 @@ def test_all_campaigns_of_a_root_and_of_its_studies_are_listed(tmp_path, opid):
     ]
 
 
+def test_a_long_name_is_never_broken(tmp_path, opid, monkeypatch):
+    name = "a-method-with-a-long-name-and-a-seed-too-seed12"
+    a_campaign(tmp_path / "runs" / "a-study-with-a-long-name", tmp_path, name, 2)
+    for width in (80, 40):
+        monkeypatch.setattr(console, "width", width)
+        (row,) = opid("status", "--root", tmp_path / "runs").splitlines()[1:]
+        assert row.split()[:6] == [f"a-study-with-a-long-name/{name}", "1", "of", "3", "stopped", "rollout"]
+
+
+def test_on_a_terminal_other_cells_are_broken_before_a_name(tmp_path):
+    a_campaign(tmp_path / "a-study", tmp_path, "a-long-name-of-a-method", 2)
+    found, _ = standings(str(tmp_path), None)
+    terminal = Console(width=40, record=True, force_terminal=True, file=io.StringIO())
+    show_table(terminal, overview(found))
+    assert "a-study/a-long-name-of-a-method " in terminal.export_text()
+
+
 def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path, opid):
     root = tmp_path / "runs"
     a_campaign(root, tmp_path, "mine", 2)
@@ -108,6 +130,10 @@ def test_what_may_not_be_read_beside_a_campaign_does_not_hide_it(tmp_path, monke
 def test_an_empty_root_is_named_whole(tmp_path, opid, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert opid("status") == f"There is no campaign in {tmp_path}/runs.\n"
+    (tmp_path / "file").write_text("")
+    for root in ("absent", "file"):
+        with pytest.raises(ConfigError, match=f"--root: {tmp_path}/{root} is no folder"):
+            opid("status", "--root", root)
 
 
 def test_who_works_on_a_campaign_at_which_stage_and_what_stopped_it(tmp_path, opid):
