@@ -175,13 +175,14 @@ def list_studies(root: Path) -> dict[Path, list[str]]:
 
 
 def known_campaigns(root: str | Path, endpoint_url: str | None = None) -> str:
-    """What an error says of a root in which a campaign was looked for: which there are, or which studies below it (of a
-    local one) hold some."""
-    if found := list_campaigns(root, endpoint_url):
-        return f"campaigns there: {', '.join(found)}"
+    """What an error says of a root in which a campaign was looked for: which there are, and (of a local one) which in
+    the studies below it."""
+    found = list_campaigns(root, endpoint_url)
+    told = f"campaigns there: {', '.join(found)}" if found else "there is no campaign there"
     folder = objects.address_of(root, endpoint_url)
-    studies = ", ".join(f"--root {path}" for path in list_studies(folder)) if isinstance(folder, Path) else ""
-    return "there is no campaign there" + (f", but in its studies: {studies}" if studies else "")
+    studies = list_studies(folder) if isinstance(folder, Path) else {}
+    below = "; ".join(f"{', '.join(campaigns)} with --root {study}" for study, campaigns in studies.items())
+    return told + (f"; in its studies: {below}" if below else "")
 
 
 def _is_readable_campaign(folder: Address) -> bool:
@@ -252,7 +253,7 @@ def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> Campaig
         raise ConfigError(
             f"campaign: {campaign!r} is no name of a campaign: it is the name of one folder below the root, which for "
             "the campaigns of a study is the study's folder"
-            + (f": {name} --root {str(root).rstrip('/')}/{study}" if both else "")
+            + (f"; write {name} --root {str(root).rstrip('/')}/{study}" if both else "")
         )
     return CampaignStore(str(objects.address_of(root, endpoint_url)), campaign, endpoint_url)
 

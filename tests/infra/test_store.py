@@ -115,11 +115,11 @@ def test_looking_for_an_unknown_campaign_lists_the_known_ones_and_touches_nothin
     with pytest.raises(ConfigError, match=r"no campaign 'x' in .*; there is no campaign there"):
         find_campaign(root.address, "x", url)
     assert not (tmp_path / "runs").exists()
-    with pytest.raises(ConfigError, match=f"the study's folder: x --root {root.address}/study$"):
+    with pytest.raises(ConfigError, match=f"the study's folder; write x --root {root.address}/study$"):
         find_campaign(root.address, "study/x", url)
     if url is None:
         open_campaign(f"{root.address}/study", "x", CONFIG)
-        with pytest.raises(ConfigError, match=rf"but in its studies: --root {root.address}/study$"):
+        with pytest.raises(ConfigError, match=rf"there; in its studies: x with --root {root.address}/study$"):
             find_campaign(root.address, "x")
     open_campaign(root.address, "two", CONFIG, url)
     one = open_campaign(root.address, "one", CONFIG, url)
@@ -127,8 +127,9 @@ def test_looking_for_an_unknown_campaign_lists_the_known_ones_and_touches_nothin
     put_object(CampaignStore(root.address, "model", url), "config.json", b'{"model_type": "qwen2"}')
     with pytest.raises(ConfigError, match=r"model holds no campaign, but a config\.json"):
         open_campaign(root.address, "model", CONFIG, url)
-    with pytest.raises(ConfigError, match=rf"no campaign 'x' in {root.address}; campaigns there: one, two"):
+    with pytest.raises(ConfigError, match=rf"no campaign 'x' in {root.address}; campaigns there: one, two") as raised:
         find_campaign(root.address, "x", url)
+    assert ("; in its studies: x with --root " in str(raised.value)) == (url is None)
     assert find_campaign(root.address, "one", url) == one
 
 
@@ -164,7 +165,7 @@ def test_a_folder_that_refuses_to_be_listed_is_no_study_of_ours(tmp_path, monkey
     (tmp_path / "empty").mkdir()
     refuse(monkeypatch, "theirs")
     assert list_studies(tmp_path) == {tmp_path / "ours": ["demo"]}
-    with pytest.raises(ConfigError, match=rf"no campaign there, but in its studies: --root {tmp_path}/ours$"):
+    with pytest.raises(ConfigError, match=rf"in its studies: demo with --root {tmp_path}/ours$"):
         find_campaign(tmp_path, "demo")
 
 

@@ -70,7 +70,7 @@ def test_what_is_printed(root, opid):
     ("name", "message"),
     [
         ("demo@2", r"has no iteration '2'; committed: 0 \(the start\) to 1"),
-        ("demo@last", "has no iteration 'last'; committed: 0"),
+        ("demo@newest", "has no iteration 'newest'; committed: 0"),
         ("other@1", r"has no iteration '1'; committed: 0 \(the start\) to 0$"),
         ("demo@", "'demo@': expected CAMPAIGN or CAMPAIGN@ITERATION"),
         ("@1", "'@1': expected CAMPAIGN or CAMPAIGN@ITERATION"),
