@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from infra import local_objects, names, s3_objects
 from infra.local_objects import ObjectInfo, copy_and_hash
 from infra.s3_objects import S3Address
-from opid_core.errors import ConfigError, DataError
+from opid_core.errors import DataError
+from opid_core.local_paths import check_root
 from opid_core.reading import MAX_BYTES
 
 Item = TypeVar("Item")
@@ -30,11 +31,10 @@ Address = Path | S3Address
 def address_of(root: str | Path, endpoint_url: str | None = None) -> Address:
     """The address of a root: a folder (also as `file:///FOLDER`) or `s3://BUCKET/PREFIX`. Raises ConfigError."""
     text = str(root)
+    check_root(text, "root")
     if text.startswith("s3://"):
         bucket, _, prefix = text.removeprefix("s3://").partition("/")
         return S3Address(bucket, prefix.strip("/"), endpoint_url)
-    if "://" in text and not text.startswith("file:///"):
-        raise ConfigError(f"root: {text}: must be a folder, file:///FOLDER or s3://BUCKET/PREFIX")
     return Path(text.removeprefix("file://")).absolute()
 
 

@@ -4,10 +4,35 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from functools import cache
 from pathlib import Path
 
 from opid_core.errors import ConfigError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_ADDRESS = re.compile(r"file:///|s3://[^/:]+(/|$)")
+
+
+def check_root(text: str, field: str) -> None:
+    """Raise ConfigError, which begins with `field`, unless `text` names a root of a store: a folder, or an address.
+
+    Of an address no more than the scheme is shown: it may hold a key.
+    """
+    scheme = _SCHEME.match(text)
+    if scheme and "@" in text.split("://")[-1].split("/")[0]:
+        raise ConfigError(f"{field}: no credentials in the address; they come from the standard AWS chain")
+    if not text or (scheme and not _ADDRESS.match(text)):
+        told = f"what begins with {scheme[0]} " if scheme else ""
+        folder = f"; a folder of that name is ./{scheme[0]}..." if scheme and "://" not in text else ""
+        raise ConfigError(f"{field}: {told}must be a folder, file:///FOLDER or s3://BUCKET/PREFIX{folder}")
+
+
+def root_path(text: str, field: str) -> str:
+    """The root of a store that `text` names: an address as it is, a folder as `local_path` has it. Raises ConfigError
+    as both."""
+    check_root(text, field)
+    return text if _SCHEME.match(text) else str(local_path(text, field))
 
 
 def local_path(text: str | Path, field: str) -> Path:

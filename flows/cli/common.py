@@ -17,7 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from flows.reports.formatting import Terminal
 from opid_core.errors import ConfigError, is_interrupt
-from opid_core.local_paths import local_path
+from opid_core.local_paths import root_path
 
 HELP = (
     "Train language agents with on-policy skill distillation.\n\n"
@@ -88,9 +88,9 @@ def exit_on_interrupt() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _expanded(root: str) -> str:
-    """`root` with `~` and environment variables put in: a shell leaves them alone in `--root=~/runs`."""
-    return root if "://" in root else str(local_path(root, "--root"))
+def _root(text: str) -> str:
+    """`text` with `~` and environment variables put in: a shell leaves them alone in `--root=~/runs`."""
+    return root_path(text, "--root")
 
 
 ConfigPath = Annotated[
@@ -120,7 +120,7 @@ def check_card(card: str | None, dry_run: bool) -> None:
 
 
 CampaignName = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign.")]
-Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.", callback=_expanded)]
+Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.", callback=_root)]
 Endpoint = Annotated[
     str | None, typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.")
 ]

@@ -5,7 +5,6 @@ Presets set the numbers in which the paper's text and its released code differ; 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +19,7 @@ from opid_core.config.running import ClusterConfig, NotifyConfig, RecoveryConfig
 from opid_core.config.skills import AnalyzerConfig
 from opid_core.learning import methods
 from opid_core.learning.methods import Method, Opid
-from opid_core.local_paths import local_path
+from opid_core.local_paths import root_path
 from opid_core.sections import Section
 
 SEEDS = 2**32
@@ -71,11 +70,7 @@ class CampaignConfig(Section):
     @field_validator("root")
     @classmethod
     def _known_store(cls, root: str) -> str:
-        if "@" in root.partition("://")[2].split("/")[0]:
-            raise ValueError("no credentials in the address; they come from the standard AWS chain")
-        if not root or ("://" in root and not re.match(r"(file:///|s3://[^/:]+)", root)):
-            raise ValueError("must be a folder, file:///FOLDER or s3://BUCKET/PREFIX")
-        return root if "://" in root else str(local_path(root, "root"))
+        return root_path(root, "root")
 
     @model_validator(mode="after")
     def _policy_knows_its_prompts(self) -> Self:

@@ -60,7 +60,7 @@ def test_a_root_may_be_written_as_a_file_address(tmp_path):
     assert location(store, "config.json") == f"{tmp_path}/demo/config.json"
     assert local_folder(store, "report") == tmp_path / "demo" / "report"
     with pytest.raises(
-        ConfigError, match="root: gs://bucket/x: must be a folder, file:///FOLDER or s3://BUCKET/PREFIX"
+        ConfigError, match="root: what begins with gs: must be a folder, file:///FOLDER or s3://BUCKET/PREFIX"
     ):
         open_campaign("gs://bucket/x", "demo", CONFIG)
 

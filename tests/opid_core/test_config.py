@@ -242,6 +242,24 @@ def test_folders_are_written_as_in_a_shell(monkeypatch):
             build_config({"campaign": "c", "root": root})
 
 
+@pytest.mark.parametrize("root", ["s3:/bucket/x", "s3:bucket/x", "s3:///x", "S3://bucket", "file:/x", "gs://bucket/x"])
+def test_a_mistyped_address_is_no_folder(root):
+    with pytest.raises(ConfigError, match=r"root: .* must be .*s3://BUCKET/PREFIX"):
+        build_config({"campaign": "c", "root": root})
+
+
+def test_an_address_with_a_key_is_refused_and_not_shown():
+    for root in ("s3://key:secret@bucket/x", "s3:/key:secret@bucket/x"):
+        with pytest.raises(ConfigError, match="root: ") as raised:
+            build_config({"campaign": "c", "root": root})
+        assert "secret" not in str(raised.value)
+
+
+def test_addresses_and_folders_with_a_colon_are_roots():
+    for root in ("s3://bucket", "s3://bucket/x", "file:///runs", "./s3:x", "runs/a:b", "10:30"):
+        assert build_config({"campaign": "c", "root": root}).root == root.removeprefix("./")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

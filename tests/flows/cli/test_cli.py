@@ -231,6 +231,8 @@ def test_status_of_an_unknown_campaign_lists_the_known_ones(monkeypatch, capsys,
     assert error == f"campaign: no campaign 'small' in {root}; there is no campaign there"
     monkeypatch.setenv("RUNS", str(root))
     assert refused(monkeypatch, capsys, tmp_path, "status", "small", "--root=$RUNS") == error
+    mistyped = refused(monkeypatch, capsys, tmp_path, "status", "small", "--root", "s3:/bucket/x")
+    assert mistyped.startswith("--root: what begins with s3: must be")
     for name in ("b", "a"):
         open_campaign(root, name, {"campaign": name})
     error = refused(monkeypatch, capsys, tmp_path, "status", "small", "--root", root)
