@@ -36,9 +36,13 @@ def policy_to_play(config: CampaignConfig, policy: str | None) -> Iterator[tuple
         folder = policy_folder(policy)
         yield folder, str(folder)
         return
-    store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
+    otherwise = "train it first, or name a policy: --policy FOLDER or ORG/NAME"
+    try:
+        store, chain = read_chain(config.root, config.campaign, config.storage.endpoint_url)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {otherwise}") from None
     if not chain:
-        raise ConfigError(f"campaign {config.campaign!r} has no committed policy yet; give --policy FOLDER")
+        raise ConfigError(f"campaign {config.campaign!r} has no committed policy yet; {otherwise}")
     with whole_policy(store, chain[-1].policy) as folder:
         yield folder, location(store, chain[-1].policy.uri)
 

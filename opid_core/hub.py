@@ -111,6 +111,10 @@ def ask(module: str, field: str, *arguments: str) -> str:
     return reply
 
 
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def _main(name: str, revision: str, weights: str) -> int:
     """Download a model and print its folder, or print what is wrong; returns the exit code."""
     import httpx2
@@ -138,9 +142,10 @@ def _main(name: str, revision: str, weights: str) -> int:
                 f"be asked (HF_HUB_OFFLINE); where it may: hf download {name}{at}"
             )
             return BAD_INPUT
-        print(
-            f"{name}: no such folder here, and the hub ({constants.ENDPOINT}) does not give it: {type(error).__name__}"
-        )
+        # What snapshot_download raises where it cannot connect.
+        away = isinstance(error, errors.LocalEntryNotFoundError)
+        reason = "cannot be reached; is this machine online?" if away else f"does not give it: {_line(error)}"
+        print(f"{name}: no such folder here, not in the hub's cache, and the hub ({constants.ENDPOINT}) {reason}")
         return FAULT
     return BAD_INPUT
 

@@ -39,8 +39,14 @@ def check_policy_folder(folder: str | Path, trained: bool = True, weights: bool 
     A policy that is only played (not `trained`) may be quantised, and of any architecture that the engine takes.
     """
     folder = Path(folder)
+    if not folder.exists():
+        seen = "" if folder.is_absolute() else f", seen from {Path.cwd()}"
+        raise ConfigError(
+            f"policy: there is no folder {folder}{seen}; name one with an HF model, or a model of the hub (ORG/NAME)"
+            + (", or null for a warm start" if trained else "")
+        )
     if not folder.is_dir():
-        raise ConfigError(f"policy: {folder} is not a folder; give a local HF model folder, or null for a warm start")
+        raise ConfigError(f"policy: {folder} is not a folder; name the folder of an HF model")
     check_entries(folder)
     read_json(folder / "config.json")
     if (folder / "generation_config.json").is_file():

@@ -47,9 +47,15 @@ def test_an_incomplete_policy_folder_is_refused_by_name(policy_folder, removed, 
         check_policy_folder(policy_folder)
 
 
-def test_a_missing_folder_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="nothing is not a folder"):
-        check_policy_folder(tmp_path / "nothing")
+def test_a_missing_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"no folder nothing, seen from {tmp_path}; .*ORG/NAME.*null"):
+        check_policy_folder("nothing")
+    with pytest.raises(ConfigError, match=rf"no folder {tmp_path}/nothing; .*ORG/NAME\)$"):
+        check_policy_folder(tmp_path / "nothing", trained=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is not a folder"):
+        check_policy_folder("file")
 
 
 def edit_weights(folder: Path, edit) -> None:

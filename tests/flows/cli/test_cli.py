@@ -96,7 +96,7 @@ def refused(monkeypatch, capsys, folder: Path, *arguments: object) -> str:
         ("evaluation.tasks=9", "the split 'valid_unseen' has 8 tasks, the panel needs 9"),
         ("rollout.tasks_per_iteration=41", "split 'train' has 40 tasks, rollout.tasks_per_iteration is 41"),
         ("environment.options.data=/no/such/games", "environment.options.data: /no/such/games is no folder"),
-        ("policy=/no/such/policy", "policy: /no/such/policy is not a folder"),
+        ("policy=/no/such/policy", "policy: there is no folder /no/such/policy; "),
         ("warm_start.heads=3", "warm_start: hidden_size / heads = 64 / 3 must be one of 32, 64"),
         (
             "analyzer={backend: llm, llm: {base_url: 'https://llm.example/v1', api_key_env: NO_KEY}}",
@@ -185,9 +185,11 @@ def test_missing_wandb(monkeypatch, capsys, tmp_path, config_path):
 
 def test_evaluate_without_a_policy(monkeypatch, capsys, tmp_path, config_path):
     error = refused(monkeypatch, capsys, tmp_path, "evaluate", config_path)
-    assert error == f"campaign: no campaign 'small' in {tmp_path}/runs; there is no campaign there"
+    assert error.startswith(f"campaign: no campaign 'small' in {tmp_path}/runs; there is no campaign there; ")
+    assert error.endswith("train it first, or name a policy: --policy FOLDER or ORG/NAME")
     error = refused(monkeypatch, capsys, tmp_path, "evaluate", config_path, "--policy", tmp_path / "absent")
-    assert error.startswith(f"policy: {tmp_path}/absent is not a folder")
+    assert error.startswith(f"policy: there is no folder {tmp_path}/absent; ")
+    assert "null" not in error  # of a config alone
 
 
 def test_a_warm_start_over_an_existing_folder(monkeypatch, capsys, tmp_path, config_path):
@@ -281,7 +283,7 @@ def test_the_plan_of_a_study_whose_model_is_elsewhere(monkeypatch, capsys, tmp_p
     printed = capsys.readouterr()
     assert "12 campaigns of 150 iterations under" in printed.out
     assert "4 x A100" in printed.out
-    assert printed.err.startswith("error: policy: models/elsewhere/Qwen2.5-3B-Instruct is not a folder")
+    assert printed.err.startswith("error: policy: there is no folder models/elsewhere/Qwen2.5-3B-Instruct")
     assert files_of(tmp_path) == {}
     error = refused(monkeypatch, capsys, tmp_path, "compare", study, "--dry-run", "--card", "abacus")
     assert error.startswith("--card: no data sheet of 'abacus'; known: H100")

@@ -67,7 +67,7 @@ def test_bad_input_is_refused_before_anything_runs(tmp_path, config, opid):
         (["--policy", tmp_path, "--out", absent / "out.md"], f"--out: {absent} is no folder"),
         (["--policy", tmp_path, "--out", "/proc/out.md"], "--out: /proc/out.md cannot be made: No such file"),
         (["--policy", tmp_path, "--episodes", 4], "the split 'valid_unseen' has 3 tasks, the panel needs 4"),
-        (["--policy", absent], f"policy: {absent} is not a folder"),
+        (["--policy", absent], f"policy: there is no folder {absent}"),
     ):
         with pytest.raises(ConfigError, match=message):
             opid("rollout", config, *options)
