@@ -7,7 +7,6 @@ An environment is one module: a pydantic model of its options, a class that foll
 from __future__ import annotations
 
 import asyncio
-import difflib
 import functools
 import importlib
 import re
@@ -19,9 +18,9 @@ from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 from pydantic import BaseModel, ValidationError
 
-from opid_core import proxies
 from opid_core.errors import ConfigError, DataError
 from opid_core.sections import imported
+from opid_core.wording import describe_validation_error
 
 TURN_LINE = "Now it's your turn"
 """How the last paragraph of every prompt begins; a step skill is put right before it."""
@@ -358,30 +357,3 @@ def make(name: str, options: Mapping[str, Any] | BaseModel | None = None) -> Env
     Raises ConfigError for an unknown name, a module that cannot be imported, and bad options.
     """
     return _registration(name).factory(validate_options(name, options))
-
-
-def describe_validation_error(error: ValidationError, model: type[BaseModel], where: str = "") -> str:
-    """One line a problem: the field's full name, what is wrong, and the nearest valid name of an unknown key."""
-    lines = []
-    for problem in error.errors():
-        names = [str(part) for part in problem["loc"]]
-        path = ".".join([*([where] if where else []), *names])
-        if problem["type"] == "extra_forbidden":
-            valid = _field_names(model, names[:-1])
-            near = difflib.get_close_matches(names[-1], valid, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-            lines.append(f"{path}: unknown key; {hint}")
-        else:
-            lines.append(f"{path}: {problem['msg']} (got {proxies.shown(repr(problem['input']))})")
-    return "\n".join(lines)
-
-
-def _field_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for name in path:
-        annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        choices = [annotation, *getattr(annotation, "__args__", ())]
-        nested = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)

@@ -6,7 +6,8 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -77,14 +78,13 @@ def check_all_but_space(config: CampaignConfig, *, weights: bool = True) -> None
 
 def _first_prompts(config: CampaignConfig, environment: Environment) -> list[PromptParts]:
     """How an episode that is trained on begins, and one that is evaluated."""
+    with key_of_split("environment.train_split"):
+        played = [(sample_tasks(config, 0)[0], training_settings(config))]
+    for number, split in enumerate(config.evaluation.splits):
+        with key_of_split("evaluation.more_splits" if number else "evaluation.split"):
+            played.append((panel(config, largest_panel(config), split)[0], evaluation_settings(config, 1.0)))
     prompts = []
-    for task, settings in (
-        (sample_tasks(config, 0)[0], training_settings(config)),
-        *(
-            (panel(config, largest_panel(config), split)[0], evaluation_settings(config, 1.0))
-            for split in config.evaluation.splits
-        ),
-    ):
+    for task, settings in played:
         observation = result_of(environment.reset(task))
         shown = environment.task_text, [], observation, environment.admissible_actions, settings.history_length
         parts = environment.prompt_parts(*shown)
@@ -92,6 +92,17 @@ def _first_prompts(config: CampaignConfig, environment: Environment) -> list[Pro
             parts = inject(parts, "episode", settings.skill_of(task), config.prompting)
         prompts.append(parts)
     return prompts
+
+
+@contextmanager
+def key_of_split(key: str) -> Iterator[None]:
+    """An environment that refuses a split does not know which `key` of the config names it: say so."""
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith("split: "):
+            raise ConfigError(f"{key}: {str(error).removeprefix('split: ')}") from None
+        raise
 
 
 def _check_limits(config: CampaignConfig, folder: Path, prompts: Sequence[PromptParts]) -> None:
@@ -171,7 +182,9 @@ def first_prompt(config: CampaignConfig, folder: Path | None) -> str:
 
     end_tokens(folder)
     tokenizer = with_template_arguments(load_tokenizer(folder), config.prompting.template_arguments)
-    return check_prompt(tokenizer, environment_maker(config)(), panel(config, 1)[0], config)
+    with key_of_split("evaluation.split"):
+        task = panel(config, 1)[0]
+    return check_prompt(tokenizer, environment_maker(config)(), task, config)
 
 
 def largest_panel(config: CampaignConfig) -> int:

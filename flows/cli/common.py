@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from flows.reports.formatting import Terminal
 from opid_core.errors import ConfigError, is_interrupt
 from opid_core.local_paths import root_path
+from opid_core.wording import FORMS, SERVER_ADDRESS
 
 HELP = (
     "Train language agents with on-policy skill distillation.\n\n"
@@ -93,6 +95,13 @@ def _root(text: str) -> str:
     return root_path(text, "--root")
 
 
+def _server(address: str | None) -> str | None:
+    """An address as the config's `storage.endpoint_url` may be."""
+    if address is not None and not re.fullmatch(SERVER_ADDRESS, address):
+        raise ConfigError(f"--endpoint-url: {FORMS[SERVER_ADDRESS]}")
+    return address
+
+
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="Campaign config (YAML); see docs/configuration.md.")
 ]
@@ -122,7 +131,8 @@ def check_card(card: str | None, dry_run: bool) -> None:
 CampaignName = Annotated[str, typer.Argument(metavar="CAMPAIGN", help="Name of the campaign.")]
 Root = Annotated[str, typer.Option(help="Root of the store: a folder or s3://bucket/prefix.", callback=_root)]
 Endpoint = Annotated[
-    str | None, typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.")
+    str | None,
+    typer.Option(help="Address of an S3-compatible server; default: what the AWS settings say.", callback=_server),
 ]
 EnvironmentName = Annotated[
     str,

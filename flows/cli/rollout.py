@@ -60,7 +60,7 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     Raises ConfigError before anything runs for an unusable policy folder and too few tasks.
     """
     from flows.display import live_progress
-    from flows.plan import check_policy_and_engine, first_prompt
+    from flows.plan import check_policy_and_engine, first_prompt, key_of_split
     from opid_core.policies import load_tokenizer
     from opid_core.rollout.prompting import with_template_arguments
     from tasks.engines import play, start_engine
@@ -68,7 +68,8 @@ def play_episodes(config: CampaignConfig, policy_folder: Path, count: int) -> li
     from tasks.progress import report
 
     temperature = config.evaluation.temperatures[0]
-    requests = panel_requests(config, count, temperature)
+    with key_of_split("evaluation.split"):
+        requests = panel_requests(config, count, temperature)
     check_policy_and_engine(policy_folder, trained=False)
     first_prompt(config, policy_folder)
     ended: list[Episode] = []

@@ -26,6 +26,9 @@ def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint =
 
     store, chain = read_chain(root, campaign, endpoint_url)
     stores.check_config(store, chain)
+    if not chain:
+        say(console, f"{stores.location(store)}: nothing is committed yet.")
+        return
     total = sum(record.size for record in stores.standing(store, chain))
     columns = (TextColumn("verify"), BarColumn(), DownloadColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -21,6 +21,7 @@ from opid_core.learning import methods
 from opid_core.learning.methods import Method, Opid
 from opid_core.local_paths import root_path
 from opid_core.sections import Section
+from opid_core.wording import CAMPAIGN_NAME
 
 SEEDS = 2**32
 """Seeds are below it: vLLM hands the campaign's to numpy, which refuses more, after minutes of work."""
@@ -29,7 +30,7 @@ SEEDS = 2**32
 class CampaignConfig(Section):
     """A campaign: a chain of iterations under one name in one store."""
 
-    campaign: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    campaign: str = Field(pattern=CAMPAIGN_NAME)
     """Name of the campaign: its folder in the store."""
     root: str = "runs"
     """Root of the store: a folder (also as `file://`, with `~` or `$NAME`), or `s3://bucket/prefix`."""

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from envs.base import describe_validation_error, validate_options
+from envs.base import validate_options
 from opid_core.config.campaign import CampaignConfig
 from opid_core.config.episodes import EnvironmentConfig
 from opid_core.config.presets import merge
@@ -18,6 +18,7 @@ from opid_core.errors import ConfigError
 from opid_core.learning import methods
 from opid_core.local_paths import expanded_path, shipped
 from opid_core.reading import read_text
+from opid_core.wording import describe_validation_error
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CampaignConfig:
@@ -72,6 +73,8 @@ def read_config_file(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, 
         data = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if data is None:
+        raise ConfigError(f"{path}: the file is empty; `opid init DIR` writes configs to begin with")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of config keys, got {type(data).__name__}")
     base = data.pop("extends", None)

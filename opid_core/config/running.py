@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from opid_core.sections import Section
+from opid_core.wording import SERVER_ADDRESS
 
 LONGEST_S = 10_000_000.0
 """Of what is waited for (116 days): timers of the operating system and dates of Prefect do not reach much further."""
@@ -17,7 +18,7 @@ LONGEST_DELAY_S = 600.0
 class StorageConfig(Section):
     """How the store is reached. Credentials are never written here: they come from the standard AWS chain."""
 
-    endpoint_url: str | None = Field(default=None, pattern=r"^https?://[^@/]+/?$")
+    endpoint_url: str | None = Field(default=None, pattern=SERVER_ADDRESS)
     """Address of an S3-compatible server for a root of `s3://`; null: AWS, or what the AWS settings say."""
     optimizer_states: int | None = Field(default=None, ge=1)
     """Of how many of the newest policies the optimizer state is kept; older ones are deleted, their weights stay. Null:

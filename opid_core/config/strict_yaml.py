@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
+from yaml.scanner import ScannerError
 
 MAX_YAML_BYTES = 1 << 18
 """Of a config file (256 KiB): the longest that come with OPID have 3."""
@@ -55,6 +56,10 @@ def parse_yaml(text: str) -> Any:
             return None
         _count(node, {})
         return loader.construct_document(node)
+    except ScannerError as error:
+        if error.problem_mark and "'\\t'" in (error.problem or ""):
+            raise yaml.YAMLError(f"line {error.problem_mark.line + 1}: a tab; indent with spaces") from None
+        raise
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     finally:

@@ -199,7 +199,11 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("environment: {name: {a: 1}}", r"environment\.name: Input should be a valid string \(got \{'a': 1\}\)"),
         ("method: {name: ppo}", r"method\.name: unknown method 'ppo'; known: grpo, gigpo, .*, opid, or module:name"),
         ("method: {name: [grpo]}", r"method\.name: unknown method \['grpo'\]; known: grpo"),
-        ("method: opid", r"method: Input should be a valid dictionary .* \(got 'opid'\)"),
+        ("method: opid", r"method: expected keys below it \(got 'opid'\)"),
+        ("learner:", r"learner: expected keys below it \(got null\)"),
+        ("evaluation: {temperatures: 1.0}", r"evaluation\.temperatures: expected a list, as in \[1\.0\] \(got 1\.0\)"),
+        ("evaluation: {temperatures: {a: 1}}", r"evaluation\.temperatures: expected a list \(got \{'a': 1\}\)"),
+        ("storage: {endpoint_url: 'localhost:9000'}", r"storage\.endpoint_url: must begin with http:// or https://"),
         ("method: {name: sdar, routing: additive}", r"method\.routing: Input should be .* 'random' \(got 'additive'\)"),
         ("method: {name: skill_grpo}", r"method\.skill_bank: Field required"),
         (
@@ -313,8 +317,17 @@ def test_numbers_are_bounded_and_texts_are_not_empty(values, field):
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 65])
 def test_campaign_names_are_folder_names(name):
-    with pytest.raises(ConfigError, match=r"config: campaign: String should (match pattern|have at least 1)"):
+    with pytest.raises(ConfigError, match=r"config: campaign: must (be letters, digits|not be empty)"):
         build_config({"campaign": name})
+
+
+def test_a_list_whose_item_is_wrong_has_one_problem():
+    options = {"generator": {"size": "small", "train": 6}, "task_types": ["fly"]}
+    with pytest.raises(ConfigError, match=r"task_types\.0: ") as caught:
+        build_config({"campaign": "c", "environment": {"options": options}})
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match=r"task_types: .* at least 1 item"):
+        build_config({"campaign": "c", "environment": {"options": {**options, "task_types": []}}})
 
 
 def test_several_problems_are_told_at_once():
@@ -339,8 +352,12 @@ def test_text_that_is_no_config(tmp_path):
         load_config(write(tmp_path, "campaign: c\nseed: [1\n"))
     with pytest.raises(ConfigError, match="expected a mapping of config keys, got list"):
         load_config(write(tmp_path, "- campaign\n"))
-    with pytest.raises(ConfigError, match="expected a mapping of config keys, got NoneType"):
-        load_config(write(tmp_path, ""))
+    for text in ("", "# campaign: c\n"):
+        with pytest.raises(ConfigError, match=r"campaign\.yaml: the file is empty"):
+            load_config(write(tmp_path, text))
+    for text in ("campaign: c\nlearner:\n\tepochs: 1\n", "campaign: c\nseed: 1\n\t\n"):
+        with pytest.raises(ConfigError, match=r"campaign\.yaml: not valid YAML: line 3: a tab; indent with spaces$"):
+            load_config(write(tmp_path, text))
     with pytest.raises(ConfigError, match="campaign: Field required"):
         load_config(write(tmp_path, "seed: 1\n"))
 

@@ -91,8 +91,9 @@ def refused(monkeypatch, capsys, folder: Path, *arguments: object) -> str:
         ("iterations=-1", "iterations: Input should be greater than or equal to 0 (got -1)"),
         ("rollout.temperature=0.7", "rollout.temperature: unknown key"),
         ("environment.name=chess", "environment.name: unknown environment 'chess'; known: alfworld"),
-        ("environment.train_split=trian", "unknown split 'trian'"),
-        ("evaluation.split=test", "unknown split 'test'"),
+        ("environment.train_split=trian", "environment.train_split: unknown split 'trian'"),
+        ("evaluation.split=test", "evaluation.split: unknown split 'test'"),
+        ("evaluation.more_splits=[test]", "evaluation.more_splits: unknown split 'test'"),
         ("evaluation.tasks=9", "the split 'valid_unseen' has 8 tasks, the panel needs 9"),
         ("rollout.tasks_per_iteration=41", "split 'train' has 40 tasks, rollout.tasks_per_iteration is 41"),
         ("environment.options.data=/no/such/games", "environment.options.data: /no/such/games is no folder"),
@@ -235,6 +236,8 @@ def test_status_of_an_unknown_campaign_lists_the_known_ones(monkeypatch, capsys,
     assert refused(monkeypatch, capsys, tmp_path, "status", "small", "--root=$RUNS") == error
     mistyped = refused(monkeypatch, capsys, tmp_path, "status", "small", "--root", "s3:/bucket/x")
     assert mistyped.startswith("--root: what begins with s3: must be")
+    mistyped = refused(monkeypatch, capsys, tmp_path, "status", "small", "--endpoint-url", "localhost:9000")
+    assert mistyped.startswith("--endpoint-url: must begin with http:// or https://")
     for name in ("b", "a"):
         open_campaign(root, name, {"campaign": name})
     error = refused(monkeypatch, capsys, tmp_path, "status", "small", "--root", root)

@@ -24,6 +24,10 @@ def test_verify_says_in_one_line_what_is_whole(store, opid, tmp_path):
     )
 
 
+def test_verify_says_that_nothing_is_there_to_verify(store, opid, tmp_path):
+    assert opid("verify", "demo", "--root", store.root) == f"{tmp_path}/runs/demo: nothing is committed yet.\n"
+
+
 def test_verify_stops_at_the_first_bad_file(store, opid, tmp_path):
     chain = make_chain(store, tmp_path, 1)
     record = chain[0].tables["scores"]

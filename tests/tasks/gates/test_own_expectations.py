@@ -98,7 +98,7 @@ def test_what_is_wrong_in_the_config_is_named_before_any_work(own, message):
         ("own_gates:text", r"gates\.plugins\.0: own_gates:text must return a list of tasks\.gates\.Expectation"),
         ("own_gates:unknown", r"gates\.plugins\.0: unknown expectation 'ExpectLuck'"),
         ("own_gates:column", r"gates\.plugins\.0: no column 'luck'; columns: campaign, "),
-        ("own_gates", r"gates\.plugins: Value error, 'own_gates' is not of the form module:function"),
+        ("own_gates", r"gates\.plugins: 'own_gates' is not of the form module:function"),
     ],
 )
 def test_what_is_wrong_with_a_plugin_is_named_before_any_work(user_modules, plugin, message):
