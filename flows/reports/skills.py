@@ -42,10 +42,10 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     kinds = {kind: sum(e.advantage for e in effects if e.kind == kind) for kind in ("episode", "step")}
     parts = ", ".join(f"{kind} skills {percent(given / total)}" for kind, given in kinds.items() if total)
     told = f"of what they gave {parts}" if parts else "they gave nothing"
+    count = f"{len(effects):,} different skill{'' if len(effects) == 1 else 's'}"
     lines = [
-        f"{len(effects):,} different skills in the newest iterations (at most {NEWEST}); {told}. Of each: the steps "
-        "scored under it, how many became likelier, by how much in the mean (delta, nats), its share of all skills' "
-        "advantage.",
+        f"{count} in the newest iterations (at most {NEWEST}); {told}. Of each: the steps scored under it, how many became "
+        "likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
         "",
     ]
     rows = [

@@ -24,7 +24,7 @@ def test_success_by_data_set_is_shown_before_and_after(tmp_path):
         previous = commit_rows(store, tmp_path, previous, {"evaluations": rows, "metrics": []})
     write_pages(store, manifests(store), [], tmp_path / "pages")
     page = (tmp_path / "pages" / CAMPAIGN_PAGE).read_text(encoding="utf-8")
-    body = page.split("after 1 updates (95%)</th></tr></thead>")[1].split("</tbody>")[0]
+    body = page.split("after 1 update (95%)</th></tr></thead>")[1].split("</tbody>")[0]
     assert [re.findall("<td>(.*?)</td>", line) for line in body.split("<tr>")[1:]] == [
         ["&lt;b&gt;", "1", "100.0% (20.7% to 100.0%)", "0", ""],
         ["nq", "2", "50.0% (9.5% to 90.5%)", "2", "0.0% (0.0% to 65.8%)"],

@@ -32,6 +32,7 @@ def test_the_skills_that_did_most_with_their_part():
     assert third == "| `step` | `0` | 1 | 0% | +0.00 | +0.000 | 0.0% |"
     nothing = "3 different skills in the newest iterations (at most 10); they gave nothing. "
     assert effect_lines(effects[2:])[0].startswith(nothing)
+    assert effect_lines(effects[:1])[0].startswith("1 different skill in ")
     (long,) = effect_lines([make_effect("episode", "word " * 200, steps=1, raised=1, delta=0.0, advantage=1.0)])[4:]
     assert long.startswith("| `episode` | `word word ")
     assert "word ...` | 1 |" in long

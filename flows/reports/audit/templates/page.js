@@ -22,6 +22,7 @@
   const free = (text, kind = "") => make("div", { class: `free ${kind}` }, text);
   const signed = (value, digits = 4) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
   const small = (value) => (value === 0 ? "0" : (value < 0 ? "−" : "+") + Number(Math.abs(value).toPrecision(4)));
+  const some = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
   const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : 0);
 
   // What is searched, sorted and unfolded on the campaign's page stands in its address: the same when it is read again.
@@ -200,7 +201,7 @@
     }
 
     function tokenTable(step, tokens) {
-      const details = make("details", {}, make("summary", { class: "muted" }, `all ${tokens.length} tokens`));
+      const details = make("details", {}, make("summary", { class: "muted" }, `all ${some(tokens.length, "token")}`));
       details.addEventListener("toggle", () => {
         if (details.childElementCount > 1) return; // made already
         const names = ["", "id", "text", "log-prob", "with skill", "delta", "outcome advantage", "skill advantage", "advantage"];
@@ -218,7 +219,7 @@
 
     function advantageLine(step, tokens) {
       const skill = mean(tokens.map((token) => token.skill));
-      const parts = [`outcome ${small(step.outcome_advantage)}`, ...(step.step_advantage ? [`step ${small(step.step_advantage)}`] : []), `skill ${small(skill)} (mean of ${tokens.length} tokens)`];
+      const parts = [`outcome ${small(step.outcome_advantage)}`, ...(step.step_advantage ? [`step ${small(step.step_advantage)}`] : []), `skill ${small(skill)} (mean of ${some(tokens.length, "token")})`];
       const total = make("b", {}, `total ${small(step.outcome_advantage + step.step_advantage + skill)}`);
       return make("span", { class: "numbers-line" }, `${parts.join("  +  ")}  =  `, total, step.trained ? null : "  · left out of the update");
     }
@@ -255,7 +256,7 @@
       return make("div", {},
         make("h2", {}, `${trajectory.id} `, badge(trajectory.outcome)),
         free(trajectory.text),
-        make("p", { class: "muted" }, `task ${trajectory.task} (${trajectory.type}) · group ${trajectory.group} · return ${trajectory.return}${trajectory.score === null ? "" : ` · score ${trajectory.score}`} · ${trajectory.steps} steps · ${trajectory.tokens} tokens · routes `, ...routes),
+        make("p", { class: "muted" }, `task ${trajectory.task} (${trajectory.type}) · group ${trajectory.group} · return ${trajectory.return}${trajectory.score === null ? "" : ` · score ${trajectory.score}`} · ${some(trajectory.steps, "step")} · ${some(trajectory.tokens, "token")} · routes `, ...routes),
         trajectory.error === null ? null : free(trajectory.error, "alarm"));
     }
 
@@ -263,6 +264,7 @@
       const { steps } = await chunk(number);
       const skills = index.skills.flatMap((skill, place) => (skill.trajectory === number ? [[skill, place]] : []));
       const learnt = skills.map(([skill, place]) => make("li", {}, badge(skill.kind), " ", skill.step === null ? "" : `step ${skill.step}: `, make("a", { href: `#skill=${place}` }, skill.text || "no skill: the analysis failed")));
+      const failed = skills.filter(([skill]) => !skill.text).length; // analyses
       const matching = matchingSteps(number, steps);
       const cards = steps.map((step, place) => {
         const card = stepCard(number, step, null);
@@ -271,7 +273,7 @@
         return card;
       });
       return () => {
-        byId("trajectory").replaceChildren(trajectoryHead(index.trajectories[number]), make("details", { class: "note", open: "" }, make("summary", {}, `Learnt from this trajectory: ${learnt.length} ${learnt.length === 1 ? "row" : "rows"} of skills`), make("ul", {}, ...learnt)), ...cards);
+        byId("trajectory").replaceChildren(trajectoryHead(index.trajectories[number]), make("details", { class: "note", open: "" }, make("summary", {}, `Learnt from this trajectory: ${some(learnt.length - failed, "skill")}${failed ? `, ${failed} failed` : ""}`), make("ul", {}, ...learnt)), ...cards);
         const goal = cards.find((card) => card.classList.contains("target"));
         if (goal) goal.scrollIntoView({ block: "start" });
       };
@@ -290,7 +292,7 @@
         make("p", {}, badge(skill.kind), " ", skill.step === null ? "" : `for step ${skill.step} `, "learnt from ", make("a", { href: `#trajectory=${skill.trajectory}` }, index.trajectories[skill.trajectory].id), skill.new ? make("span", { class: "muted" }, " · its text is new in this iteration") : ""),
         free(skill.text || "no skill: the analysis failed", "skill-title"),
         make("details", { class: "note" }, make("summary", {}, "How it was made"), facts),
-        make("h2", {}, `Scored under it: ${cards.length} ${cards.length === 1 ? "step" : "steps"}, ${tokens} tokens`),
+        make("h2", {}, `Scored under it: ${some(cards.length, "step")}, ${some(tokens, "token")}`),
         ...cards);
     }
 
@@ -356,7 +358,7 @@
         return make("li", {}, make("a", { href: `#trajectory=${number}`, "data-number": number },
           make("span", { class: "top" }, trajectory.task, badge(trajectory.outcome)),
           make("small", {}, trajectory.text),
-          make("small", {}, `${trajectory.id} · ${trajectory.steps} steps · ${routes}`)));
+          make("small", {}, `${trajectory.id} · ${some(trajectory.steps, "step")} · ${routes}`)));
       }));
       markHere();
     }
