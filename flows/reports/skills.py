@@ -44,8 +44,8 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     told = f"of what they gave {parts}" if parts else "they gave nothing"
     count = f"{len(effects):,} different skill{'' if len(effects) == 1 else 's'}"
     lines = [
-        f"{count} in the newest iterations (at most {NEWEST}); {told}. Of each: the steps scored under it, how many became "
-        "likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
+        f"{count} in the newest iterations (at most {NEWEST}); {told}. Of each: the steps scored under it, how many "
+        "became likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
         "",
     ]
     rows = [
