@@ -250,8 +250,8 @@ def test_status_before_the_first_commit(monkeypatch, capsys, tmp_path):
     assert opid(monkeypatch, "status", "small", "--root", tmp_path) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "0 iterations committed" in printed
-    assert "nothing committed yet, stopped" in printed
-    assert "No driver works on it; next: iteration 0, initial_policy." in printed
+    assert "nothing committed yet, not begun" in printed
+    assert "No driver has begun yet" in printed
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, config_path):

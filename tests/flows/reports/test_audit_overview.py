@@ -99,7 +99,7 @@ def test_the_page_shows_each_campaign_and_what_it_took(tmp_path, opid):
         "2026-01-01 00:00:00",
     ]
     assert shown["skills"][1] == "0 of 3"
-    assert shown["new"][:2] == ["stopped", "0 of 3"]
+    assert shown["new"][:2] == ["not begun", "0 of 3"]
     assert [cells[0] for cells in cells_of(page) if len(cells) == 9] == ["plain", "skills"]
     opid("audit", "skills", "plain", "skills", "--overview", "--root", root, "--out", tmp_path / "pages")
     page = (tmp_path / "pages" / "overview.html").read_text(encoding="utf-8")
