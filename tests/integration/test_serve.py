@@ -64,7 +64,9 @@ def train(config: str, overrides: list[str] = []) -> None:
             related = [{"prefect.resource.id": "prefect.tag.opid", "prefect.resource.role": "tag"}]
             run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
             emit_event("prefect.flow-run.heartbeat", resource=run, related=related)  # of the stage that it still ends
-            stage()
+            for _ in range(300):  # it hears of its suspension by an event, or within 10 s, and ends at the next stage
+                stage()
+                time.sleep(0.2)
     if "wait" in overrides:
         child = processes.start([sys.executable, "-c", "import time; time.sleep(600)"], folder / "child.log")
         (folder / "child.new").write_text(str(child.pid))
