@@ -20,7 +20,7 @@ from flows.reports.formatting import say
 from flows.tiny import shrunk
 from flows.train import check_and_open
 from infra.names import is_one_folder
-from infra.store import CampaignStore, find_campaign, list_campaigns, local_name, read_config
+from infra.store import CampaignStore, campaign_exists, find_campaign, local_name, read_config
 from opid_core.config import SEEDS, CampaignConfig, load_rows
 from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 from opid_core.hashing import config_differences, flat
@@ -282,12 +282,10 @@ def shared_policy(study: Study, console: Console) -> str:
 
 def _begun_with(study: Study, model: HubModel) -> HubModel | None:
     """The commit of `model` that the study's first campaign in the store starts from; None where there is none yet."""
-    first = next(iter(study.methods.values()))
-    begun = set(list_campaigns(first.root, first.storage.endpoint_url))
     for _, _, config in study.campaigns():
-        if config.campaign in begun:
-            store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
-            stored = named_model(str(read_config(store).get("policy")))
+        where = config.root, config.campaign, config.storage.endpoint_url
+        if campaign_exists(*where):
+            stored = named_model(str(read_config(find_campaign(*where)).get("policy")))
             return stored if stored and stored.revision and stored.name == model.name else None
     return None
 
