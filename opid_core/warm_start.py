@@ -1,4 +1,5 @@
-"""Warm start: a tiny policy with its own tokenizer, made by imitating an environment's expert.
+"""Warm start: a policy made by imitating an environment's expert, a tiny one with its own tokenizer or a pretrained
+model that goes on from what it knows.
 
 Demonstrations hold detours (random and failing actions) that the expert then mends. The demonstrator is clumsy by
 itself, and a share of the prompts carries a skill in the analyzers' own templates that changes what it does: a stand-in
@@ -23,11 +24,18 @@ from envs.base import (
     clumsy_actions_of,
     result_of,
 )
-from opid_core.config import CampaignConfig, WarmStartConfig
+from opid_core.config import CampaignConfig, PromptingConfig, WarmStartConfig
 from opid_core.errors import ConfigError
 from opid_core.learning.imitation import Demonstration, imitate
-from opid_core.policies import TINY_VOCABULARY, load_tokenizer, make_tiny_policy, train_tokenizer
-from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render
+from opid_core.policies import (
+    TINY_VOCABULARY,
+    load_model,
+    load_tokenizer,
+    make_tiny_policy,
+    save_policy,
+    train_tokenizer,
+)
+from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, encode, inject, render, with_template_arguments
 from opid_core.seeds import derive
 from opid_core.skills.analyzers.hindsight import (
     avoidance_skill,
@@ -56,11 +64,13 @@ def warm_start(
     folder: Path,
     on_progress: Callable[[str, int, int, str], None] = lambda stage, done, total, note: None,
     device: str = "cpu",
+    base: Path | None = None,
 ) -> None:
     """Make policy 0 of `config` and write it to `folder` (HF: safetensors, tokenizer with chat template).
 
-    Same config, same policy, unless `warm_start.seconds` bounds the training by the clock. Raises ConfigError when the
-    environment has no expert. `on_progress(stage, done, total, note)`.
+    `base`: the HF folder of a pretrained model to go on from, in float32, with its tokenizer and template; None makes a
+    tiny policy. Same config, same policy, unless `warm_start.seconds` bounds the training by the clock. Raises
+    ConfigError when the environment has no expert. `on_progress(stage, done, total, note)`.
     """
     import torch
 
@@ -77,11 +87,14 @@ def warm_start(
         max_steps=config.environment.max_steps,
         history_length=config.environment.history_length,
         seed=seed,
+        prompting=config.prompting,
         on_episode=lambda done: on_progress("demonstrate", done, settings.episodes, ""),
     )
-    texts = [render(one.parts) + "\n" + one.response for one in shown]
-    train_tokenizer(texts[:20000], [*environment.fixed_phrases, EPISODE_TITLE, STEP_TITLE], TINY_VOCABULARY, folder)
-    tokenizer = load_tokenizer(folder)
+    if base is None:
+        texts = [render(one.parts) + "\n" + one.response for one in shown]
+        phrases = [*environment.fixed_phrases, EPISODE_TITLE, STEP_TITLE]
+        train_tokenizer(texts[:20000], phrases, TINY_VOCABULARY, folder)
+    tokenizer = with_template_arguments(load_tokenizer(base or folder), config.prompting.template_arguments)
     rollout = config.rollout
     demonstrations = []
     for one in shown:
@@ -90,15 +103,18 @@ def warm_start(
         demonstrations.append(Demonstration(prompt_ids, response_ids))
         if len(demonstrations) % 1000 == 0:
             on_progress("encode", len(demonstrations), len(shown), "")
-    model = make_tiny_policy(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        layers=settings.layers,
-        heads=settings.heads,
-        max_positions=rollout.max_prompt_tokens + rollout.max_response_tokens,
-        seed=seed,
-        tied=settings.tied_embeddings,
-    )
+    if base is None:
+        model = make_tiny_policy(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden_size,
+            layers=settings.layers,
+            heads=settings.heads,
+            max_positions=rollout.max_prompt_tokens + rollout.max_response_tokens,
+            seed=seed,
+            tied=settings.tied_embeddings,
+        )
+    else:
+        model = load_model(base, torch.float32, use_safetensors=True)
     model.to(device)  # pyright: ignore[reportArgumentType]
     imitate(
         model,
@@ -109,7 +125,10 @@ def warm_start(
         on_step=lambda step, steps, loss: on_progress("imitate", step, steps, f"loss {loss:.3f}"),
     )
     model.to("cpu")  # pyright: ignore[reportArgumentType]
-    model.save_pretrained(folder)
+    if base is None:
+        model.save_pretrained(folder)
+    else:
+        save_policy(model, folder, files_from=base)
 
 
 def require_expert(environment: Environment) -> HasExpert:
@@ -127,9 +146,10 @@ def demonstrate(
     max_steps: int,
     history_length: int,
     seed: int,
+    prompting: PromptingConfig = PromptingConfig(),  # noqa: B008 - it never changes
     on_episode: Callable[[int], None] = lambda done: None,
 ) -> list[ExpertStep]:
-    """The decisions of expert episodes over the tasks of `split`, in order."""
+    """The decisions of expert episodes over the tasks of `split`, in order; skills stand in the blocks of `prompting`."""
     environment = make_environment()
     require_expert(environment)
     tasks = environment.tasks(split)
@@ -144,7 +164,7 @@ def demonstrate(
                 [moment.expert.action for moment in _play(environment, planned, careful, max_steps, 0, rng)]
                 for planned in (task, rng.choice(tasks))
             )
-            shown += _with_skills(environment, moments, own, another, settings, rng)
+            shown += _with_skills(environment, moments, own, another, settings, prompting, rng)
         else:
             write = require_expert(environment).response_text
             shown += [ExpertStep(moment.parts, write(moment.clumsy)) for moment in moments]
@@ -206,6 +226,7 @@ def _with_skills(
     own: Sequence[str],
     another: Sequence[str],
     settings: WarmStartConfig,
+    prompting: PromptingConfig,
     rng: random.Random,
 ) -> list[ExpertStep]:
     """The moments of an episode, and a share of them again with skills in the prompt, which change what is done: `own`
@@ -234,7 +255,7 @@ def _with_skills(
             strays = [stray for stray in moment.strays if worded(stray, words) != words.answer_tag]
             named = [expert, replace(expert, action=rng.choice(strays))] if strays else [expert]
             for decision in named:
-                with_skill = inject(parts, "step", step_skill(decision.action, words))
+                with_skill = inject(parts, "step", step_skill(decision.action, words), prompting)
                 shown.append(ExpertStep(with_skill, write(decision)))
         if rng.random() < settings.skill_share:
             skill, decision = rng.choices(
@@ -245,5 +266,5 @@ def _with_skills(
                 ),
                 EPISODE_WEIGHTS,
             )[0]
-            shown.append(ExpertStep(inject(parts, "episode", skill), write(decision)))
+            shown.append(ExpertStep(inject(parts, "episode", skill, prompting), write(decision)))
     return shown

@@ -66,8 +66,9 @@ def _shared(prompts: Sequence[Sequence[int]]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda tokens: len({*tokens}) == 1, zip(*prompts, strict=False)))
 
 
-def pack(batch: Sequence[Sequence[Demonstration]], pad_id: int) -> Packed:
-    """The sequences of `batch`, each a list of demonstrations that begin alike."""
+def pack(batch: Sequence[Sequence[Demonstration]], pad_id: int, *, prompts: bool = True) -> Packed:
+    """The sequences of `batch`, each a list of demonstrations that begin alike; tokens of `prompts` are predicted too,
+    or only those of responses."""
     import torch
 
     ids, positions, segments = [], [], []
@@ -97,6 +98,9 @@ def pack(batch: Sequence[Sequence[Demonstration]], pad_id: int) -> Packed:
         positions.append(at)
         segments.append(branch)
     length = max(map(len, ids))
+    if not prompts:
+        rows, columns, targets = (list(itertools.compress(one, is_response)) for one in (rows, columns, targets))
+        is_response = [True] * len(rows)
 
     def padded(values: Sequence[Sequence[int]], filler: int) -> Tensor:
         return torch.tensor([[*row, *[filler] * (length - len(row))] for row in values])
@@ -137,7 +141,7 @@ def imitate(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     generator = np.random.default_rng(seed)
     steps = config.epochs * math.ceil(len(sequences) / config.batch_size)
-    warm_up = max(1, min(200, steps // 20))
+    warm_up, reported = max(1, min(200, steps // 20)), max(1, min(50, steps // 20))
     started_s, running, step = time.monotonic(), math.nan, 0
     model.train()
     for _ in range(config.epochs):
@@ -150,14 +154,18 @@ def imitate(
             decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min(1.0, (step + 1) / warm_up) * decay
-            losses, is_response = _losses(model, pack([sequences[i] for i in indices], pad_id), device)
-            loss = losses[is_response].mean() + config.prompt_loss_weight * losses[~is_response].mean()
+            weight = config.prompt_loss_weight
+            packed = pack([sequences[i] for i in indices], pad_id, prompts=weight > 0)
+            losses, is_response = _losses(model, packed, device)
+            loss = losses[is_response].mean()
+            if weight > 0:
+                loss = loss + weight * losses[~is_response].mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             step += 1
-            if step % 50 == 0 or step == steps:
+            if step % reported == 0 or step == steps:
                 value = loss.item()
                 running = value if math.isnan(running) else 0.8 * running + 0.2 * value
                 on_step(step, steps, running)
@@ -185,7 +193,11 @@ def _losses(
     import torch.nn.functional as functional
 
     ids, positions, mask = (t.to(device) for t in (packed.ids, packed.positions, packed.mask))
-    logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits.float()
     row, column = packed.predicted.to(device)
+    kept = {}
+    if packed.is_response.all():  # a pretrained model's vocabulary takes longer than its layers
+        at, column = column.unique(return_inverse=True)
+        kept = {"logits_to_keep": at}
+    logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, **kept).logits.float()
     losses = functional.cross_entropy(logits[row, column], packed.targets.to(device), reduction="none")
     return losses, packed.is_response.to(device)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby, pairwise, zip_longest
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 import envs
 from envs.alfworld import parse_action
 from envs.base import action_words_of, result_of
-from opid_core.config import WarmStartConfig
+from opid_core.config import WarmStartConfig, build_config
 from opid_core.errors import ConfigError
 from opid_core.rollout.prompting import EPISODE_TITLE, STEP_TITLE, render
 from opid_core.skills.analyzers.hindsight import generalise, workflow_skill
-from opid_core.warm_start import ExpertStep, demonstrate, require_expert
+from opid_core.warm_start import ExpertStep, demonstrate, require_expert, warm_start
 
+TINY = Path(__file__).resolve().parents[2] / "configs" / "policies" / "alfworld_tiny"
 OPTIONS = {"generator": {"size": "small", "seed": 3, "train": 60}}
 
 
@@ -168,3 +171,30 @@ def test_what_a_skill_says_is_what_a_clumsy_demonstrator_does():
 def test_an_environment_without_expert_is_refused():
     with pytest.raises(ConfigError, match="policy: this environment has no expert to imitate"):
         require_expert(object())  # pyright: ignore[reportArgumentType]
+
+
+def test_a_given_model_goes_on_with_its_own_tokenizer(tmp_path):
+    changes = {"episodes": 4, "epochs": 2, "skill_share": 0.0, "prompt_loss_weight": 0.0, "batch_size": 8}
+    config = build_config(
+        {
+            "campaign": "started",
+            "environment": {"name": "alfworld", "options": OPTIONS},
+            "rollout": {"max_prompt_tokens": 512, "max_response_tokens": 48},
+            "warm_start": {**changes, "learning_rate": 1e-3, "hidden_size": 512},  # the base's own size counts
+            "threads": 1,
+        }
+    )
+    losses = []
+    warm_start(
+        config, make_environment, tmp_path, lambda stage, done, total, note: losses.append((stage, note)), base=TINY
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (TINY / name).read_bytes()
+    before, after = load_file(TINY / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert {name: tensor.shape for name, tensor in after.items()} == {
+        name: tensor.shape for name, tensor in before.items()
+    }
+    assert not any(after[name].equal(before[name]) for name in after if name.endswith("q_proj.weight"))
+    largest = max((after[name] - before[name]).abs().max().item() for name in after)
+    assert largest < 0.05  # it went on from the given weights
+    assert losses[-1][0] == "imitate"

@@ -39,11 +39,12 @@ def weights(policy) -> torch.Tensor:
 
 def test_imitation_learns_its_samples_and_reports():
     _, before, reports = imitated(epochs=1, learning_rate=1e-9)
-    assert reports == [(2, 2, before)]  # two batches of four
+    assert [step for step, _, _ in reports] == [1, 2]  # two batches of four
+    assert reports[-1] == (2, 2, before)
     # An untrained policy: log(32) = 3.47 nats on the response, a tenth of it on the prompt.
     assert before == pytest.approx(1.1 * np.log(32), rel=0.05)
     policy, after, reports = imitated()
-    assert [(step, steps) for step, steps, _ in reports] == [(50, 60), (60, 60)]
+    assert [(step, steps) for step, steps, _ in reports] == [(step, 60) for step in range(3, 61, 3)]
     assert after == reports[-1][2] < before / 3
     for one in toy_demonstrations():
         with torch.no_grad():
@@ -87,3 +88,21 @@ def test_a_response_in_a_branch_is_scored_as_it_is_alone():
     assert torch.allclose(found, torch.cat(alone), atol=1e-5)
     # Every other token but the first of a row and, of a branch, what is shared.
     assert packed.targets[~packed.is_response].tolist() == [3, 4, 5, 6, 5, 6, 9, 9, 6, 21]
+
+
+def test_without_weight_prompt_tokens_are_not_predicted_and_responses_count_as_they_do_alone():
+    together = [Demonstration([2, 3, 4, 5, 6], [7, 1]), Demonstration([2, 3, 4, 5, 6], [8, 9, 1])]
+    alone = Demonstration([20, 21], [22])
+    packed = pack([together, [alone]], pad_id=0, prompts=False)
+    assert packed.is_response.all()
+    assert packed.targets.tolist() == [7, 1, 8, 9, 1, 22]
+    policy = make_tiny_policy(vocab_size=32, hidden_size=32, layers=1, heads=1, max_positions=32, seed=1)
+    losses = []
+    for one in [*together, alone]:
+        with torch.no_grad():
+            logits = policy(input_ids=torch.tensor([[*one.prompt_ids, *one.response_ids]])).logits[0]
+        of_one = logits[len(one.prompt_ids) - 1 : -1].log_softmax(-1)
+        losses += [-of_one[place, token].item() for place, token in enumerate(one.response_ids)]
+    settings = TOY.model_copy(update={"epochs": 1, "learning_rate": 1e-12, "prompt_loss_weight": 0.0})
+    last = imitate(policy, [*together, alone], settings, seed=0, pad_id=0)
+    assert last == pytest.approx(np.mean(losses), abs=1e-5)
