@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from flows.reports.formatting import as_code, markdown_table, percent
 from infra.manifest import Manifest
+from infra.objects import in_parallel, small_at_once
 from infra.store import CampaignStore, read_table
 from opid_core.skills.effects import COLUMNS, SkillEffect, skill_effects
 
@@ -27,6 +29,26 @@ def effects_of(store: CampaignStore, chain: Sequence[Manifest]) -> list[SkillEff
         )
         for manifest in newest
     )
+
+
+def first_extracted(
+    store: CampaignStore,
+    manifests: Sequence[Manifest],
+    known: Mapping[tuple[str, str], int] = MappingProxyType({}),
+) -> dict[tuple[str, str], int]:
+    """The iteration in which each skill, by its kind and text, was extracted first. `known` is that of the commits
+    before `manifests`, which are not read again."""
+    made = [manifest for manifest in manifests if "skills" in manifest.tables]
+
+    def read(manifest: Manifest) -> list[dict[str, str | None]]:
+        return read_table(store, manifest.tables["skills"], ["kind", "text"]).to_pylist()
+
+    first = {**known}
+    for manifest, rows in zip(made, in_parallel(read, made, small_at_once(store.address())), strict=True):
+        for row in rows:
+            if row["kind"] and row["text"]:
+                first.setdefault((row["kind"], row["text"]), manifest.iteration)
+    return first
 
 
 def _cut(text: str) -> str:

@@ -7,8 +7,8 @@ import gzip
 import hashlib
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from flows.reports.audit.data import IterationData, iteration_data
 from flows.reports.audit.tokens import stored_tokenizer
 from flows.reports.chains import Evaluated, evaluations, read_tables
 from flows.reports.formatting import interval, percent, score_text, with_interval
-from flows.reports.skills import NEWEST, effects_of
+from flows.reports.skills import NEWEST, effects_of, first_extracted
 from flows.reports.study_tables import tests
 from infra.manifest import Manifest
 from infra.objects import put
@@ -42,12 +42,18 @@ class Commits:
 
     rows: Sequence[summary.CommitRow] = ()
     evaluated: Sequence[Evaluated] = ()
+    first_extracted: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """The iteration that each skill, by kind and text, was extracted in first."""
 
 
 def read_commits(store: CampaignStore, chain: Sequence[Manifest], known: Commits = Commits()) -> Commits:
     """Of all commits of `chain`; of its first ones it is `known`, and they are not read again."""
-    evaluated = [*known.evaluated, *evaluations(store, chain[len(known.rows) :])]
-    return Commits(summary.commit_rows(store, chain, known.rows), evaluated)
+    new = chain[len(known.rows) :]
+    return Commits(
+        rows=summary.commit_rows(store, chain, known.rows),
+        evaluated=[*known.evaluated, *evaluations(store, new)],
+        first_extracted=first_extracted(store, new, known.first_extracted),
+    )
 
 
 def page_of(iteration: int) -> str:
@@ -124,8 +130,10 @@ def campaign_page(
         data=packed(
             {
                 "added": summary.added_last(store, chain),
-                "effects": effect_rows(effects)[:EFFECTS_SHOWN],
-                "since": max(1, len(chain) - NEWEST),
+                "effects": [
+                    {**row, "first": commits.first_extracted[row["kind"], row["text"]]}
+                    for row in effect_rows(effects)[:EFFECTS_SHOWN]
+                ],
             }
         ),
     )

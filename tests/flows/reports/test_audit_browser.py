@@ -100,12 +100,18 @@ def test_skills_are_ranked_by_what_they_did(campaign, open_page):
     assert rows.count() == sum(effect.kind == "episode" for effect in effects)
 
 
-def test_a_skill_used_in_the_first_iteration_looked_at_may_have_been_before(tmp_path, open_page):
-    store, chain = make_campaign(tmp_path, 11, Shape(tasks=1, group_size=2, steps=2, tokens=4))
+def test_a_skill_was_born_where_the_whole_campaign_extracted_it_first(tmp_path, open_page):
+    store, chain = make_campaign(tmp_path, 12, Shape(tasks=1, group_size=2, steps=2, tokens=4))
     write_pages(store, chain, [], tmp_path / "pages")
     page = open_page(tmp_path / "pages" / CAMPAIGN_PAGE)
-    first = set(page.locator("#effects td:nth-last-child(2)").all_inner_texts())
-    assert first == {"2 or before", *map(str, range(3, 12))}
+    texts = page.locator("#effects td.skill-text").all_inner_texts()
+    born, used = (page.locator(f"#effects td:nth-last-child({place})").all_inner_texts() for place in (2, 1))
+    first: dict[str, int] = {}
+    for manifest in chain[1:]:
+        for text in read_table(store, manifest.tables["skills"], ["text"])["text"].to_pylist():
+            first.setdefault(text, manifest.iteration)
+    assert [int(value) for value in born] == [first[text] for text in texts]
+    assert set(map(int, used)) <= set(range(3, 13))  # the newest ten are looked at
 
 
 def test_a_followed_page_shows_the_next_commit_and_keeps_what_is_searched_and_sorted(tmp_path, open_page):

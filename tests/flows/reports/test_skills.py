@@ -4,7 +4,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from flows.reports.skills import effect_lines, effects_of
+from flows.reports.skills import effect_lines, effects_of, first_extracted
 from infra.store import open_campaign
 from opid_core.skills.effects import SkillEffect, effect_rows
 from tests.factories import CONFIG, START_ROWS, commit_rows, named_rows
@@ -61,6 +61,20 @@ def test_effects_are_read_from_a_campaigns_commits(tmp_path):
     assert first.delta_per_token == second.delta_per_token == 0.25
     assert (first.kind, first.steps, first.delta, first.advantage) == ("step", 1, 0.5, 0.5)
     assert (second.kind, second.steps, second.delta, second.advantage) == ("episode", 1, 0.25, 0.25)
+
+
+def test_a_skill_is_known_from_the_first_iteration_that_extracted_its_text(tmp_path):
+    store = open_campaign(tmp_path / "runs", "demo", CONFIG)
+    chain = [commit_rows(store, tmp_path, None, START_ROWS)]
+    texts = [("old", "old"), ("old", "new"), ("newer", "old")]  # of the episode skill, and of the step skill
+    for of_iteration in texts:
+        rows = named_rows()
+        for row, text in zip(rows["skills"], of_iteration, strict=False):
+            row["text"] = text
+        chain.append(commit_rows(store, tmp_path, chain[-1], rows))
+    expected = {("episode", "old"): 1, ("step", "old"): 1, ("step", "new"): 2, ("episode", "newer"): 3}
+    assert first_extracted(store, chain) == expected
+    assert first_extracted(store, chain[2:], first_extracted(store, chain[:2])) == expected
 
 
 def test_rows_to_sort_have_shares():

@@ -96,8 +96,7 @@
 
   // The campaign's page -----------------------------------------------------------------------------------------------
 
-  // `since`: the first iteration that was looked at; what was used there may have been before.
-  function showEffects(effects, since) {
+  function showEffects(effects) {
     const asked = new URLSearchParams(location.hash.slice(1));
     const share = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)}%`);
     const column = (name, key, cell) => [name, (row) => cell(row[key]), "number", (row) => row[key]];
@@ -111,7 +110,7 @@
       column("mean delta, nats", "delta", (value) => signed(value, 2)),
       column("a token", "delta_per_token", (value) => signed(value, 3)),
       column("share", "share", (value) => (value === null ? "–" : `${(100 * value).toFixed(1)}%`)),
-      column("first used", "first", (value) => (value === since && since > 1 ? `${value} or before` : String(value))),
+      column("born", "first", String),
       column("last used", "last", String),
     ], asked.get("sort") ?? "", (value) => keep("sort", value));
     const text = byId("effect-text"), kind = byId("effect-kind");
@@ -135,8 +134,8 @@
   }
 
   async function campaignPage() {
-    const { added, effects, since } = await unpack("campaign");
-    if (effects.length) showEffects(effects, since);
+    const { added, effects } = await unpack("campaign");
+    if (effects.length) showEffects(effects);
     byId("added").append(
       skillTable(added, [
         ["kind", (skill) => badge(skill.kind)],
