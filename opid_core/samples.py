@@ -79,9 +79,15 @@ class Ragged:
 
     def take(self, rows: Int[np.ndarray, " taken"]) -> Ragged:
         """The rows at `rows`, in that order."""
-        lengths = self.lengths[rows]
-        begins = np.repeat(self.offsets[rows] - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-        return Ragged.from_lengths(self.values[begins + np.arange(len(begins))], lengths)
+        if np.array_equal(rows, np.arange(len(self))):
+            return self  # the common case, in which nothing need be copied
+        values = self.to_arrow().take(pa.array(rows)).flatten()  # copies row by row; an index of each value is larger
+        return Ragged.from_lengths(as_numpy(values), self.lengths[rows])
+
+    def between(self, begin: int, end: int) -> Ragged:
+        """A view of the rows from `begin` up to `end`."""
+        first, last = self.offsets[begin], self.offsets[end]
+        return Ragged(self.values[first:last], self.offsets[begin : end + 1] - first)
 
     def padded(self, width: int | None = None) -> np.ndarray:
         """[rows, width], each row followed by zeros; `width` None: of the longest row."""

@@ -68,7 +68,7 @@ def rescore_samples(
     )
     ends = np.cumsum([len(samples), len(routed.rows), len(added.rows), len(placebo.rows)])
     old, under_routed, under_added, under_placebo = (
-        scored.take(np.arange(begin, end)) for begin, end in zip([0, *ends[:-1]], ends, strict=True)
+        scored.between(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)
     )
     reference = score_reference(samples.prompt_ids, responses) if score_reference is not None else None
     environment = config.environment
@@ -163,7 +163,9 @@ def skill_prompts(
             dropped.append(prompt.history_dropped)
     order = np.argsort(np.array(rows, np.int64))
     return SkillPrompts(
-        np.array(rows, np.int64)[order], Ragged.from_rows(ids, np.int32).take(order), np.array(dropped, np.int32)[order]
+        np.array(rows, np.int64)[order],
+        Ragged.from_rows([ids[place] for place in order], np.int32),
+        np.array(dropped, np.int32)[order],
     )
 
 

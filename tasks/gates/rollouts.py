@@ -7,19 +7,21 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from opid_core.schema import OUTCOMES
 from tasks.gates.columns import plain
-from tasks.gates.expectations import equal, has_text, in_range, in_set, is_finite, log_probs, only
+from tasks.gates.expectations import equal, in_range, in_set, is_finite, log_probs, only
 from tasks.gates.frame import Frame, Limits, coverage, frame_of
 
 
 def steps(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
-    rows = plain(table)
+    trimmed = pc.utf8_trim_whitespace(table["prompt_text"])  # pyright: ignore[reportAttributeAccessIssue]
+    rows = plain(table).assign(prompt_is_blank=pc.equal(trimmed, "").to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
     suite = (
         in_range("step", low=0),
         is_finite("reward"),
-        has_text("prompt_text"),
+        in_set("prompt_is_blank", [False]),
         in_range("n_prompt_ids", low=1, high=limits.max_prompt_tokens),
         in_range("n_response_ids", low=1, high=limits.max_response_tokens),
         in_range("history_dropped", low=0),

@@ -15,9 +15,12 @@ NEAR_DUPLICATE = 0.8
 """Least Jaccard similarity of two texts' pairs of neighbouring words, at which they are nearly the same."""
 
 _WORD = re.compile(r"\w+")
+_BETWEEN = str.maketrans({code: " " for code in range(128) if not _WORD.match(chr(code))})
 
 
 def words(text: str) -> list[str]:
+    if text.isascii():
+        return text.lower().translate(_BETWEEN).split()  # the same, in a fifth of the time
     return _WORD.findall(text.casefold())
 
 

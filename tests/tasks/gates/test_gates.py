@@ -76,7 +76,7 @@ BROKEN: list[tuple[str, Callable[[list[dict]], Any], str, str]] = [
     ("steps", drop(1), IN_SET, "row_present"),
     ("steps", repeat(2, step=1), IN_SET, "row_expected"),
     ("steps", put(0, reward=math.inf), IN_SET, "not_finite_reward"),
-    ("steps", put(0, prompt_text=" \n"), REGEX, "prompt_text"),
+    ("steps", put(0, prompt_text=" \n"), IN_SET, "prompt_is_blank"),
     ("steps", put(0, prompt_ids=[]), BETWEEN, "n_prompt_ids"),
     ("steps", put(0, prompt_ids=[1, 2, 3]), BETWEEN, "n_prompt_ids"),
     ("steps", put(0, response_ids=[], rollout_log_probs=[]), BETWEEN, "n_response_ids"),
