@@ -149,7 +149,7 @@ def demonstrate(
     prompting: PromptingConfig = PromptingConfig(),  # noqa: B008 - it never changes
     on_episode: Callable[[int], None] = lambda done: None,
 ) -> list[ExpertStep]:
-    """The decisions of expert episodes over the tasks of `split`, in order; skills stand in the blocks of `prompting`."""
+    """The decisions of expert episodes over the tasks of `split`, in order, skills in the blocks of `prompting`."""
     environment = make_environment()
     require_expert(environment)
     tasks = environment.tasks(split)
