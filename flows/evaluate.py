@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from flows.display import live_progress
+from flows.plan import key_of_split, splits_by_key
 from flows.reports.chains import read_chain
 from flows.reports.formatting import say
 from infra.store import location
@@ -77,8 +78,9 @@ def evaluate_endpoint(config: CampaignConfig, settings: LlmConfig, console: Cons
     """Play the panel with the model behind the endpoint; returns an `evaluations` table (policy_version 0) and what the
     endpoint answered. Before any episode it is asked once at each temperature.
     """
-    for split in config.evaluation.splits:
-        panel(config, config.evaluation.tasks, split)
+    for key, split in splits_by_key(config):
+        with key_of_split(key):
+            panel(config, config.evaluation.tasks, split)
     for temperature in config.evaluation.temperatures:
         seed = derive(config.seed, "endpoint")
         check_endpoint(settings, max_tokens=config.rollout.max_response_tokens, temperature=temperature, seed=seed)

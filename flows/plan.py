@@ -80,8 +80,8 @@ def _first_prompts(config: CampaignConfig, environment: Environment) -> list[Pro
     """How an episode that is trained on begins, and one that is evaluated."""
     with key_of_split("environment.train_split"):
         played = [(sample_tasks(config, 0)[0], training_settings(config))]
-    for number, split in enumerate(config.evaluation.splits):
-        with key_of_split("evaluation.more_splits" if number else "evaluation.split"):
+    for key, split in splits_by_key(config):
+        with key_of_split(key):
             played.append((panel(config, largest_panel(config), split)[0], evaluation_settings(config, 1.0)))
     prompts = []
     for task, settings in played:
@@ -92,6 +92,12 @@ def _first_prompts(config: CampaignConfig, environment: Environment) -> list[Pro
             parts = inject(parts, "episode", settings.skill_of(task), config.prompting)
         prompts.append(parts)
     return prompts
+
+
+def splits_by_key(config: CampaignConfig) -> list[tuple[str, str]]:
+    """The splits that are evaluated, each with the key of the config that names it."""
+    first, *more = config.evaluation.splits
+    return [("evaluation.split", first), *(("evaluation.more_splits", split) for split in more)]
 
 
 @contextmanager

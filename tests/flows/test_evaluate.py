@@ -157,6 +157,15 @@ def test_options_that_do_not_belong_together(monkeypatch, capsys, config_path, a
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+@pytest.mark.parametrize("key", ["evaluation.split", "evaluation.more_splits"])
+def test_an_unknown_split_is_told_with_its_key_before_the_endpoint_is_asked(server, evaluate, key):
+    value = "nowhere" if key == "evaluation.split" else "[nowhere]"
+    evaluated = evaluate("--set", f"{key}={value}")
+    assert evaluated.code == 2
+    assert evaluated.error.startswith(f"error: {key}: unknown split 'nowhere'; known: ")
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", f"https://me:{KEY}@host/v1", f"https://host/v1?key={KEY}"])
 def test_an_address_of_another_form(evaluate, url):
     evaluated = evaluate(url=url)
