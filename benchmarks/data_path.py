@@ -5,8 +5,9 @@
     python -m benchmarks.data_path --profile 40                           # where the time goes
 
 Everything else is the campaign's own: tables, gates, hindsight, routing, advantages, Parquet, manifests, a store in a
-folder, the learner's process. Stages are called without Prefect's engine. The first, small iteration warms up imports
-and is not counted. Each line is measured in a process of its own.
+folder, the learner's process. Stages are called without Prefect's engine. Two small iterations warm up imports before;
+tables read back are counted in the second of them too, with what trackers read after its commit. Each line is measured
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -67,17 +68,22 @@ def measure(tasks: int, prompt_tokens: int, response_tokens: int, profile: int) 
     counters = Counters()
     gates.check = counters.timed("gates_s", gates.check)
     interfaces.Batch.validate = counters.timed("expectations_s", interfaces.Batch.validate)
-    _iterate(2, prompt_tokens, response_tokens, counters, 0)
-    return _iterate(tasks, prompt_tokens, response_tokens, counters, profile)
+    second = iterate(2, prompt_tokens, response_tokens, counters, iterations=2)
+    found = iterate(tasks, prompt_tokens, response_tokens, counters, profile)
+    return {**found, "tables": found["tables"] + second["tables"]}
 
 
-def _iterate(tasks: int, prompt_tokens: int, response_tokens: int, counters: Counters, profile: int) -> dict[str, Any]:
+def iterate(
+    tasks: int, prompt_tokens: int, response_tokens: int, counters: Counters, profile: int = 0, iterations: int = 1
+) -> dict[str, Any]:
+    """Numbers of the last of some iterations, one after the other in one process."""
     from prefect.logging import disable_run_logger
 
     from infra.store import open_campaign
     from opid_core.config import build_config
     from tasks import commit, extract_skills, progress, rescore, rollout, route, update
     from tasks.iteration import CampaignRun
+    from tasks.trackers.commits import committed
     from tests.factories import make_chain
 
     progress.ARTIFACT_AFTER_S = math.inf  # no Prefect server here to show it
@@ -100,8 +106,12 @@ def _iterate(tasks: int, prompt_tokens: int, response_tokens: int, counters: Cou
         run = CampaignRun(config, store, make_chain(store, Path(root), 1))
         run.workers = workers = InstantWorkers(prompt_tokens, response_tokens)  # pyright: ignore[reportAttributeAccessIssue]
         with run:
-            number = len(run.chain)
-            it = run.begin(number, 0)
+            for number in range(1, iterations):
+                run.begin(number, 0)
+                for name, module in modules.items():
+                    made = getattr(module, name).fn(config.campaign, number, 0)
+                run.chain.append(made)
+            it = run.begin(iterations, 0)
             workers.group.call("memory", True)
             learner = psutil.Process(workers.group.process.pid)
 
@@ -119,10 +129,12 @@ def _iterate(tasks: int, prompt_tokens: int, response_tokens: int, counters: Cou
                 profiler.enable()
             for name, module in modules.items():
                 began_s = cpu_s()
-                getattr(module, name).fn(config.campaign, number, 0)
+                made = getattr(module, name).fn(config.campaign, iterations, 0)
                 stages_s[name] = cpu_s() - began_s
             if profile:
                 profiler.disable()
+            assert committed(config, store, [*run.chain, made], run.table).skills  # what trackers read
+            if profile:
                 pstats.Stats(profiler).sort_stats("tottime").print_stats(profile)
             counters.root = ""
             arrow = sum(it.table(name).nbytes for name in it.everything().tables)

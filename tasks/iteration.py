@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType, TracebackType
@@ -37,6 +37,7 @@ from opid_core.config import CampaignConfig, RecoveryConfig
 from opid_core.config.running import LONGEST_DELAY_S
 from opid_core.errors import AttemptUnusable, ConfigError, DataError, InfrastructureError, OutOfMemory
 from opid_core.samples import Samples
+from opid_core.schema import TABLES
 from tasks.gates import run as gates
 from tasks.progress import StageProgress, artifact_key, logged
 from tasks.results import StageResult, made_from, read_result
@@ -64,6 +65,7 @@ class CampaignRun:
         self.iteration: Iteration | None = None
         self.ahead: Iteration | None = None
         """The iteration after `iteration`, should its rollout be played before that is committed."""
+        self._kept: dict[str, pa.Table] = {}
         self.pruned = 0  # so many of the oldest policies were seen to: their optimizer states are gone
         self.since_s = time.monotonic()
         """When the newest commit was made here: a further iteration began then."""
@@ -80,6 +82,8 @@ class CampaignRun:
 
     def begin(self, number: int, attempt: int, degrade: bool = False) -> Iteration:
         """An attempt at the iteration after `chain`, found by its stages from now on."""
+        if self.iteration is not None and self.iteration.number < number:
+            self._kept = self.iteration.kept(["skills"])  # no more: its other tables are large
         self.iteration, ahead, self.ahead = Iteration(self, self.chain, number, attempt, degrade), self.ahead, None
         if ahead is not None:
             self.iteration.adopt_stages(ahead)
@@ -89,6 +93,11 @@ class CampaignRun:
         """An attempt at the iteration after `iteration`, whose commit is `expected` (as far as `content` says); found
         by its stages until the next `begin`, which adopts what they made should it follow the same content."""
         self.ahead = Iteration(self, [*self.chain, expected], expected.iteration + 1, attempt)
+
+    def table(self, record: FileRecord, columns: Sequence[str]) -> pa.Table:
+        """The `columns` of a committed table; read from the store only where this process does not have it."""
+        kept = {**self._kept, **(self.iteration.kept() if self.iteration else {})}
+        return kept[record.path].select(columns) if record.path in kept else read_table(self.store, record, columns)
 
 
 def campaign_run(campaign: str) -> CampaignRun:
@@ -161,6 +170,11 @@ class Iteration:
         if name not in self._tables:
             self._tables[name] = read_table(self.store, self._recorded_tables()[name])
         return self._tables[name]
+
+    def kept(self, names: Collection[str] = TABLES) -> dict[str, pa.Table]:
+        """Those tables among `names` that this process has, by the paths of their records."""
+        records = {**self._recorded_tables(), **self._records}
+        return {records[name].path: self._tables[name] for name in names if name in records and name in self._tables}
 
     def write(
         self, name: str, table: pa.Table, related: Mapping[str, pa.Table] = MappingProxyType({}), **limits: Any
@@ -379,9 +393,7 @@ def configured(task: Task[Inputs, Result], config: CampaignConfig) -> Callable[I
 
 
 def retry_delays_s(recovery: RecoveryConfig) -> list[float]:
-    """Seconds before each further try: doubled each time up to a bound, with up to half of it added at random.
-
-    Prefect's own `retry_jitter_factor` has no effect on tasks that retry in their own process.
-    """
+    """Seconds before each further try: doubled each time up to a bound, with up to half of it added at random."""
+    # Prefect's own `retry_jitter_factor` has no effect on tasks that retry in their own process.
     doubled = (recovery.retry_delay_s * 2**n for n in range(recovery.stage_retries))
     return [min(delay, LONGEST_DELAY_S) * random.uniform(1, 1.5) for delay in doubled]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from prefect.assets import materialize
 
 from envs.base import action_words_of
-from infra.store import read_table
 from opid_core.seeds import derive
 from opid_core.skills.counts import analysis_metrics, skill_metrics, skill_texts
 from opid_core.skills.routing import route_table
 from tasks.episodes import environment_maker
-from tasks.iteration import TASK, Iteration, asset, stage
+from tasks.iteration import TASK, Iteration, asset, campaign_run, stage
 
 
 @materialize(asset("routes"), asset_deps=[asset("steps"), asset("skills")], task_run_name="route-{iteration}", **TASK)
@@ -30,4 +29,4 @@ def route(campaign: str, iteration: int, attempt: int) -> None:
 def _texts_before(it: Iteration) -> set[str]:
     """The skills' texts of the iteration before."""
     record = it.parent.tables.get("skills") if it.parent else None
-    return set() if record is None else skill_texts(read_table(it.store, record, ["text"]))
+    return set() if record is None else skill_texts(campaign_run(it.config.campaign).table(record, ["text"]))

@@ -13,12 +13,11 @@ from prefect import task
 from infra import store as campaign_store
 from infra.manifest import Manifest
 from infra.store import CampaignStore, read_config
-from opid_core.config import CampaignConfig
 from opid_core.errors import InfrastructureError
 from opid_core.evaluation import panel_name
 from tasks import trackers
 from tasks.commit import manifest_path
-from tasks.iteration import TASK, campaign_run
+from tasks.iteration import TASK, CampaignRun, campaign_run
 from tasks.progress import artifact_key, logged
 from tasks.trackers.commits import committed, without_secrets
 
@@ -46,7 +45,7 @@ def track(campaign: str, iteration: int) -> None:
     with logged("track", iteration):
         run = campaign_run(campaign)
         if iteration:
-            track_metrics(run.config, run.store, run.chain[: iteration + 1])
+            track_metrics(run, run.chain[: iteration + 1])
 
 
 @task(task_run_name="prune_states-{iteration}", **TASK)
@@ -59,7 +58,7 @@ def prune_states(campaign: str, iteration: int) -> None:
             run.pruned = max(run.pruned, len(run.chain) - kept)
 
 
-def track_metrics(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> None:
+def track_metrics(run: CampaignRun, chain: Sequence[Manifest]) -> None:
     """The newest commit of `chain` to Prefect and to the trackers of the config; the fault of one keeps nothing from
     the others. Called in a Prefect run.
 
@@ -69,7 +68,7 @@ def track_metrics(config: CampaignConfig, store: CampaignStore, chain: Sequence[
     from prefect.artifacts import create_markdown_artifact
     from prefect.exceptions import PrefectException
 
-    manifest, commit = chain[-1], committed(config, store, chain)
+    store, manifest, commit = run.store, chain[-1], committed(run.config, run.store, chain, run.table)
     faults = []
     try:
         create_markdown_artifact(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
-from infra.manifest import Manifest
-from infra.store import CampaignStore, read_table
+import pyarrow as pa
+
+from infra.manifest import FileRecord, Manifest
+from infra.store import CampaignStore
 from opid_core.config import CampaignConfig
 from opid_core.endpoint import without_key
 from opid_core.skills.effects import COLUMNS, effect_rows, skill_effects
@@ -32,9 +35,16 @@ class Committed:
     at_ms: int
     """When it was committed: the same whenever it is written."""
     metrics: dict[str, float]
-    skills: list[dict[str, Any]]
-    """Rows of `effect_rows`, most advantage first; none where no step was scored under a skill."""
     store: CampaignStore
+    tables: Callable[[], dict[str, pa.Table]]
+    """What `skill_effects` reads, as far as the commit has it."""
+
+    @cached_property
+    def skills(self) -> list[dict[str, Any]]:
+        """Rows of `effect_rows`, most advantage first; none where no step was scored under a skill."""
+        tables = self.tables()
+        effects = skill_effects([(self.iteration, tables)]) if tables.keys() == COLUMNS.keys() else []
+        return effect_rows(effects)[:SKILLS_SHOWN]
 
     @property
     def is_last(self) -> bool:
@@ -42,24 +52,26 @@ class Committed:
         return self.iteration >= self.config.iterations
 
 
-def committed(config: CampaignConfig, store: CampaignStore, chain: Sequence[Manifest]) -> Committed:
-    """The newest commit of `chain`, its metrics without those that are undefined."""
+def committed(
+    config: CampaignConfig,
+    store: CampaignStore,
+    chain: Sequence[Manifest],
+    table: Callable[[FileRecord, Sequence[str]], pa.Table],
+) -> Committed:
+    """The newest commit of `chain`, its metrics without those that are undefined. `table` gives the columns of a table
+    by its record."""
     manifest = chain[-1]
-    rows = read_table(store, manifest.tables["metrics"]).to_pylist()
-    tables = {
-        name: read_table(store, manifest.tables[name], columns)
-        for name, columns in COLUMNS.items()
-        if name in manifest.tables
-    }
-    effects = skill_effects([(manifest.iteration, tables)]) if tables.keys() == COLUMNS.keys() else []
+    rows = table(manifest.tables["metrics"], ["name", "value"]).to_pylist()
     return Committed(
         config=config,
         run=f"{store.campaign}-{chain[0].checksum[:8]}",
         iteration=manifest.iteration,
         at_ms=round(datetime.fromisoformat(manifest.created_at).timestamp() * 1000),
         metrics={row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])},
-        skills=effect_rows(effects)[:SKILLS_SHOWN],
         store=store,
+        tables=lambda: {
+            name: table(manifest.tables[name], columns) for name, columns in COLUMNS.items() if name in manifest.tables
+        },
     )
 
 

@@ -413,3 +413,20 @@ def test_the_flow_runs_log_has_begin_progress_fault_and_end_and_a_long_stage_its
     assert [(one["type"], one["key"], one["data"]) for one in artifacts if one["data"] == 100.0] == [
         ("progress", "progress-demo", 100.0)
     ]
+
+
+def test_what_this_process_committed_is_not_read_back(run, tmp_path):
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
+
+    def body(it: Iteration) -> None:
+        for name in ("steps", "trajectories", "skills"):
+            it.write(name, tables[name], tables, max_failure_rate=0.5)
+
+    records = call(run, stage_task(body)).results["rollout"].tables
+    for record in records.values():
+        (Path(location(run.store)) / record.path).unlink()
+    assert run.table(records["steps"], ["step"]).equals(tables["steps"].select(["step"]))
+    run.begin(1, 0)  # of the iteration before only the skills are still there
+    assert run.table(records["skills"], ["text"]).equals(tables["skills"].select(["text"]))
+    with pytest.raises(DataError):
+        run.table(records["steps"], ["step"])

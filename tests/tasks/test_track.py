@@ -10,6 +10,7 @@ import time
 import types
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import httpx
 import prefect.artifacts
@@ -69,9 +70,14 @@ def campaign(tmp_path, **tracking):
     return build_config(config), store, chain
 
 
+def commit_of(config, store, chain):
+    """The newest commit of `chain` as trackers get it of another process than the one that made it."""
+    return committed(config, store, chain, partial(read_table, store))
+
+
 def write(config, store, chain) -> None:
     """Write the newest commit of `chain` to the trackers of `config`."""
-    trackers.write(committed(config, store, chain))
+    trackers.write(commit_of(config, store, chain))
 
 
 def test_tensorboard_shows_each_step_once_and_the_skills_that_did_most(tmp_path, monkeypatch):
@@ -91,7 +97,7 @@ def test_tensorboard_shows_each_step_once_and_the_skills_that_did_most(tmp_path,
     assert [event.step for event in tables] == [1, 2]
     lines = make_ndarray(tables[1].tensor_proto).flatten()[0].decode().splitlines()
     assert lines[0].startswith("| kind | text | steps |")
-    skills = committed(config, store, chain).skills
+    skills = commit_of(config, store, chain).skills
     assert skills[0]["text"] in lines[2]
     assert len(lines) == 2 + len(skills)
 
@@ -119,11 +125,11 @@ def test_mlflow_shows_each_step_once_with_config_and_skills(tmp_path, monkeypatc
         }
         assert len(history) == 2
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/skills/000002.json")
-    skills = committed(config, store, chain).skills
+    skills = commit_of(config, store, chain).skills
     assert table == {"columns": [*skills[0]], "data": [[*skill.values()] for skill in skills]}
     stored = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/config.json")
     assert build_config(stored).iterations == 2
-    awkward = replace(committed(longer, store, chain), iteration=3, metrics={"rollout/success/[nq] \u00e9": 0.5})
+    awkward = replace(commit_of(longer, store, chain), iteration=3, metrics={"rollout/success/[nq] \u00e9": 0.5})
     trackers.write(awkward)
     assert client.get_run(run.info.run_id).data.metrics["rollout/success/_nq_ _"] == 0.5
     other_store, other_chain = make_campaign(tmp_path / "again", 1, Shape())
@@ -187,7 +193,7 @@ def test_wandb_gets_each_step_once_in_one_run(tmp_path, wandb):
     ((run_id, logged),) = wandb.runs.items()
     assert run_id == f"audited-{chain[0].checksum[:8]}"
     assert [step for _, step in logged] == [1, 2]
-    skills = committed(config, store, chain).skills
+    skills = commit_of(config, store, chain).skills
     table = ([*skills[0]], [[*skill.values()] for skill in skills])
     assert logged[1][0] == metrics_of(store, chain[2]) | {"skills": table}
 
@@ -215,10 +221,10 @@ def test_a_fault_of_prefects_server_is_one_of_a_tracker_and_keeps_nothing_from_t
     config, store, chain = campaign(tmp_path, wandb_project="mine")
     wandb.fault = WandbError("full")
     with pytest.raises(InfrastructureError, match=r"^Prefect: .*; Weights & Biases: WandbError: full$"):
-        track_metrics(config, store, chain[:2])
+        track_metrics(CampaignRun(config, store, chain[:2]), chain[:2])
     wandb.fault = None
     with pytest.raises(InfrastructureError, match=rf"^Prefect: {type(fault).__name__}: refused$"):
-        track_metrics(config, store, chain)
+        track_metrics(CampaignRun(config, store, chain), chain)
     (logged,) = wandb.runs.values()
     assert [step for _, step in logged] == [2]
 
