@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from opid_core.sections import Section
 
@@ -34,7 +34,7 @@ class LearnerConfig(Section):
     """AdamW's learning rate."""
     warmup_iterations: int = Field(default=0, ge=0)
     """The learning rate rises linearly over so many iterations: iteration i, from 1, has i / `warmup_iterations` of it
-    (`released`: 15 for search_qa, a tenth of its 150)."""
+    (`released`: 15 for search_qa, a tenth of its 150, however many `iterations` are)."""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay."""
     adam_betas: tuple[_Beta, _Beta] = (0.9, 0.999)
@@ -60,12 +60,12 @@ class LearnerConfig(Section):
     """How token losses become one number, over the whole mini-batch."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the training weights."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     ranks: int = Field(default=1, ge=1)
     """Processes that share the update, started by torchrun: one a GPU; on a CPU `threads` is divided among them."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the training weights."""
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
     lora: LoraConfig | None = None
@@ -74,6 +74,14 @@ class LearnerConfig(Section):
     def learning_rate_in(self, iteration: int) -> float:
         """AdamW's learning rate in iteration `iteration`, from 1."""
         return self.learning_rate * min(1.0, iteration / max(1, self.warmup_iterations))
+
+    @field_validator("zero_stage")
+    @classmethod
+    def _keeps_master_weights(cls, zero_stage: int, info: ValidationInfo) -> int:
+        dtype = info.data.get("dtype", "float32")  # checked before; absent where it is itself wrong
+        if zero_stage == 0 and dtype != "float32":
+            raise ValueError(f"0 keeps no float32 master weights for dtype {dtype}; use 1, 2 or 3")
+        return zero_stage
 
 
 class WarmStartConfig(Section):

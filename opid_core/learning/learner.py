@@ -69,10 +69,6 @@ class Learner:
         state from `seed`. Raises ConfigError where the weights cannot be loaded or the state is of another ZeRO stage
         or dtype, DataError where the state is missing, damaged or of another model; OutOfMemory.
         """
-        if config.zero_stage == 0 and config.dtype != "float32":
-            raise ConfigError(
-                f"learner.zero_stage: 0 keeps no float32 master weights for dtype {config.dtype}; use 1, 2 or 3"
-            )
         self.config = config
         self._policy_dir = Path(policy_dir)
         self._adapter_dir = adapter
