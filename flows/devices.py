@@ -62,9 +62,13 @@ def device_warnings(config: CampaignConfig) -> list[str]:
         return []
     gpus = len(visible_gpus())
     cores = len(os.sched_getaffinity(0))
-    if not gpus and replicas > cores:
-        return [f"engine.replicas {replicas} on {cores} CPU cores: more than one a core only costs memory."]
-    if gpus and max(replicas * parts, config.learner.ranks) < gpus:
+    if not gpus:
+        return [
+            f"{key} {processes} on {cores} CPU cores: more than one a core only costs memory."
+            for key, processes in (("engine.replicas", replicas), ("learner.ranks", config.learner.ranks))
+            if processes > cores
+        ]
+    if max(replicas * parts, config.learner.ranks) < gpus:
         return [
             f"engine.replicas {replicas} x engine.tensor_parallel {parts} and learner.ranks {config.learner.ranks} "
             f"leave GPUs idle: this machine shows {gpus}."

@@ -36,6 +36,8 @@ from tasks.evaluate import panel
 from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
 
+_BFLOAT16_TOLERANCE = 0.05
+"""A lower `engine.canary_tolerance` of a bfloat16 engine, half of what one needs, is taken for an oversight."""
 FEW_STATES = 2
 """Of `storage.optimizer_states`, what is proposed where all take too much: the newest, and one to go back to."""
 
@@ -222,18 +224,31 @@ def analyzer_cost(config: CampaignConfig) -> str:
 
 def warn(config: CampaignConfig, console: Console) -> None:
     """Print what may be meant, and should be known."""
-    if (split := config.environment.train_split) in config.evaluation.splits:
-        text = f"Warning: evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
-        console.print(text, highlight=False, soft_wrap=True)
-    if _divides_penalties(config):
-        penalty = config.environment.invalid_action_penalty
-        text = (
-            f"Warning: method.baseline: trajectory with environment.invalid_action_penalty {penalty:g}: in a group of "
-        )
-        text += "equal outcomes malformed steps may get advantages in the hundreds (docs/algorithm.md, section 2); set "
-        console.print(f"{text}method.tied_groups=zero, or no penalty.", highlight=False, soft_wrap=True)
-    for text in device_warnings(config):
+    for text in (*_warnings(config), *device_warnings(config)):
         console.print(f"Warning: {text}", highlight=False, soft_wrap=True)
+
+
+def _warnings(config: CampaignConfig) -> Iterator[str]:
+    engine, learner = config.engine, config.learner
+    if (split := config.environment.train_split) in config.evaluation.splits:
+        yield f"evaluation.split: {split!r} is trained on too: success there is no success on held-out tasks."
+    if _divides_penalties(config):
+        yield (
+            f"method.baseline: trajectory with environment.invalid_action_penalty "
+            f"{config.environment.invalid_action_penalty:g}: in a group of equal outcomes malformed steps may get "
+            "advantages in the hundreds (docs/algorithm.md, section 2); set method.tied_groups=zero, or no penalty."
+        )
+    if engine.dtype == "bfloat16" and engine.canary_tolerance < _BFLOAT16_TOLERANCE:
+        yield (
+            f"engine.canary_tolerance {engine.canary_tolerance:g} with engine.dtype bfloat16, which needs about 0.1: "
+            "the first comparison of engine and learner would stop the run."
+        )
+    if 0 < config.iterations < learner.warmup_iterations:
+        highest = learner.learning_rate_in(config.iterations)
+        yield (
+            f"learner.warmup_iterations {learner.warmup_iterations} of {config.iterations} iterations: the learning "
+            f"rate reaches {highest:.3g}, never {learner.learning_rate:g}."
+        )
 
 
 def _divides_penalties(config: CampaignConfig) -> bool:

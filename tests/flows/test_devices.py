@@ -88,6 +88,11 @@ def test_on_a_cpu_threads_are_divided_and_more_processes_than_cores_are_pointed_
     assert device_warnings(config_of(4)) == []
     (warning,) = device_warnings(config_of(5))
     assert warning.startswith("engine.replicas 5 on 4 CPU cores")
+    assert device_warnings(config_of(ranks=4)) == []
+    assert [text.split(":")[0] for text in device_warnings(config_of(5, ranks=6))] == [
+        "engine.replicas 5 on 4 CPU cores",
+        "learner.ranks 6 on 4 CPU cores",
+    ]
 
 
 def test_gpus_that_idle_are_pointed_out(machine):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from flows import memory, notify
+from flows import memory, notify, plan
 from flows.plan import FEW_STATES, analyzer_cost, check, check_space, show, warn
 from infra.store import open_campaign, size_text
 from opid_core.config import StorageConfig, build_config
@@ -129,6 +129,26 @@ def test_a_penalty_that_would_be_blown_up_is_warned_of(method, penalty, warned):
     console = Console(record=True, width=200)
     warn(build_config({**SMALL, "method": method, "environment": {"invalid_action_penalty": penalty}}), console)
     assert ("method.tied_groups" in console.export_text()) == warned
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"engine": {"dtype": "bfloat16"}}, "engine.canary_tolerance 0.001 with engine.dtype bfloat16"),
+        ({"engine": {"dtype": "bfloat16", "canary_tolerance": 0.05}}, None),
+        (
+            {"learner": {"warmup_iterations": 15, "learning_rate": 2e-4}, "iterations": 8},
+            "reaches 0.000107, never 0.0002",
+        ),
+        ({"learner": {"warmup_iterations": 8}, "iterations": 8}, None),
+    ],
+)
+def test_numbers_that_do_not_go_together_are_warned_of(values, message, monkeypatch):
+    monkeypatch.setattr(plan, "device_warnings", lambda config: [])
+    console = Console(record=True, width=200)
+    warn(build_config({**SMALL, **values}), console)
+    shown = console.export_text()
+    assert (message in shown) if message else not shown
 
 
 def test_an_answer_that_the_tokenizer_does_not_keep_is_found_before_any_work(tmp_path):
