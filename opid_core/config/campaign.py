@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 from opid_core.config.episodes import EngineConfig, EnvironmentConfig, EvaluationConfig, RolloutConfig
 from opid_core.config.gates import GatesConfig
 from opid_core.config.learning import LearnerConfig, WarmStartConfig
-from opid_core.config.presets import PRESETS, PRESETS_BY_ENVIRONMENT, merge
+from opid_core.config.presets import HELD_OUT, PRESETS, PRESETS_BY_ENVIRONMENT, merge
 from opid_core.config.prompting import PromptingConfig
 from opid_core.config.running import ClusterConfig, NotifyConfig, RecoveryConfig, StorageConfig, TrackingConfig
 from opid_core.config.skills import AnalyzerConfig
@@ -90,6 +90,8 @@ class CampaignConfig(Section):
         if not isinstance(preset, str) or preset not in PRESETS:
             return data  # the fields' own checks say what is wrong with it, and with the environment's name
         by_environment = PRESETS_BY_ENVIRONMENT.get((preset, world), {}) if isinstance(world, str) else {}
+        if isinstance(world, str) and world in HELD_OUT:
+            by_environment = {**by_environment, "evaluation": {"split": HELD_OUT[world]}}
         method = methods.get(_name(data, "method") or methods.DEFAULT)
         numbers = merge(PRESETS[preset], by_environment)
         read = {key: value for key, value in numbers["method"].items() if key in method.model_fields}

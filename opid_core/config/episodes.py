@@ -72,7 +72,7 @@ class EvaluationConfig(Section):
     """Success on a fixed panel of held-out tasks."""
 
     split: str = "valid_unseen"
-    """Split the panel is taken from."""
+    """Split the panel is taken from (by default `validation` for webshop, `dev` for scienceworld)."""
     more_splits: tuple[str, ...] = ()
     """Further splits that are evaluated too, each on a panel of its own of as many tasks. Reports name them; curves and
     comparisons of campaigns show `split`."""

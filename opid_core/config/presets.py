@@ -23,6 +23,8 @@ PRESETS_BY_ENVIRONMENT: dict[tuple[str, Any], dict[str, Any]] = {
     },
 }
 """What a preset sets otherwise for one environment."""
+HELD_OUT = {"webshop": "validation", "scienceworld": "dev"}
+"""The default of `evaluation.split` where the environment's held-out split is not called `valid_unseen`."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

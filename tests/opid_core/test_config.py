@@ -53,6 +53,20 @@ def test_the_released_numbers_follow_the_environment(tmp_path):
     assert (dapo.kl_coefficient, dapo.warmup_iterations, dapo.clip_high) == (0.001, 3, 0.28)
 
 
+@pytest.mark.parametrize(
+    ("environment", "split"),
+    [("alfworld", "valid_unseen"), ("search_qa", "valid_unseen"), ("webshop", "validation"), ("scienceworld", "dev")],
+)
+def test_the_evaluated_split_is_the_environments_held_out_one(tmp_path, environment, split):
+    path = write(tmp_path, f"campaign: c\nenvironment: {{name: {environment}}}\n")
+    for preset in ("released", "paper"):
+        assert load_config(path, [f"preset={preset}"]).evaluation.splits == (split,)
+    assert load_config(path, ["evaluation.split=other"]).evaluation.splits == ("other",)
+    (of_base := tmp_path / "base.yaml").write_text("campaign: base\nevaluation: {tasks: 3}\n")
+    evaluation = load_config(of_base, [f"environment.name={environment}"]).evaluation
+    assert (evaluation.split, evaluation.tasks) == (split, 3)
+
+
 def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
     arguments = "prompting: {template_arguments: {enable_thinking: false, effort: low, budget: 3}}\n"
     path = write(tmp_path, f"campaign: c\npolicy: somewhere\n{arguments}")
@@ -226,6 +240,10 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("rollout: {temperature: 0.7}", r"rollout\.temperature: unknown key"),
         ("learner: {adam_betas: [0.9, 1.0]}", r"learner\.adam_betas\.1: Input should be less than 1 \(got 1\.0\)"),
         ("learner: 3", r"learner: .* \(got 3\)"),
+        (
+            "learner: {zero_stage: 0, dtype: bfloat16}",
+            r"learner\.zero_stage: 0 keeps no float32 master weights for dtype bfloat16; use 1, 2 or 3 \(got 0\)",
+        ),
     ],
 )
 def test_errors_name_the_file_the_field_and_what_is_allowed(tmp_path, text, message):
