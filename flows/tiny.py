@@ -42,4 +42,6 @@ def shrunk(config: CampaignConfig, overrides: Sequence[str] = ()) -> CampaignCon
         section: whole[section] if keys is None else {key: whole[section][key] for key in keys}
         for section, keys in KEPT.items()
     }
+    if config.environment.name == "search_qa":  # its generated questions have no split of Search-R1's names
+        kept["evaluation"] = {"skill_bank": whole["evaluation"]["skill_bank"]}
     return build_config(on_top(on_top(read_config_file(small), kept), parse_overrides(overrides)), f"{small}, --tiny")
