@@ -5,6 +5,8 @@ VENV ?= .venv
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-deps --no-compile
+GPU_VENV ?= .venv-gpu
+CHECK_PYTHON := $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "OPID needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11 ..." % v)'
 # Where this is set each process would compile thousands of modules for itself.
 export PYTHONDONTWRITEBYTECODE :=
 # On all cores, where pip would take one.
@@ -16,7 +18,7 @@ RARE := $(RARE)|/(setuptools|spacy|textarena)/
 OURS := flows tasks opid_core envs infra tests benchmarks
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-slow lint install docs docs-site clean
+.PHONY: quickstart test test-slow lint install install-gpu docs docs-site clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/opid compare configs/quickstart.yaml --seeds 1 --name quickstart_study
@@ -46,8 +48,15 @@ docs-site: $(INSTALLED)
 
 install: $(INSTALLED)
 
+# Unlocked: which CUDA builds of vLLM and PyTorch fit together can be tried only beside a card.
+install-gpu:
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --quiet pip==26.3
+	$(GPU_VENV)/bin/python -m pip install -e '.[gpu]'
+
 $(INSTALLED): requirements/cpu.lock pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "OPID needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11 ..." % v)'
+	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) pip==26.3  # that of Python 3.11 takes minutes to choose among the files of an index
 	$(PIP) --retries 1 --timeout 60 --extra-index-url $(TORCH_INDEX) "$$(grep -E '^torch==' requirements/cpu.lock | cut -d' ' -f1)"

@@ -1,4 +1,4 @@
-# The extra `gpu` (vLLM's CUDA build with its PyTorch): docker build -f docker/gpu.Dockerfile -t opid:gpu .
+# vLLM's CUDA build with its PyTorch, unlocked, by the Makefile's own steps: docker build -f docker/gpu.Dockerfile -t opid:gpu .
 # DeepSpeed compiles its fused optimizer at the first start, so this needs the CUDA compiler, not only its libraries.
 FROM nvidia/cuda:12.9.1-devel-ubuntu24.04
 # hadolint ignore=DL3008
@@ -7,7 +7,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opid
 COPY . .
-RUN python3 -m venv /opt/opid && /opt/opid/bin/python -m pip install --no-cache-dir '.[gpu]'
+RUN PIP_NO_CACHE_DIR=1 make install-gpu GPU_VENV=/opt/opid
 ENV PATH=/opt/opid/bin:$PATH
 WORKDIR /work
 RUN useradd --create-home --uid 10001 opid && chown opid /work

