@@ -39,6 +39,8 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m flows.reference > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/python -m flows.commands > docs/commands.md.new
+	mv docs/commands.md.new docs/commands.md
 	$(BIN)/python -m flows.schema > configs/opid.schema.json.new
 	mv configs/opid.schema.json.new configs/opid.schema.json
 

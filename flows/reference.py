@@ -157,7 +157,7 @@ def _as_yaml(field: FieldInfo) -> str:
 
 def _section(title: str, prefix: str, model: type[BaseModel]) -> str:
     summary = " ".join((model.__doc__ or "").split())
-    return f"## {title}\n\n{summary}\n\n" + _table(
+    return f"## {title}\n\n{summary}\n\n" + table(
         ("key", "allowed values", "default", "meaning"),
         [(f"`{key}`", *others) for key, *others in rows(model, prefix)],
     )
@@ -178,7 +178,7 @@ def _methods() -> str:
         who = "all" if len(read) == len(methods.BUILT_IN) else ", ".join(f"`{name}`" for name in read)
         body.append((f"`{key}`", who, values, default, meaning))
     summary = " ".join((methods.Method.__doc__ or "").split())
-    return f"## `method`\n\n{summary}\n\n" + _table(("key", "read by", "allowed values", "default", "meaning"), body)
+    return f"## `method`\n\n{summary}\n\n" + table(("key", "read by", "allowed values", "default", "meaning"), body)
 
 
 def _presets() -> str:
@@ -196,12 +196,12 @@ def _presets() -> str:
     ]
     return (
         introduction
-        + _table(
+        + table(
             ("key", *(f"`{name}`" for name in names)),
             [(f"`{section}.{key}`", *(f"`{PRESETS[name][section][key]}`" for name in names)) for section, key in keys],
         )
         + "\nWhat a preset sets otherwise for one environment:\n\n"
-        + _table(
+        + table(
             ("preset", "`environment.name`", "key", "value"),
             [
                 (f"`{preset}`", f"`{environment}`", f"`{section}.{key}`", f"`{value}`")
@@ -211,11 +211,12 @@ def _presets() -> str:
             ],
         )
         + "\nWhat `method.name` sets; here too a value written in the file wins.\n\n"
-        + _table(("method", "key", "value"), by_method)
+        + table(("method", "key", "value"), by_method)
     )
 
 
-def _table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
     lines = [header, ("---",) * len(header), *(tuple(cell.replace("|", "\\|") for cell in row) for row in body)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
