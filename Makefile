@@ -41,6 +41,8 @@ docs: $(INSTALLED)
 	mv docs/configuration.md.new docs/configuration.md
 	$(BIN)/python -m flows.commands > docs/commands.md.new
 	mv docs/commands.md.new docs/commands.md
+	$(BIN)/python -m flows.tables > docs/tables.md.new
+	mv docs/tables.md.new docs/tables.md
 	$(BIN)/python -m flows.schema > configs/opid.schema.json.new
 	mv configs/opid.schema.json.new configs/opid.schema.json
 

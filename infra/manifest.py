@@ -39,25 +39,29 @@ class Record(BaseModel):
 
 
 class FileRecord(Record):
-    """One immutable object of the store. `path` is relative to the campaign's folder."""
+    """One immutable object of the store."""
 
     path: StoredName
+    """Relative to the campaign's folder."""
     size: int = Field(ge=0, lt=1 << 63)
     """Bytes; no file has more."""
     sha256: str
+    """Of its bytes."""
     rows: int | None = None
-    """Tables only, as are the next two."""
+    """Of a table's part; null for other files, as are the next two."""
     schema_version: int | None = None
+    """`schema.VERSION` of the version of OPID that wrote it."""
     content_hash: str | None = None
     """`schema.content_hash`: equal for equal data, whatever the clock said."""
 
 
 class FolderRecord(Record):
-    """A policy: a folder of immutable objects. `uri`, `policies/<version>/<attempt>`, is relative to the campaign's
-    folder; every file lies below it."""
+    """A policy: a folder of immutable objects."""
 
     uri: StoredName = Field(pattern=r"^policies/[0-9]{6,}/[^/]+$")
+    """Relative to the campaign's folder; every file lies below it."""
     files: tuple[FileRecord, ...]
+    """Weights, tokenizer and the like, and the learner's state below `optimizer/`."""
 
     def name_of(self, file: FileRecord) -> str:
         """The path of one of its files in the folder."""
@@ -136,10 +140,13 @@ class Manifest(Record):
     iteration: int = Field(ge=0)
     """0 is the start: the initial policy and its evaluation, before any training."""
     tables: Tables
+    """The iteration's part of each table, by the table's name."""
     policy: FolderRecord
+    """The policy that the iteration made."""
     policy_version: int
     """Version of `policy`: iteration k makes policy k."""
     gates: dict[str, GateResult]
+    """What the gate of each table found: whether it passed, which expectations held, which broke."""
     config_hash: str
     """Of the run's config; at the start, of the campaign's `config.json`."""
     preset: str = ""
@@ -147,8 +154,11 @@ class Manifest(Record):
     execution: Annotated[dict[str, bool | int | float], AfterValidator(_of_execution)] = {}
     """How the run that committed it was fitted to its machine: `hashing.execution` of its config."""
     code_version: str
+    """OPID's version, with the commit where it is known."""
     seeds: dict[str, int]
+    """The campaign's and the iteration's."""
     prefect_run_id: str | None
+    """Of the flow run that committed it."""
     metrics: dict[str, float | None]
     """A few headline numbers; the table `metrics` holds all."""
     created_at: Annotated[str, AfterValidator(_with_zone)]
@@ -193,10 +203,8 @@ def new_manifest(
     execution: Mapping[str, bool | int | float] | None = None,
     degraded: Sequence[str] = (),
 ) -> Manifest:
-    """A manifest with its hashes. `previous` is the manifest of the iteration before (None only at the start).
-
-    Raises DataError when `previous` is not that manifest.
-    """
+    """A manifest with its hashes. `previous` is the manifest of the iteration before (None only at the start); raises
+    DataError where it is not."""
     given = previous.iteration if previous else None
     if given != (iteration - 1 if iteration else None):
         raise DataError(f"manifest of iteration {iteration}: its predecessor cannot be that of iteration {given}")

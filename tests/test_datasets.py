@@ -96,10 +96,3 @@ def test_the_same_is_read_from_s3(names):
     counted = dict(zip(names["by_kind"]["kind"], names["by_kind"]["skills"], strict=True))
     assert counted == {"episode": 1, "step": 1, "failed": 1}
     assert names["skills"]["trajectory_id"][2] == SECOND
-
-
-def test_the_page_names_every_column():
-    page = PAGE.read_text(encoding="utf-8")
-    for table, schema in TABLES.items():
-        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{table}` |")]
-        assert row.split("|")[3].strip() == ", ".join(f"`{name}`" for name in schema.names)
