@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -13,7 +15,12 @@ import opid_core
 from infra import store
 from tests.factories import commit_rows, make_chain, valid_rows
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "api.md").read_text(encoding="utf-8")
+EXTENDING = re.findall(
+    r"^\* `([\w.]+)`: (.*(?:\n  .*)*)", PAGE.split("## Extending")[1].split("\n## ")[0], re.MULTILINE
+)
+STABLE = [(module, name) for module, names in EXTENDING for name in re.findall(r"`([A-Z]\w+|register)`", names)]
 ENTRIES = dict(re.findall(r"^\* `(\w+)(\([^`]*\))?`: [A-Z`\"(\[]", PAGE, re.MULTILINE))
 
 
@@ -47,6 +54,35 @@ def test_the_page_has_no_other_name():
     assert {name for name in ENTRIES if hasattr(opid_core, name)} == set(opid_core.__all__)
     for name in ENTRIES.keys() - set(opid_core.__all__):
         assert ENTRIES[name] == shown(getattr(store, name))
+
+
+@pytest.mark.parametrize(("module", "name"), STABLE)
+def test_what_extensions_rest_on_is_importable_and_explained(module, name):
+    found = getattr(importlib.import_module(module), name)
+    assert isinstance(found, str) or inspect.getdoc(found)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "methods",
+        "environments",
+        "analyzer",
+        "tutorials/own_method",
+        "tutorials/own_environment",
+        "tutorials/own_analyzer",
+    ],
+)
+def test_extensions_import_nothing_that_the_page_leaves_out(page):
+    programs = re.findall(r"```python[^\n]*\n(.*?)```\n", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.DOTALL)
+    imported = {
+        (node.module, alias.name)
+        for program in programs
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("opid_core", "envs")
+        for alias in node.names
+    }
+    assert imported <= {*STABLE, *(("opid_core", name) for name in opid_core.__all__)}
 
 
 def test_a_campaign_is_read_as_the_page_says(tmp_path, monkeypatch, capsys):
