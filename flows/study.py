@@ -14,11 +14,11 @@ from rich.table import Table
 
 from flows import cost, memory, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
-from flows.cli.warm_start import write_warm_start
 from flows.display import live_progress
 from flows.reports.formatting import say
 from flows.tiny import shrunk
 from flows.train import check_and_open
+from flows.warm_start import write_warm_start
 from infra.names import is_one_folder
 from infra.store import CampaignStore, campaign_exists, find_campaign, local_name, read_config
 from opid_core.config import SEEDS, CampaignConfig, load_rows

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+REPOSITORY = Path(__file__).parents[1]
 HEAVY = {"torch", "vllm", "deepspeed", "transformers", "prefect", "great_expectations", "pandas", "matplotlib", "s3fs"}
 _SCRIPT = """
 import importlib, pkgutil, sys
@@ -33,3 +36,29 @@ def test_a_package_loads_nothing_that_it_must_not(package, unwanted):
     loaded = set(subprocess.run(script, capture_output=True, text=True, check=True).stdout.split())
     assert any(name.startswith(f"{package}.") for name in loaded)
     assert unwanted & loaded == set()
+
+
+def imported_by(folder: Path, without: str = "") -> set[str]:
+    """Every module that those below `folder` import, in their functions too, but for those below its folder `without`;
+    of `from a import b` both `a` and `a.b`."""
+    found = set()
+    for path in folder.rglob("*.py"):
+        if without and (folder / without) in path.parents:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_commands_are_imported_by_commands_alone():
+    assert "flows.cli.common" in imported_by(REPOSITORY / "flows")
+    assert [name for name in imported_by(REPOSITORY / "flows", without="cli") if name.startswith("flows.cli")] == []
+
+
+def test_the_algorithm_knows_no_world():
+    of_envs = [name for name in imported_by(REPOSITORY / "opid_core") if name.split(".")[0] == "envs"]
+    assert "envs.base" in of_envs
+    assert [name for name in of_envs if not f"{name}.".startswith("envs.base.")] == []

@@ -1,20 +1,14 @@
-"""`opid warm-start`: a policy that imitates the environment's expert, as a folder of its own outside any campaign."""
+"""`opid warm-start`; `flows.warm_start` makes the policy."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from flows import settings
 from flows.cli.common import ConfigPath, Overrides, app, console
-from opid_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from opid_core.config import CampaignConfig
 
 
 @app.command()
@@ -41,44 +35,8 @@ def warm_start(
     from opid_core.config import load_config
 
     config = load_config(config_path, overrides)
-    _check_device(device)
     settings.apply(config.root)
-    write_warm_start(config, out, device, console, _base_folder(config, base) if base else None)
+    from flows.warm_start import base_folder, check_device, write_warm_start
 
-
-def _base_folder(config: CampaignConfig, base: str) -> Path:
-    """The folder of the model `base`, known to play and to be trained here. Raises ConfigError."""
-    from flows import plan
-    from opid_core.hub import policy_folder
-
-    folder = policy_folder(base)
-    plan.check_policy_and_engine(folder)
-    plan.first_prompt(config, folder)
-    return folder
-
-
-def write_warm_start(
-    config: CampaignConfig, out: Path, device: str, console: Console, base: Path | None = None
-) -> None:
-    """Train the policy with live progress and write it to `out`, whole or not at all. Raises ConfigError where that
-    exists already or cannot be made."""
-    from flows.display import live_progress
-    from flows.output import new_folder
-    from opid_core import warm_start
-    from tasks.episodes import environment_maker
-    from tasks.progress import report
-
-    with new_folder(out) as folder, live_progress(console, first="warm start"):
-        make_environment = environment_maker(config)
-        warm_start.warm_start(config, make_environment, folder, lambda *stage: report(None, *stage), device, base)
-    console.print(f"Policy written to {out}. Use it with: opid train CONFIG --set policy={out}", soft_wrap=True)
-
-
-def _check_device(device: str) -> None:
-    """Raise ConfigError for a GPU where there is none."""
-    if device == "cpu":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError("--device: PyTorch finds no GPU on this machine; leave it out to train on the CPU")
+    check_device(device)
+    write_warm_start(config, out, device, console, base_folder(config, base) if base else None)
