@@ -222,36 +222,45 @@ def _worded(key: str, value: Any) -> str:
     return f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
 
 
-@flow(name="compare", flow_run_name="{study.name}", validate_parameters=False, persist_result=False)
 def run_study(study: Study, console: Console) -> None:
-    """Run or resume every campaign of the study, one after the other.
+    """Run or resume every campaign of the study, one after the other, in a Prefect flow that has its name.
 
     A campaign that fails in a way that comes again leaves the others theirs, and its error is raised at the end, with
     the names of all that failed. A fault outside the program ends the study at once, as it would meet them all.
     """
-    with cancelled_by_interrupt():
-        policy = shared_policy(study, console)
-        first: dict[tuple[int, str | None], CampaignStore] = {}
-        failed: dict[str, OpidError] = {}
-        for label, seed, config in study.campaigns():
-            console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
-            config = config.model_copy(update={"policy": policy})
-            try:
-                check_and_open(config, console)
-                when_reachable(config.recovery, partial(share_start, config, first, console), partial(say, console))
-                with live_progress(console, config):
-                    run_campaign(config)
-            except (InfrastructureError, LeaseHeld, LeaseLost):
-                raise
-            except OpidError as error:
-                failed[config.campaign] = error
-                say(console, f"{config.campaign} failed: {type(error).__name__}: {error}")
-        if failed:
-            name, error = next(iter(failed.items()))
-            raise type(error)(
-                f"study {study.name}: not finished: {', '.join(failed)}; the same command tries them again, with "
-                f"--report-only it reports on the others. {name}: {error}"
-            ) from error
+
+    @flow(name="compare", flow_run_name="{name}", persist_result=False)
+    def compare(name: str) -> None:  # Prefect stores what a flow is given: neither the configs nor a console
+        with cancelled_by_interrupt():
+            _run_campaigns(study, console)
+
+    compare(study.name)
+
+
+def _run_campaigns(study: Study, console: Console) -> None:
+    """See `run_study`."""
+    policy = shared_policy(study, console)
+    first: dict[tuple[int, str | None], CampaignStore] = {}
+    failed: dict[str, OpidError] = {}
+    for label, seed, config in study.campaigns():
+        console.print(f"{study.name}: {label}, seed {seed}", highlight=False)
+        config = config.model_copy(update={"policy": policy})
+        try:
+            check_and_open(config, console)
+            when_reachable(config.recovery, partial(share_start, config, first, console), partial(say, console))
+            with live_progress(console, config):
+                run_campaign(config)
+        except (InfrastructureError, LeaseHeld, LeaseLost):
+            raise
+        except OpidError as error:
+            failed[config.campaign] = error
+            say(console, f"{config.campaign} failed: {type(error).__name__}: {error}")
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise type(error)(
+            f"study {study.name}: not finished: {', '.join(failed)}; the same command tries them again, with "
+            f"--report-only it reports on the others. {name}: {error}"
+        ) from error
 
 
 def share_start(config: CampaignConfig, first: dict[tuple[int, str | None], CampaignStore], console: Console) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from rich.console import Console
 
 from flows import study as studies
@@ -153,6 +155,10 @@ def test_what_fails_again_each_time_leaves_the_other_campaigns_theirs(prefect_se
     with pytest.raises(type(error)) as raised:
         run_study(study, Console(quiet=True))
     assert ran == begun
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["compare"])))
+    assert [run.parameters for run in runs if run.name == "mine" and run.parameters != {"name": "mine"}] == []
+    assert "mine" in {run.name for run in runs}
     if isinstance(error, GateError):
         assert str(raised.value).startswith("study mine: not finished: skills-seed5; ")
         assert str(raised.value).endswith("skills-seed5: rows")
