@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from infra import ray_nodes
-from infra.ray_hosting import Places, RayGroup
+from infra.ray_hosting import RayGroup, RayPlaces
 from opid_core.errors import InfrastructureError
 from tests.clusters import Cluster, raylets
 
@@ -37,9 +37,9 @@ ROOT = Path(__file__).parents[1]
 DRIVER = """
 import psutil, sys
 from infra import ray_nodes
-from infra.ray_hosting import Places
+from infra.ray_hosting import RayPlaces
 ray_nodes.connect(sys.argv[1])
-places = Places([{"CPU": 1}] * 2, 300.0)
+places = RayPlaces([{"CPU": 1}] * 2, 300.0)
 group = places.group("counter", "tests.hosted:Counter", 5, seats=[0, 1], envs=[{}, {}])
 group.call("add", 1)
 print(*places.process_ids, *(c.pid for p in places.process_ids for c in psutil.Process(p).children()), flush=True)
@@ -48,7 +48,7 @@ group.call("say_and_hang", on_progress=lambda *told: print(told, flush=True))
 
 
 @contextmanager
-def counting(places: Places) -> Iterator[RayGroup]:
+def counting(places: RayPlaces) -> Iterator[RayGroup]:
     """A group with a rank in each place."""
     count = len(places.process_ids)
     group = places.group("counter", "tests.hosted:Counter", 5, seats=[*range(count)], envs=[{}] * count)
@@ -84,7 +84,7 @@ def below(process_ids: list[int]) -> list[int]:
     return found
 
 
-def struck(places: Places, strike: Callable[[], None]) -> tuple[str, str]:
+def struck(places: RayPlaces, strike: Callable[[], None]) -> tuple[str, str]:
     """The seconds from a fault in a call to its error, and the error."""
     at_s = [0.0]
 
@@ -116,7 +116,7 @@ def row(what: str, seconds: str, gone: str, text: str) -> str:
 def lost_actors(cluster: Cluster) -> Iterator[str]:
     """A hosted process, then its actor, by SIGKILL; then an actor while its raylet goes on."""
     for what in ("the hosted process", "the actor"):
-        places = Places([{"CPU": 1}] * 2, START_S)
+        places = RayPlaces([{"CPU": 1}] * 2, START_S)
         processes = below(places.process_ids)
         victim = places.process_ids[1]
 
@@ -133,7 +133,7 @@ def lost_raylets(cluster: Cluster) -> Iterator[str]:
     """A raylet frozen, then another one killed; neither is the head's."""
     head = {child.pid for child in psutil.Process(cluster.raylets[0].pid).children(recursive=True)}
     for what, number in (("SIGSTOP (frozen)", signal.SIGSTOP), ("SIGKILL", signal.SIGKILL)):
-        places = Places([{"CPU": 2}] * len(ray_nodes.nodes()), START_S)
+        places = RayPlaces([{"CPU": 2}] * len(ray_nodes.nodes()), START_S)
         victim = next(one for one in places.process_ids if one not in head)
         raylet, processes = raylet_of(victim), below(places.process_ids)
         seconds, text = struck(places, lambda raylet=raylet, number=number: os.kill(raylet, number))
@@ -144,7 +144,7 @@ def lost_raylets(cluster: Cluster) -> Iterator[str]:
             os.kill(raylet, signal.SIGCONT)
             gone += ", its own once it thawed"
         yield row(f"{what} of a raylet", seconds, f"{gone} {seconds_until_gone(processes)}", text)
-        again = Places([{"CPU": 1}], START_S)
+        again = RayPlaces([{"CPU": 1}], START_S)
         with counting(again) as group:
             assert group.call("add", 1) == 6
         again.close()

@@ -100,7 +100,7 @@ class OpenEnvEnvironment:
         """Start the episode of the task's seed in a new session. Raises InfrastructureError where the server cannot be
         reached or has no session in time, EnvironmentFault where its environment fails."""
         self._end()
-        self._session = Session(self.options)
+        self._session = ServerSession(self.options)
         # There is no call when an episode ends: its session ends with this object, or with the next reset.
         self._end = weakref.finalize(self, _end, self._session)
         self._end.atexit = False  # the server sees that the process is gone
@@ -146,7 +146,7 @@ class OpenEnvEnvironment:
         return numbered_prompt_parts(_ROLE, turn, task_text, history, observation, admissible_actions, history_length)
 
 
-class Session:
+class ServerSession:
     """A session at the server. Raises InfrastructureError for what is the network's or the server's fault, DataError
     for an answer of another form, EnvironmentFault where the environment behind the server failed."""
 
@@ -249,7 +249,7 @@ class _NoSession(Exception):
     """The server has no session left."""
 
 
-def _end(session: Session) -> None:
+def _end(session: ServerSession) -> None:
     in_background(session.close())
 
 

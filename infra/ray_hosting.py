@@ -27,7 +27,7 @@ _ANSWER_S = 60.0
 _CALLS_AT_ONCE = 16
 
 
-class Places:
+class RayPlaces:
     """A reserved share of the cluster: one actor for each bundle of it, with all GPUs of the bundle."""
 
     def __init__(self, bundles: Sequence[Mapping[str, float]], start_timeout_s: float) -> None:
@@ -123,11 +123,11 @@ class Places:
 
 
 class RayGroup:
-    """The driver's handle on one object in each of several places; made by `Places.group`. See `infra.groups.Group`."""
+    """The driver's handle on one object in each of several places; made by `RayPlaces.group`. See `infra.groups.Group`."""
 
     def __init__(
         self,
-        places: Places,
+        places: RayPlaces,
         name: str,
         seats: Sequence[int],
         factory: str,

@@ -31,7 +31,7 @@ class ClusterPlaces:
 
     def __init__(self, config: CampaignConfig) -> None:
         self._config = config
-        self._places: ray_hosting.Places | None = None
+        self._places: ray_hosting.RayPlaces | None = None
 
     def folder(self, store: CampaignStore, folder: FolderRecord) -> StoredFolder:
         """See `Places.folder`: each node fetches it into its own cache."""
@@ -74,12 +74,12 @@ class ClusterPlaces:
             self._places.close()
         self._places = None
 
-    def _opened(self) -> ray_hosting.Places:
+    def _opened(self) -> ray_hosting.RayPlaces:
         if self._places is None:
             cluster = self._config.cluster
             assert cluster.address is not None
             ray_nodes.connect(cluster.address, _tell)
-            self._places = ray_hosting.Places(bundles(self._config, ray_nodes.nodes()), cluster.start_timeout_s)
+            self._places = ray_hosting.RayPlaces(bundles(self._config, ray_nodes.nodes()), cluster.start_timeout_s)
         return self._places
 
 

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from infra import local_s3, s3_objects
-from infra.ray_hosting import Places
+from infra.ray_hosting import RayPlaces
 from tests.clusters import Cluster, raylets, use_a_token
 from tests.sharing import end_what_is_shared, prefect_api_on, shared_between_processes
 
@@ -138,11 +138,11 @@ def ray_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def ray_places(ray_cluster) -> Iterator[Places]:
+def ray_places(ray_cluster) -> Iterator[RayPlaces]:
     """A place on each of the two raylets, which leaves a CPU on either."""
-    from infra.ray_hosting import Places
+    from infra.ray_hosting import RayPlaces
 
-    places = Places([{"CPU": 2}] * 2, 300.0)
+    places = RayPlaces([{"CPU": 2}] * 2, 300.0)
     yield places
     places.close()
 

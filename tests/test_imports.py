@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,15 @@ def test_the_algorithm_knows_no_world():
     of_envs = [name for name in imported_by(REPOSITORY / "opid_core") if name.split(".")[0] == "envs"]
     assert "envs.base" in of_envs
     assert [name for name in of_envs if not f"{name}.".startswith("envs.base.")] == []
+
+
+def test_no_two_classes_have_one_name():
+    names = [
+        node.name
+        for package in ("flows", "tasks", "opid_core", "envs", "infra")
+        for path in (REPOSITORY / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(names) > 100
+    assert [name for name, times in Counter(names).items() if times > 1] == []

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from infra import ray_nodes
-from infra.ray_hosting import Places
+from infra.ray_hosting import RayPlaces
 from infra.store import STATE_FOLDER, folder_path, open_campaign, put_folder
 from opid_core.config import build_config
 from opid_core.errors import ConfigError, InfrastructureError
@@ -124,7 +124,7 @@ def counter(places):
 
 
 def test_a_lost_actor_is_named_with_what_it_last_printed(ray_cluster):
-    places = Places([{"CPU": 0.1}], 60.0)
+    places = RayPlaces([{"CPU": 0.1}], 60.0)
     try:
         with counter(places) as group:
             process_id = group.call("process_id")
@@ -146,7 +146,7 @@ def test_a_lost_actor_is_named_with_what_it_last_printed(ray_cluster):
 
 def test_what_does_not_fit_is_said_with_what_is_free(ray_cluster):
     with pytest.raises(InfrastructureError, match=r"no room within 1 s .*asked for 99 CPU; free, by node: .* CPU"):
-        Places([{"CPU": 99.0}], 1.0)
+        RayPlaces([{"CPU": 99.0}], 1.0)
 
 
 def test_a_cluster_of_other_versions_is_refused(ray_cluster, tmp_path, monkeypatch):
