@@ -18,8 +18,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NoReturn
@@ -91,7 +91,7 @@ class HostedGroup:
 
     def create(self) -> None:
         """Let the processes make their objects, and return while they do: the next call waits for them."""
-        with self._killed_when_left():
+        with processes.killed_when_left(self.kill):
             self._create()
 
     @property
@@ -106,7 +106,7 @@ class HostedGroup:
         the method raised; InfrastructureError with the last log lines when a process died. Then, and when the call is
         interrupted (a time-out, Ctrl-C), all processes are killed.
         """
-        with self._killed_when_left():
+        with processes.killed_when_left(self.kill):
             return self.attempt(method, *arguments, on_progress=on_progress, **named)
 
     def attempt(
@@ -119,13 +119,13 @@ class HostedGroup:
     def begin(self, method: str, *arguments: Any, **named: Any) -> None:
         """Start what `call` would do, and return while the processes work; `finish` returns the result. Another call
         before that drops it."""
-        with self._killed_when_left():
+        with processes.killed_when_left(self.kill):
             self._ask(method, arguments, named)
             self._begun = True
 
     def finish(self) -> Any:
         """Wait for what was begun: the first rank's result. Raises as `call` does."""
-        with self._killed_when_left():
+        with processes.killed_when_left(self.kill):
             self._begun = False
             return self._answers()
 
@@ -139,14 +139,6 @@ class HostedGroup:
         for connection in self._connections:
             connection.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    @contextmanager
-    def _killed_when_left(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.kill()
-            raise
 
     def _connect(self) -> None:
         """Wait until every process has started and plugged itself in."""

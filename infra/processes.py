@@ -12,9 +12,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -85,6 +85,16 @@ def kill(process: subprocess.Popen[bytes], *, grace_s: float = 0.0) -> None:
             child.kill()
     psutil.wait_procs(family, timeout=10)
     process.wait()
+
+
+@contextmanager
+def killed_when_left(end: Callable[[], None]) -> Iterator[None]:
+    """Around what processes are asked to do: a fault or an interrupt in it calls `end`, which kills them."""
+    try:
+        yield
+    except BaseException:
+        end()
+        raise
 
 
 def last_lines(log: Path, count: int = 20) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from infra.places import Place
+from infra.processes import killed_when_left
 from infra.ray_nodes import SLICE_S, answers, one_line, those_ready, title
 from opid_core import errors
 from opid_core.errors import InfrastructureError
@@ -123,7 +124,7 @@ class RayPlaces:
 
 
 class RayGroup:
-    """The driver's handle on one object in each of several places; made by `RayPlaces.group`. See `infra.groups.Group`."""
+    """The driver's handle on one object in each of several places, made by `RayPlaces.group`; an `infra.groups.Group`."""
 
     def __init__(
         self,
@@ -151,7 +152,7 @@ class RayGroup:
 
     def create(self) -> None:
         """See `Group.create`."""
-        with self._killed_when_left():
+        with killed_when_left(self.kill):
             self._started()
             for actor in self._actors:
                 actor.create.remote(self._key)
@@ -163,18 +164,18 @@ class RayGroup:
 
     def call(self, method: str, *arguments: Any, on_progress: Callable[..., None] | None = None, **named: Any) -> Any:
         """See `Group.call`."""
-        with self._killed_when_left():
+        with killed_when_left(self.kill):
             self._ask(method, arguments, named, on_progress is not None)
             return self._answers(on_progress)
 
     def begin(self, method: str, *arguments: Any, **named: Any) -> None:
         """See `Group.begin`."""
-        with self._killed_when_left():
+        with killed_when_left(self.kill):
             self._ask(method, arguments, named, False)
 
     def finish(self) -> Any:
         """See `Group.finish`."""
-        with self._killed_when_left():
+        with killed_when_left(self.kill):
             return self._answers()
 
     def kill(self) -> None:
@@ -186,14 +187,6 @@ class RayGroup:
         deadline_s = time.monotonic() + _KILL_S
         while asked and time.monotonic() < deadline_s:
             asked = [reference for reference in asked if not those_ready([reference])]
-
-    @contextmanager
-    def _killed_when_left(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.kill()
-            raise
 
     def _started(self) -> None:
         if self._is_gone:
