@@ -26,6 +26,7 @@ def warn(expectation: Expectation) -> Expectation:
 
 
 def unique(*columns: str) -> Expectation:
+    """No two rows have the same values in `columns`."""
     if len(columns) == 1:
         return Expectation("ExpectColumnValuesToBeUnique", {"column": columns[0]})
     return Expectation("ExpectCompoundColumnsToBeUnique", {"column_list": list(columns)})
@@ -38,28 +39,34 @@ def in_set(column: str, values: Iterable[Any], *, max_others: float = 0.0) -> Ex
 
 
 def only(column: str, value: int | None) -> list[Expectation]:
+    """All values are `value`; nothing is expected where that is None."""
     return [] if value is None else [in_set(column, [value])]
 
 
 def in_range(column: str, *, low: float | None = None, high: float | None = None) -> Expectation:
+    """All values lie between `low` and `high`, both included; None: no bound."""
     return Expectation("ExpectColumnValuesToBeBetween", {"column": column, "min_value": low, "max_value": high})
 
 
 def has_text(column: str) -> Expectation:
+    """All values have more than white space."""
     return Expectation("ExpectColumnValuesToMatchRegex", {"column": column, "regex": r"\S"})
 
 
 def equal(column: str, other: str) -> Expectation:
+    """Both columns are equal in each row in which neither is null."""
     arguments = {"column_A": column, "column_B": other, "ignore_row_if": "either_value_is_missing"}
     return Expectation("ExpectColumnPairValuesToBeEqual", arguments)
 
 
 def at_least(column: str, other: str) -> Expectation:
+    """`column` is at least `other` in each row."""
     arguments = {"column_A": column, "column_B": other, "or_equal": True}
     return Expectation("ExpectColumnPairValuesAToBeGreaterThanB", arguments)
 
 
 def is_finite(column: str) -> Expectation:
+    """No value of a float column is infinite or not a number."""
     return in_set(f"not_finite_{column}", [False])
 
 

@@ -33,6 +33,7 @@ MIN_HISTORY = 5
 
 
 def metrics(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `metrics`: finite values of named metrics, and drift and placebos over the iterations before."""
     rows = plain(table)
     required = sorted(limits.required_metrics or ())
     contains = Expectation("ExpectColumnDistinctValuesToContainSet", {"column": "name", "value_set": required})
@@ -51,6 +52,7 @@ def is_watched(name: str) -> bool:
 
 
 def evaluations(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `evaluations`: known outcomes, counts in range, the whole panel at each temperature."""
     rows = plain(table)
     keys = ["policy_version", "split", "temperature", "repetition"]
     rows = rows.assign(episodes_of_panel=rows.groupby(keys)["task_id"].transform("size"))

@@ -16,6 +16,7 @@ from tasks.gates.frame import Frame, Limits, coverage, frame_of
 
 
 def steps(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `steps`: tokens and their log-probs within the limits, and every step of each trajectory once."""
     trimmed = pc.utf8_trim_whitespace(table["prompt_text"])  # pyright: ignore[reportAttributeAccessIssue]
     rows = plain(table).assign(prompt_is_blank=pc.equal(trimmed, "").to_numpy())  # pyright: ignore[reportAttributeAccessIssue]
     suite = (
@@ -33,6 +34,7 @@ def steps(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> l
 
 
 def trajectories(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `trajectories`: known outcomes, as many steps as there are rows, whole groups."""
     rows = plain(table)
     found = related["steps"].column("trajectory_id").to_pandas().value_counts()
     rows = rows.assign(

@@ -18,6 +18,7 @@ from tasks.gates.knowledge import knowledge
 
 
 def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `routes`: every step once, and a routed one with a skill of its own trajectory and kind."""
     rows = plain(table)
     skills = related["skills"].select(["skill_id", "trajectory_id", "kind"]).to_pylist()
     owner_of = {skill["skill_id"]: (skill["trajectory_id"], skill["kind"]) for skill in skills}
@@ -48,6 +49,7 @@ def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
 
 
 def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `scores`: log-probs and advantages of every step, as it was routed; with what skills know."""
     deltas = _deltas(table)
     rows = plain(table).assign(max_skill_delta=deltas["largest"])
     steps = plain(related["steps"].select([*STEP_KEY, "response_ids"]))[[*STEP_KEY, "n_response_ids"]]

@@ -21,6 +21,7 @@ SKILL_OUTCOMES = (*OUTCOMES, "unknown")
 
 
 def skills(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> list[Frame]:
+    """The suite of `skills`: well-formed rows, what their texts copy and tell, the failure budget and the coverage."""
     rows = plain(table)
     analyses = _analyses(rows, related["trajectories"], limits)
     frames = [_rows(rows, related), _texts(rows, related, limits), _budget(analyses, limits)]
