@@ -124,7 +124,7 @@ class RayPlaces:
 
 
 class RayGroup:
-    """The driver's handle on one object in each of several places, made by `RayPlaces.group`; an `infra.groups.Group`."""
+    """The driver's handle on one object in each of several places; `RayPlaces.group` makes it. See `Group`."""
 
     def __init__(
         self,
