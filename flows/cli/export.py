@@ -49,11 +49,11 @@ def export(
     Example: [bold]opid export quickstart --iteration 3 --out exported[/], or
     [bold]opid export quickstart --push-to-hub my-name/my-policy --private[/]
     """
+    from flows.hub_upload import check_upload, upload
     from flows.reports.chains import index_of, read_chain
     from flows.reports.formatting import say
     from infra.manifest import is_adapter
     from infra.scratch import scratch_folder
-    from opid_core.hub_upload import check_upload, upload
 
     if out is None and push_to_hub is None:
         raise ConfigError("--out or --push-to-hub: name a new folder, a model of the hub, or both")

@@ -16,6 +16,7 @@ from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, Panel, by_panel, evaluations_by_split, mean_metrics, read_chain, read_tables
 from flows.reports.formatting import markdown_table, percent
+from flows.reports.learning_curves import area_under_curve, mean_curve
 from flows.reports.paired import corrected, of_shared_seeds, of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
 from flows.reports.study_tables import difference_table, metric_table, score_table, success_table
@@ -24,7 +25,6 @@ from infra.local_objects import faults
 from infra.manifest import Manifest, weights_hash
 from infra.store import CampaignStore, campaign_exists, read_config
 from opid_core.config import CampaignConfig
-from opid_core.curves import area_under_curve, mean_curve
 from opid_core.errors import ConfigError
 from opid_core.evaluation import (
     Estimate,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from flows.hub_upload import upload
 from infra.store import open_campaign
 from opid_core import hub
 from opid_core.errors import ConfigError, InfrastructureError
-from opid_core.hub_upload import upload
 from tests.factories import CONFIG, START_ROWS, commit_rows
 from tests.infra.servers import Repository, UploadHub, upload_hub
 
