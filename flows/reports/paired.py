@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from opid_core.comparison import PairedDifference, difference
 from opid_core.errors import ConfigError
-from opid_core.evaluation import PairedDifference, difference, wins_by_task
+from opid_core.evaluation import wins_by_task
 
 if TYPE_CHECKING:
     from flows.reports.chains import Panel

@@ -24,17 +24,10 @@ from flows.study import Study, study_folder
 from infra.local_objects import faults
 from infra.manifest import Manifest, weights_hash
 from infra.store import CampaignStore, campaign_exists, read_config
+from opid_core.comparison import PairedDifference, success, success_by_type
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.evaluation import (
-    Estimate,
-    PairedDifference,
-    panel_name,
-    scores_by_task,
-    success,
-    success_by_type,
-    table_success,
-)
+from opid_core.evaluation import Estimate, panel_name, scores_by_task, table_success
 from opid_core.hashing import MAY_DIFFER, config_differences
 from opid_core.skills.effects import SkillEffect
 from tasks.results import is_evaluated

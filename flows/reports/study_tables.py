@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flows.reports.formatting import markdown_table, percent, score_text, with_interval
-from opid_core.evaluation import Estimate, PairedDifference
+from opid_core.comparison import PairedDifference
+from opid_core.evaluation import Estimate
 
 if TYPE_CHECKING:
     from flows.reports.study import MethodRow, SeedRun

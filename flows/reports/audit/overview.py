@@ -24,8 +24,9 @@ from flows.reports.study_tables import TESTS
 from infra.manifest import Manifest, uncollected, weights_hash
 from infra.objects import address_of
 from infra.store import CampaignStore, known_campaigns, list_campaigns, read_config
+from opid_core.comparison import PairedDifference, difference
 from opid_core.errors import ConfigError, DataError
-from opid_core.evaluation import Paired, PairedDifference, difference, panel_name, same_tasks, wins_of_same_tasks
+from opid_core.evaluation import Paired, panel_name, same_tasks, wins_of_same_tasks
 
 OVERVIEW_PAGE = "overview.html"
 
