@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from infra.groups import Folder
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.rollout import episodes
+from opid_core.rollout.engines import protocols
 from opid_core.rollout.engines.fleet import EngineFleet
 from opid_core.rollout.episodes import Episode, EpisodeRequest, run_episodes
 from tasks.episodes import environment_maker, episode_settings
@@ -67,7 +67,7 @@ def _first_done(places: Places, begun: Sequence[R]) -> R:
 
 def play(
     config: CampaignConfig,
-    engine: Engine | episodes.Engine,
+    engine: Engine | protocols.Engine,
     tokenizer: Any,
     requests: Sequence[EpisodeRequest],
     temperature: float | None,

@@ -13,7 +13,8 @@ from envs.base import Task
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.evaluation import by_split, by_temperature, success_metrics, table_success
-from opid_core.rollout.episodes import Engine, Episode, EpisodeRequest
+from opid_core.rollout.engines.protocols import Engine
+from opid_core.rollout.episodes import Episode, EpisodeRequest
 from opid_core.rollout.tables import evaluations_table
 from opid_core.seeds import derive
 from tasks.engines import play

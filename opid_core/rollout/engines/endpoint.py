@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from opid_core.config import LlmConfig
 from opid_core.endpoint import Endpoint, NoCompletion, Unanswered, Usage
 from opid_core.errors import DataError, InfrastructureError
-from opid_core.rollout.episodes import TextCompletion
+from opid_core.rollout.engines.protocols import TextCompletion
 
 MOMENT_S = 0.02
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from opid_core.errors import InfrastructureError
-from opid_core.rollout.episodes import TokenCompletion
+from opid_core.rollout.engines.protocols import TokenCompletion
 
 
 class Replica(Protocol):

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from envs.base import TURN_LINE, PromptParts, StepResult, Task
 from opid_core.errors import EnvironmentFault
-from opid_core.rollout.episodes import Episode, EpisodeRequest, EpisodeSettings, TextCompletion, run_episodes
+from opid_core.rollout.engines.protocols import TextCompletion
+from opid_core.rollout.episodes import Episode, EpisodeRequest, EpisodeSettings, run_episodes
 from tests.factories import VOCABULARY, make_tokenizer
 
 TOKENIZER = make_tokenizer()
