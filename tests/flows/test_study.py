@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from rich.console import Console
 
+from flows import plan
 from flows import study as studies
 from flows.study import MAY_VARY, load_study, run_study, shared_policy, show, study_folder, what_differs
+from flows.train import train
 from infra.store import open_campaign
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, GateError, InfrastructureError
@@ -162,6 +165,18 @@ def test_what_fails_again_each_time_leaves_the_other_campaigns_theirs(prefect_se
     if isinstance(error, GateError):
         assert str(raised.value).startswith("study mine: not finished: skills-seed5; ")
         assert str(raised.value).endswith("skills-seed5: rows")
+
+
+@pytest.mark.integration
+def test_a_study_and_train_open_a_store_in_the_same_way(prefect_server, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "check", lambda config: None)  # it would find the root before the store is opened
+    root = tmp_path / "runs"
+    root.write_text("no folder")
+    with pytest.raises(ConfigError) as of_train:
+        train(str(tmp_path / "plain.yaml"), [f"root={root}/mine", "campaign=plain-seed5"])
+    assert str(of_train.value) == f"root: {root} is not a folder; choose another root"
+    with pytest.raises(ConfigError, match=re.escape(f"plain-seed5: {of_train.value}") + "$"):
+        run_study(study, Console(quiet=True))
 
 
 def test_studies_of_one_name_on_s3_have_folders_of_their_own(tmp_path):

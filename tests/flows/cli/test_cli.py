@@ -149,6 +149,8 @@ def test_a_root_that_is_a_file(monkeypatch, capsys, tmp_path, config_path):
     assert error == f"root: {tmp_path}/file is not a folder; choose another root"
     error = refused(monkeypatch, capsys, tmp_path, "train", config_path, "--set", f"root={tmp_path}/file/deeper")
     assert error == f"root: {tmp_path}/file is not a folder; choose another root"
+    error = refused(monkeypatch, capsys, tmp_path, "compare", config_path, "--set", f"root={tmp_path}/file")
+    assert error == f"root: {tmp_path}/file is not a folder; choose another root"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
