@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m flows.reference > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
-	$(BIN)/python -m flows.commands > docs/commands.md.new
+	$(BIN)/python -m flows.cli.commands > docs/commands.md.new
 	mv docs/commands.md.new docs/commands.md
 	$(BIN)/python -m flows.tables > docs/tables.md.new
 	mv docs/tables.md.new docs/tables.md

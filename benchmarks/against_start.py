@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flows.reports.paired import holm
-from opid_core.evaluation import difference
+from opid_core.comparison import difference
 
 METHODS = ("opid", "grpo", "placebo")
 

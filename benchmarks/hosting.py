@@ -18,7 +18,7 @@ import numpy as np
 
 from infra.groups import Group
 from infra.hosting import HostedGroup
-from infra.ray_hosting import Places
+from infra.ray_hosting import RayPlaces
 from infra.ray_nodes import connect
 from tests.clusters import START_TIMEOUT_S, raylets
 
@@ -45,7 +45,7 @@ def on_ray() -> Iterator[Group]:
     """A group on the one node of a cluster that runs for it."""
     with raylets(1) as cluster:
         connect(cluster.address)
-        places = Places([{"CPU": 1.0}], START_TIMEOUT_S)
+        places = RayPlaces([{"CPU": 1.0}], START_TIMEOUT_S)
         try:
             yield places.group("echo", FACTORY, seats=[0], envs=[{}])
         finally:

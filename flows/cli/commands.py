@@ -1,4 +1,4 @@
-"""`python -m flows.commands`: docs/commands.md, made from the commands themselves."""
+"""`python -m flows.cli.commands`: docs/commands.md, made from the commands themselves."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flows.cli.commands import reference
 from flows.cli.main import app
-from flows.commands import reference
 
-PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
+PAGE = Path(__file__).parents[3] / "docs" / "commands.md"
 
 
 def test_the_committed_page_is_what_the_commands_say():
