@@ -18,6 +18,8 @@ from tasks import progress
 
 LINE_EVERY_S = 30.0
 """How often a stage that goes on has a line where the output is no terminal."""
+KNOWN_AFTER = 0.25
+"""Share of a stage that is done before its time left is told: the episodes that end first are the shortest."""
 
 
 class CampaignClock:
@@ -80,6 +82,13 @@ def counted(event: progress.Progress) -> str:
     return ", ".join(part for part in (f"{event.done}/{event.total}" if event.total else "", event.note) if part)
 
 
+def stage_left_s(event: progress.Progress, elapsed_s: float) -> float | None:
+    """Seconds left of a stage that is as far as `event` tells, at its speed so far; None before `KNOWN_AFTER`."""
+    if not event.done or event.done < KNOWN_AFTER * event.total:
+        return None
+    return elapsed_s / event.done * (event.total - event.done)
+
+
 def clock_text(seconds: float) -> str:
     """`0:06:40`."""
     return str(timedelta(seconds=round(seconds)))
@@ -89,7 +98,7 @@ def clock_text(seconds: float) -> str:
 
 
 class _Left(ProgressColumn):
-    """The time left: of the campaign by its clock, of a stage by its own speed."""
+    """The time left: of the campaign by its clock, of a stage as its newest event told."""
 
     max_refresh = 0.5
 
@@ -98,7 +107,7 @@ class _Left(ProgressColumn):
         self._clock = clock
 
     def render(self, task: Task) -> Text:
-        seconds = self._clock.left_s() if task.fields["of_campaign"] and self._clock else task.time_remaining
+        seconds = self._clock.left_s() if task.fields["of_campaign"] and self._clock else task.fields["left_s"]
         return Text("" if seconds is None or task.total is None else f"{clock_text(seconds)} left", "cyan")
 
 
@@ -116,18 +125,25 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
         _Left(clock),
     )
     with Progress(*columns, console=console, transient=True, expand=True) as bars:
-        whole = bars.add_task("", total=clock.iterations, label=campaign, of_campaign=True) if clock else None
-        stage = bars.add_task("", total=None, label=first, of_campaign=False)
-        current: str | None = None
+        whole = (
+            bars.add_task("", total=clock.iterations, label=campaign, of_campaign=True, left_s=None) if clock else None
+        )
+        stage = bars.add_task("", total=None, label=first, of_campaign=False, left_s=None)
+        current, began_s = None, time.monotonic()
 
-        def at(label: str, completed: int = 0, total: int | None = None, description: str = "") -> None:
-            nonlocal stage, current
-            if label != current:  # a new task: an old one keeps its total and its speed
-                current = label
+        def at(label: str, event: progress.Progress | None = None) -> None:
+            nonlocal stage, current, began_s
+            is_new = label != current
+            if is_new:  # another task: the old one keeps its total
+                current, began_s = label, time.monotonic()
                 bars.remove_task(stage)
-                stage = bars.add_task(description, total=total, completed=completed, label=label, of_campaign=False)
+                stage = bars.add_task("", total=None, label=label, of_campaign=False, left_s=None)
+            if event:
+                left_s = stage_left_s(event, time.monotonic() - began_s)
+                how_far = counted(event)
+                bars.update(stage, completed=event.done, total=event.total or None, description=how_far, left_s=left_s)
+            if is_new:
                 bars.refresh()
-            bars.update(stage, completed=completed, total=total, description=description)
 
         def show(event: progress.Progress) -> None:
             if whole is not None and clock:
@@ -138,7 +154,7 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
                 if event.event == "committed":
                     at(f"{event.iteration}: after commit")
                 return
-            at(stage_name(event), event.done, event.total or None, counted(event))
+            at(stage_name(event), event)
 
         yield show
 
@@ -166,8 +182,8 @@ def _lines(console: Console, campaign: str, clock: CampaignClock | None, first: 
         elif now_s - printed_s < LINE_EVERY_S:
             return
         printed_s = now_s
-        speed = event.done / (now_s - began_s) if now_s > began_s else 0.0
-        left = f", {clock_text((event.total - event.done) / speed)} left" if speed and event.total else ""
+        left_s = stage_left_s(event, now_s - began_s) if event.total else None
+        left = "" if left_s is None else f", {clock_text(left_s)} left"
         line(f"{name} {counted(event)}{left}".rstrip())
 
     line(first)

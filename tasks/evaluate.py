@@ -67,7 +67,7 @@ def play_panel(
             done, tokens = done + 1, tokens + episode.tokens
             won = sum(e.outcome == "success" for e in finished)
             speed = tokens / max(time.monotonic() - began_s, 1e-9)
-            on_progress(done, total, f"{won} of {len(finished)} won, {speed:.0f} tokens/s, {title}")
+            on_progress(done, total, f"{won} won, {speed:.0f} tokens/s, {title}")
 
         for repetition in range(repetitions):
             asked = panel_requests(config, count, temperature, repetition, split)

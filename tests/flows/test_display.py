@@ -51,6 +51,35 @@ def test_what_was_committed_before_a_resume_is_no_iteration_seen(now_s):
     assert clock.left_s() == 50.0
 
 
+def test_the_time_left_of_a_stage_is_told_from_a_quarter_on(now_s):
+    output = io.StringIO()
+    with live_progress(Terminal(file=output, width=80)):
+        for done in (0, 149, 150, 300):
+            progress.report(None, "evaluate", done, 600, f"{done} won")
+            now_s[0] += 40
+    assert [line.split("Z ")[1] for line in output.getvalue().splitlines()] == [
+        "start",
+        "evaluate 0/600, 0 won",
+        "evaluate 149/600, 149 won",
+        "evaluate 150/600, 150 won, 0:04:00 left",  # 80 s for a quarter
+        "evaluate 300/600, 300 won, 0:02:00 left",
+    ]
+
+
+def test_a_terminal_tells_the_same_time_left_of_a_stage(now_s):
+    output = io.StringIO()
+    terminal = Terminal(file=output, width=80, force_terminal=True, color_system=None)
+    with live_progress(terminal):
+        progress.report(None, "evaluate", 0, 600)
+        now_s[0] += 40
+        progress.report(None, "evaluate", 149, 600)
+        now_s[0] += 40
+        before = len(output.getvalue())
+        progress.report(None, "evaluate", 150, 600)
+    assert "left" not in output.getvalue()[:before]
+    assert "0:04:00 left" in output.getvalue()[before:]
+
+
 def test_without_a_terminal_each_stage_has_lines_with_the_time(now_s):
     output = io.StringIO()
     with live_progress(Terminal(file=output, width=40), CONFIG, "start Prefect"):
