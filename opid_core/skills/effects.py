@@ -16,7 +16,10 @@ COLUMNS = {
     "skills": ("skill_id", "kind", "text"),
     "routes": ("trajectory_id", "step", "skill_id"),
     "trajectories": ("trajectory_id", "outcome"),
-    "scores": ("trajectory_id", "step", "old_log_probs", "skill_log_probs", "skill_advantages", "trained"),
+    "scores": (
+        *("trajectory_id", "step", "old_log_probs", "skill_log_probs", "placebo_log_probs", "skill_advantages"),
+        "trained",
+    ),
 }
 """What is read of each table."""
 
@@ -38,6 +41,8 @@ class SkillEffect:
     """Mean log-prob of the response under the skill less without it, in nats."""
     delta_per_token: float
     """The same for a token: the sum over all responses by their tokens."""
+    placebo_delta: float | None
+    """As `delta`, under the skill's placebo, of the steps that were scored under one; None of none."""
     advantage: float
     """The sum of |skill advantage| over the response tokens of the steps that were trained on."""
     first: int
@@ -61,7 +66,7 @@ def skill_effects(iterations: Iterable[tuple[int, Mapping[str, pa.Table]]]) -> l
 
     A step counts for the skill that it is routed to; one that is added to it (`method.routing: additive`) is left out.
     """
-    seen: dict[tuple[str, str], list[tuple[float, int, bool, int]]] = defaultdict(list)
+    seen: dict[tuple[str, str], list[_Step]] = defaultdict(list)
     given: dict[tuple[str, str], float] = defaultdict(float)
     for iteration, tables in iterations:
         ids, kinds, texts = _columns(tables["skills"], "skills")
@@ -71,15 +76,25 @@ def skill_effects(iterations: Iterable[tuple[int, Mapping[str, pa.Table]]]) -> l
         ids, outcomes = _columns(tables["trajectories"], "trajectories")
         won = {trajectory_id for trajectory_id, outcome in zip(ids, outcomes, strict=True) if outcome == "success"}
         scores = tables["scores"]
-        delta = _sums(scores, "skill_log_probs") - _sums(scores, "old_log_probs")
+        old, under, placebo = (_sums(scores, f"{name}_log_probs") for name in ("old", "skill", "placebo"))
         advantage = _sums(scores, "skill_advantages", absolute=True)
         lengths = Ragged.from_arrow(scores.column("old_log_probs")).lengths
-        has_skill = scores.column("skill_log_probs").is_valid().to_pylist()
+        has_skill, has_placebo = (
+            scores.column(f"{name}_log_probs").is_valid().to_pylist() for name in ("skill", "placebo")
+        )
         keys = (scores.column(name).to_pylist() for name in ("trajectory_id", "step", "trained"))
         for row, (trajectory_id, step, trained) in enumerate(zip(*keys, strict=True)):
             if has_skill[row]:
                 skill = named[routed[trajectory_id, step]]
-                seen[skill].append((float(delta[row]), int(lengths[row]), trajectory_id in won, iteration))
+                seen[skill].append(
+                    _Step(
+                        delta=float(under[row] - old[row]),
+                        placebo_delta=float(placebo[row] - old[row]) if has_placebo[row] else None,
+                        tokens=int(lengths[row]),
+                        won=trajectory_id in won,
+                        iteration=iteration,
+                    )
+                )
                 given[skill] += float(advantage[row]) if trained else 0.0
     effects = [_effect(*skill, steps, given[skill]) for skill, steps in seen.items()]
     return sorted(effects, key=lambda effect: (-effect.advantage, -effect.steps, effect.kind, effect.text))
@@ -96,6 +111,7 @@ def effect_rows(effects: Sequence[SkillEffect]) -> list[dict[str, Any]]:
             "raised": effect.raised / effect.steps,
             "delta": effect.delta,
             "delta_per_token": effect.delta_per_token,
+            "placebo_delta": effect.placebo_delta,
             "won_if_raised": effect.won_if_raised,
             "won_if_not": effect.won_if_not,
             "first": effect.first,
@@ -106,20 +122,33 @@ def effect_rows(effects: Sequence[SkillEffect]) -> list[dict[str, Any]]:
     ]
 
 
-def _effect(kind: str, text: str, steps: list[tuple[float, int, bool, int]], advantage: float) -> SkillEffect:
-    deltas, tokens, won, iterations = zip(*steps, strict=True)
+@dataclass(frozen=True)
+class _Step:
+    """A step that was scored under a skill; its deltas are sums over the response."""
+
+    delta: float
+    placebo_delta: float | None
+    tokens: int
+    won: bool
+    iteration: int
+
+
+def _effect(kind: str, text: str, steps: list[_Step], advantage: float) -> SkillEffect:
+    delta = sum(step.delta for step in steps)
+    under_placebo = [step.placebo_delta for step in steps if step.placebo_delta is not None]
     return SkillEffect(
         kind=kind,
         text=text,
         steps=len(steps),
-        raised=sum(delta > 0 for delta in deltas),
-        raised_won=sum(delta > 0 and has_won for delta, has_won in zip(deltas, won, strict=True)),
-        other_won=sum(delta <= 0 and has_won for delta, has_won in zip(deltas, won, strict=True)),
-        delta=sum(deltas) / len(deltas),
-        delta_per_token=sum(deltas) / sum(tokens),
+        raised=sum(step.delta > 0 for step in steps),
+        raised_won=sum(step.delta > 0 and step.won for step in steps),
+        other_won=sum(step.delta <= 0 and step.won for step in steps),
+        delta=delta / len(steps),
+        delta_per_token=delta / sum(step.tokens for step in steps),
+        placebo_delta=sum(under_placebo) / len(under_placebo) if under_placebo else None,
         advantage=advantage,
-        first=min(iterations),
-        last=max(iterations),
+        first=min(step.iteration for step in steps),
+        last=max(step.iteration for step in steps),
     )
 
 

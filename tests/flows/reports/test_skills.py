@@ -12,7 +12,12 @@ from tests.factories import CONFIG, START_ROWS, commit_rows, named_rows
 
 def make_effect(kind: str, text: str, **numbers: Any) -> SkillEffect:
     return SkillEffect(
-        kind, text, **{"delta_per_token": 0.0, "raised_won": 0, "other_won": 0, "first": 1, "last": 1, **numbers}
+        kind,
+        text,
+        **{
+            **{"delta_per_token": 0.0, "placebo_delta": None, "raised_won": 0, "other_won": 0, "first": 1, "last": 1},
+            **numbers,
+        },
     )
 
 
@@ -81,7 +86,7 @@ def test_rows_to_sort_have_shares():
     first, second = effect_rows(
         [
             make_effect("step", "a", steps=4, raised=3, raised_won=1, delta=0.5, advantage=6.0, first=2, last=7),
-            make_effect("episode", "b", steps=2, raised=2, delta=1.5, advantage=2.0),
+            make_effect("episode", "b", steps=2, raised=2, delta=1.5, placebo_delta=0.25, advantage=2.0),
         ]
     )
     assert first == {
@@ -92,8 +97,9 @@ def test_rows_to_sort_have_shares():
             "raised": 0.75,
             "delta": 0.5,
             "delta_per_token": 0.0,
+            "placebo_delta": None,
             "share": 0.75,
         },
         **{"won_if_raised": 1 / 3, "won_if_not": 0.0, "first": 2, "last": 7},
     }
-    assert (second["won_if_not"], second["share"]) == (None, 0.25)
+    assert (second["won_if_not"], second["share"], second["placebo_delta"]) == (None, 0.25, 0.25)

@@ -22,7 +22,9 @@ def _iteration(number: int, step_delta: float) -> tuple[int, dict]:
     ]
     old = {"old_log_probs": [-1.0, -0.5]}
     scores = [
-        keys[0] | old | {"skill_log_probs": [-0.5, -0.5], "skill_advantages": [0.5, 0.0]},  # raised by 0.5
+        keys[0]  # raised by 0.5, and by its placebo by 0.125
+        | old
+        | {"skill_log_probs": [-0.5, -0.5], "skill_advantages": [0.5, 0.0], "placebo_log_probs": [-1.0, -0.375]},
         keys[1] | old | {"skill_log_probs": [-2.0, -0.5], "skill_advantages": [-1.0, 0.0], "trained": False},
         keys[2] | old | {"skill_log_probs": [-1.0 + step_delta, -0.25], "skill_advantages": [step_delta, 0.25]},
         keys[3] | old,
@@ -36,6 +38,7 @@ def _iteration(number: int, step_delta: float) -> tuple[int, dict]:
 def test_a_skills_effect_is_summed_over_all_steps_with_its_kind_and_text():
     # all responses have two tokens; Do now: deltas -4 + 0.25 and 2 + 0.25, advantages 4 + 0.25 and 2 + 0.25
     # Plan: deltas 0.5 and -1 twice; only that of 0.5 was trained on
+    # of the plan's steps `a` alone has a placebo
     # c won each time, of the plan's episodes b alone, whose response became less likely
     effects = skill_effects([_iteration(3, -4.0), _iteration(5, 2.0)])
     did = {
@@ -45,6 +48,7 @@ def test_a_skills_effect_is_summed_over_all_steps_with_its_kind_and_text():
         "other_won": 1,
         "delta": -0.75,
         "delta_per_token": -0.375,
+        "placebo_delta": None,
         "advantage": 6.5,
     }
     planned = {
@@ -54,6 +58,7 @@ def test_a_skills_effect_is_summed_over_all_steps_with_its_kind_and_text():
         "other_won": 2,
         "delta": -0.25,
         "delta_per_token": -0.125,
+        "placebo_delta": 0.125,
         "advantage": 1.0,
     }
     assert effects == [
