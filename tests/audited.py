@@ -67,10 +67,12 @@ def make_campaign(
     full: Callable[[int], bool] = lambda iteration: True,
     special: Sequence[str] = (),
     degraded: int | None = None,
+    placebo: float | None = None,
 ) -> tuple[CampaignStore, list[Manifest]]:
     """A committed campaign. Iterations that are not `full` have the small tables only (their pages cannot be made).
 
     `special` texts stand first in the last iteration; iteration `degraded` is marked so and has findings.
+    Skills have placebos that make each token likelier by `placebo` nats (None: they have none).
     """
     store = open_campaign(root, name, {**CONFIG, "campaign": name, "iterations": iterations})
     encode = _encoder()
@@ -83,6 +85,9 @@ def make_campaign(
         }
         if iteration:
             rows |= iteration_rows(name, iteration, shape, texts, encode, full(iteration))
+            for scores in rows.get("scores", []) if placebo is not None else []:
+                if scores["skill_log_probs"] is not None:
+                    scores["placebo_log_probs"] = scores["old_log_probs"] + placebo
         rows["metrics"] = _metrics(iteration, rows, before)
         previous = commit_rows(
             store,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -148,6 +148,7 @@ def _skills(skills: pa.Table, position: dict[str, int], before: set[str]) -> lis
             "text": row["text"],
             "new": bool(row["text"]) and row["text"] not in before,
             "scored": [],
+            "delta": None,
             "analysis": {name: value for name, value in row.items() if name not in known and value is not None},
         }
         for row in skills.to_pylist()
@@ -162,19 +163,21 @@ def _fill_steps(
     chunks: list[dict[str, Any]],
     tokenizer: ByteTokenizer | str,
 ) -> float:
-    """Put each step into the chunk of its trajectory and under its skill; returns the heat map's scale in nats."""
+    """Put each step into the chunk of its trajectory and under its skill, and give each skill the mean delta of the
+    responses that were scored under it; returns the heat map's scale in nats."""
     kept = ["trajectory_id", "step", "observation", "action", "is_valid", "reward", "done", "truncated"]
     steps = tables["steps"].select([*kept, "response_text", "response_ids"]).to_pylist()
     routes = {(row["trajectory_id"], row["step"]): row for row in tables["routes"].to_pylist()}
     scores = score_rows(tables["scores"])
-    magnitudes = [np.zeros(0)]
+    magnitudes, sums = [np.zeros(0)], defaultdict[int, list[float]](list)
     for row in sorted(steps, key=lambda row: (row["trajectory_id"], row["step"])):
         key = (row["trajectory_id"], row["step"])
         score, route, trajectory = scores[key], routes[key], position[row["trajectory_id"]]
         magnitudes += [np.abs(delta) for delta in score.deltas]
         under = [numbers[name] for name in (route["skill_id"], route["added_skill_id"]) if name is not None]
-        for number in under:
+        for number, delta in zip(under, score.deltas, strict=True):
             skills[number]["scored"].append([trajectory, row["step"]])
+            sums[number].append(float(delta.sum()))
         ids, text = row["response_ids"], row["response_text"]
         chunks[trajectory]["steps"].append(
             {
@@ -194,6 +197,8 @@ def _fill_steps(
                 "skill_advantage": _advantage(score.skill_advantages, score.deltas),
             }
         )
+    for number, of_steps in sums.items():
+        skills[number]["delta"] = _short(sum(of_steps) / len(of_steps))
     every = np.concatenate(magnitudes)
     return _short(float(np.quantile(every, SCALE_QUANTILE))) if every.size else 0.0
 

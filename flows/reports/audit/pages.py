@@ -124,6 +124,7 @@ def campaign_page(
         small=summary.small_charts(rows),
         cost=summary.total_cost([row.analyzer_cost for row in rows]),
         effects=len(effects),
+        has_placebos=any(effect.placebo_delta is not None for effect in effects),
         shown=EFFECTS_SHOWN,
         newest=NEWEST,
         reload_s=reload_s,

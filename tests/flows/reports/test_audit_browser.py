@@ -100,6 +100,49 @@ def test_skills_are_ranked_by_what_they_did(campaign, open_page):
     assert rows.count() == sum(effect.kind == "episode" for effect in effects)
 
 
+def test_a_skill_stands_beside_its_placebo_where_some_skill_has_one(campaign, tmp_path, open_page):
+    page = open_page(campaign[2] / CAMPAIGN_PAGE)
+    headings = page.locator("#effects th").all_inner_texts()
+    assert "placebo's delta" not in headings
+    assert "placebo's delta" not in page.locator("section:has(#effects) p").inner_text()
+    store, chain = make_campaign(tmp_path, 1, Shape(), placebo=0.25)
+    write_pages(store, chain, [], tmp_path / "pages")
+    page = open_page(tmp_path / "pages" / CAMPAIGN_PAGE)
+    place = page.locator("#effects th").all_inner_texts().index("placebo's delta")
+    effects = effects_of(store, chain)
+    expected = [f"+{e.placebo_delta:.2f}" for e in effects if e.placebo_delta]
+    cells = page.locator(f"#effects td:nth-child({place + 1})").all_inner_texts()
+    assert cells == expected
+    assert len(expected) == len(effects)
+    assert "placebo's delta" in page.locator("section:has(#effects) p").inner_text()
+
+
+def test_the_skills_of_an_iteration_are_sorted_by_steps_and_delta_and_stay_so_when_searched(campaign, open_page):
+    store, chain, folder = campaign
+    scores, routes = (read_table(store, chain[-1].tables[name]).to_pylist() for name in ("scores", "routes"))
+    deltas: dict[str, list[float]] = {}
+    for score, route in zip(scores, routes, strict=True):
+        if route["skill_id"]:
+            pairs = zip(score["skill_log_probs"], score["old_log_probs"], strict=True)
+            deltas.setdefault(route["skill_id"], []).append(sum(under - old for under, old in pairs))
+    skills = read_table(store, chain[-1].tables["skills"]).to_pylist()
+    means = {s["text"]: sum(of) / len(of) for s in skills if (of := deltas.get(s["skill_id"]))}
+    page = open_page(folder / page_of(LAST))
+    page.click(".tabs a[href='#skills']")
+    page.wait_for_selector("#skill-count:has-text('10 of 10 skills')")
+    page.locator("#skill-list th button:text-is('mean delta, nats')").click()
+    texts = page.locator("#skill-list td.skill-text")
+    expected = sorted(means, key=lambda text: -means[text])
+    assert texts.all_inner_texts()[: len(expected)] == expected
+    shown = page.locator("#skill-list td:nth-child(5)").all_inner_texts()
+    numbers = [f"{'−' if means[text] < 0 else '+'}{abs(means[text]):.2f}" for text in expected]
+    assert shown == [*numbers, *["–"] * (10 - len(expected))]
+    page.select_option("#skill-kind", "step")
+    page.wait_for_selector("#skill-count:has-text('4 of 10 skills')")
+    kinds = {s["text"] for s in skills if s["kind"] == "step"}
+    assert texts.all_inner_texts() == [text for text in expected if text in kinds]
+
+
 def test_a_skill_was_born_where_the_whole_campaign_extracted_it_first(tmp_path, open_page):
     store, chain = make_campaign(tmp_path, 12, Shape(tasks=1, group_size=2, steps=2, tokens=4))
     write_pages(store, chain, [], tmp_path / "pages")
@@ -167,6 +210,23 @@ def test_no_page_is_wider_than_its_window(campaign, open_page, width):
         page = open_page(campaign[2] / name)
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_no_printed_page_is_wider_than_its_paper(tmp_path, open_page):
+    for name in ("audited", "alfworld-a-method-with-a-long-name-seed12"):
+        store, chain = make_campaign(tmp_path, 12, Shape(), name=name, placebo=0.25, degraded=3)
+        write_pages(store, chain, [12], tmp_path / name)
+    write_overview(str(tmp_path), None, [], tmp_path)
+    last = tmp_path / "audited" / page_of(12)
+    paths = [tmp_path / "audited" / CAMPAIGN_PAGE, tmp_path / OVERVIEW_PAGE, last]
+    for path, views in zip(paths, ([""], [""], ["#trajectories", "#skills", "#skill=1", "#record"]), strict=True):
+        page = open_page(path)
+        page.set_viewport_size({"width": 720, "height": 1000})
+        page.emulate_media(media="print")
+        for view in views:
+            page.goto(path.as_uri() + view)
+            page.wait_for_selector(f"body[data-shown='{view[1:]}']" if view else "body", state="attached")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 720, (path.name, view)
 
 
 @pytest.mark.parametrize("width", [380, 800, 1280])

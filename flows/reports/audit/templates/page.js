@@ -109,6 +109,9 @@
       column("won else", "won_if_not", share),
       column("mean delta, nats", "delta", (value) => signed(value, 2)),
       column("a token", "delta_per_token", (value) => signed(value, 3)),
+      ...(effects.some((row) => row.placebo_delta !== null)
+        ? [column("placebo's delta", "placebo_delta", (value) => (value === null ? "–" : signed(value, 2)))]
+        : []),
       column("share", "share", (value) => (value === null ? "–" : `${(100 * value).toFixed(1)}%`)),
       column("born", "first", String),
       column("last used", "last", String),
@@ -303,15 +306,20 @@
         return (!kind || skill.kind === kind) && (!byId("skill-new").checked || skill.new) && `${skill.id}\n${skill.text}\n${skill.analysis.error ?? ""}`.toLowerCase().includes(wanted);
       });
       byId("skill-count").textContent = `${places.length} of ${index.skills.length} skills`;
-      byId("skill-list").replaceChildren(skillTable(places, [
-        ["kind", (place) => badge(index.skills[place].kind)],
-        ["step", (place) => String(index.skills[place].step ?? "")],
-        ["outcome", (place) => badge(index.trajectories[index.skills[place].trajectory].outcome)],
-        ["steps scored", (place) => String(index.skills[place].scored.length)],
-        ["text", (place) => make("a", { href: `#skill=${place}` }, free(index.skills[place].text || `failed: ${index.skills[place].analysis.error}`)), "skill-text"],
-        ["trajectory", (place) => make("a", { href: `#trajectory=${index.skills[place].trajectory}` }, index.trajectories[index.skills[place].trajectory].id), "id"],
-      ]));
+      showPlaces(places);
     }
+
+    const skillOf = (place) => index.skills[place], originOf = (place) => index.trajectories[skillOf(place).trajectory];
+    const [skillsTable, showPlaces] = sortedTable([], [
+      ["kind", (place) => badge(skillOf(place).kind), "", (place) => skillOf(place).kind],
+      ["step", (place) => String(skillOf(place).step ?? ""), "number", (place) => skillOf(place).step],
+      ["outcome", (place) => badge(originOf(place).outcome), "", (place) => originOf(place).outcome],
+      ["steps scored", (place) => String(skillOf(place).scored.length), "number", (place) => skillOf(place).scored.length],
+      ["mean delta, nats", (place) => (skillOf(place).delta === null ? "–" : signed(skillOf(place).delta, 2)), "number", (place) => skillOf(place).delta],
+      ["text", (place) => make("a", { href: `#skill=${place}` }, free(skillOf(place).text || `failed: ${skillOf(place).analysis.error}`)), "skill-text", (place) => skillOf(place).text],
+      ["trajectory", (place) => make("a", { href: `#trajectory=${skillOf(place).trajectory}` }, originOf(place).id), "id", (place) => originOf(place).id],
+    ], "", () => {});
+    byId("skill-list").append(skillsTable);
 
     // Filters -----------------------------------------------------------------------------------------------------------
 
