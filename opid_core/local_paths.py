@@ -62,15 +62,22 @@ def shipped(path: Path, folder: Path = Path()) -> Path:
     return installed if installed is not None and installed.exists() else here
 
 
-@cache
 def shipped_configs() -> Path | None:
     """The folder `configs` of the checkout, or of the installed distribution; None where there is neither."""
-    checkout = Path(__file__).parents[1] / "configs"
-    if (checkout / "quickstart.yaml").is_file():
+    found = shipped_file("configs/quickstart.yaml")
+    return found and found.parent
+
+
+@cache
+def shipped_file(name: str) -> Path | None:
+    """The file `name` (`docs/metrics.md`) of the checkout, or of the installed distribution; None where there is
+    neither."""
+    checkout = Path(__file__).parents[1] / name
+    if checkout.is_file():
         return checkout
     try:
         files = importlib.metadata.files("opid") or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    found = [file for file in files if file.parts[-3:] == ("opid", "configs", "quickstart.yaml")]
-    return Path(str(found[0].locate())).resolve().parent if found else None
+    found = [file for file in files if file.as_posix().endswith(f"/opid/{name}")]
+    return Path(str(found[0].locate())).resolve() if found else None

@@ -60,7 +60,7 @@ def test_names_of_ones_own_modules_fit_the_schema():
     VALIDATOR.validate({"method": {"name": "mine:Method", "own": 1}, "environment": {"name": "mine:World"}})
 
 
-def test_a_distribution_has_every_file_of_the_configs():
+def test_a_distribution_has_every_file_of_the_configs_and_what_metrics_are():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     prefix = "share/opid/"
     shipped = set()
@@ -68,7 +68,8 @@ def test_a_distribution_has_every_file_of_the_configs():
         found = [path for pattern in patterns for path in REPOSITORY.glob(pattern)]
         assert {path.parent for path in found} == {REPOSITORY / target.removeprefix(prefix)}
         shipped |= set(found)
-    assert shipped == {path for path in CONFIGS.rglob("*") if path.is_file()}
+    configs = {path for path in CONFIGS.rglob("*") if path.is_file()}
+    assert shipped == configs | {REPOSITORY / "docs" / "metrics.md"}
 
 
 def test_init_writes_commented_configs_with_their_schema_and_overwrites_nothing(tmp_path, opid):

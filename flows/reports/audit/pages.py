@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.reports.audit import summary
 from flows.reports.audit.data import IterationData, iteration_data
+from flows.reports.audit.metrics import definition_of
 from flows.reports.audit.tokens import stored_tokenizer
 from flows.reports.chains import Evaluated, evaluations, read_tables
 from flows.reports.formatting import interval, percent, score_text, with_interval
@@ -215,6 +216,7 @@ def _environment() -> Environment:
         "tests": tests,
         "score": score_text,
         "cost": _cost,
+        "definition": definition_of,
     }
     return environment
 
