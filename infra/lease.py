@@ -31,10 +31,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from infra.campaigns import NUMBERED
 from infra.interrupts import interruptible
 from infra.store import CampaignStore, create_object, list_objects, put_object, read_object
-from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
+from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost, OpidError, is_interrupt
+from opid_core.reading import well_formed
 
 _LOOKS = 10
 """How often a newcomer looks at the heartbeat in one time to live."""
+INTERRUPTED = "interrupted"
+"""How a holder ended that was interrupted, as with Ctrl-C."""
+_LONGEST = 300
+"""Characters of an error that are kept."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Holder:
     which did not tell, and for damaged objects."""
     iterations: Annotated[int, Field(ge=0)] | None = None
     """How many it was to make the campaign have; None where it does not tell."""
+    ended: str | None = None
+    """How it ended: `INTERRUPTED`, or the type and the first line of the error; None where it has not, ended by itself,
+    or does not tell."""
 
     @property
     def name(self) -> str:
@@ -88,9 +96,9 @@ class Lease:
                 "silent; this one stops"
             )
 
-    def beat(self, count: int, *, released: bool = False) -> None:
-        """Renew the lease, or let the next driver take over at once."""
-        holder = replace(self.holder, beats=count, released=released)
+    def beat(self, count: int, *, released: bool = False, ended: str | None = None) -> None:
+        """Renew the lease, or let the next driver take over at once and tell how this one `ended`."""
+        holder = replace(self.holder, beats=count, released=released, ended=ended)
         put_object(self.store, _path(self.epoch), _to_bytes(holder))
 
 
@@ -143,18 +151,22 @@ def held(
     *,
     iterations: int | None = None,
 ) -> Iterator[Lease]:
-    """Hold the lease while the block runs, renewed in the background every `ttl_s` / 3 seconds. Raises as `acquire`."""
+    """Hold the lease while the block runs, renewed in the background every `ttl_s` / 3 seconds, and let it go with how
+    the block ended. Raises as `acquire`."""
     lease = acquire(store, ttl_s, prefect_run_id, say, iterations=iterations)
-    ended = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(lease, ttl_s, ended), name="lease", daemon=True)
+    over, ended = threading.Event(), None
+    renewing = threading.Thread(target=_renew, args=(lease, ttl_s, over), name="lease", daemon=True)
     renewing.start()
     try:
         yield lease
+    except BaseException as error:
+        ended = _ending(error)
+        raise
     finally:
-        ended.set()
+        over.set()
         renewing.join(ttl_s)  # a heartbeat on its way would undo the release
         with suppress(OpidError):  # unreleased, the next driver takes it once it has been silent
-            lease.beat(0, released=True)
+            lease.beat(0, released=True, ended=ended)
 
 
 def status(store: CampaignStore) -> tuple[Holder, float] | None:
@@ -165,9 +177,16 @@ def status(store: CampaignStore) -> tuple[Holder, float] | None:
     return None if holder is None else (holder, max(0.0, time.time() - listed[-1].modified))
 
 
-def _renew(lease: Lease, ttl_s: float, ended: threading.Event) -> None:
+def _ending(error: BaseException) -> str:
+    if is_interrupt(error):
+        return INTERRUPTED
+    lines = str(error).strip().splitlines()
+    return well_formed(": ".join([type(error).__name__, *lines[:1]])[:_LONGEST])
+
+
+def _renew(lease: Lease, ttl_s: float, over: threading.Event) -> None:
     count, pause_s = 1, ttl_s / 3
-    while not ended.wait(pause_s):
+    while not over.wait(pause_s):
         try:
             lease.beat(count)
             count, pause_s = count + 1, ttl_s / 3

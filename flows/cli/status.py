@@ -97,11 +97,21 @@ def _now(standing: Standing) -> str:
         case "silent":
             return f"At {where}. Its driver is silent and may have been killed:\n{standing.driver}."
         case "stopped":
-            how = "after a failure, see below" if standing.failures else "by Ctrl-C, or with no failure recorded"
-            return f"Stopped at {where}{left}\n({how})."
+            return f"Stopped at {where}{left}\n({_how_it_ended(standing)})."
         case "not begun":
             return "No driver has begun yet: `opid train` takes up to a minute or two to start Prefect."
     return "No driver works on it."
+
+
+def _how_it_ended(standing: Standing) -> str:
+    from infra.lease import INTERRUPTED
+
+    told, failed = standing.ended, "after a failure, see below" if standing.failures else ""
+    if told == INTERRUPTED:
+        return ", ".join(filter(None, ("by Ctrl-C", failed)))
+    if told and not any(told in failure for failure in standing.failures):
+        return f"by {told}"
+    return failed or "with no failure recorded"
 
 
 def overview(found: Sequence[Standing]) -> Table:

@@ -38,6 +38,9 @@ class Standing:
     """That comes next, or is worked on; None where all is committed."""
     driver: str | None
     """Who has the lease."""
+    ended: str | None
+    """How the newest driver ended: `interrupted`, or the type and the first line of the error; None where it has not,
+    ended by itself, or does not tell."""
     seconds_left: float | None
     """Until the last commit, if the iterations to come take as long as the newest; None before the first."""
     success: dict[str, float]
@@ -75,6 +78,7 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
         iterations_planned=planned,
         stage=None if is_finished else _stage(stages.finished(store, following, len(given_up)), following),
         driver=driver and f"{driver}, last heartbeat {silent_s:.0f} s ago",
+        ended=held[0].ended if held else None,
         seconds_left=seconds_left(chain, planned, is_running=state == "running"),
         success=evaluated,
         failures=tuple(f"attempt {n} at {one['at']}: {one['reason']}" for n, one in enumerate(given_up, start=1)),

@@ -153,6 +153,46 @@ def test_a_released_lease_is_taken_at_once_also_after_a_failure_or_while_it_is_w
     assert waits.waited_s == 6
 
 
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (KeyboardInterrupt(), "interrupted"),
+        (ZeroDivisionError("by zero\nsecond line"), "ZeroDivisionError: by zero"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("\nhalf a character \ud83d"), "ValueError: half a character \ufffd"),
+        (ValueError("x" * 400), f"ValueError: {'x' * 288}"),
+    ],
+)
+def test_a_holder_tells_how_it_ended(store, error, ended):
+    with pytest.raises(type(error)), held(store, 30):
+        raise error
+    holder, _ = status(store) or pytest.fail("no lease")
+    assert (holder.released, holder.ended, holder.process_id) == (True, ended, os.getpid())
+
+
+def test_an_error_while_ctrl_c_is_handled_is_an_interrupt(store):
+    def clean_up() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("cleaning up") from None
+
+    with pytest.raises(RuntimeError), held(store, 30):
+        clean_up()
+    holder, _ = status(store) or pytest.fail("no lease")
+    assert holder.ended == "interrupted"
+
+
+def test_a_holder_that_ended_by_itself_or_in_an_earlier_version_tells_nothing(store):
+    with held(store, 30):
+        pass
+    told = json.loads(read_object(store, "_lease/000001.json") or b"")
+    assert told.pop("ended") is None
+    put_object(store, "_lease/000001.json", json.dumps(told).encode())
+    holder, _ = status(store) or pytest.fail("no lease")
+    assert (holder.released, holder.ended, holder.process_id) == (True, None, os.getpid())
+
+
 def test_another_newcomer_that_was_faster_has_it(store):
     acquire(store, 30)
     waits = Waits(at_30=lambda: acquire(store, 30, "faster", wait=lambda _: None))

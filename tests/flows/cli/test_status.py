@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -155,6 +156,30 @@ def test_who_works_on_a_campaign_at_which_stage_and_what_stopped_it(tmp_path, op
     assert [one["iteration"] for one in running["commits"]] == [0, 1]
     assert told()["state"] == "stopped"
     assert "Stopped at iteration 2, route\n(after a failure, see below)." in opid("status", "mine", "--root", root)
+
+
+@pytest.mark.parametrize(
+    ("error", "failures", "how"),
+    [
+        (KeyboardInterrupt(), [], "by Ctrl-C"),
+        (KeyboardInterrupt(), ["EngineDied: gone"], "by Ctrl-C, after a failure, see below"),
+        (DataError("[config]: no number\nmore"), [], "by DataError: [config]: no number"),
+        (DataError("no number"), ["EngineDied: gone"], "by DataError: no number"),
+        (DataError("no number\nmore"), ["DataError: no number\nmore"], "after a failure, see below"),
+        (None, [], "with no failure recorded"),
+    ],
+)
+def test_a_stopped_campaign_says_how_its_driver_ended(tmp_path, opid, error, failures, how):
+    store = a_campaign(tmp_path, tmp_path, "mine", 2)
+    for attempt, reason in enumerate(failures):
+        stages.give_up(store, 2, attempt, reason)
+    with suppress(KeyboardInterrupt, DataError), lease.held(store, 30):
+        if error is not None:
+            raise error
+    assert f"Stopped at iteration 2, rollout\n({how}).\n" in opid("status", "mine", "--root", tmp_path)
+    told = json.loads(opid("status", "mine", "--root", tmp_path, "--json"))
+    first_line = str(error).split("\n")[0]
+    assert told["ended"] == {KeyboardInterrupt: "interrupted", DataError: f"DataError: {first_line}"}.get(type(error))
 
 
 def test_a_damaged_lease_is_told_and_hides_nothing(tmp_path, opid):
