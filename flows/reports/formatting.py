@@ -54,7 +54,7 @@ def show_table(console: Console, table: Table) -> None:
 def show_markdown(console: Console, text: str) -> None:
     """Print Markdown; what a link leads to is shown, an image is left out, no line of a code block is broken, so that
     commands can be copied, and a table that is too wide is printed in parts, so that no cell is cut."""
-    from rich.markdown import Markdown
+    from flows.reports.markdown import WholeMarkdown
 
     without_images = re.sub(r"^!\[.*\]\(.*\)$", "", text, flags=re.MULTILINE)
     for number, part in enumerate(re.split(r"^```\w*\n(.*?)^```$", without_images, flags=re.MULTILINE | re.DOTALL)):
@@ -62,7 +62,7 @@ def show_markdown(console: Console, text: str) -> None:
             say(console, f"\n{part}")
         elif part.strip():
             fitting = re.sub(_TABLE, lambda table: _in_parts(table[0], console.width), part)
-            console.print(Markdown(fitting, hyperlinks=False))
+            console.print(WholeMarkdown(fitting, hyperlinks=False))
 
 
 def _in_parts(table: str, width: int) -> str:

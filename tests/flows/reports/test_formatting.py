@@ -17,6 +17,7 @@ from envs import alfworld
 from flows.cli import main as cli
 from flows.display import live_progress
 from flows.reports.formatting import Terminal, markdown_table, say, show_markdown
+from flows.reports.study_tables import TESTS
 from opid_core.config import build_config
 from tasks import progress
 
@@ -110,3 +111,52 @@ def test_a_table_that_fits_or_has_rows_of_unequal_length_stays_one(table):
     show_markdown(Terminal(file=output, width=60), f"before\n\n{table}")
     assert output.getvalue().split()[:2] == ["before", "a"]
     assert output.getvalue().split().count("1") == 1
+
+
+INTERVAL = "52.0% (46.4% to 57.6%)"
+NAMES = ["quickstart-grpo", "quickstart-opid", "quickstart-lambda-0.1"]
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"),
+    [
+        (
+            ["method", "temperature", "seeds", "tasks", "before", "success (micro)", "success (macro)"],
+            [[name, "0.4", "3", "300", "37.3%", INTERVAL, INTERVAL] for name in NAMES],
+        ),
+        (
+            ["method", "twin", "temperature", "shared seeds", "difference (95%)", *TESTS],
+            [[name, NAMES[2], "0.4", "3", INTERVAL, "0.0018", "0.009", "7.7 points"] for name in NAMES],
+        ),
+        (
+            ["task type (after 4 updates, temperature 0.4)", "episodes", "before", "success"],
+            [["pick_clean_then_place_in_recep", "100", INTERVAL, INTERVAL]],
+        ),
+    ],
+)
+@pytest.mark.parametrize("width", [80, 60])
+def test_no_name_in_a_table_is_cut(header, rows, width):
+    output = io.StringIO()
+    show_markdown(Terminal(file=output, width=width), "\n".join(markdown_table(header, rows)))
+    lines, words = output.getvalue().splitlines(), output.getvalue().split()
+    assert "…" not in output.getvalue()
+    assert max(map(len, lines)) <= width
+    for row in [header, *rows]:
+        assert {word for cell in row for word in cell.split()} <= set(words)
+
+
+def test_a_column_has_no_more_than_it_needs_and_what_is_left_goes_to_the_longest():
+    output = io.StringIO()
+    show_markdown(Terminal(file=output, width=30), "| a | b |\n|---|---|\n| long-name | one two three four |")
+    # of 30 characters 4 are padding, 9 the name's; the other cell needs 18 and has 17
+    assert [line.rstrip() for line in output.getvalue().splitlines() if "long" in line or "four" in line] == [
+        " long-name  one two three",
+        "            four",
+    ]
+
+
+def test_a_word_longer_than_the_line_goes_on_in_the_next():
+    output = io.StringIO()
+    show_markdown(Terminal(file=output, width=20), f"| a |\n|---|\n| {'x' * 30} |")
+    assert "…" not in output.getvalue()
+    assert output.getvalue().count("x") == 30
