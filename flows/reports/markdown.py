@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
@@ -24,7 +25,7 @@ class _WholeWords(TableElement):
 class WholeMarkdown(Markdown):
     """Markdown in whose tables nothing is cut: Rich itself makes the widest columns narrower, whatever their words."""
 
-    elements = {**Markdown.elements, "table_open": _WholeWords}  # noqa: RUF012
+    elements: ClassVar = {**Markdown.elements, "table_open": _WholeWords}
 
 
 def _fit(columns: list[Column], width: int) -> None:
