@@ -121,7 +121,7 @@ def iterate(
 
             counters.tables = counters.bytes = 0
             counters.gates_s = counters.expectations_s = 0.0
-            profiler = cProfile.Profile()
+            profiler = cProfile.Profile(time.process_time)
             before, counters.root = memory(reset=True), root
             learner_before = workers.group.call("memory", True)
             stages_s = {}
