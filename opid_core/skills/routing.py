@@ -37,10 +37,11 @@ def route(
     if has_step and lambda_step > 0:
         return "step", "critical step"
     if has_episode and lambda_episode > 0:
-        return "episode", "step skills are off" if has_step else "no skill for this step"
+        return "episode", "step skills are off" if has_step else "no step skill for this step"
     if not has_step and not has_episode:
         return "none", "no skill for this step" if step_skills else "no skills for this trajectory"
-    return "none", "episode skills are off" if has_episode else "step skills are off"
+    off = " and ".join(kind for kind, has in (("episode", has_episode), ("step", has_step)) if has)
+    return "none", f"{off} skills are off"
 
 
 def route_table(samples: Samples, skills: pa.Table, method: Method, seed: int, words: ActionWords) -> pa.Table:
