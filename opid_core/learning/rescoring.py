@@ -5,6 +5,7 @@ One policy, the old one, scores with and without the skill; a rollout engine's l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -196,8 +197,8 @@ def _metrics(samples: Samples, routed: SkillPrompts, *others: SkillPrompts) -> d
     return {
         "rescore/engine_gap_mean": float(gaps.mean()) if gaps.size else 0.0,
         "rescore/engine_gap_max": float(gaps.max(initial=0.0)),
-        "rescore/skill_delta_mean": float(delta.mean()) if delta.size else 0.0,
-        "rescore/skill_delta_std": float(delta.std()) if delta.size else 0.0,
+        "rescore/skill_delta_mean": float(delta.mean()) if delta.size else math.nan,
+        "rescore/skill_delta_std": float(delta.std()) if delta.size else math.nan,
         "rescore/prompts_cut": sum(
             int((prompts.history_dropped > dropped_before[prompts.rows]).sum()) for prompts in (routed, *others)
         ),
