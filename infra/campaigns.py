@@ -21,6 +21,13 @@ from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import ABSENT, MAY_DIFFER, canonical_json, config_differences
 from opid_core.reading import parse_json
 
+SECTIONS = (
+    *("environment", "rollout", "engine", "prompting", "analyzer", "method", "learner", "warm_start", "evaluation"),
+    *("tracking", "notify", "storage", "cluster", "recovery", "gates"),
+)
+"""Of a config: the keys that have keys below them."""
+_NAMES = ("campaign", "environment.name", "method.name", "analyzer.backend")
+"""Of a config: the texts that reports show."""
 NUMBERED = r"[0-9]{6,}\.json"
 """Form of the names of leases, and of the notes of policies."""
 
@@ -212,6 +219,16 @@ def read_config(store: CampaignStore) -> dict[str, Any]:
         raise DataError(f"{address}: not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise DataError(f"{address}: expected a JSON object, got {type(config).__name__}")
+    for name in config.keys() & SECTIONS:
+        if not isinstance(config[name], dict):
+            raise DataError(f"{address}: {name}: expected keys below it, got {_show(config[name])}")
+    for name in _NAMES:
+        section, _, key = name.rpartition(".")
+        # what an older version stored may lack the whole section
+        if section in config or not section:
+            value = (config[section] if section else config).get(key)
+            if not isinstance(value, str):
+                raise DataError(f"{address}: {name}: expected a text, got {_show(value)}")
     return config
 
 

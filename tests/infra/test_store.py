@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import objects
+from infra.campaigns import SECTIONS
 from infra.store import (
     CampaignStore,
     campaign_exists,
@@ -32,7 +33,9 @@ from infra.store import (
     write_table,
 )
 from opid_core import schema
+from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError
+from opid_core.sections import Section
 from tests.factories import CONFIG, all_files, metrics_table, refuse, scores_table, stored_paths
 
 # Campaigns
@@ -108,6 +111,31 @@ def test_a_damaged_config_is_named(store, root):
     with pytest.raises(DataError, match=f"{location(store)}/config.json: expected a JSON object, got list"):
         open_campaign(root.address, "demo", CONFIG, root.endpoint_url)
     assert read_object(store, "config.json") == b"[]"
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        *(({name: 5}, name) for name in SECTIONS),
+        ({"method": None}, "method"),
+        ({"environment": []}, "environment"),
+        ({"campaign": ["demo"]}, "campaign"),
+        ({"campaign": None}, "campaign"),
+        ({"environment": {"options": {}}}, "environment.name"),
+        ({"method": {"name": 5}}, "method.name"),
+        ({"analyzer": {}}, "analyzer.backend"),
+    ],
+)
+def test_a_config_of_another_form_is_named_with_its_field(tmp_path, changed, field):
+    store = open_campaign(tmp_path, "demo", CONFIG)
+    put_object(store, "config.json", json.dumps({**CONFIG, **changed}).encode())
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}/demo/config.json: {field}: expected ")):
+        read_config(store)
+
+
+def test_the_sections_of_a_stored_config_are_those_of_a_config():
+    fields = CampaignConfig.model_fields.items()
+    assert {*SECTIONS} == {name for name, field in fields if isinstance(field.default, Section)}
 
 
 def test_looking_for_an_unknown_campaign_lists_the_known_ones_and_touches_nothing(root, tmp_path):
