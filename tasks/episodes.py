@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from envs.base import Environment, make, validate_options
 from opid_core.config import CampaignConfig
+from opid_core.errors import ConfigError
+from opid_core.local_paths import shipped_configs
 from opid_core.rollout.episodes import EpisodeSettings
-from opid_core.skills.banks import skill_finder
+from opid_core.skills.banks import GENERAL, load_skill_bank, skill_finder
 
 
 def environment_maker(config: CampaignConfig) -> Callable[[], Environment]:
@@ -34,19 +36,34 @@ def episode_settings(config: CampaignConfig, temperature: float | None) -> Episo
 
 
 def check_skill_banks(config: CampaignConfig) -> None:
-    """Raise ConfigError for a skill bank that cannot be read or lacks a task type of the split that it is used on."""
-    environment = environment_maker(config)()
-    for split, settings in (
-        (config.environment.train_split, training_settings(config)),
-        *((split, evaluation_settings(config, 1.0)) for split in config.evaluation.splits),
-    ):
-        if settings.skill_of is not None:
-            for task in environment.tasks(split):
-                settings.skill_of(task)
-    if bank := config.method.bank_of_teacher:
-        skill_of = skill_finder(bank)
-        for task in environment.tasks(config.environment.train_split):
-            skill_of(task)
+    """Raise ConfigError for a skill bank that cannot be read, lacks a task type of the split that it is used on, or is
+    of another environment."""
+    environment, train_split = environment_maker(config)(), config.environment.train_split
+    used = [(train_split, config.method.bank_in_training), (train_split, config.method.bank_of_teacher)]
+    used += [(split, config.bank_at_test) for split in config.evaluation.splits]
+    for split, path in used:
+        if path is not None:
+            skill_of, tasks = skill_finder(path), environment.tasks(split)
+            for task in tasks:
+                skill_of(task)
+            _check_world(path, {task.task_type for task in tasks}, config.environment.name)
+
+
+def _check_world(path: str, task_types: set[str], environment: str) -> None:
+    """Raise ConfigError where a bank names task types, and none that the environment has: what it says of every task is
+    meant for those."""
+    named = load_skill_bank(path).keys() - {GENERAL}
+    if not named or named & task_types:
+        return
+    configs = shipped_configs()
+    banks = sorted((configs / "skill_banks").glob("*.json")) if configs else []
+    worlds = [bank.stem for bank in banks if named <= load_skill_bank(bank).keys()]
+    if environment not in worlds:  # a data source of the user's own may have a name that no bank knows
+        of = f"it is a bank of {', '.join(worlds)}" if worlds else f"{environment} has {', '.join(sorted(task_types))}"
+        raise ConfigError(
+            f"{path}: a skill bank of another environment than {environment}, which has none of its task types "
+            f"({', '.join(sorted(named))}); {of}"
+        )
 
 
 def _settings(config: CampaignConfig, temperature: float, skill_bank: str | None) -> EpisodeSettings:

@@ -9,7 +9,9 @@ import pytest
 
 from envs.base import Task
 from opid_core.config import CampaignConfig, build_config
-from tasks.episodes import evaluation_settings, training_settings
+from opid_core.config.loading import on_top, read_config_file
+from opid_core.errors import ConfigError
+from tasks.episodes import check_skill_banks, evaluation_settings, training_settings
 
 TASK = Task("t", "cool", None)
 
@@ -43,3 +45,35 @@ def test_an_evaluation_may_have_a_bank_of_its_own(banks):
     both = build_config({"campaign": "c", "method": method, "evaluation": evaluation})
     assert skills(both) == ("the skill of trained", "the skill of asked")
     assert skills(build_config({"campaign": "c"})) == (None, None)
+
+
+@pytest.mark.parametrize("environment", ["alfworld", "webshop", "search_qa"])
+@pytest.mark.parametrize("of", ["alfworld", "webshop", "search_qa"])
+@pytest.mark.parametrize("use", ["trained with", "taught from", "evaluated with"])
+def test_a_bank_of_another_environment_is_refused_though_it_has_something_to_say_of_every_task(environment, of, use):
+    bank = f"configs/skill_banks/{of}.json"
+    changes = {
+        "trained with": {"method": {"name": "skill_grpo", "skill_bank": bank}},
+        "taught from": {"method": {"name": "sdar", "skill_bank": bank}},
+        "evaluated with": {"method": {"name": "grpo"}, "evaluation": {"skill_bank": bank}},
+    }[use]
+    checked = build_config(on_top(read_config_file(Path(f"configs/tiny_{environment}.yaml")), changes))
+    if environment == of:
+        check_skill_banks(checked)
+        return
+    refused = rf"^{bank}: a skill bank of another environment than {environment}, .*; it is a bank of {of}$"
+    with pytest.raises(ConfigError, match=refused):
+        check_skill_banks(checked)
+
+
+def test_a_bank_of_its_own_task_types_is_refused_where_the_environment_has_none_of_them(tmp_path):
+    bank = tmp_path / "bank.json"
+
+    def check(texts: dict[str, str]) -> None:
+        bank.write_text(json.dumps(texts), encoding="utf-8")
+        check_skill_banks(build_config({"campaign": "c", "evaluation": {"skill_bank": str(bank)}}))
+
+    check({"general": "Look first."})
+    check({"general": "Look first.", "pick_and_place_simple": "Take it.", "of my own": "Wait."})
+    with pytest.raises(ConfigError, match=rf"^{bank}: .* \(of my own\); alfworld has .*pick_and_place_simple"):
+        check({"general": "Look first.", "of my own": "Wait."})
