@@ -24,6 +24,7 @@ from infra.manifest import (
     to_bytes,
 )
 from infra.objects import Address
+from infra.scratch import scratch_folder
 from infra.tables import check_object, key_of, opened
 from opid_core.errors import DataError, GateError
 
@@ -167,25 +168,32 @@ def check_config(store: CampaignStore, chain: Sequence[Manifest]) -> None:
 def check_objects(
     store: CampaignStore, records: Sequence[FileRecord], on_file: Callable[[FileRecord], None] | None = None
 ) -> int:
-    """Re-hash files, count the rows of tables on a disk, and say how many files there are; `on_file` gets each that was
-    found whole, in order. Raises DataError that names the first bad one."""
-
-    def check(record: FileRecord) -> FileRecord | None:
-        address = store.address(record.path)
-        found = objects.digest_of(address, record.size)
-        if found is None and record.path in pruned(store):  # by a running campaign, since the records were read
-            return None
-        check_object(address, record, found)
-        if record.rows is not None and isinstance(address, Path):  # one on S3 would be fetched again for it
-            opened(address, address, record).close()
-        return record
-
+    """Re-hash files, count the rows of tables, and say how many files there are; `on_file` gets each that was found
+    whole, in order. A table on S3 is fetched once, to a file that lasts as long as its check. Raises DataError that
+    names the first bad one."""
     whole = 0
-    for record in objects.each_in_parallel(check, records):
-        if record is not None:
-            whole += 1
-            if on_file is not None:
-                on_file(record)
+    with scratch_folder() as scratch:
+
+        def check(numbered: tuple[int, FileRecord]) -> FileRecord | None:
+            number, record = numbered
+            address, copy = store.address(record.path), scratch / f"{number}.parquet"
+            is_fetched = record.rows is not None and not isinstance(address, Path)
+            found = (
+                objects.download(address, copy, record.size) if is_fetched else objects.digest_of(address, record.size)
+            )
+            if found is None and record.path in pruned(store):  # by a running campaign, since the records were read
+                return None
+            check_object(address, record, found)
+            if record.rows is not None:
+                opened(address if isinstance(address, Path) else copy, address, record).close()
+            copy.unlink(missing_ok=True)
+            return record
+
+        for record in objects.each_in_parallel(check, enumerate(records)):
+            if record is not None:
+                whole += 1
+                if on_file is not None:
+                    on_file(record)
     return whole
 
 
