@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.learner_gpu import CONFIG, hosted, make_samples, timed
-from flows.cost import CARDS, flops_a_token
+from flows.cost import CARDS, card_called, flops_a_token
 from infra.scratch import scratch_folder
 from opid_core.config.learning import LoraConfig
 from opid_core.errors import OutOfMemory
@@ -106,8 +106,7 @@ def row(name: str, samples_count: int) -> str:
 
 def card_peak() -> float:
     """The data sheet's FLOP/s of this card; an H100's where it has none."""
-    name = torch.cuda.get_device_name(0)
-    return next((card.peak_flops for known, card in CARDS.items() if known in name), CARDS["H100"].peak_flops)
+    return CARDS[card_called(torch.cuda.get_device_name(0)) or "H100"].peak_flops
 
 
 def main() -> None:

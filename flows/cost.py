@@ -5,7 +5,6 @@ Nothing here is measured unless `factors` says so: a campaign that has run puts 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,23 +27,27 @@ class Card:
     """Dense bfloat16 FLOP/s with float32 sums."""
     bandwidth: float
     """Bytes/s of its memory."""
+    driver_names: tuple[str, ...] = ()
+    """What the driver calls it, after `NVIDIA`."""
     is_cpu: bool = False
     """Whether it is what a rank has of this machine's CPU: a replica more brings nothing then."""
 
 
 CARDS = {
-    "H100": Card(989e12, 3.35e12),
-    "H200": Card(989e12, 4.8e12),
-    "A100": Card(312e12, 2.04e12),
-    "A100-40GB": Card(312e12, 1.56e12),
-    "L40S": Card(362e12, 0.864e12),
-    "RTX4090": Card(165e12, 1.01e12),
-    "RTX3090": Card(71e12, 0.936e12),
+    "H100": Card(989e12, 3.35e12, ("H100 80GB HBM3",)),
+    "H100-PCIe": Card(756e12, 2.0e12, ("H100 PCIe",)),
+    "H100-NVL": Card(835e12, 3.9e12, ("H100 NVL",)),
+    "H200": Card(989e12, 4.8e12, ("H200",)),
+    "H200-NVL": Card(835e12, 4.8e12, ("H200 NVL",)),
+    "A100": Card(312e12, 2.04e12, ("A100-SXM4-80GB",)),
+    "A100-PCIe": Card(312e12, 1.94e12, ("A100 80GB PCIe",)),
+    "A100-40GB": Card(312e12, 1.56e12, ("A100-SXM4-40GB", "A100-PCIE-40GB")),
+    "L40S": Card(362e12, 0.864e12, ("L40S",)),
+    "RTX4090": Card(165e12, 1.01e12, ("GeForce RTX 4090",)),
+    "RTX3090": Card(71e12, 0.936e12, ("GeForce RTX 3090",)),
     "CPU": Card(0.1e12, 20e9, is_cpu=True),
 }
-"""By name; SXM where there are several. Of the CPU: one thread in float32, which is no data sheet's number."""
-_OTHER_MODELS = {"TI", "D", "LAPTOP"}
-"""Words after a card's name that make it another card."""
+"""By name; SXM where no other form is named. Of the CPU: one thread in float32, which is no data sheet's number."""
 
 
 @dataclass(frozen=True)
@@ -319,15 +322,17 @@ def _card_here() -> str | None:
 def _why_no_card_here() -> str:
     import torch
 
-    return "no data sheet of this machine's GPU" if torch.cuda.is_available() else "this machine has no GPU"
+    if not torch.cuda.is_available():
+        return "this machine has no GPU"
+    is_slice = " MIG " in torch.cuda.get_device_name(0)
+    return f"no data sheet of this machine's {'MIG slice' if is_slice else 'GPU'}"
 
 
 def card_called(told: str) -> str | None:
-    """The name in `CARDS` of a GPU from the driver's, such as `NVIDIA A100-SXM4-40GB`: all its parts are words of that.
-    None for one without a data sheet, such as another model of the same number."""
-    words = {*re.split("[ -]", told.upper().replace("RTX ", "RTX"))}
-    names = [] if words & _OTHER_MODELS else sorted(CARDS, key=len, reverse=True)
-    return next((name for name in names if words.issuperset(name.split("-"))), None)
+    """The name in `CARDS` of a GPU from the driver's, such as `NVIDIA A100-SXM4-40GB`. None for one without a data
+    sheet, such as another form of the same chip, or a MIG slice of a card."""
+    told = told.removeprefix("NVIDIA ")
+    return next((name for name, card in CARDS.items() if told in card.driver_names), None)
 
 
 def _hours(number: float) -> str:

@@ -225,7 +225,7 @@ def test_a_campaign_that_has_run_tells_the_seconds():
 
 def test_cards():
     assert known_card("rtx4090") == "RTX4090"
-    with pytest.raises(ConfigError, match=r"--card: no data sheet of 'H1000'; known: H100, H200, A100, .*, CPU"):
+    with pytest.raises(ConfigError, match=r"--card: no data sheet of 'H1000'; known: H100, H100-PCIe, .*, CPU"):
         known_card("H1000")
     config = config_of(learner={"ranks": 2}, threads=4)
     of_rank = Card(2 * CARDS["CPU"].peak_flops, CARDS["CPU"].bandwidth, is_cpu=True)
@@ -241,6 +241,19 @@ def test_a_card_that_is_not_here_is_said_to_be_assumed(monkeypatch):
     assert card_of(config_of(learner={"dtype": "float32"}), None)[0].startswith("CPU")
 
 
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "no data sheet of this machine's MIG slice"),
+        ("NVIDIA B200", "no data sheet of this machine's GPU"),
+    ],
+)
+def test_a_slice_of_a_card_is_not_taken_for_the_whole(monkeypatch, told, why):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: told)
+    assert card_of(config_of(), None) == (f"H100 (assumed: {why})", CARDS["H100"])
+
+
 def test_prompts_of_one_length_have_one_number():
     assert "prompts of 96 tokens" in assumptions(config_of(rollout={"max_prompt_tokens": 96}))
     assert "prompts of 300 to 330 tokens" in assumptions(config_of())
@@ -252,8 +265,17 @@ def test_prompts_of_one_length_have_one_number():
         ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
         ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
         ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("NVIDIA A100 80GB PCIe", "A100"),
+        ("NVIDIA A100 80GB PCIe", "A100-PCIe"),
         ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H200 NVL", "H200-NVL"),
+        ("NVIDIA L40S", "L40S"),
+        ("GeForce RTX 3090", "RTX3090"),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
+        ("NVIDIA H20", None),
         ("NVIDIA GeForce RTX 4090", "RTX4090"),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA GeForce RTX 3090 Ti", None),
@@ -261,5 +283,5 @@ def test_prompts_of_one_length_have_one_number():
         ("NVIDIA GH200 480GB", None),
     ],
 )
-def test_a_card_is_known_by_the_words_of_its_driver_s_name(told, name):
+def test_a_card_is_known_by_what_its_driver_calls_it(told, name):
     assert card_called(told) == name
