@@ -179,7 +179,10 @@ def test_a_card_of_what_is_not_known(tmp_path):
 
 @pytest.mark.parametrize(
     "given",
-    [{"evaluation": {"skill_bank": "bank.json"}}, {"method": {"skill_bank": "bank.json", "keep_skill_at_test": 1}}],
+    [
+        {"evaluation": {"skill_bank": "bank.json"}},
+        {"method": {"name": "skill_grpo", "skill_bank": "bank.json", "keep_skill_at_test": 1}},
+    ],
 )
 def test_a_policy_that_was_evaluated_with_skills_is_not_said_to_run_without(tmp_path, given):
     store = open_campaign(tmp_path, "demo", CONFIG | given)
