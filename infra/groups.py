@@ -52,6 +52,9 @@ class StoredFolder:
         """The copy on this machine, fetched and hashed. Raises as `folder_path` does."""
         return shared_folder_path(self.store, self.folder) / self.part
 
+    def remove(self, path: Path) -> None:
+        """Remove what `path` has made for its caller alone: nothing, for the cache is everybody's."""
+
     def __str__(self) -> str:
         return location(self.store, f"{self.folder.uri}/{self.part}".rstrip("/"))
 

@@ -103,6 +103,11 @@ class Place:
         if group := self._groups.pop(key, None):
             group.kill()
 
+    def forget(self, folder: StoredFolder) -> None:
+        """Remove the copy of a folder that was made for this place alone."""
+        if folder in self._fetched:
+            folder.remove(self._fetched.pop(folder))
+
     def _here(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments with the paths of this machine. A folder is fetched and hashed once, as long as it lies there: a
         learner is given its reference with each call, and reads it with the first."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from infra.groups import StoredFolder
 from infra.places import Place
 from infra.processes import killed_when_left
 from infra.ray_nodes import SLICE_S, answers, one_line, those_ready, title
@@ -109,6 +110,11 @@ class RayPlaces:
             ]
         both = [{**env, **rendezvous} for env, rendezvous in zip(envs, together, strict=True)]
         return RayGroup(self, name, seats, factory, arguments, named, both, self._start_timeout_s)
+
+    def forget(self, folder: StoredFolder) -> None:
+        """Let all places do without `folder`: see `Place.forget`."""
+        for actor in self.actors:
+            actor.forget.remote(folder)
 
     def close(self) -> None:
         """Give the share back; what still runs there ends."""

@@ -7,8 +7,8 @@ in place k; the ranks take the places' GPUs in order, so that both sit side by s
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from infra import ray_hosting, ray_nodes
@@ -18,6 +18,7 @@ from infra.store import CampaignStore, location, put_object, read_object, weight
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, OpidError
 from tasks.places import LEARNER, engine_factory, engine_options, threads_of_rank
+from tasks.policies import MergedFolder, base_and_adapter
 from tasks.progress import report
 from tasks.version import versions
 
@@ -37,13 +38,19 @@ class ClusterPlaces:
         """See `Places.folder`: each node fetches it into its own cache."""
         return StoredFolder(store, folder)
 
-    def whole_policy(self, store: CampaignStore, policy: FolderRecord) -> AbstractContextManager[StoredFolder]:
-        """See `Places.whole_policy`."""
-        return nullcontext(self.folder(store, weights_only(policy)))
-
-    def base_and_adapter(self, store: CampaignStore, policy: FolderRecord) -> tuple[StoredFolder, None]:
-        """See `Places.base_and_adapter`: no policy on a cluster has an adapter."""
-        return self.folder(store, policy), None
+    @contextmanager
+    def whole_policy(self, store: CampaignStore, policy: FolderRecord) -> Iterator[StoredFolder]:
+        """See `Places.whole_policy`: base and adapter (LoRA) are merged where a replica is."""
+        base, adapter = base_and_adapter(store, weights_only(policy))
+        if adapter is None:
+            yield self.folder(store, base)
+            return
+        merged = MergedFolder(store, adapter, base=base)
+        try:
+            yield merged
+        finally:
+            if self._places is not None:
+                self._places.forget(merged)
 
     def engine(self, replica: int, name: str, policy_dir: Folder, *, trained: bool) -> Group:
         """See `Places.engine`."""
@@ -119,8 +126,6 @@ def check_cluster(config: CampaignConfig) -> None:
     """Raise ConfigError where the config's cluster cannot be joined, is too small, or has a node with other versions of
     the program or its packages. Touches nothing."""
     assert config.cluster.address is not None
-    if config.learner.lora is not None:
-        raise ConfigError("cluster.address: adapters (learner.lora) are trained on one machine; leave one of both out")
     ray_nodes.connect(config.cluster.address, _tell)
     bundles(config, ray_nodes.nodes())
     ours = versions()

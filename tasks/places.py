@@ -33,10 +33,6 @@ class Places(Protocol):
         """All weights of a stored policy, in that form, as long as the block runs."""
         ...
 
-    def base_and_adapter(self, store: CampaignStore, policy: FolderRecord) -> tuple[Folder, Folder | None]:
-        """The weights that a stored policy begins with, and its adapter (None: it has none), in that form."""
-        ...
-
     def engine(self, replica: int, name: str, policy_dir: Folder, *, trained: bool) -> Group:
         """A `VllmEngine`, or a `Player` with one, that is replica number `replica`, from 0."""
         ...
@@ -76,10 +72,6 @@ class LocalPlaces:
     def whole_policy(self, store: CampaignStore, policy: FolderRecord) -> AbstractContextManager[Path]:
         """See `Places.whole_policy`."""
         return policies.whole_policy(store, policy)
-
-    def base_and_adapter(self, store: CampaignStore, policy: FolderRecord) -> tuple[Path, Path | None]:
-        """See `Places.base_and_adapter`."""
-        return policies.base_and_adapter(store, policy)
 
     def engine(self, replica: int, name: str, policy_dir: Folder, *, trained: bool) -> Group:
         """See `Places.engine`: the process sees its own GPUs alone. Raises ConfigError for more GPUs than there are."""

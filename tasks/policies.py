@@ -1,13 +1,19 @@
-"""A stored policy as local folders, whether it holds all its weights or, with LoRA, an adapter on those of policy 0."""
+"""A stored policy as folders, whether it holds all its weights or, with LoRA, an adapter on those of policy 0."""
 
 from __future__ import annotations
 
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.folders import shared_folder_path
+from infra.groups import StoredFolder
+from infra.hosting import HostedGroup
 from infra.manifest import FolderRecord, is_adapter
-from infra.scratch import scratch_folder
+from infra.scratch import make_scratch_folder, scratch_folder
 from infra.store import CampaignStore, base_of, folder_path, weights_only
 
 
@@ -20,17 +26,41 @@ def whole_policy(store: CampaignStore, policy: FolderRecord) -> Iterator[Path]:
     """
     base, adapter = base_and_adapter(store, weights_only(policy))
     if adapter is None:
-        yield base
+        yield folder_path(store, base)
         return
     from opid_core.learning.lora import write_merged
 
     with scratch_folder() as scratch:
-        write_merged(base, adapter, scratch / "policy")
+        write_merged(folder_path(store, base), folder_path(store, adapter), scratch / "policy")
         yield scratch / "policy"
 
 
-def base_and_adapter(store: CampaignStore, policy: FolderRecord) -> tuple[Path, Path | None]:
-    """The HF folder of all the weights that `policy` begins with, and that of its adapter (None: it has none)."""
-    if not is_adapter(policy):
-        return folder_path(store, policy), None
-    return folder_path(store, weights_only(base_of(store))), folder_path(store, policy)
+def base_and_adapter(store: CampaignStore, policy: FolderRecord) -> tuple[FolderRecord, FolderRecord | None]:
+    """The record of all the weights that `policy` begins with, and that of its adapter (None: it has none). Raises
+    DataError where the start, whose weights those of an adapter are, is missing."""
+    return (weights_only(base_of(store)), policy) if is_adapter(policy) else (policy, None)
+
+
+@dataclass(frozen=True)
+class MergedFolder(StoredFolder):
+    """The HF folder of a stored adapter merged into `base`, as an argument for objects on other machines."""
+
+    base: FolderRecord = field(kw_only=True)
+
+    def path(self) -> Path:
+        """A copy in this machine's temporary folder, there until `remove` or the end of this process. Raises as
+        `folder_path` does, and InfrastructureError."""
+        folders = [shared_folder_path(self.store, one) for one in (self.base, self.folder)]
+        path = make_scratch_folder() / self.folder.uri
+        # The process that asks is of the cluster: torch, and the memory of a whole model, are another one's.
+        name = f"merging of base and adapter on {socket.gethostname()}"
+        group = HostedGroup(name, "importlib:import_module", "opid_core.learning.lora")
+        try:
+            group.call("write_merged", *folders, path)
+        finally:
+            group.kill()
+        return path
+
+    def remove(self, path: Path) -> None:
+        """Remove what `path` has made."""
+        shutil.rmtree(path.parents[self.folder.uri.count("/")], ignore_errors=True)

@@ -17,6 +17,7 @@ from opid_core.rollout.prompting import with_template_arguments
 from opid_core.samples import Ragged, Samples
 from tasks.engines import Engine, start_engine
 from tasks.places import Places, places_of
+from tasks.policies import base_and_adapter
 from tasks.progress import report
 
 if TYPE_CHECKING:
@@ -139,7 +140,9 @@ class Workers:
             return self._learner
         self._close_learner()
         report(None, "start learner")
-        base, adapter = self._places.base_and_adapter(self._store, policy)
+        weights, own = base_and_adapter(self._store, policy)
+        base = self._places.folder(self._store, weights)
+        adapter = self._places.folder(self._store, own) if own else None
         state = folder_in(adapter or base, STATE_FOLDER) if state_files(policy) else None
         self._learner = RemoteLearner(self._config, self._places, base, state, self.micro_batch_tokens, adapter)
         self._learner_policy = policy
