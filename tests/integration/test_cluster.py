@@ -15,6 +15,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.cluster_faults import DRIVER
 from infra import ray_nodes
 from infra.ray_hosting import RayPlaces
 from infra.store import STATE_FOLDER, folder_path, open_campaign, put_folder
@@ -24,7 +25,15 @@ from tasks import cluster
 from tasks.cluster import ClusterPlaces, check_cluster, check_store
 from tasks.places import LocalPlaces
 from tests.factories import make_tiny_policy_folder
-from tests.integration.campaigns import before_the_second_iteration, finish, opened, same_content, start, wait_for
+from tests.integration.campaigns import (
+    REPOSITORY,
+    before_the_second_iteration,
+    finish,
+    opened,
+    same_content,
+    start,
+    wait_for,
+)
 from tests.integration.learner_cases import CONFIG, make_samples
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster]
@@ -142,6 +151,19 @@ def test_a_lost_actor_is_named_with_what_it_last_printed(ray_cluster):
             group.call("add", 1)
     finally:
         places.close()
+
+
+def test_of_a_driver_that_is_killed_no_actor_or_process_is_left(ray_cluster):
+    command = [sys.executable, "-c", DRIVER, ray_cluster.address]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        on_nodes = [psutil.Process(int(one)) for one in driver.stdout.readline().split()]
+        assert driver.stdout.readline() == "(1, 'said')\n"  # its call hangs
+        assert len(on_nodes) == 4  # two actors, and a process below each
+        assert all(process.is_running() for process in on_nodes)
+        driver.kill()
+    _, alive = psutil.wait_procs(on_nodes, timeout=10)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_what_does_not_fit_is_said_with_what_is_free(ray_cluster):
