@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +28,7 @@ import psutil
 from infra import ray_nodes
 from infra.ray_hosting import RayGroup, RayPlaces
 from opid_core.errors import InfrastructureError
+from tasks.version import code_version
 from tests.clusters import Cluster, raylets
 
 START_S = 300.0
@@ -109,7 +112,8 @@ def raylet_of(place: int) -> int:
 
 def row(what: str, seconds: str, gone: str, text: str) -> str:
     """A line of the page."""
-    shown = " ".join(text.replace("|", "\\|").split())
+    named = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "HOST", text)
+    shown = " ".join(named.replace("|", "\\|").split())
     return f"| {what} | {seconds} | {gone} | {shown[:SHOWN] + ' ...' * (len(shown) > SHOWN)} |"
 
 
@@ -134,7 +138,7 @@ def lost_raylets(cluster: Cluster) -> Iterator[str]:
     head = {child.pid for child in psutil.Process(cluster.raylets[0].pid).children(recursive=True)}
     for what, number in (("SIGSTOP (frozen)", signal.SIGSTOP), ("SIGKILL", signal.SIGKILL)):
         places = RayPlaces([{"CPU": 2}] * len(ray_nodes.nodes()), START_S)
-        victim = next(one for one in places.process_ids if one not in head)
+        victim = next(one for one in places.process_ids if raylet_of(one) not in head)
         raylet, processes = raylet_of(victim), below(places.process_ids)
         seconds, text = struck(places, lambda raylet=raylet, number=number: os.kill(raylet, number))
         places.close()
@@ -178,22 +182,28 @@ PAGE = """# Faults on a cluster
 
 Made by `python -m benchmarks.cluster_faults --out docs/measurements/cluster_faults.md` on a machine with {cores} cores
 and a load of {load:.0f} at the start, so the seconds are upper bounds: three local raylets, Ray {ray} with its default
-health check, a group with a rank in each place that hangs in a call when the fault comes.
+health check, a group with a rank in each place that hangs in a call when the fault comes. One run of each, OPID
+{version}. HOST stands for the name of the machine.
 
 | lost | seconds to the error | processes gone after | what is said |
 |---|---|---|---|"""
+FOOT = """
+After the frozen raylet and after the killed one a new group was made on the nodes that were left, and answered. The
+head's loss ends the driver by Ray's own hand, past every `except` ([what is lost](../cluster.md#what-is-lost))."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the page to write; Ray itself writes to the terminal")
     out: Path = parser.parse_args().out
+    version = code_version()  # before the page itself is a change
     with out.open("w", encoding="utf-8") as page, raylets(3, cpus=2) as cluster:
-        head = PAGE.format(cores=os.cpu_count(), load=os.getloadavg()[0], ray=importlib.metadata.version("ray"))
-        print(head, file=page)
+        ray = importlib.metadata.version("ray")
+        print(PAGE.format(cores=os.cpu_count(), load=os.getloadavg()[0], ray=ray, version=version), file=page)
         ray_nodes.connect(cluster.address)
         for line in chain(lost_actors(cluster), lost_raylets(cluster), lost_drivers(cluster)):
             print(line, file=page, flush=True)
+        print(FOOT, file=page)
 
 
 if __name__ == "__main__":
