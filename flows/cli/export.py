@@ -51,7 +51,7 @@ def export(
     """
     from flows.hub_upload import check_upload, upload
     from flows.reports.chains import index_of, read_chain
-    from flows.reports.formatting import say
+    from flows.reports.formatting import quantity, say
     from infra.manifest import is_adapter
     from infra.scratch import scratch_folder
 
@@ -68,20 +68,19 @@ def export(
         check_upload(push_to_hub, private=private)
     if adapter and not is_adapter(manifest.policy):
         raise ConfigError(f"--adapter: the policy after iteration {manifest.iteration} is none; leave it out")
-    title = f"{campaign}, iteration {manifest.iteration}"
+    title, updates = f"{campaign}, iteration {manifest.iteration}", quantity(manifest.policy_version, "update")
     if out is not None:
         write_export(store, chain, out, adapter)
         tables = ", ".join(f"{name} ({record.rows})" for name, record in sorted(manifest.tables.items()))
         say(
             console,
-            f"{title}: {out}\nTables, as <name>.jsonl (rows): {tables}\n"
-            f"The policy after {manifest.policy_version} updates: {out / 'policy'}",
+            f"{title}: {out}\nTables, as <name>.jsonl (rows): {tables}\nThe policy after {updates}: {out / 'policy'}",
         )
     if push_to_hub is not None:
         with scratch_folder() as scratch:
             write_policy(store, chain, scratch / "policy", adapter)
             address = upload(scratch / "policy", push_to_hub, private=private, message=f"OPID: {title}")
-        say(console, f"{title}: the policy after {manifest.policy_version} updates: {address}")
+        say(console, f"{title}: the policy after {updates}: {address}")
 
 
 def write_export(store: CampaignStore, chain: Sequence[Manifest], out: Path, adapter: bool = False) -> None:

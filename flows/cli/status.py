@@ -41,7 +41,7 @@ def status(
     Example: [bold]opid status quickstart[/], or [bold]opid status --root runs --json[/]
     """
     from flows.reports.chains import read_chain
-    from flows.reports.formatting import say, show_table
+    from flows.reports.formatting import quantity, say, show_table
     from flows.reports.standing import standing_of, standings
     from infra.objects import address_of
 
@@ -68,7 +68,7 @@ def status(
     preset = f", preset {standing.preset}" if standing.preset else ""
     say(
         console,
-        f"{campaign} in {standing.location}: {standing.iterations_done} iterations committed of "
+        f"{campaign} in {standing.location}: {quantity(standing.iterations_done, 'iteration')} committed of "
         f"{standing.iterations_planned} planned, {'' if chain else 'nothing committed yet, '}"
         f"{standing.state}{preset}",
     )

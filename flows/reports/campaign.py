@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.reports.chains import Evaluated, evaluations_by_split, first_and_last, mean_metrics
-from flows.reports.formatting import interval, markdown_table, say, score_text, show_markdown, with_interval
+from flows.reports.formatting import interval, markdown_table, quantity, say, score_text, show_markdown, with_interval
 from flows.reports.skills import effect_lines, effects_of
 from infra.local_objects import faults
 from infra.manifest import Manifest
@@ -54,7 +54,7 @@ def summary(
         f"Preset: {chain[-1].preset or 'unknown'}. Share of the advantage over valid tokens, the mean over iterations: "
         f"{_advantage_shares(means)}.",
         "",
-        f"{len(chain) - 1} iterations committed. Success on the {panel} (95% Wilson interval):",
+        f"{quantity(len(chain) - 1, 'iteration')} committed. Success on the {panel} (95% Wilson interval):",
         "",
         *_evaluations_table(evaluated),
     ]
@@ -81,7 +81,7 @@ def _results(evaluated: Sequence[Evaluated], panel: str, skill_share: float | No
     lines = [
         f"- **{first.success.micro:.1%} -> {last.success.micro:.1%}** of the {panel} won at temperature "
         f"{first.temperature:g} ({100 * (last.success.micro - first.success.micro):+.1f} points after "
-        f"{last.policy_version} updates). {_verdict(first, last)}"
+        f"{quantity(last.policy_version, 'update')}). {_verdict(first, last)}"
         for first, last in first_and_last(evaluated)
     ]
     if skill_share:
@@ -111,7 +111,7 @@ def _evaluations_table(evaluated: Sequence[Evaluated]) -> list[str]:
     ]
     rows = [
         [
-            *(f"{e.policy_version} updates", f"{e.temperature:g}", str(e.success.episodes)),
+            *(quantity(e.policy_version, "update"), f"{e.temperature:g}", str(e.success.episodes)),
             *(f"{e.success.micro:.1%}", interval(e.success.low, e.success.high), f"{e.success.macro:.1%}"),
             *([score_text(e.success.score)] if scored else []),
             *([f"{e.admissible:.1%}"] if listed else []),
@@ -145,7 +145,7 @@ def _by_task_type(evaluated: Sequence[Evaluated]) -> list[str]:
     lines = []
     for e in evaluated:
         if e.policy_version == newest and len(e.success.per_type) > 1:
-            title = f"task type (after {newest} updates, temperature {e.temperature:g})"
+            title = f"task type (after {quantity(newest, 'update')}, temperature {e.temperature:g})"
             rows = [
                 [name, str(e.success.episodes_per_type[name]), f"{share:.1%}"]
                 for name, share in e.success.per_type.items()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.reports.chains import Evaluated, evaluations_by_split
-from flows.reports.formatting import as_code, interval, markdown_table, score_text
+from flows.reports.formatting import as_code, interval, markdown_table, quantity, score_text
 from infra.manifest import Manifest, texts_only, to_bytes
 from infra.store import CampaignStore, folder_path, location, read_config
 from opid_core.errors import DataError
@@ -140,7 +140,7 @@ def _facts(manifest: Manifest, config: Mapping[str, Any], base: HubModel | None)
     return [
         ["base model", of],
         ["campaign, seed", f"{as_code(config.get('campaign'))}, {as_code(config.get('seed'))}"],
-        ["iteration", f"{manifest.iteration} (the policy after {manifest.policy_version} updates)"],
+        ["iteration", f"{manifest.iteration} (the policy after {quantity(manifest.policy_version, 'update')})"],
         ["method", _numbers(method, [name for name in method if name != "name"], method.get("name", "unknown"))],
         ["learning", _numbers({**learner, **rollout}, (*_LEARNING, *_SAMPLING))],
         ["environment", _numbers(environment, ("train_split", "max_steps"), environment.get("name", "unknown"))],
@@ -171,7 +171,12 @@ def _evaluations(evaluated: Sequence[Evaluated], manifest: Manifest) -> list[str
     header = ["policy after", "split", "temperature", "episodes", "success (micro)", "95% interval", "macro"]
     rows = [
         [
-            *(f"{one.policy_version} updates", as_code(one.split), f"{one.temperature:g}", str(one.success.episodes)),
+            *(
+                quantity(one.policy_version, "update"),
+                as_code(one.split),
+                f"{one.temperature:g}",
+                str(one.success.episodes),
+            ),
             *(f"{one.success.micro:.1%}", interval(one.success.low, one.success.high), f"{one.success.macro:.1%}"),
             *([score_text(one.success.score)] if scored else []),
         ]

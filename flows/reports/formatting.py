@@ -82,6 +82,11 @@ def _in_parts(table: str, width: int) -> str:
     return "\n".join("".join(f"| {' | '.join(row)} |\n" for row in part) for part in chosen)
 
 
+def quantity(count: int, thing: str) -> str:
+    """`count` of a thing that is named in the singular: `1 update`, `1,024 updates`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def percent(share: float | None, missing: str = "") -> str:
     """A share in per cent with one digit; `missing` where there is none."""
     return missing if share is None else f"{share:.1%}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from flows.reports.formatting import as_code, markdown_table, percent
+from flows.reports.formatting import as_code, markdown_table, percent, quantity
 from infra.manifest import Manifest
 from infra.objects import in_parallel, small_at_once
 from infra.store import CampaignStore, read_table
@@ -64,10 +64,9 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     kinds = {kind: sum(e.advantage for e in effects if e.kind == kind) for kind in ("episode", "step")}
     parts = ", ".join(f"{kind} skills {percent(given / total)}" for kind, given in kinds.items() if total)
     told = f"of what they gave {parts}" if parts else "they gave nothing"
-    count = f"{len(effects):,} different skill{'' if len(effects) == 1 else 's'}"
     lines = [
-        f"{count} in the newest iterations (at most {NEWEST}); {told}. Of each: the steps scored under it, how many "
-        "became likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
+        f"{quantity(len(effects), 'different skill')} in the newest iterations (at most {NEWEST}); {told}. Of each: the "
+        "steps scored under it, how many became likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
         "",
     ]
     rows = [

@@ -15,7 +15,7 @@ import pyarrow as pa
 from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, Panel, by_panel, evaluations_by_split, mean_metrics, read_chain, read_tables
-from flows.reports.formatting import markdown_table, percent
+from flows.reports.formatting import markdown_table, percent, quantity
 from flows.reports.learning_curves import area_under_curve, mean_curve
 from flows.reports.paired import corrected, of_shared_seeds, of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
@@ -127,8 +127,8 @@ def _check_campaign(store: CampaignStore, config: CampaignConfig, chain: list[Ma
         )
     if len(chain) - 1 > config.iterations:
         raise ConfigError(
-            f"campaign {config.campaign} in {store.root} has {len(chain) - 1} iterations, more than the study's "
-            f"{config.iterations}: set iterations to what its campaigns have"
+            f"campaign {config.campaign} in {store.root} has {quantity(len(chain) - 1, 'iteration')}, more than "
+            f"the study's {config.iterations}: set iterations to what its campaigns have"
         )
 
 
@@ -209,8 +209,8 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
     lines = [
         f"# Study {study.name}",
         "",
-        f"Preset {first.preset}; seeds {', '.join(map(str, study.seeds))}; {first.iterations} iterations; the "
-        "final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
+        f"Preset {first.preset}; seeds {', '.join(map(str, study.seeds))}; "
+        f"{quantity(first.iterations, 'iteration')}; the final policy of each campaign, not the best. Success is the mean over seeds with a 95% bootstrap interval "
         f"({OF_ONE_SEED if len(study.seeds) == 1 else OF_SEEDS}), on the split {rows[0].split}.",
         "",
         *_results(study, runs, rows),

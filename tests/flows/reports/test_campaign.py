@@ -131,7 +131,7 @@ def test_before_and_after_are_compared_task_by_task(tmp_path):
     commit_rows(store, tmp_path, start, {"evaluations": won, "metrics": []}, tokenizer=False)
     text = (write_report(store) / "summary.md").read_text()
     assert (
-        "\n- **60.0% -> 100.0%** of the held-out panel won at temperature 0.4 (+40.0 points after 1 updates). Of the "
+        "\n- **60.0% -> 100.0%** of the held-out panel won at temperature 0.4 (+40.0 points after 1 update). Of the "
         "same tasks 2 were won more often after, 0 before (exact sign test: p = 0.5).\n" in text
     )
 

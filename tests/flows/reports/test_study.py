@@ -39,7 +39,7 @@ def test_the_report_pairs_methods_by_seed_and_task(study):
     assert skills["curve_mean"] == (0.5 + 0.75) / 2
     assert skills["episodes"] == 4
     text = (folder / "summary.md").read_text()
-    assert text.startswith("# Study mine\n\nPreset released; seeds 5, 6; 1 iterations; the final policy ")
+    assert text.startswith("# Study mine\n\nPreset released; seeds 5, 6; 1 iteration; the final policy ")
     assert "| skills | 1 | 2 | 50.0% (" in text  # against plain
     assert "**skills, temperature 1: 25.0% -> 100.0%; without skills (plain) 50.0%.** Difference +50.0 points (" in text
     assert "2 tasks of the held-out panel, 2 seeds. Skills' share of the advantage: 25.0%." in text
@@ -255,7 +255,7 @@ def test_a_campaign_that_went_on_beyond_the_study_is_refused(study):
     store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
     finished(store, seed, "ff", "ss", share=0.0)
     methods = {label: method.model_copy(update={"iterations": 0}) for label, method in study.methods.items()}
-    with pytest.raises(ConfigError, match=r"plain-seed5 in .* has 1 iterations, more than the study's 0"):
+    with pytest.raises(ConfigError, match=r"plain-seed5 in .* has 1 iteration, more than the study's 0"):
         read_runs(replace(study, methods=methods))
 
 
