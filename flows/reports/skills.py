@@ -65,8 +65,9 @@ def effect_lines(effects: Sequence[SkillEffect]) -> list[str]:
     parts = ", ".join(f"{kind} skills {percent(given / total)}" for kind, given in kinds.items() if total)
     told = f"of what they gave {parts}" if parts else "they gave nothing"
     lines = [
-        f"{quantity(len(effects), 'different skill')} in the newest iterations (at most {NEWEST}); {told}. Of each: the "
-        "steps scored under it, how many became likelier, by how much in the mean (delta, nats), its share of all skills' advantage.",
+        f"{quantity(len(effects), 'different skill')} in the newest iterations (at most {NEWEST}); {told}. Of each: "
+        "the steps scored under it, how many became likelier, by how much in the mean (delta, nats), its share of all "
+        "skills' advantage.",
         "",
     ]
     rows = [
