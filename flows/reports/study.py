@@ -211,7 +211,8 @@ def summary(study: Study, runs: dict[str, list[SeedRun]], rows: Sequence[MethodR
         "",
         f"Preset {first.preset}; seeds {', '.join(map(str, study.seeds))}; "
         f"{quantity(first.iterations, 'iteration')}; the final policy of each campaign, not the best. Success is the "
-        f"mean over seeds with a 95% bootstrap interval ({OF_ONE_SEED if len(study.seeds) == 1 else OF_SEEDS}), on the split {rows[0].split}.",
+        f"mean over seeds with a 95% bootstrap interval ({OF_ONE_SEED if len(study.seeds) == 1 else OF_SEEDS}), on the "
+        f"split {rows[0].split}.",
         "",
         *_results(study, runs, rows),
     ]
