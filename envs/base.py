@@ -118,6 +118,12 @@ class Environment(Protocol):
         ...
 
 
+def check_split(split: str, known: Sequence[str]) -> None:
+    """Raise ConfigError that lists the `known` splits unless `split` is one of them."""
+    if split not in known:
+        raise ConfigError(f"split: unknown split {split!r}; known: {', '.join(known)}")
+
+
 _Answer = TypeVar("_Answer")
 WAKE_S = 0.5
 """So often a wait looks up: a stage's time limit, raised by another thread, is seen only then."""

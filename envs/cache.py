@@ -19,13 +19,9 @@ from typing import Any
 import numpy as np
 
 from opid_core.errors import ConfigError, DataError
+from opid_core.local_paths import cache_folder
 
 _LISTING = "contents.json"
-
-
-def cache_folder() -> Path:
-    """Where everything is kept: `$OPID_CACHE`, by default `~/.cache/opid`."""
-    return Path(os.environ.get("OPID_CACHE") or "~/.cache/opid").expanduser()
 
 
 def build_once(environment: str, name: str, key: Mapping[str, object], build: Callable[[Path], None]) -> Path:

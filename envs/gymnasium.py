@@ -17,33 +17,27 @@ import numpy as np
 from pydantic import Field
 
 from envs.base import ActionWords, Decision, Environment, StepResult, Task, register
-from envs.seeded_tasks import SPLITS, seeded_tasks
+from envs.seeded_world import NOT_OFFERED, ROLE, SeededOptions, SeededWorld, seeded_prompt_parts
 from envs.wording import (
     NUMBERED_PHRASES,
     TAGGED_PHRASES,
     listed_or_free_turn,
-    numbered_prompt_parts,
-    parse_written_action,
     tagged_response,
 )
 from opid_core.errors import ConfigError, EnvironmentFault
-from opid_core.sections import Section
 
-NOT_OFFERED = "Nothing happens."
-"""The answer to what is no action, or none that is on offer; the environment never sees it."""
 DISCOUNT = 0.99
 """How much the expert prefers an early win."""
 
 _SILENCE = "Nothing is said."
 """What the policy reads where the environment tells an empty text."""
-_ROLE = "You act in a small world that is told in text."
 _COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
 _COLOURED = re.compile(r"\x1b\[([\d;]+)m(.*?)\x1b\[0m", re.DOTALL)
 _ESCAPE = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 _Answer = TypeVar("_Answer")
 
 
-class GymnasiumOptions(Section):
+class GymnasiumOptions(SeededOptions):
     """Which environment, how it is told, and when it is won."""
 
     id: str = "FrozenLake-v1"
@@ -67,37 +61,24 @@ class GymnasiumOptions(Section):
     """From this value of reward, return or info on the episode is won."""
     reward: Literal["success", "environment"] = "success"
     """The reward of a step: 1 for the win alone, or the environment's own."""
-    train: int = Field(default=10_000, ge=1)
-    """Tasks of the split `train`: the seeds after those of `valid_unseen`."""
-    valid_unseen: int = Field(default=300, ge=1)
-    """Tasks of the held-out split: the seeds from 0 on."""
 
 
-class GymnasiumEnvironment:
+class GymnasiumEnvironment(SeededWorld):
     """One running episode; its task is the seed of the first reset.
 
     Raises ConfigError where the package is missing, the environment cannot be made, its spaces are no text, or its
     episodes do not follow from their seed.
     """
 
-    parse_action = staticmethod(parse_written_action)
+    prompt_parts = staticmethod(functools.partial(seeded_prompt_parts, ROLE))
     response_text = staticmethod(tagged_response)
     action_words = ActionWords(failed_observations=(NOT_OFFERED,))
 
     def __init__(self, options: GymnasiumOptions) -> None:
-        self.options = options
+        self.options, self.task_type = options, options.id
         self.admissible_actions: Sequence[str] = ()
         self.task_text = ""
         self._names = _names(options)
-
-    def splits(self) -> Sequence[str]:
-        """`train` and `valid_unseen`."""
-        return SPLITS
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """See `seeded_tasks`."""
-        options = self.options
-        return seeded_tasks(split, options.id, train=options.train, valid_unseen=options.valid_unseen)
 
     def reset(self, task: Task) -> str:
         """Start the episode of the task's seed. Raises EnvironmentFault where the environment fails."""
@@ -151,18 +132,6 @@ class GymnasiumEnvironment:
         mask = info.get("action_mask")
         return [name for place, name in enumerate(self._names or self.options.actions) if mask is None or mask[place]]
 
-    @staticmethod
-    def prompt_parts(
-        task_text: str,
-        history: Sequence[tuple[str, str]],
-        observation: str,
-        admissible_actions: Sequence[str],
-        history_length: int,
-    ):
-        """See `envs.wording.numbered_prompt_parts`."""
-        turn = listed_or_free_turn(admissible_actions)
-        return numbered_prompt_parts(_ROLE, turn, task_text, history, observation, admissible_actions, history_length)
-
 
 class _WithState(GymnasiumEnvironment):
     """Where observations are of a finite space, the observation is the state."""
@@ -180,7 +149,7 @@ class _Tabular(_WithState):
     def fixed_phrases(self) -> Sequence[str]:
         """The wording of its prompts, and its actions."""
         turn = listed_or_free_turn(tuple(self._names))
-        return (_ROLE, turn, *NUMBERED_PHRASES, *TAGGED_PHRASES, NOT_OFFERED, self.options.task, *self._names)
+        return (ROLE, turn, *NUMBERED_PHRASES, *TAGGED_PHRASES, NOT_OFFERED, self.options.task, *self._names)
 
     def expert(self, observation: str) -> TableExpert:
         """Plays by the table and the state, which it asks the environment for."""

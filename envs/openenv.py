@@ -7,6 +7,7 @@ package of OpenEnv. What the server says is data, in no more than `max_reply_byt
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import math
 import weakref
@@ -16,25 +17,19 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential
 
 from envs.base import ActionWords, StepResult, Task, in_background, register
-from envs.seeded_tasks import SPLITS, seeded_tasks
-from envs.wording import listed_or_free_turn, numbered_prompt_parts, parse_written_action
+from envs.seeded_world import NOT_OFFERED, ROLE, SeededOptions, SeededWorld, seeded_prompt_parts
 from opid_core import proxies
 from opid_core.errors import ConfigError, DataError, EnvironmentFault, InfrastructureError
 from opid_core.reading import parse_json
-from opid_core.sections import Section
 
-NOT_OFFERED = "Nothing happens."
-"""The answer to an action that is not among `actions`; the server never sees it."""
 FULL = "CAPACITY_REACHED"
 """The server's code for a session too many."""
 
-_ROLE = "You act in a small world that is told in text."
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-
-class OpenEnvOptions(Section):
+class OpenEnvOptions(SeededOptions):
     """Which server, and how its observations and actions are told."""
 
     url: Annotated[str, Field(pattern=r"^(https?|wss?)://[^/\s]")]
@@ -60,10 +55,6 @@ class OpenEnvOptions(Section):
     """So long an episode waits for a session where the server has no more of them."""
     max_reply_bytes: int = Field(default=1_048_576, ge=1024)
     """A longer message of the server is refused."""
-    train: int = Field(default=10_000, ge=1)
-    """Tasks of the split `train`: the seeds after those of `valid_unseen`."""
-    valid_unseen: int = Field(default=300, ge=1)
-    """Tasks of the held-out split: the seeds from 0 on."""
 
     @field_validator("url")
     @classmethod
@@ -73,12 +64,13 @@ class OpenEnvOptions(Section):
         return url.rstrip("/")
 
 
-class OpenEnvEnvironment:
+class OpenEnvEnvironment(SeededWorld):
     """One running episode in a session of its own; its task is the seed of the reset. Raises ConfigError for a proxy
     that cannot be used."""
 
-    parse_action = staticmethod(parse_written_action)
+    prompt_parts = staticmethod(functools.partial(seeded_prompt_parts, ROLE))
     action_words = ActionWords(failed_observations=(NOT_OFFERED,))
+    task_type = "openenv"
 
     def __init__(self, options: OpenEnvOptions) -> None:
         proxies.check(options.url.replace("ws", "http", 1) if options.url.startswith("ws") else options.url)
@@ -86,15 +78,6 @@ class OpenEnvEnvironment:
         self.admissible_actions: Sequence[str] = tuple(options.actions)
         self.task_text = ""
         self._end = weakref.finalize(self, lambda: None)
-
-    def splits(self) -> Sequence[str]:
-        """`train` and `valid_unseen`."""
-        return SPLITS
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """See `seeded_tasks`."""
-        options = self.options
-        return seeded_tasks(split, "openenv", train=options.train, valid_unseen=options.valid_unseen)
 
     async def reset(self, task: Task) -> str:
         """Start the episode of the task's seed in a new session. Raises InfrastructureError where the server cannot be
@@ -133,18 +116,6 @@ class OpenEnvEnvironment:
             raise DataError(f"openenv, {self.options.url}: observation.{field} is {reached!r}, no number")
         return reached >= self.options.success_from
 
-    @staticmethod
-    def prompt_parts(
-        task_text: str,
-        history: Sequence[tuple[str, str]],
-        observation: str,
-        admissible_actions: Sequence[str],
-        history_length: int,
-    ):
-        """See `envs.wording.numbered_prompt_parts`."""
-        turn = listed_or_free_turn(admissible_actions)
-        return numbered_prompt_parts(_ROLE, turn, task_text, history, observation, admissible_actions, history_length)
-
 
 class ServerSession:
     """A session at the server. Raises InfrastructureError for what is the network's or the server's fault, DataError
@@ -156,20 +127,27 @@ class ServerSession:
 
     async def start(self, seed: int) -> tuple[Mapping[str, Any], float, bool]:
         """Observation, reward and end after a reset with `seed`; waits for a session where there is none left."""
-        waited, pause = 0.0, 0.1
-        while True:
-            await self._connect()
-            try:
-                return await self.ask("reset", {"seed": seed})
-            except _NoSession as full:
-                await self.close()
-                if waited >= self._options.wait_s:
-                    raise InfrastructureError(
-                        f"openenv, {self._options.url}: no session within {self._options.wait_s:g} s ({full}); let the "
-                        "server have as many as episodes run at once (max_concurrent_envs)"
-                    ) from None
-            await asyncio.sleep(pause)
-            waited, pause = waited + pause, min(2 * pause, 5.0)
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_NoSession),
+            wait=wait_exponential(0.1, max=5.0),  # not longer: an episode that ends frees a session
+            stop=lambda state: state.idle_for >= self._options.wait_s,
+            reraise=True,
+        )
+        try:
+            return await retrying(self._start_once, seed)
+        except _NoSession as full:
+            raise InfrastructureError(
+                f"openenv, {self._options.url}: no session within {self._options.wait_s:g} s ({full}); let the "
+                "server have as many as episodes run at once (max_concurrent_envs)"
+            ) from None
+
+    async def _start_once(self, seed: int) -> tuple[Mapping[str, Any], float, bool]:
+        await self._connect()
+        try:
+            return await self.ask("reset", {"seed": seed})
+        except _NoSession:
+            await self.close()
+            raise
 
     async def ask(self, kind: str, data: Mapping[str, Any]) -> tuple[Mapping[str, Any], float, bool]:
         """Observation, reward (0 where there is none) and end after a message of `kind`."""
@@ -214,7 +192,7 @@ class ServerSession:
                 f"{address}/ws",
                 open_timeout=self._options.timeout_s,
                 max_size=self._options.max_reply_bytes,
-                proxy=None if urlsplit(address).hostname in _LOOPBACK else True,
+                proxy=None if urlsplit(address).hostname in proxies.LOOPBACK else True,
             )
         except (OSError, WebSocketException, TimeoutError) as error:
             raise InfrastructureError(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from envs.base import ActionWords, Decision, StepResult, Task, register
+from envs.base import ActionWords, Decision, StepResult, Task, check_split, register
 from envs.cache import build_once
 from envs.manifest import pick
 from envs.wording import (
@@ -122,8 +122,7 @@ class ScienceWorldEnvironment:
     def tasks(self, split: str) -> Sequence[Task]:
         """The variations of `split`, as `task/variation`, in the order of their hashes, so that every prefix mixes the
         task types; with a manifest, those that it names, in its order."""
-        if split not in SPLITS:
-            raise ConfigError(f"split: unknown split {split!r}; known: {', '.join(SPLITS)}")
+        check_split(split, SPLITS)
         chosen = self.options.task_types or _package_tasks()
         tasks = [Task(f"{name}/{number}", name, number) for name in chosen for number in _variations(name)[split]]
         tasks.sort(key=lambda task: hashlib.sha256(task.task_id.encode()).digest())

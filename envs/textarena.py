@@ -18,10 +18,9 @@ import numpy as np
 from pydantic import Field
 
 from envs.base import StepResult, Task, register
-from envs.seeded_tasks import SPLITS, seeded_tasks
-from envs.wording import listed_or_free_turn, numbered_prompt_parts, parse_written_action
+from envs.seeded_world import SeededOptions, SeededWorld, seeded_prompt_parts
 from opid_core.errors import ConfigError, EnvironmentFault, OpidError
-from opid_core.sections import Section, imported
+from opid_core.sections import imported
 
 UNAVAILABLE = {
     "nltk": "downloads word lists",
@@ -36,7 +35,7 @@ _drawing = threading.Lock()
 """The games draw from the process's own random numbers: one game at a time has them."""
 
 
-class TextArenaOptions(Section):
+class TextArenaOptions(SeededOptions):
     """Which game, and against whom."""
 
     game: str = "GuessTheNumber-v0"
@@ -51,36 +50,23 @@ class TextArenaOptions(Section):
     (its rules first) to its move; `null`: a game for one."""
     success_from: float = 1.0
     """From this reward at the end on the game is won."""
-    train: int = Field(default=10_000, ge=1)
-    """Tasks of the split `train`: the seeds after those of `valid_unseen`."""
-    valid_unseen: int = Field(default=300, ge=1)
-    """Tasks of the held-out split: the seeds from 0 on."""
 
 
-class TextArenaEnvironment:
-    """One running game; its task is the game's seed, and the policy is player 0.
+class TextArenaEnvironment(SeededWorld):
+    """One running game; its task is the game's seed, and the policy is player 0. The task line is the game's rules.
 
     Raises ConfigError where the package is missing, and for a game that cannot be played or does not follow from its
     seed.
     """
 
-    parse_action = staticmethod(parse_written_action)
+    prompt_parts = staticmethod(functools.partial(seeded_prompt_parts, _ROLE))
 
     def __init__(self, options: TextArenaOptions) -> None:
-        self.options = options
+        self.options, self.task_type = options, options.game
         self.admissible_actions: Sequence[str] = options.actions
         self.task_text = ""
         _check(options.model_dump_json())
         self._opponent = _opponent(options)
-
-    def splits(self) -> Sequence[str]:
-        """`train` and `valid_unseen`."""
-        return SPLITS
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """See `seeded_tasks`."""
-        options = self.options
-        return seeded_tasks(split, options.game, train=options.train, valid_unseen=options.valid_unseen)
 
     def reset(self, task: Task) -> str:
         """Start the game of the task's seed. Raises EnvironmentFault where the game fails."""
@@ -110,18 +96,6 @@ class TextArenaEnvironment:
             if self._table.move(move):
                 return True
         return False
-
-    @staticmethod
-    def prompt_parts(
-        task_text: str,
-        history: Sequence[tuple[str, str]],
-        observation: str,
-        admissible_actions: Sequence[str],
-        history_length: int,
-    ):
-        """See `envs.wording.numbered_prompt_parts`; the task line is the game's rules."""
-        turn = listed_or_free_turn(admissible_actions)
-        return numbered_prompt_parts(_ROLE, turn, task_text, history, observation, admissible_actions, history_length)
 
 
 class Table:

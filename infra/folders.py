@@ -23,6 +23,7 @@ from infra.manifest import FileRecord, FolderRecord, kind_of
 from infra.names import path_below
 from infra.tables import check_object, exists_already
 from opid_core.errors import DataError, OpidError
+from opid_core.local_paths import cache_folder
 
 CACHED_FOLDERS = 4
 """Folders of a campaign that the cache keeps: those used last."""
@@ -159,8 +160,7 @@ def _check(path: Path, folder: FolderRecord) -> None:
 
 
 def _cached(store: CampaignStore, uri: str) -> Path:
-    cache = Path(os.environ.get("OPID_CACHE") or "~/.cache/opid").expanduser().absolute()
-    return cache / local_name(store.root, store.campaign, store.endpoint_url) / uri
+    return cache_folder().absolute() / local_name(store.root, store.campaign, store.endpoint_url) / uri
 
 
 @contextmanager

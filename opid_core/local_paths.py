@@ -51,6 +51,11 @@ def expanded_path(text: str | Path, field: str) -> Path:
     return Path(path)
 
 
+def cache_folder() -> Path:
+    """Where everything is kept that may be made or fetched again: `$OPID_CACHE`, by default `~/.cache/opid`."""
+    return Path(os.environ.get("OPID_CACHE") or "~/.cache/opid").expanduser()
+
+
 def shipped(path: Path, folder: Path = Path()) -> Path:
     """`folder / path`, or where `path` begins with `configs/` and does not exist there, what was installed with OPID
     under that name (`configs/quickstart.yaml`, `configs/policies/alfworld_tiny`), if there is such a thing."""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from opid_core.errors import ConfigError
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _UNUSABLE = "*"
 """Beside other hosts in NO_PROXY it lets httpx alone ignore the proxies: it would refuse to make any client because of
 one that it cannot use, those for this machine too. Elsewhere `check` asks before such a request."""
@@ -22,7 +22,7 @@ def spare_this_machine() -> None:
     hosts = [host.strip() for host in proxies.get("no", "").split(",") if host.strip()]
     if not {"http", "https", "all"} & {*proxies} or hosts == ["*"]:
         return
-    hosts += [host for host in _LOOPBACK if host not in hosts]
+    hosts += [host for host in LOOPBACK if host not in hosts]
     if {"http", "https", "all"} <= {*proxies} and _problem(proxies["all"]):
         for name in ("ALL_PROXY", "all_proxy"):  # nothing would go through it
             os.environ.pop(name, None)
@@ -55,7 +55,7 @@ def _proxy(url: str) -> tuple[str, str] | None:
     """The proxy for `url`, and the variable that names it."""
     parts, proxies = urlsplit(url), urllib.request.getproxies()
     host = parts.hostname or ""
-    if host in _LOOPBACK or urllib.request.proxy_bypass(host):
+    if host in LOOPBACK or urllib.request.proxy_bypass(host):
         return None
     return next(
         ((f"{scheme.upper()}_PROXY", proxies[scheme]) for scheme in (parts.scheme, "all") if scheme in proxies), None

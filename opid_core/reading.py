@@ -1,6 +1,6 @@
 """Reading what others wrote, a file or a reply, in bounded time and memory: it may be endless, huge or nested deeply.
 
-All of it ends in the errors of ordinary damage (OSError, json.JSONDecodeError), so that whoever reads says what for.
+Most of it ends in the errors of ordinary damage (OSError, json.JSONDecodeError), so that whoever reads says what for.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
+
+from opid_core.errors import DataError
 
 MAX_BYTES = 1 << 24
 """Of a text or JSON text that is read whole (16 MiB), where the caller knows no better."""
@@ -91,6 +93,26 @@ def parse_json(text: str | bytes, max_bytes: int = MAX_BYTES, **options: Any) ->
     if value is _TOO_DEEP or not _is_flat(text, value):
         raise json.JSONDecodeError(f"nested deeper than {MAX_DEPTH}", "", 0)
     return value
+
+
+def json_of_file(path: Path, max_bytes: int = MAX_BYTES) -> Any:
+    """The value in a JSON file. Raises DataError that names it where it cannot be read, or is no JSON."""
+    try:
+        return parse_json(read_text(path, max_bytes), max_bytes)
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def whole_characters(text: str, where: str) -> str:
+    """`text`. Raises DataError, which begins with `where`, if JSON escapes in it stand for half a character
+    (`\\ud83d`), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: half a character (surrogate) at position {error.start}") from None
+    return text
 
 
 _TOO_DEEP = object()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from opid_core.errors import DataError
-from opid_core.reading import lines_of, parse_json, read_text
+from opid_core.reading import json_of_file, lines_of, parse_json
 
 TaskType = Literal[
     "pick_and_place_simple",
@@ -143,12 +143,7 @@ def _game_of_file(file: Path) -> Game | str:
 
 
 def _json_object(file: Path) -> dict:
-    try:
-        data = parse_json(read_text(file))
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    data = json_of_file(file)
     if not isinstance(data, dict):
         raise DataError(f"{file}: expected a JSON object, got {type(data).__name__}")
     return data

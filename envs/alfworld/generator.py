@@ -20,7 +20,7 @@ from envs.alfworld import problem
 from envs.alfworld.games import TASK_TYPES, Game
 from envs.alfworld.planner import solve
 from envs.alfworld.rooms import FIXTURES, LAMP, LAMP_PLACES, OBJECT_COUNTS, OBJECTS, RECEPTACLES
-from envs.base import Task
+from envs.base import Task, check_split
 from opid_core.errors import ConfigError
 from opid_core.sections import Section
 
@@ -86,8 +86,7 @@ def tasks(split: str, options: GameOptions, task_types: Sequence[str]) -> Sequen
 
     Raises ConfigError for an unknown split or task type.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split: unknown split {split!r}; known: {', '.join(SPLITS)}")
+    check_split(split, SPLITS)
     unknown = [name for name in task_types if name not in TASK_TYPES]
     if unknown or not task_types:
         raise ConfigError(f"task_types: got {list(task_types)!r}; choose from: {', '.join(TASK_TYPES)}")

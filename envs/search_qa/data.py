@@ -19,7 +19,7 @@ from typing import Any
 from envs.search_qa.text import normalize_answer
 from opid_core.errors import ConfigError, DataError
 from opid_core.local_paths import local_path
-from opid_core.reading import lines_of, parse_json
+from opid_core.reading import lines_of, parse_json, whole_characters
 
 QUESTION_FILES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 """How the names of files of questions end, where a folder of them is given."""
@@ -138,7 +138,7 @@ def _question(entry: dict, where: str) -> Question:
     return Question(
         question_id=_question_id(entry, where),
         question=" ".join(_checked(*_first(entry, ("question", "extra_info.question")), where).split()),
-        golden_answers=tuple(_characters(answer, field, where) for answer in telling),
+        golden_answers=tuple(whole_characters(answer, f"{where}, field {field}") for answer in telling),
         data_source=DATA_SOURCES.get(source, source),
         split="" if split is None and "split" not in entry else _checked(split_field, split, where),
     )
@@ -148,7 +148,7 @@ def _question_id(entry: dict, where: str) -> str:
     if entry.get("id") is None:
         index, split = (_first(entry, (f"extra_info.{name}",))[1] for name in ("index", "split"))
         if isinstance(index, int) and isinstance(split, str):
-            return _characters(f"{split}_{index}", "extra_info.split", where)
+            return whole_characters(f"{split}_{index}", f"{where}, field extra_info.split")
     return _id(entry, where)
 
 
@@ -214,7 +214,7 @@ def _id(entry: dict, where: str) -> str:
     value = entry.get("id")
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"{where}, field id: expected a non-empty text or a number, got {value!r}")
-    return _characters(str(value), "id", where)
+    return whole_characters(str(value), f"{where}, field id")
 
 
 def _text(entry: dict, field: str, where: str) -> str:
@@ -224,13 +224,4 @@ def _text(entry: dict, field: str, where: str) -> str:
 def _checked(field: str, value: object, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}, field {field}: expected a non-empty text, got {value!r}")
-    return _characters(value, field, where)
-
-
-def _characters(text: str, field: str, where: str) -> str:
-    """`text`, unless JSON escapes in it stand for half a character (`\\ud83d`), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}, field {field}: half a character (surrogate) at position {error.start}") from None
-    return text
+    return whole_characters(value, f"{where}, field {field}")

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.base import Task
+from envs.base import Task, check_split
 from envs.manifest import manifest_splits, pick, pick_splits
 from envs.search_qa.data import Question, question_files, read_questions
 from envs.search_qa.generator import SPLITS, GeneratorOptions, make_world
@@ -53,8 +53,7 @@ def generated_splits(manifest: str | None = None) -> list[str]:
 
 def generated_tasks(options: GeneratorOptions, split: str, manifest: str | None = None) -> list[Task]:
     """The questions of `split` about the generated world (those that `manifest` names, in its order)."""
-    if split not in SPLITS:
-        raise ConfigError(f"split: unknown split {split!r}; known: {', '.join(SPLITS)}")
+    check_split(split, SPLITS)
     tasks = tasks_of(make_world(options).questions[split])  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
     return pick(tasks, manifest, split) if manifest else tasks
 

@@ -18,7 +18,7 @@ import numpy as np
 from envs.cache import Records, cached_folder, load_array, write_records
 from opid_core.errors import ConfigError, DataError
 from opid_core.local_paths import local_path
-from opid_core.reading import MAX_BYTES, parse_json, read_text
+from opid_core.reading import MAX_BYTES, json_of_file, whole_characters
 
 DEFAULT_PRICE = 100.0
 """A product without a price costs this, in dollars."""
@@ -254,7 +254,7 @@ def _options(options: object, where: str) -> dict[str, tuple[str, ...]]:
         if not isinstance(values, list) or not all(isinstance(v, dict) for v in values):
             raise DataError(f"{where}.{name}: expected a list of objects")
         texts = [_text(value, "value", f"{where}.{name}") for value in values]
-        cleaned[_characters(name, where).lower()] = tuple(t.strip().replace("/", " | ").lower() for t in texts)
+        cleaned[whole_characters(name, where).lower()] = tuple(t.strip().replace("/", " | ").lower() for t in texts)
     if (combinations := math.prod(map(len, cleaned.values()))) > _MOST_COMBINATIONS:
         raise DataError(
             f"{where}: {combinations:,} combinations, a goal each; at most {_MOST_COMBINATIONS:,} are allowed"
@@ -304,7 +304,7 @@ def _reviews_by_asin(path: Path) -> dict[str, tuple[str, tuple[Review, ...]]]:
             if not isinstance(review, dict) or not {"score", "stars"} & review.keys():
                 raise DataError(f"{where}, field reviews: expected objects with title, stars and review")
             shown = (review.get("title", ""), review.get("score", review.get("stars")), review.get("review", ""))
-            reviews.append(Review(*(_characters(str(text), f"{where}, field reviews") for text in shown)))
+            reviews.append(Review(*(whole_characters(str(text), f"{where}, field reviews") for text in shown)))
         found[_text(entry, "asin", where)] = (str(entry.get("average_rating")), tuple(reviews))
     return found
 
@@ -313,7 +313,7 @@ def _text(entry: Mapping, field: str, where: str) -> str:
     value = entry.get(field)
     if not isinstance(value, str):
         raise DataError(f"{where}, field {field}: expected a text, got {value!r:.80}")
-    return _characters(value, f"{where}, field {field}")
+    return whole_characters(value, f"{where}, field {field}")
 
 
 def _texts(entry: Mapping, field: str, where: str) -> tuple[str, ...]:
@@ -322,25 +322,11 @@ def _texts(entry: Mapping, field: str, where: str) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(one, str) for one in values):
         raise DataError(f"{where}, field {field}: expected a list of texts, got {value!r:.80}")
-    return tuple(_characters(one, f"{where}, field {field}") for one in values)
-
-
-def _characters(text: str, where: str) -> str:
-    """`text`, unless JSON escapes in it stand for half a character (`\\ud83d`), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: half a character (surrogate) at position {error.start}") from None
-    return text
+    return tuple(whole_characters(one, f"{where}, field {field}") for one in values)
 
 
 def _json_file(path: Path, expected: type) -> Any:
-    try:
-        data = parse_json(read_text(path, _MAX_FILE_BYTES), _MAX_FILE_BYTES)
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    data = json_of_file(path, _MAX_FILE_BYTES)
     if not isinstance(data, expected):
         raise DataError(f"{path}: expected a JSON {expected.__name__}, got {type(data).__name__}")
     return data

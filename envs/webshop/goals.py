@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from envs.base import Task
+from envs.base import Task, check_split
 from envs.cache import cached_folder, load_array
 from envs.webshop.catalog import Catalog, Product
 from opid_core.errors import ConfigError
@@ -91,8 +91,7 @@ def split_tasks(goals: Goals, split: str, validation: int) -> GoalTasks:
 
     Raises ConfigError for an unknown split and for too few goals.
     """
-    if split not in SPLITS:
-        raise ConfigError(f"split: unknown split {split!r}; known: {', '.join(SPLITS)}")
+    check_split(split, SPLITS)
     if len(goals) <= validation:
         raise ConfigError(
             f"environment.options.validation: {validation} of {len(goals)} goals leave none to train on; lower it"
