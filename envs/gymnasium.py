@@ -82,11 +82,11 @@ class GymnasiumEnvironment(SeededWorld):
 
     def reset(self, task: Task) -> str:
         """Start the episode of the task's seed. Raises EnvironmentFault where the environment fails."""
-        self._world = _made(self.options)
-        self._value, info = _asked(self.options, lambda: self._world.reset(seed=task.payload))
+        self._world = _make(self.options)
+        self._value, info = _guarded(self.options, lambda: self._world.reset(seed=task.payload))
         self._return = 0.0
         self.task_text = f"Your task is to: {self.options.task}"
-        return self._told(info)
+        return self._observe(info)
 
     def step(self, action: str) -> StepResult:
         """Do `action`; what is not on offer changes nothing. Raises EnvironmentFault where the environment fails."""
@@ -98,15 +98,15 @@ class GymnasiumEnvironment(SeededWorld):
             chosen = action
         else:
             return StepResult(NOT_OFFERED, reward=0.0, done=False, won=False)
-        self._value, reward, is_over, won, info = _asked(self.options, lambda: self._done(chosen))
+        self._value, reward, is_over, won, info = _guarded(self.options, lambda: self._world_step(chosen))
         return StepResult(
-            self._told(info),
+            self._observe(info),
             reward=reward if self.options.reward == "environment" else float(won),
             done=won or is_over,
             won=won,
         )
 
-    def _done(self, chosen: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
+    def _world_step(self, chosen: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
         """What the environment's step gave: observation, reward, whether the episode is over, is won, info."""
         value, reward, terminated, truncated, info = self._world.step(chosen)
         if not math.isfinite(reward := float(reward)):
@@ -123,14 +123,14 @@ class GymnasiumEnvironment(SeededWorld):
             reached = float(info.get(self.options.success.removeprefix("info."), 0.0))
         return reached >= self.options.success_from
 
-    def _told(self, info: Mapping[str, Any]) -> str:
+    def _observe(self, info: Mapping[str, Any]) -> str:
         """What the policy sees now; also sets the admissible actions."""
-        self.admissible_actions = _asked(self.options, lambda: self._offered(info))
-        return _asked(self.options, lambda: _as_text(self.options, self._world, self._value)) or _SILENCE
+        self.admissible_actions = _guarded(self.options, lambda: self._offered(info))
+        return _guarded(self.options, lambda: _as_text(self.options, self._world, self._value)) or _SILENCE
 
     def _offered(self, info: Mapping[str, Any]) -> list[str]:
         mask = info.get("action_mask")
-        return [name for place, name in enumerate(self._names or self.options.actions) if mask is None or mask[place]]
+        return [name for index, name in enumerate(self._names or self.options.actions) if mask is None or mask[index]]
 
 
 class _WithState(GymnasiumEnvironment):
@@ -162,7 +162,7 @@ class TableExpert:
 
     def __init__(self, values_now: Callable[[], np.ndarray], names: Mapping[str, int]) -> None:
         self._values_now = values_now
-        self._places = {name: place for place, name in enumerate(names)}
+        self._index_of = {name: index for index, name in enumerate(names)}
 
     def observe(self, action: str, observation: str) -> None:
         """Nothing to take in: the environment itself knows the state."""
@@ -170,14 +170,14 @@ class TableExpert:
     def decide(self, admissible_actions: Sequence[str]) -> Decision:
         """The best of `admissible_actions`, the first of equals."""
         values = self._values_now()
-        best = max(admissible_actions, key=lambda name: values[self._places[name]])
+        best = max(admissible_actions, key=lambda name: values[self._index_of[name]])
         return Decision(best, f"Best is {best}.")
 
 
 # The package's side ---------------------------------------------------------------------------------------------------
 
 
-def _made(options: GymnasiumOptions) -> Any:
+def _make(options: GymnasiumOptions) -> Any:
     """A new environment of the package, without its limit of steps: a campaign has its own."""
     import gymnasium
 
@@ -187,7 +187,7 @@ def _made(options: GymnasiumOptions) -> Any:
     return gymnasium.make(options.id, **arguments)
 
 
-def _asked(options: GymnasiumOptions, question: Callable[[], _Answer]) -> _Answer:
+def _guarded(options: GymnasiumOptions, question: Callable[[], _Answer]) -> _Answer:
     try:
         return question()
     except Exception as error:
@@ -210,7 +210,7 @@ def _inspected(options_json: str) -> tuple[type[GymnasiumEnvironment], tuple[tup
             f"environment.name: gymnasium needs an extra ({error}): pip install 'opid[gymnasium]'"
         ) from None
     try:
-        worlds = [_made(options), _made(options)]
+        worlds = [_make(options), _make(options)]
         seen = [
             (_as_text(options, world, world.reset(seed=0)[0]), getattr(world.unwrapped, "P", None)) for world in worlds
         ]
@@ -228,12 +228,12 @@ def _inspected(options_json: str) -> tuple[type[GymnasiumEnvironment], tuple[tup
     space = worlds[0].action_space
     if isinstance(space, spaces.Discrete):
         count, first = int(space.n), int(space.start)
-        names = options.actions or tuple(str(first + place) for place in range(count))
+        names = options.actions or tuple(str(first + index) for index in range(count))
         if len(set(names)) != count:
             raise ConfigError(
                 f"environment.options.actions: {options.id} has {count} actions, so give as many different names"
             )
-        named = tuple((name, first + place) for place, name in enumerate(names))
+        named = tuple((name, first + index) for index, name in enumerate(names))
     elif isinstance(space, spaces.Text):
         named = ()
     else:
@@ -286,8 +286,8 @@ def _value_text(value: Any) -> str | None:
     if isinstance(value, numbers.Integral):
         return str(int(value))
     if isinstance(value, Mapping):
-        told = {name: _value_text(part) for name, part in value.items()}
-        return None if None in told.values() else "\n".join(f"{name}: {text}" for name, text in told.items())
+        texts = {name: _value_text(part) for name, part in value.items()}
+        return None if None in texts.values() else "\n".join(f"{name}: {text}" for name, text in texts.items())
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer) and value.ndim == 1:
         return " ".join(map(str, value.tolist()))
     if isinstance(value, tuple):
@@ -299,12 +299,12 @@ def _value_text(value: Any) -> str | None:
 def _plain(drawn: str) -> str:
     """A drawing without escape sequences; what they said is kept: `[S]` on a background, `<blue R>` in a colour."""
 
-    def marked(found: re.Match[str]) -> str:
-        codes = [int(code) for code in found[1].split(";") if code]
+    def marked(match: re.Match[str]) -> str:
+        codes = [int(code) for code in match[1].split(";") if code]
         if any(40 <= code < 48 for code in codes):
-            return f"[{found[2]}]"
+            return f"[{match[2]}]"
         colours = [_COLOURS[code - 30] for code in codes if 30 <= code < 38]
-        return f"<{colours[0]} {found[2]}>" if colours else found[2]
+        return f"<{colours[0]} {match[2]}>" if colours else match[2]
 
     return _ESCAPE.sub("", _COLOURED.sub(marked, drawn))
 
@@ -313,7 +313,7 @@ def _plain(drawn: str) -> str:
 def _action_values(options_json: str) -> np.ndarray:
     """The discounted return of each action in each state, [states, actions], by value iteration on the environment's
     table."""
-    table = _made(GymnasiumOptions.model_validate_json(options_json)).unwrapped.P
+    table = _make(GymnasiumOptions.model_validate_json(options_json)).unwrapped.P
     states, actions = len(table), len(table[0])
     rows = [(state, action, *outcome) for state in table for action in table[state] for outcome in table[state][action]]
     state, action, probability, following, reward, ended = (np.array(column) for column in zip(*rows, strict=True))

@@ -110,8 +110,8 @@ class OpenEnvEnvironment(SeededWorld):
         if rule == "done":
             return done
         field = rule.removeprefix("observation.")
-        told = observation.get(field)  # absent or null while there is nothing to say
-        reached = {"reward": reward, "return": self._return}.get(rule, 0.0 if told is None else told)
+        value = observation.get(field)  # absent or null while there is nothing to say
+        reached = {"reward": reward, "return": self._return}.get(rule, 0.0 if value is None else value)
         if not isinstance(reached, int | float):
             raise DataError(f"openenv, {self.options.url}: observation.{field} is {reached!r}, no number")
         return reached >= self.options.success_from
@@ -208,13 +208,15 @@ class ServerSession:
             raise DataError(f"openenv, {url}: the answer to {kind} is no JSON: {error}") from None
         data = message.get("data") if isinstance(message, dict) else None
         if isinstance(data, dict) and message.get("type") == "error":
-            code, told = data.get("code"), str(data.get("message", ""))[:500]
+            code, detail = data.get("code"), str(data.get("message", ""))[:500]
             if code == FULL:
-                raise _NoSession(told)
+                raise _NoSession(detail)
             if code == "VALIDATION_ERROR":
                 errors = str(data.get("errors", ""))[:500]
-                raise ConfigError(f"environment.options.action_field, actions: {url} refuses a {kind}: {told} {errors}")
-            raise EnvironmentFault(f"openenv, {url}: {code}: {told}")
+                raise ConfigError(
+                    f"environment.options.action_field, actions: {url} refuses a {kind}: {detail} {errors}"
+                )
+            raise EnvironmentFault(f"openenv, {url}: {code}: {detail}")
         if not isinstance(data, dict) or message.get("type") != "observation":
             raise DataError(f"openenv, {url}: the answer to {kind} is no observation: {str(answer)[:200]}")
         observation, reward = data.get("observation"), data.get("reward") or 0.0

@@ -170,8 +170,8 @@ class ScienceWorldEnvironment:
         if answer.startswith(AMBIGUOUS):
             starts = (line.partition(":")[0].strip() for line in answer.splitlines()[1:])
             self.admissible_actions = [number for number in starts if number.isdecimal()]
-        told = "You look around." if answer == look else answer.strip()
-        return f"{told}{_AROUND}{self._seen}"
+        shown = "You look around." if answer == look else answer.strip()
+        return f"{shown}{_AROUND}{self._seen}"
 
     @staticmethod
     def prompt_parts(
@@ -264,8 +264,10 @@ def _gateway() -> Any:
                 )
             except (OSError, ValueError) as error:
                 raise InfrastructureError(f"scienceworld: Java did not start: {error}") from None
-            made = JavaGateway(gateway_parameters=GatewayParameters(auto_field=True, port=port), java_process=process)
-            _gateways[os.getpid()] = made
+            gateway = JavaGateway(
+                gateway_parameters=GatewayParameters(auto_field=True, port=port), java_process=process
+            )
+            _gateways[os.getpid()] = gateway
             atexit.register(close)
         return _gateways[os.getpid()]
 
@@ -323,8 +325,8 @@ def _variations(name: str) -> dict[str, list[int]]:
     def ask(folder: Path) -> None:
         world = _load(Task(name, name, 0), easy=True)
         parts = (world.getVariationsTrain, world.getVariationsDev, world.getVariationsTest)
-        found = {split: _ask(lambda part=part: list(part())) for split, part in zip(SPLITS, parts, strict=True)}
-        (folder / "variations.json").write_text(json.dumps(found), encoding="utf-8")
+        numbers = {split: _ask(lambda part=part: list(part())) for split, part in zip(SPLITS, parts, strict=True)}
+        (folder / "variations.json").write_text(json.dumps(numbers), encoding="utf-8")
 
     folder = build_once(
         "scienceworld", name, {"task": name, "package": importlib.metadata.version("scienceworld")}, ask

@@ -89,7 +89,7 @@ class TextArenaEnvironment(SeededWorld):
     def _let_opponent_play(self) -> bool:
         """Whether the game is over after the opponent's moves, if it is their turn."""
         while self._opponent is not None and (seen := self._table.opponents_view()) is not None:
-            with self._table.own_draws():  # theirs are the episode's too: the same moves lead to the same game
+            with self._table.game_draws():  # theirs are the episode's too: the same moves lead to the same game
                 move = self._opponent(seen)
             if not isinstance(move, str):
                 raise ConfigError(f"environment.options.opponent: {self.options.opponent} gave {move!r}, no text")
@@ -107,16 +107,16 @@ class Table:
         generator = np.random.RandomState(seed % 2**32)
         self._draws = (random.Random(seed).getstate(), generator.get_state())
         with self._playing():
-            self._game = _made(options)
+            self._game = _make(options)
             self._game.reset(num_players=1 if options.opponent is None else 2, seed=seed)
-        self._told: dict[int, list[tuple[str, str]]] = {0: [], 1: []}
+        self._messages: dict[int, list[tuple[str, str]]] = {0: [], 1: []}
 
     def begun(self) -> tuple[str, str]:
         """The rules as player 0 reads them, and what else they see at first."""
         self._listen()
-        rules = "\n".join(text for kind, text in self._told[0] if kind == "PROMPT")
-        seen = "\n".join(text for kind, text in self._told[0] if kind != "PROMPT")
-        self._told[0] = []
+        rules = "\n".join(text for kind, text in self._messages[0] if kind == "PROMPT")
+        seen = "\n".join(text for kind, text in self._messages[0] if kind != "PROMPT")
+        self._messages[0] = []
         return rules, seen
 
     def move(self, action: str) -> bool:
@@ -128,15 +128,15 @@ class Table:
 
     def news(self, done: bool) -> list[str]:
         """What player 0 was told since they were asked last; at the end also why it is one."""
-        told, self._told[0] = [text for _, text in self._told[0]], []
+        texts, self._messages[0] = [text for _, text in self._messages[0]], []
         reason = self._game.state.game_info[0].get("reason") if done else None
-        return [*told, str(reason)] if reason and reason not in told else told
+        return [*texts, str(reason)] if reason and reason not in texts else texts
 
     def opponents_view(self) -> str | None:
         """All that the opponent was told so far, the rules first; None where it is not their turn."""
         if self._game.state.current_player_id == 0:
             return None
-        return "\n".join(text for _, text in self._told[1])
+        return "\n".join(text for _, text in self._messages[1])
 
     def reward(self) -> float:
         """Player 0's, of a game that is over."""
@@ -147,13 +147,13 @@ class Table:
         """Take in what the game has told its players; their own moves they know."""
         for player, messages in self._game.state.observations.items():
             news = [(kind.name, text.strip()) for by, text, kind in messages if by != player and text.strip()]
-            self._told.setdefault(player, []).extend(news)
+            self._messages.setdefault(player, []).extend(news)
             messages.clear()
 
     @contextmanager
     def _playing(self) -> Iterator[None]:
         try:
-            with self.own_draws():
+            with self.game_draws():
                 yield
         except OpidError:
             raise
@@ -161,7 +161,7 @@ class Table:
             raise EnvironmentFault(f"{self._where}: {type(error).__name__}: {error}") from error
 
     @contextmanager
-    def own_draws(self) -> Iterator[None]:
+    def game_draws(self) -> Iterator[None]:
         """Whoever draws random numbers here draws this game's next ones."""
         with _drawing:
             others = random.getstate(), np.random.get_state()
@@ -175,7 +175,7 @@ class Table:
                 np.random.set_state(others[1])
 
 
-def _made(options: TextArenaOptions) -> Any:
+def _make(options: TextArenaOptions) -> Any:
     """The game, which tells each player only what is new; moves are taken as its default wrappers take them."""
     import textarena
     from textarena.envs.registration import ENV_REGISTRY
@@ -199,10 +199,10 @@ def _plain(game: str) -> str:
 def _opponent(options: TextArenaOptions) -> Callable[[str], str] | None:
     if options.opponent is None:
         return None
-    found = imported(options.opponent, "environment.options.opponent")
-    if not callable(found):
+    function = imported(options.opponent, "environment.options.opponent")
+    if not callable(function):
         raise ConfigError(f"environment.options.opponent: {options.opponent} is no function of its module")
-    return cast(Callable[[str], str], found)
+    return cast(Callable[[str], str], function)
 
 
 @functools.lru_cache(maxsize=64)

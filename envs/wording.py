@@ -51,10 +51,10 @@ def parse_tagged_action(response_text: str, untagged_characters: int = _UNTAGGED
 
 def parse_written_action(response_text: str) -> tuple[str, bool]:
     """As `parse_tagged_action`, but the action keeps its case: for worlds in which it matters."""
-    found = _WRITTEN.search(response_text)
-    if found is None:
+    block = _WRITTEN.search(response_text)
+    if block is None:
         return response_text[-_UNTAGGED_CHARACTERS:], False
-    return found[1].strip(), parse_tagged_action(response_text)[1]
+    return block[1].strip(), parse_tagged_action(response_text)[1]
 
 
 def listed_or_free_turn(admissible_actions: Sequence[str]) -> str:

@@ -113,16 +113,16 @@ class AlfworldEnvironment:
         """The tasks of `split`: of the chosen types, in the manifest's order if there is one."""
         options = self.options
         if options.data == "generated":
-            found = generated.tasks(split, options.generator, options.task_types)
+            tasks = generated.tasks(split, options.generator, options.task_types)
         else:
-            found = stored_tasks(
+            tasks = stored_tasks(
                 options.data,
                 split,
                 options.task_types,
                 skip_malformed=options.skip_malformed,
                 check_solvable=options.check_solvable,
             )
-        return pick(found, options.manifest, split) if options.manifest else found
+        return pick(tasks, options.manifest, split) if options.manifest else tasks
 
     def reset(self, task: Task) -> str:
         """Start `task`. Raises DataError for a game that cannot be used."""

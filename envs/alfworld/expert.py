@@ -23,7 +23,7 @@ _PLACES = {
 
 _TASKS = (
     re.compile(r"(?:look at|examine) (?:the |a |an |some )?(?P<target>\w+) (?:under|with) (?:the )?(?P<lamp>\w+)"),
-    re.compile(r"(?:find |put )(?P<two>two) (?P<target>\w+) (?:and put them )?(?:in|on)(?: the)? (?P<destination>\w+)"),
+    re.compile(r"(?:find |put )two (?P<target>\w+) (?:and put them )?(?:in|on)(?: the)? (?P<destination>\w+)"),
     re.compile(r"(?P<verb>clean|heat|cool) some (?P<target>\w+) and put it (?:in|on)(?: the)? (?P<destination>\w+)"),
     re.compile(
         r"put (?:a |an |some )?(?P<adjective>clean|hot|cool) (?P<target>\w+) (?:in|on)(?: the)? (?P<destination>\w+)"
@@ -38,7 +38,6 @@ _ARRIVE = re.compile(r"You arrive at ([a-z]+ \d+)\.")
 _TAKE = re.compile(r"You pick up the ([a-z]+ \d+) from the ([a-z]+ \d+)\.")
 _PUT = re.compile(r"You move the ([a-z]+ \d+) to the ([a-z]+ \d+)\.")
 _TREAT = re.compile(r"You (clean|heat|cool) the ([a-z]+ \d+) using")
-_TURN_ON = re.compile(r"You turn on the ([a-z]+ \d+)\.")
 _CARRYING = re.compile(r"You are carrying: an? ([a-z]+ \d+)\.")
 
 
@@ -50,7 +49,6 @@ class Request:
     destination: str
     treatment: str
     lamp: str
-    count: int
 
 
 def parse_task(task_text: str) -> Request:
@@ -59,13 +57,12 @@ def parse_task(task_text: str) -> Request:
     for pattern in _TASKS:
         match = pattern.fullmatch(text)
         if match:
-            found = match.groupdict()
+            groups = match.groupdict()
             return Request(
-                target=found["target"],
-                destination=found.get("destination") or "",
-                treatment=found.get("verb") or _ADJECTIVES.get(found.get("adjective") or "", ""),
-                lamp=found.get("lamp") or "",
-                count=2 if found.get("two") else 1,
+                target=groups["target"],
+                destination=groups.get("destination") or "",
+                treatment=groups.get("verb") or _ADJECTIVES.get(groups.get("adjective") or "", ""),
+                lamp=groups.get("lamp") or "",
             )
     raise DataError(f"task text {task_text!r}: not one of the wordings of ALFWorld's six task types")
 
@@ -76,7 +73,7 @@ def kind_of(name: str) -> str:
 
 
 class TextExpert:
-    """Plays one episode; its public fields are its beliefs, for a demonstration's think text to quote."""
+    """Plays one episode; its public fields are its beliefs."""
 
     def __init__(self, task_text: str, first_observation: str) -> None:
         self.request = parse_task(task_text)
@@ -93,7 +90,6 @@ class TextExpert:
         """Receptacles that stand open, or have no door."""
         self.treated: dict[str, set[str]] = {"clean": set(), "heat": set(), "cool": set()}
         """Treatment -> objects that have it now."""
-        self.lamps_on: set[str] = set()
         self._chosen: str | None = None  # destination that already holds a finished object
         self._looked_again = False
         self._refused: set[tuple[str, str]] = set()  # (object kind, receptacle that does not take it)
@@ -101,30 +97,7 @@ class TextExpert:
     @property
     def visible(self) -> list[str]:
         """Objects known to lie in or on the receptacle here."""
-        return [name for name, place in self.places.items() if place == self.here]
-
-    @property
-    def unsearched(self) -> list[str]:
-        """Receptacles not looked into yet, the most promising for the current search first."""
-        return self._search_order(self._search_kind())
-
-    @property
-    def target_places(self) -> dict[str, str]:
-        """Known objects of the wanted kind that still have to be fetched -> where they lie."""
-        return {name: self.places[name] for name in self._candidates()}
-
-    @property
-    def done(self) -> list[str]:
-        """The sub-goals that hold now: "put apple 2 in fridge 1", "take apple 1", "clean apple 1", "use desklamp 1"."""
-        request, phrases = self.request, []
-        for name in self._placed():
-            phrases.append(f"put {name} in {self.places[name]}")
-        if self.held is not None and kind_of(self.held) == request.target:
-            phrases.append(f"take {self.held}")
-            if request.treatment and self._is_ready(self.held):
-                phrases.append(f"{request.treatment} {self.held}")
-        phrases += [f"use {lamp}" for lamp in sorted(self.lamps_on) if kind_of(lamp) == request.lamp]
-        return phrases
+        return [name for name, receptacle in self.places.items() if receptacle == self.here]
 
     def observe(self, action: str, observation: str) -> None:
         """Take in what `action` led to. Any action: the text of the observation alone is believed."""
@@ -143,8 +116,6 @@ class TextExpert:
             self.places[match[1]] = match[2]
         elif match := _TREAT.match(observation):
             self._treat(match[1], match[2])
-        elif match := _TURN_ON.match(observation):
-            self.lamps_on.add(match[1])
         elif match := _CARRYING.match(observation):
             self.held = match[1]
             self.places.pop(match[1], None)
@@ -182,7 +153,7 @@ class TextExpert:
     # What is believed
 
     def _see(self, receptacle: str, names: list[str]) -> None:
-        for name in [name for name, place in self.places.items() if place == receptacle]:
+        for name in [name for name, location in self.places.items() if location == receptacle]:
             del self.places[name]
         self.places.update(dict.fromkeys(names, receptacle))
         self.searched.add(receptacle)
@@ -202,13 +173,13 @@ class TextExpert:
         options = [r for r in self.receptacles if kind_of(r) == self.request.destination]
 
         def merit(receptacle: str) -> tuple[int, bool, bool, bool]:
-            kept = receptacle == self._chosen  # of two with one object each, stay with the first
-            return self._count_in(receptacle), kept, receptacle == self.here, not self._is_closed(receptacle)
+            is_chosen = receptacle == self._chosen  # of two with one object each, stay with the first
+            return self._count_in(receptacle), is_chosen, receptacle == self.here, not self._is_closed(receptacle)
 
         return max(options, key=merit, default=None)
 
     def _count_in(self, receptacle: str) -> int:
-        names = [name for name, place in self.places.items() if place == receptacle]
+        names = [name for name, location in self.places.items() if location == receptacle]
         return sum(kind_of(name) == self.request.target and self._is_ready(name) for name in names)
 
     def _placed(self) -> list[str]:
@@ -232,13 +203,13 @@ class TextExpert:
         if not candidates:
             return self._search(self.request.target, admissible)
         name = candidates[0]
-        place = self.places[name]
-        goal = f"take {name} from {place}"
+        receptacle = self.places[name]
+        goal = f"take {name} from {receptacle}"
         intent = f"take {self.request.target}"
-        if goal not in admissible and self.here == place and not self._is_closed(place):
-            self.searched.discard(place)
+        if goal not in admissible and self.here == receptacle and not self._is_closed(receptacle):
+            self.searched.discard(receptacle)
             del self.places[name]  # not there after all
-        return self._reach(place, goal, intent, admissible)
+        return self._reach(receptacle, goal, intent, admissible)
 
     def _use_lamp(self, admissible: set[str]) -> Decision:
         lamps = [name for name in self.places if kind_of(name) == self.request.lamp]
@@ -275,11 +246,13 @@ class TextExpert:
             self._refused.add((kind_of(held), self.here))
         options = [r for r in self._by_likelihood(kind_of(held)) if (kind_of(held), r) not in self._refused]
         # Nearest first: a closed receptacle here costs one step, an open one elsewhere too.
-        place = self.here if self.here in options and self._is_likely(held, self.here) else next(iter(options), None)
-        if place is None:
+        receptacle = (
+            self.here if self.here in options and self._is_likely(held, self.here) else next(iter(options), None)
+        )
+        if receptacle is None:
             self._refused.clear()
             return Decision("look", "look again")
-        return self._reach(place, f"move {held} to {place}", intent, admissible)
+        return self._reach(receptacle, f"move {held} to {receptacle}", intent, admissible)
 
     def _search(self, kind: str, admissible: set[str]) -> Decision:
         order = self._search_order(kind)
@@ -301,10 +274,6 @@ class TextExpert:
         return Decision(f"go to {receptacle}", intent)
 
     # Where to look
-
-    def _search_kind(self) -> str:
-        has_target = self.held is not None and kind_of(self.held) == self.request.target
-        return self.request.lamp if has_target and self.request.lamp else self.request.target
 
     def _search_order(self, kind: str) -> list[str]:
         return [receptacle for receptacle in self._by_likelihood(kind) if receptacle not in self.searched]

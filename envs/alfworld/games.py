@@ -96,7 +96,7 @@ def folder_splits(path: str | Path) -> dict[Path, dict[str, Path]]:
         root: {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and any(p.glob("*/*/game.tw-pddl"))}
         for root in roots
     }
-    return {root: found for root, found in splits.items() if found}
+    return {root: folders for root, folders in splits.items() if folders}
 
 
 def read_folder(
@@ -151,8 +151,8 @@ def _json_object(file: Path) -> dict:
 
 def _task_of_grammar(grammar: object, file: Path) -> str:
     """The text between "Your task is to: " and the full stop that ends its rule."""
-    _, found, rest = str(grammar).partition(TASK_LINE)
+    _, line, rest = str(grammar).partition(TASK_LINE)
     task, stop, _ = rest.partition('."')
-    if not found or not stop:
+    if not line or not stop:
         raise DataError(f"{file}, field grammar: no rule with {TASK_LINE!r}")
     return task

@@ -77,8 +77,8 @@ class Room:
     def add_receptacle(self, kind: str) -> None:
         self.receptacles.append((kind, sum(k == kind for k, _ in self.receptacles)))
 
-    def add_object(self, kind: str, place: tuple[str, int]) -> None:
-        self.places[kind, sum(k == kind for k, _ in self.places)] = place
+    def add_object(self, kind: str, receptacle: tuple[str, int]) -> None:
+        self.places[kind, sum(k == kind for k, _ in self.places)] = receptacle
 
 
 def tasks(split: str, options: GameOptions, task_types: Sequence[str]) -> Sequence[Task]:
@@ -133,14 +133,14 @@ def game(task: Task, options: GameOptions) -> Game:
         rng,
     )
     wording = rng.choice(_WORDINGS[task.task_type])
-    made = Game(
+    generated = Game(
         game_id=task.task_id,
         task_type=task.task_type,
         task_desc=wording.format(obj=goal.target.lower(), recep=goal.destination.lower()),
         pddl_problem=text,
     )
-    solve(made)
-    return made
+    solve(generated)
+    return generated
 
 
 @functools.lru_cache(maxsize=64)
@@ -166,22 +166,22 @@ def _held_out_combinations(seed: int) -> frozenset[tuple[str, str]]:
 def _all_goals(task_type: str) -> tuple[GoalCombination, ...]:
     """Every goal that makes sense: the object may lie elsewhere in the room than where it has to go."""
     wanted = _PROPERTIES.get(task_type)
-    found = []
+    goals = []
     for kind in OBJECTS.values():
         if wanted is not None and wanted not in kind.properties:
             continue
         for room in kind.rooms:
             present = RECEPTACLES[room]
-            places = [place for place in kind.places if place in present]
+            receptacles = [receptacle for receptacle in kind.places if receptacle in present]
             if task_type == "look_at_obj_in_light":
-                destinations = [LAMP] if room in LAMP_PLACES and places else []
+                destinations = [LAMP] if room in LAMP_PLACES and receptacles else []
             elif wanted is not None:
                 tool = _TOOLS[wanted]
-                destinations = [place for place in places if place != tool and tool in present]
+                destinations = [receptacle for receptacle in receptacles if receptacle != tool and tool in present]
             else:
-                destinations = places if len(places) > 1 else []
-            found += [GoalCombination(kind.name, destination, room) for destination in destinations]
-    return tuple(found)
+                destinations = receptacles if len(receptacles) > 1 else []
+            goals += [GoalCombination(kind.name, destination, room) for destination in destinations]
+    return tuple(goals)
 
 
 def _make_room(goal: GoalCombination, task_type: str, size: str, rng: random.Random) -> Room:
@@ -270,5 +270,5 @@ def _draw_place(kind: str, options: Sequence[tuple[str, int]], rng: random.Rando
     """Half of the time anywhere, else where such objects usually lie."""
     if rng.random() < 0.5:
         return rng.choice(options)
-    kinds = [place[0] for place in options]
+    kinds = [receptacle[0] for receptacle in options]
     return rng.choices(options, [(1 + OBJECTS[kind].places[k]) / kinds.count(k) for k in kinds])[0]

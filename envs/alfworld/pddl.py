@@ -126,7 +126,7 @@ def parse(game: Game) -> Problem:
         types=types,
         facts={predicate: frozenset(facts[predicate]) for predicate in PREDICATES},
         names=display_names({argument for group in facts.values() for fact in group for argument in fact}),
-        receptacles_at={location: tuple(found) for location, found in receptacles_at.items()},
+        receptacles_at={location: tuple(here) for location, here in receptacles_at.items()},
         location_of=location_of,
         goal=lambda state: formula(state, {}),
         ways=lambda: compiler.ways(sections[":goal"][0], {}),

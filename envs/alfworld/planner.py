@@ -49,8 +49,8 @@ def _commands(world: World, way: Way) -> Iterator[str]:
     wanted = [fact for fact in way if not _holds(world, fact)]
     treatments = [fact for fact in wanted if fact[0] in _TREATMENTS]
     treated = {o for _, o in treatments}
-    kept = [fact for fact in way if fact[0] in _ORDER and (fact in wanted or fact[1] in treated)]
-    for predicate, *arguments in sorted(kept, key=lambda fact: _ORDER.index(fact[0])):
+    ordered = [fact for fact in way if fact[0] in _ORDER and (fact in wanted or fact[1] in treated)]
+    for predicate, *arguments in sorted(ordered, key=lambda fact: _ORDER.index(fact[0])):
         if predicate == "inreceptacle":
             o, receptacle = arguments
             yield from _fetch(world, o, treatments)
@@ -59,7 +59,7 @@ def _commands(world: World, way: Way) -> Iterator[str]:
         elif predicate == "holds":
             yield from _fetch(world, arguments[1], treatments)
         elif predicate == "istoggled":
-            yield from _approach(world, _place(world, arguments[0]))
+            yield from _approach(world, _receptacle_of(world, arguments[0]))
             yield f"use {world.problem.names[arguments[0]]}"
         else:
             receptacle = world.problem.receptacles_at.get(arguments[1], ("",))[0]
@@ -69,10 +69,10 @@ def _commands(world: World, way: Way) -> Iterator[str]:
 def _fetch(world: World, o: str, treatments: list[tuple[str, ...]]) -> Iterator[str]:
     """Take `o` and treat it as wanted."""
     problem = world.problem
-    place = _place(world, o)
-    if place:
-        yield from _approach(world, place)
-        yield f"take {problem.names[o]} from {problem.names[place]}"
+    receptacle = _receptacle_of(world, o)
+    if receptacle:
+        yield from _approach(world, receptacle)
+        yield f"take {problem.names[o]} from {problem.names[receptacle]}"
     for predicate, treated in treatments:
         if treated == o:
             verb, receptacle_type = _TREATMENTS[predicate]
@@ -90,5 +90,5 @@ def _approach(world: World, receptacle: str, opening: bool = True) -> Iterator[s
             yield command
 
 
-def _place(world: World, o: str) -> str:
+def _receptacle_of(world: World, o: str) -> str:
     return next((receptacle for other, receptacle in sorted(world.facts["inreceptacle"]) if other == o), "")

@@ -111,8 +111,8 @@ WineBottle: kitchen: cool: CounterTop 37 Cabinet 25 DiningTable 24 GarbageCan 9 
 def _parse_objects(table: str) -> dict[str, ObjectKind]:
     kinds = {}
     for entry in table.strip().rstrip(";").split(";"):
-        name, rooms, properties, places = (part.split() for part in entry.split(":"))
-        shares = dict(zip(places[::2], map(int, places[1::2]), strict=True))
+        name, rooms, properties, receptacles = (part.split() for part in entry.split(":"))
+        shares = dict(zip(receptacles[::2], map(int, receptacles[1::2]), strict=True))
         kinds[name[0]] = ObjectKind(name[0], tuple(rooms), frozenset(properties) - {"-"}, shares)
     return kinds
 

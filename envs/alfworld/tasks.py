@@ -34,18 +34,18 @@ def stored_splits(data: str) -> dict[str, Path]:
             other = packs.setdefault(file.name.removesuffix(ending), file)
             if other != file:
                 raise ConfigError(f"environment.options.data: {other} and {file} are one split: remove one")
-    found = {**({folder / "*.jsonl*": packs} if packs else {}), **folder_splits(folder)}
-    if len(found) > 1:
+    data_sets = {**({folder / "*.jsonl*": packs} if packs else {}), **folder_splits(folder)}
+    if len(data_sets) > 1:
         raise ConfigError(
-            f"environment.options.data: {folder} holds several data sets: {', '.join(map(str, found))}; name the "
+            f"environment.options.data: {folder} holds several data sets: {', '.join(map(str, data_sets))}; name the "
             "folder of one, or remove the others"
         )
-    if not found:
+    if not data_sets:
         raise ConfigError(
             f"environment.options.data: {folder} holds neither packs (train.jsonl.xz ...) nor what alfworld-download"
             f" makes (json_2.1.1/train/<task>/<trial>/game.tw-pddl)"
         )
-    (splits,) = found.values()
+    (splits,) = data_sets.values()
     return splits
 
 

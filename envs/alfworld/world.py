@@ -94,9 +94,9 @@ class World:
         """Equal in two states of a game from which the same commands win it: where the player is, what is held, which
         receptacles are open, and what has become of the things that the goal is about."""
         things = self.problem.goal_things
-        kept = [sorted(self.facts[predicate]) for predicate in ("atlocation", "holds", "opened")]
-        kept += [sorted(f for f in self.facts[p] if f[0] in things) for p in _CONDITIONS_OF_THINGS]
-        return hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
+        key = [sorted(self.facts[predicate]) for predicate in ("atlocation", "holds", "opened")]
+        key += [sorted(f for f in self.facts[p] if f[0] in things) for p in _CONDITIONS_OF_THINGS]
+        return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
 
     def _observe_state(self) -> None:
         self._actions = self._admissible_actions()

@@ -170,8 +170,8 @@ class SearchQaEnvironment:
 @functools.lru_cache(maxsize=4)
 def _phrases_of(generator: GeneratorOptions) -> Sequence[str]:
     """Kept, because every check that an environment has an expert reads the phrases: 0.1 s of 20,000 passages."""
-    made = make_world(generator)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
-    return (*FIXED_PHRASES, *wording(made.names))
+    world = make_world(generator)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
+    return (*FIXED_PHRASES, *wording(world.names))
 
 
 register("search_qa", SearchQaOptions, SearchQaEnvironment)

@@ -87,10 +87,10 @@ def question_files(path: str, field: str) -> list[Path]:
     folder = local_path(path, field)
     if not folder.is_dir():
         return [existing_file(path, field)]
-    found = sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(QUESTION_FILES))
-    if not found:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name.endswith(QUESTION_FILES))
+    if not files:
         raise ConfigError(f"{field}: {folder} holds no file of questions ({', '.join(QUESTION_FILES)})")
-    return found
+    return files
 
 
 def read_questions(*files: Path) -> list[Question]:
@@ -110,7 +110,7 @@ def read_questions(*files: Path) -> list[Question]:
     seen: dict[str, tuple[Path, str]] = {}
     for file in files:
         before = len(questions)
-        for place, where, entry in _entries(file):
+        for position, where, entry in _entries(file):
             question = _question(entry, where)
             if question.task_id in seen:
                 first_file, first = seen[question.task_id]
@@ -118,7 +118,7 @@ def read_questions(*files: Path) -> list[Question]:
                 raise DataError(f"{where}, field id: question {question.task_id} is already on {first}{elsewhere}")
             if questions and bool(question.split) != bool(questions[0].split):
                 raise DataError(f"{where}, field split: some lines have it, some do not")
-            seen[question.task_id] = file, place
+            seen[question.task_id] = file, position
             questions.append(question)
         if len(questions) == before:
             raise DataError(f"{file}: no questions")

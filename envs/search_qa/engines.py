@@ -127,11 +127,11 @@ class DenseEngine:
             return []
         vectors = self._encode([self._query_prefix + query for query in queries])
         scores, numbers = self._index.search(vectors, min(top_k, len(self._passages)))
-        found = []
+        passages = []
         for row_scores, row_numbers in zip(scores, numbers, strict=True):
             order = np.lexsort((row_numbers, -row_scores))
-            found.append([Passage(*self._passages[int(row_numbers[i])], score=float(row_scores[i])) for i in order])
-        return found
+            passages.append([Passage(*self._passages[int(row_numbers[i])], score=float(row_scores[i])) for i in order])
+        return passages
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         """Unit vectors, float32 [texts, dimensions]."""

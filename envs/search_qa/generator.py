@@ -85,13 +85,13 @@ def _questions(
                 f" {options.passages} passages has {len(possible)}"
             )
         drawn[hop] = rng.sample(possible, share)
-    made = []
+    questions = []
     for index in range(wanted):
         hop = HOPS[index % 2]
         entity, path = drawn[hop][index // 2]
         answer = _answer(entity, path, texts)
-        made.append(Question(f"{split}/{index:06d}", ask(path, entity.name), (answer,), hop, split))
-    return made
+        questions.append(Question(f"{split}/{index:06d}", ask(path, entity.name), (answer,), hop, split))
+    return questions
 
 
 def _answer(entity: Entity, path: Sequence[Relation], texts: dict[str, str]) -> str:

@@ -181,8 +181,8 @@ def stored_corpus(path: str, field: str = "environment.options.corpus") -> Corpu
 
 def generated_corpus(options: GeneratorOptions) -> Corpus:
     """The passages about the generated world."""
-    made = make_world(options)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
-    return Corpus("generated world", made.digest, lambda: made.passages)
+    world = make_world(options)  # pyright: ignore[reportArgumentType] -- frozen, hence hashable
+    return Corpus("generated world", world.digest, lambda: world.passages)
 
 
 @functools.lru_cache(maxsize=4)

@@ -54,15 +54,15 @@ def parse_action(response_text: str) -> tuple[str, bool]:
     and in the whole response no more than one opening tag, of any case, of the two kinds together.
     Source: docs/search_qa.md.
     """
-    kept = response_text
+    cut = response_text
     for closing_tag in ("</search>", "</answer>"):
         if closing_tag in response_text:
-            kept = response_text.partition(closing_tag)[0] + closing_tag
+            cut = response_text.partition(closing_tag)[0] + closing_tag
             break
     is_valid = len(_OPENING_TAG.findall(response_text)) == 1
-    if block := _SEARCH_BLOCK.search(kept):
+    if block := _SEARCH_BLOCK.search(cut):
         return f"<search>{block[1].strip()}</search>", is_valid
-    if block := _ANSWER_BLOCK.search(kept):
+    if block := _ANSWER_BLOCK.search(cut):
         return f"<answer>{block[1].strip()}</answer>", is_valid
     return "", False
 

@@ -160,8 +160,8 @@ class Entity:
     facts: dict[str, Entity | str] = field(default_factory=dict, repr=False)
 
     def value(self, relation: Relation) -> str:
-        found = self.facts[relation.name]
-        return found.name if isinstance(found, Entity) else found
+        value = self.facts[relation.name]
+        return value.name if isinstance(value, Entity) else value
 
 
 def coin_names(kinds: str, rng: random.Random) -> list[str]:
@@ -213,11 +213,11 @@ def relate(entities: Sequence[Entity], rng: random.Random) -> None:
 
 def describe(entity: Entity, rng: random.Random) -> str:
     """The passage about `entity`: its quoted name as title, a newline, its facts in random order and wording."""
-    told = [
+    facts = [
         rng.choice(relation.told).format(x=entity.name, y=entity.value(relation)) for relation in OF_KIND[entity.kind]
     ]
-    rng.shuffle(told)
-    sentences = [_INTRODUCTIONS[entity.kind].format(x=entity.name), *told, _CLOSING.format(x=entity.name)]
+    rng.shuffle(facts)
+    sentences = [_INTRODUCTIONS[entity.kind].format(x=entity.name), *facts, _CLOSING.format(x=entity.name)]
     return f'"{entity.name}"\n' + " ".join(f"{sentence}." for sentence in sentences)
 
 

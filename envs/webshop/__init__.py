@@ -87,8 +87,8 @@ class WebshopEnvironment:
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of `split`, in the manifest's order if there is one."""
-        found = split_tasks(self.shop.goals, split, self.options.validation)
-        return pick(found, self.options.manifest, split) if self.options.manifest else found
+        tasks = split_tasks(self.shop.goals, split, self.options.validation)
+        return pick(tasks, self.options.manifest, split) if self.options.manifest else tasks
 
     def reset(self, task: Task) -> str:
         """Open the shop's search page with the goal of `task`."""

@@ -109,19 +109,19 @@ def find_files(data: str) -> DataFiles:
     where = "environment.options.data"
     expanded = local_path(data, where)
     if expanded.is_file():
-        folder, found = expanded.parent, [expanded]
+        folder, files = expanded.parent, [expanded]
     elif expanded.is_dir():
-        folder, found = expanded, sorted(expanded.glob(f"{_PRODUCTS}*.json"))
+        folder, files = expanded, sorted(expanded.glob(f"{_PRODUCTS}*.json"))
     else:
         raise ConfigError(f"{where}: {expanded} is no folder (use 'generated' for the generated catalog)")
-    if len(found) != 1 or not found[0].name.startswith(_PRODUCTS):
-        names = ", ".join(path.name for path in found) or "none"
+    if len(files) != 1 or not files[0].name.startswith(_PRODUCTS):
+        names = ", ".join(path.name for path in files) or "none"
         raise ConfigError(f"{where}: {folder} must hold one {_PRODUCTS}*.json (or name one of several); found: {names}")
-    instructions = folder / found[0].name.replace(_PRODUCTS, _INSTRUCTIONS)
+    instructions = folder / files[0].name.replace(_PRODUCTS, _INSTRUCTIONS)
     if not instructions.is_file():
-        raise ConfigError(f"{where}: {instructions} is missing; it belongs to {found[0].name}")
+        raise ConfigError(f"{where}: {instructions} is missing; it belongs to {files[0].name}")
     human, reviews = (path if path.is_file() else None for path in (folder / _HUMAN, folder / _REVIEWS))
-    return DataFiles(found[0], instructions, human, reviews)
+    return DataFiles(files[0], instructions, human, reviews)
 
 
 class Catalog:
@@ -282,19 +282,19 @@ def _human_goals(entries: object, where: str) -> tuple[HumanGoal, ...]:
         raise DataError(f"{where}: expected a list, got {type(entries).__name__}")
     goals = []
     for number, entry in enumerate(entries):
-        place = f"{where}, entry {number}"
+        entry_where = f"{where}, entry {number}"
         if not isinstance(entry, dict):
-            raise DataError(f"{place}: expected a JSON object, got {type(entry).__name__}")
-        attributes = _texts(entry, "instruction_attributes", place)
+            raise DataError(f"{entry_where}: expected a JSON object, got {type(entry).__name__}")
+        attributes = _texts(entry, "instruction_attributes", entry_where)
         if attributes:
-            options = _texts(entry, "instruction_options", place)
-            goals.append(HumanGoal(_text(entry, "instruction", place).strip("."), attributes, options))
+            options = _texts(entry, "instruction_options", entry_where)
+            goals.append(HumanGoal(_text(entry, "instruction", entry_where).strip("."), attributes, options))
     return tuple(goals)
 
 
 def _reviews_by_asin(path: Path) -> dict[str, tuple[str, tuple[Review, ...]]]:
     """ASIN -> (average rating, reviews)."""
-    found = {}
+    by_asin = {}
     for index, entry in enumerate(_array_entries(path)):
         where = f"{path}, entry {index}"
         if not isinstance(entry, dict) or not isinstance(entry.get("reviews"), list):
@@ -305,8 +305,8 @@ def _reviews_by_asin(path: Path) -> dict[str, tuple[str, tuple[Review, ...]]]:
                 raise DataError(f"{where}, field reviews: expected objects with title, stars and review")
             shown = (review.get("title", ""), review.get("score", review.get("stars")), review.get("review", ""))
             reviews.append(Review(*(whole_characters(str(text), f"{where}, field reviews") for text in shown)))
-        found[_text(entry, "asin", where)] = (str(entry.get("average_rating")), tuple(reviews))
-    return found
+        by_asin[_text(entry, "asin", where)] = (str(entry.get("average_rating")), tuple(reviews))
+    return by_asin
 
 
 def _text(entry: Mapping, field: str, where: str) -> str:

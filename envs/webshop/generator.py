@@ -162,8 +162,8 @@ def write_catalog(options: CatalogOptions, folder: Path) -> None:
         files = (products, instructions, human, reviews)
         for file, start in zip(files, "[{{[", strict=True):
             file.write(start)
-        for index, made in enumerate(_products(options)):
-            for file, text in zip(files, made, strict=True):
+        for index, entries in enumerate(_products(options)):
+            for file, text in zip(files, entries, strict=True):
                 file.write((",\n" if index and text else "") + text)
         for file, end in zip(files, "]}}]", strict=True):
             file.write(end + "\n")
@@ -253,7 +253,7 @@ def _product(asin: str, index: int, rng: random.Random) -> tuple[dict[str, Any],
 
 
 def _sample_in_order(values: Sequence[_T], count: int, rng: random.Random) -> list[_T]:
-    return [values[place] for place in sorted(rng.sample(range(len(values)), count))]
+    return [values[index] for index in sorted(rng.sample(range(len(values)), count))]
 
 
 def _pricing(kind: _Kind, rng: random.Random) -> str:

@@ -137,9 +137,9 @@ def build_index(texts: Iterable[str], tie_order: np.ndarray, folder: Path) -> No
     term_column, document_column, frequency_column = array("i"), array("i"), array("i")
     lengths = array("i")
     for document, text in enumerate(texts):
-        found = terms(text)
-        lengths.append(len(found))
-        for term, frequency in Counter(found).items():
+        text_terms = terms(text)
+        lengths.append(len(text_terms))
+        for term, frequency in Counter(text_terms).items():
             term_column.append(numbers.setdefault(term, len(numbers)))
             document_column.append(document)
             frequency_column.append(frequency)
@@ -209,18 +209,18 @@ class LuceneIndex:
         low, high = 0, len(self._starts) - 1
         while low < high:
             middle = (low + high) // 2
-            found = self._terms[self._term_offsets[middle] : self._term_offsets[middle + 1]].tobytes()
-            if found == term:
+            middle_term = self._terms[self._term_offsets[middle] : self._term_offsets[middle + 1]].tobytes()
+            if middle_term == term:
                 return middle
-            low, high = (middle + 1, high) if found < term else (low, middle)
+            low, high = (middle + 1, high) if middle_term < term else (low, middle)
         return None
 
 
 def best(scores: np.ndarray, tie_order: np.ndarray, count: int) -> list[int]:
     """The `count` highest of the positive `scores` [documents], equal ones by `tie_order` [documents]."""
     lowest = np.partition(scores, len(scores) - count)[len(scores) - count] if len(scores) > count else 0
-    found = np.flatnonzero(scores >= lowest if lowest > 0 else scores > 0)
-    return found[np.lexsort((tie_order[found], -scores[found]))][:count].tolist()
+    documents = np.flatnonzero(scores >= lowest if lowest > 0 else scores > 0)
+    return documents[np.lexsort((tie_order[documents], -scores[documents]))][:count].tolist()
 
 
 SearchEngine = Literal["bm25", "tantivy"]

@@ -91,8 +91,8 @@ class Session:
         if self.page in ("search", "done"):
             return self.page
         if self.page == "results":
-            found = sorted(str(link.product) for link in self.clickables.values() if link.product is not None)
-            return f"results {'first' if self.page_number == 1 else 'later'}: {' '.join(found)}"
+            products = sorted(str(link.product) for link in self.clickables.values() if link.product is not None)
+            return f"results {'first' if self.page_number == 1 else 'later'}: {' '.join(products)}"
         chosen = "; ".join(f"{name}={value}" for name, value in sorted(self.options.items()))
         return f"{self.page} {self.product}: {chosen}"
 
@@ -126,11 +126,11 @@ class Session:
     def _open_results(self, query: str, page_number: int) -> None:
         self.page, self.has_search_bar = "results", False
         self.query, self.page_number, self.options = query, page_number, {}
-        found = self.shop.search(query, RESULTS)
+        results = self.shop.search(query, RESULTS)
         start = (page_number - 1) * pages.RESULTS_PER_PAGE
-        on_page = {n: self.shop.product(n) for n in found[start : start + pages.RESULTS_PER_PAGE]}
+        on_page = {n: self.shop.product(n) for n in results[start : start + pages.RESULTS_PER_PAGE]}
         self.clickables = pages.results_clickables(on_page, page_number)
-        texts = pages.results_page(self.goal.instruction, list(on_page.values()), page_number, len(found))
+        texts = pages.results_page(self.goal.instruction, list(on_page.values()), page_number, len(results))
         self.observation = pages.observation(texts)
 
     def _open_item_page(self) -> None:

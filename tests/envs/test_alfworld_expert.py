@@ -17,18 +17,18 @@ from envs.base import Decision
 from opid_core.errors import DataError
 
 WORDINGS = {
-    "put a mug in desk": Request("mug", "desk", "", "", 1),
-    "put some egg on fridge": Request("egg", "fridge", "", "", 1),
-    "look at cd under the desklamp": Request("cd", "", "", "desklamp", 1),
-    "examine the book with the desklamp": Request("book", "", "", "desklamp", 1),
-    "put a clean apple in fridge": Request("apple", "fridge", "clean", "", 1),
-    "clean some cloth and put it in drawer": Request("cloth", "drawer", "clean", "", 1),
-    "put a hot potato in garbagecan": Request("potato", "garbagecan", "heat", "", 1),
-    "heat some egg and put it in sinkbasin": Request("egg", "sinkbasin", "heat", "", 1),
-    "put a cool pan in stoveburner": Request("pan", "stoveburner", "cool", "", 1),
-    "cool some bread and put it in countertop": Request("bread", "countertop", "cool", "", 1),
-    "put two pillow in sofa": Request("pillow", "sofa", "", "", 2),
-    "find two pencil and put them in desk": Request("pencil", "desk", "", "", 2),
+    "put a mug in desk": Request("mug", "desk", "", ""),
+    "put some egg on fridge": Request("egg", "fridge", "", ""),
+    "look at cd under the desklamp": Request("cd", "", "", "desklamp"),
+    "examine the book with the desklamp": Request("book", "", "", "desklamp"),
+    "put a clean apple in fridge": Request("apple", "fridge", "clean", ""),
+    "clean some cloth and put it in drawer": Request("cloth", "drawer", "clean", ""),
+    "put a hot potato in garbagecan": Request("potato", "garbagecan", "heat", ""),
+    "heat some egg and put it in sinkbasin": Request("egg", "sinkbasin", "heat", ""),
+    "put a cool pan in stoveburner": Request("pan", "stoveburner", "cool", ""),
+    "cool some bread and put it in countertop": Request("bread", "countertop", "cool", ""),
+    "put two pillow in sofa": Request("pillow", "sofa", "", ""),
+    "find two pencil and put them in desk": Request("pencil", "desk", "", ""),
 }
 
 
@@ -87,27 +87,21 @@ def test_a_whole_episode_decision_by_decision():
     """Fridge first? It is closed and costs two steps: the open countertop promises more per step."""
     expert = TextExpert("put a clean apple in fridge", FIRST)
     assert expert.receptacles == ["countertop 1", "fridge 1", "garbagecan 1", "sinkbasin 1"]
-    assert expert.unsearched == ["countertop 1", "garbagecan 1", "fridge 1", "sinkbasin 1"]
     assert expert.decide(WALK) == Decision("go to countertop 1", "find apple")
     expert.observe(
         "go to countertop 1", "You arrive at countertop 1. On the countertop 1, you see a apple 2, and a mug 1."
     )
-    assert (expert.here, expert.visible, expert.target_places) == (
-        "countertop 1",
-        ["apple 2", "mug 1"],
-        {"apple 2": "countertop 1"},
-    )
-    assert expert.unsearched == ["garbagecan 1", "fridge 1", "sinkbasin 1"]
+    assert (expert.here, expert.visible, expert.searched) == ("countertop 1", ["apple 2", "mug 1"], {"countertop 1"})
     here = ["take apple 2 from countertop 1", "take mug 1 from countertop 1", *WALK[1:]]
     assert expert.decide(here) == Decision("take apple 2 from countertop 1", "take apple")
     expert.observe("take apple 2 from countertop 1", "You pick up the apple 2 from the countertop 1.")
-    assert (expert.held, expert.done) == ("apple 2", ["take apple 2"])
+    assert (expert.held, expert.places) == ("apple 2", {"mug 1": "countertop 1"})
     assert expert.decide(WALK[1:]) == Decision("go to sinkbasin 1", "clean apple")
     expert.observe("go to sinkbasin 1", "You arrive at sinkbasin 1. On the sinkbasin 1, you see nothing.")
     sink = ["clean apple 2 with sinkbasin 1", "move apple 2 to sinkbasin 1", *WALK[:3]]
     assert expert.decide(sink) == Decision("clean apple 2 with sinkbasin 1", "clean apple")
     expert.observe("clean apple 2 with sinkbasin 1", "You clean the apple 2 using the sinkbasin 1.")
-    assert expert.done == ["take apple 2", "clean apple 2"]
+    assert expert.treated == {"clean": {"apple 2"}, "heat": set(), "cool": set()}
     assert expert.decide(sink) == Decision("go to fridge 1", "put apple in fridge")
     expert.observe("go to fridge 1", "You arrive at fridge 1. The fridge 1 is closed.")
     assert expert.decide(["open fridge 1", *WALK[2:]]) == Decision("open fridge 1", "open fridge")
@@ -115,7 +109,7 @@ def test_a_whole_episode_decision_by_decision():
     fridge = ["close fridge 1", "move apple 2 to fridge 1", *WALK[2:]]
     assert expert.decide(fridge) == Decision("move apple 2 to fridge 1", "put apple in fridge")
     expert.observe("move apple 2 to fridge 1", "You move the apple 2 to the fridge 1.")
-    assert (expert.held, expert.done) == (None, ["put apple 2 in fridge 1"])
+    assert (expert.held, expert.places["apple 2"]) == (None, "fridge 1")
 
 
 def test_puts_a_wrong_object_down_first():
