@@ -24,7 +24,7 @@ from opid_core.rollout.engines.vllm import VllmEngine
 from opid_core.rollout.episodes import EpisodeSettings, run_episodes
 from opid_core.rollout.prompting import inject
 from opid_core.skills.analyzers.hindsight import step_skill, workflow_skill
-from opid_core.skills.analyzers.told import worded
+from opid_core.skills.analyzers.redaction import worded
 from opid_core.warm_start import require_expert
 from tasks.episodes import environment_maker, evaluation_settings
 from tasks.evaluate import panel, panel_requests

@@ -71,8 +71,8 @@ def _rope_types(parameters: Any) -> set[str]:
     """Of a config's `rope_parameters`, or of those of each layer type in them."""
     if not isinstance(parameters, dict):
         return set()
-    own = {str(parameters["rope_type"])} if parameters.get("rope_type") else set()
-    return own.union(*(_rope_types(value) for value in parameters.values()))
+    types = {str(parameters["rope_type"])} if parameters.get("rope_type") else set()
+    return types.union(*(_rope_types(value) for value in parameters.values()))
 
 
 def random_in_training(config: PreTrainedConfig) -> list[str]:

@@ -274,11 +274,11 @@ class _Client(httpx2.AsyncClient):
                 content = await _content(response)
         except TimeoutError:
             raise httpx2.ReadTimeout("out of time", request=request) from None
-        made: dict[str, Any] = {"content": content, "request": request}
+        fields: dict[str, Any] = {"content": content, "request": request}
         if response.status_code == 200 and _completion(content) is None:
-            return httpx2.Response(502, extensions={"in_place_of": 200}, **made)
+            return httpx2.Response(502, extensions={"in_place_of": 200}, **fields)
         headers = [(name, value) for name, value in response.headers.items() if name.lower() not in _OF_THE_BODY]
-        return httpx2.Response(response.status_code, headers=headers, **made)
+        return httpx2.Response(response.status_code, headers=headers, **fields)
 
 
 async def _content(response: httpx2.Response) -> bytes:

@@ -114,8 +114,8 @@ def mean_score(table: pa.Table) -> Estimate | None:
     scores = [scores for scores in scores_by_task(table).values() if scores]
     if not scores:
         return None
-    found = share_interval([sum(of_task) for of_task in scores], [len(of_task) for of_task in scores])
-    return Estimate(found.mean, 0.0, 1.0) if math.isnan(found.low) else found
+    estimate = share_interval([sum(of_task) for of_task in scores], [len(of_task) for of_task in scores])
+    return Estimate(estimate.mean, 0.0, 1.0) if math.isnan(estimate.low) else estimate
 
 
 def wins_by_task(evaluations: pa.Table) -> dict[str, list[bool]]:
@@ -220,8 +220,8 @@ def wins_of_same_tasks(first: pa.Table, second: pa.Table) -> tuple[list[float], 
     one, other = wins_by_task(first), wins_by_task(second)
     if one.keys() != other.keys():
         return None
-    kept = [task for task in one if one[task] and other[task]]
-    return [fmean(one[task]) for task in kept], [fmean(other[task]) for task in kept]
+    tasks = [task for task in one if one[task] and other[task]]
+    return [fmean(one[task]) for task in tasks], [fmean(other[task]) for task in tasks]
 
 
 def rollout_metrics(steps: pa.Table, trajectories: pa.Table) -> dict[str, float]:
@@ -275,7 +275,7 @@ def mean_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
 def share_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
     """`mean_interval` of what lies between 0 and 1. Of two clusters or more that are all alike Wilson's, of as many
     trials as clusters."""
-    found = mean_interval(sums, counts)
-    if len(counts) > 1 and math.isnan(found.low) and not math.isnan(found.mean):
-        return Estimate(found.mean, *wilson_interval(found.mean * len(counts), len(counts)))
-    return Estimate(found.mean, *np.clip([found.low, found.high], 0.0, 1.0).tolist())
+    estimate = mean_interval(sums, counts)
+    if len(counts) > 1 and math.isnan(estimate.low) and not math.isnan(estimate.mean):
+        return Estimate(estimate.mean, *wilson_interval(estimate.mean * len(counts), len(counts)))
+    return Estimate(estimate.mean, *np.clip([estimate.low, estimate.high], 0.0, 1.0).tolist())

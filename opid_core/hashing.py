@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +67,7 @@ def with_execution(config: CampaignConfig, values: Mapping[str, Any]) -> Campaig
     """The config with other `values` of keys of `EXECUTION`. Raises ValidationError for one out of bounds."""
     data = config.model_dump(mode="json")
     for key, value in values.items():
-        *parents, last = key.split(".")
-        section = data
-        for parent in parents:
-            section = section[parent]
+        section, last = _section_of(data, key)
         section[last] = value
     return type(config).model_validate(data)
 
@@ -77,12 +76,15 @@ def training_hash(config: CampaignConfig) -> str:
     """`config_hash` without the keys of `MAY_DIFFER`: equal for configs that train the same."""
     data = config.model_dump(mode="json")
     for key in MAY_DIFFER:
-        *parents, last = key.split(".")
-        section = data
-        for parent in parents:
-            section = section[parent]
+        section, last = _section_of(data, key)
         del section[last]
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def _section_of(data: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The mapping in which the dotted `key` stands, and its last part."""
+    *parents, last = key.split(".")
+    return functools.reduce(operator.getitem, parents, data), last
 
 
 def config_differences(

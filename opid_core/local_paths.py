@@ -23,9 +23,9 @@ def check_root(text: str, field: str) -> None:
     if scheme and "@" in text.split("://")[-1].split("/")[0]:
         raise ConfigError(f"{field}: no credentials in the address; they come from the standard AWS chain")
     if not text or (scheme and not _ADDRESS.match(text)):
-        told = f"what begins with {scheme[0]} " if scheme else ""
+        subject = f"what begins with {scheme[0]} " if scheme else ""
         folder = f"; a folder of that name is ./{scheme[0]}..." if scheme and "://" not in text else ""
-        raise ConfigError(f"{field}: {told}must be a folder, file:///FOLDER or s3://BUCKET/PREFIX{folder}")
+        raise ConfigError(f"{field}: {subject}must be a folder, file:///FOLDER or s3://BUCKET/PREFIX{folder}")
 
 
 def root_path(text: str, field: str) -> str:
@@ -69,8 +69,8 @@ def shipped(path: Path, folder: Path = Path()) -> Path:
 
 def shipped_configs() -> Path | None:
     """The folder `configs` of the checkout, or of the installed distribution; None where there is neither."""
-    found = shipped_file("configs/quickstart.yaml")
-    return found and found.parent
+    quickstart = shipped_file("configs/quickstart.yaml")
+    return quickstart and quickstart.parent
 
 
 @cache
@@ -84,5 +84,5 @@ def shipped_file(name: str) -> Path | None:
         files = importlib.metadata.files("opid") or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    found = [file for file in files if file.as_posix().endswith(f"/opid/{name}")]
-    return Path(str(found[0].locate())).resolve() if found else None
+    matches = [file for file in files if file.as_posix().endswith(f"/opid/{name}")]
+    return Path(str(matches[0].locate())).resolve() if matches else None

@@ -117,8 +117,8 @@ def weight_files(folder: str | Path) -> list[Path]:
     Raises ConfigError where one is missing or where it is not clear which ones count.
     """
     folder = Path(folder)
-    found = {path.name for path in folder.glob("*.safetensors")}
-    if not found and not (folder / INDEX).exists():
+    present = {path.name for path in folder.glob("*.safetensors")}
+    if not present and not (folder / INDEX).exists():
         raise ConfigError(f"policy: {folder} has no safetensors weights ({WEIGHTS}, or shards with {INDEX})")
     named = {WEIGHTS}
     if (folder / INDEX).exists():
@@ -126,10 +126,10 @@ def weight_files(folder: str | Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ConfigError(f"policy: {folder / INDEX}: weight_map must name the file of each weight")
         named = {str(name) for name in weight_map.values()}
-    if missing := sorted(named - found):
+    if missing := sorted(named - present):
         raise ConfigError(f"policy: {folder}: {_some(missing)} missing, {len(named)} files hold the weights")
     # transformers would read it alone, vLLM what the index names; without an index vLLM reads all files
-    if others := sorted((found - named) & {WEIGHTS} if (folder / INDEX).exists() else found - named):
+    if others := sorted((present - named) & {WEIGHTS} if (folder / INDEX).exists() else present - named):
         raise ConfigError(f"policy: {folder}: {_some(others)} beside {_some(sorted(named))}; keep one set of weights")
     return [folder / name for name in sorted(named)]
 
@@ -149,9 +149,9 @@ def check_weights(folder: Path, config: PreTrainedConfig) -> None:
     require_fit(folder, config, *_compare(config, stored), stored)
     if raw and _uses(config, stored, raw):
         alone = (text for name, text in raw.items() if _uses(config, stored, [name]))
-        told = next(alone, min(raw.values()))  # of two copies of a tied weight neither is missed alone
+        weight = next(alone, min(raw.values()))  # of two copies of a tied weight neither is missed alone
         raise ConfigError(
-            f"policy: {told}, and config.json has no quantization_config that says what it stands for; weights must "
+            f"policy: {weight}, and config.json has no quantization_config that says what it stands for; weights must "
             f"be {', '.join(NUMBER_TYPES)}"
         )
 
@@ -182,13 +182,13 @@ def require_fit(
 ) -> None:
     """Raise ConfigError that names the weights which are `missing`, `unknown` to the architecture or `misshapen`."""
     faults = {"missing": set(missing), "unknown to it": set(unknown), "of another shape": set(misshapen)}
-    told = [f"{what}: {_some(sorted(names))}" for what, names in faults.items() if names]
-    if not told:
+    lines = [f"{what}: {_some(sorted(names))}" for what, names in faults.items() if names]
+    if not lines:
         return
     wrappers = [f"{prefix!r} ({by})" for prefix, by in WRAPPERS.items() if any(n.startswith(prefix) for n in stored)]
     hint = f". Names begin with {wrappers[0]}: save the model without its wrapper" if wrappers else ""
     raise ConfigError(
-        f"policy: the weights in {folder} are not those of config.json's {config.model_type}: {'; '.join(told)}{hint}"
+        f"policy: the weights in {folder} are not those of config.json's {config.model_type}: {'; '.join(lines)}{hint}"
     )
 
 
@@ -200,8 +200,8 @@ def _header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as weights:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
-            shapes = {name: found.get_shape() for name, found in slices.items()}
-            types = {name: found.get_dtype() for name, found in slices.items()}
+            shapes = {name: weight.get_shape() for name, weight in slices.items()}
+            types = {name: weight.get_dtype() for name, weight in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"policy: {path} is cut or damaged ({error}); copy it again") from None
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, types
@@ -234,7 +234,7 @@ def _compare(config: PreTrainedConfig, stored: dict[str, Tensor]) -> tuple[set[s
     info, _ = convert_and_load_state_dict_in_model(model, stored, settings)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
-    misshapen = {f"{name} {list(found)}, not {list(meant)}" for name, found, meant in info.mismatched_keys}
+    misshapen = {f"{name} {list(given)}, not {list(wanted)}" for name, given, wanted in info.mismatched_keys}
     return info.missing_keys - {name for name, *_ in info.mismatched_keys}, info.unexpected_keys, misshapen
 
 

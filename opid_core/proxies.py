@@ -45,10 +45,10 @@ def check(url: str) -> None:
 def through(url: str, *, heeds_all: bool = True) -> str:
     """ " through the proxy ..." as an error about `url` says it, "" where there is no proxy for it.
     `heeds_all`: whether what asks it heeds ALL_PROXY."""
-    found = _proxy(url)
-    if found and found[0] == "ALL_PROXY" and not heeds_all:
+    proxy = _proxy(url)
+    if proxy and proxy[0] == "ALL_PROXY" and not heeds_all:
         return ""
-    return f" through the proxy {_shown(found[1])} of {found[0]}" if found else ""
+    return f" through the proxy {_shown(proxy[1])} of {proxy[0]}" if proxy else ""
 
 
 def _proxy(url: str) -> tuple[str, str] | None:

@@ -153,10 +153,10 @@ class Samples:
         Raises DataError where a table's keys (trajectory_id, step) are not those of `steps` in the same order.
         """
         ids = steps["trajectory_id"]
-        places = pc.index_in(ids, trajectories["trajectory_id"])  # pyright: ignore[reportAttributeAccessIssue]
-        if places.null_count:
+        rows = pc.index_in(ids, trajectories["trajectory_id"])  # pyright: ignore[reportAttributeAccessIssue]
+        if rows.null_count:
             raise DataError("steps: a trajectory_id has no row in the table trajectories")
-        samples = cls(steps.append_column("outcome", trajectories["outcome"].take(places)))
+        samples = cls(steps.append_column("outcome", trajectories["outcome"].take(rows)))
         for other in others:
             samples = samples.beside(other)
         return samples
@@ -272,10 +272,10 @@ class Samples:
     def by_trajectory(self) -> dict[str, Int[np.ndarray, " steps"]]:
         """Indices of each trajectory's samples in the order of their steps, trajectories by first appearance."""
         steps = self.numbers("step")
-        found: dict[str, list[int]] = {}
+        indices: dict[str, list[int]] = {}
         for index, trajectory_id in enumerate(self.trajectory_ids):
-            found.setdefault(trajectory_id, []).append(index)
-        return {name: np.array(sorted(rows, key=steps.__getitem__)) for name, rows in found.items()}
+            indices.setdefault(trajectory_id, []).append(index)
+        return {name: np.array(sorted(rows, key=steps.__getitem__)) for name, rows in indices.items()}
 
     def advantages(self) -> Float32[np.ndarray, " tokens"]:
         """The advantage of each response token: the sample's own parts on each, and the skill's.

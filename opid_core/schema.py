@@ -211,13 +211,19 @@ def from_rows(name: str, rows: list[dict]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TABLES[name])
 
 
-def content_hash(table: pa.Table) -> str:
-    """sha256 over all columns but the volatile ones: equal for equal data, whatever the clock said."""
-    kept = [f.name for f in table.schema if not (f.metadata or {}).get(b"volatile")]
-    table = table.select(kept).combine_chunks()
-    if "name" in table.column_names and "value" in table.column_names:  # metrics: drop wall-clock rows
+def without_clock(table: pa.Table) -> pa.Table:
+    """The table without its volatile columns and, of `metrics`, without the wall-clock rows."""
+    columns = [f.name for f in table.schema if not (f.metadata or {}).get(b"volatile")]
+    table = table.select(columns).combine_chunks()
+    if "name" in table.column_names and "value" in table.column_names:
         names = table.column("name").to_pylist()
         table = table.filter(pa.array([not n.endswith("_s") for n in names], pa.bool_()))
+    return table
+
+
+def content_hash(table: pa.Table) -> str:
+    """sha256 over what is left `without_clock`: equal for equal data, whatever the clock said."""
+    table = without_clock(table)
     digest = hashlib.sha256()
     with pa.ipc.new_stream(_Into(digest.update), table.schema) as writer:
         writer.write_table(table)

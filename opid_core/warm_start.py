@@ -44,7 +44,7 @@ from opid_core.skills.analyzers.hindsight import (
     workflow_skill,
     workflow_steps,
 )
-from opid_core.skills.analyzers.told import worded
+from opid_core.skills.analyzers.redaction import worded
 
 EPISODE_WEIGHTS = (3, 1, 1)
 """Of the prompts with an episode skill: the own workflow, another task's, a rule of what to avoid."""
@@ -160,11 +160,11 @@ def demonstrate(
         task = tasks[index % len(tasks)]
         moments = _play(environment, task, settings, max_steps, history_length, rng)
         if settings.skill_share:  # the demonstrations of a moment stand together: they begin alike
-            own, another = (
+            actions, other_actions = (
                 [moment.expert.action for moment in _play(environment, planned, careful, max_steps, 0, rng)]
                 for planned in (task, rng.choice(tasks))
             )
-            shown += _with_skills(environment, moments, own, another, settings, prompting, rng)
+            shown += _with_skills(environment, moments, actions, other_actions, settings, prompting, rng)
         else:
             write = require_expert(environment).response_text
             shown += [ExpertStep(moment.parts, write(moment.clumsy)) for moment in moments]
@@ -223,8 +223,8 @@ def _play(
 def _with_skills(
     environment: Environment,
     moments: Sequence[_Moment],
-    own: Sequence[str],
-    another: Sequence[str],
+    actions: Sequence[str],
+    other_actions: Sequence[str],
     settings: WarmStartConfig,
     prompting: PromptingConfig,
     rng: random.Random,
@@ -240,7 +240,7 @@ def _with_skills(
     def plain(action: str) -> str:
         return generalise(action, words)
 
-    steps = workflow_steps(own, words)
+    steps = workflow_steps(actions, words)
     # What a failure would be told: two steps of the plan that it lacks, two actions that led nowhere.
     missed = sorted(rng.sample(steps, min(2, len(steps))), key=steps.index)
     others = [step for step in dict.fromkeys(plain(moment.clumsy.action) for moment in moments) if step not in steps]
@@ -260,8 +260,8 @@ def _with_skills(
         if rng.random() < settings.skill_share:
             skill, decision = rng.choices(
                 (
-                    (workflow_skill(own, words), expert),
-                    (workflow_skill(another, words), clumsy),
+                    (workflow_skill(actions, words), expert),
+                    (workflow_skill(other_actions, words), clumsy),
                     (rule, expert if plain(expert.action) in missed or plain(clumsy.action) in wrong else clumsy),
                 ),
                 EPISODE_WEIGHTS,

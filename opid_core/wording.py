@@ -24,12 +24,12 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], wh
     """One line a problem: the field's full name, what is wrong, and the nearest valid name of an unknown key."""
     lines = []
     problems = error.errors()
-    places = [problem["loc"] for problem in problems]
+    locations = [problem["loc"] for problem in problems]
     for problem in problems:
-        place = problem["loc"]
-        if problem["type"] == "too_short" and any(o != place and o[: len(place)] == place for o in places):
+        location = problem["loc"]
+        if problem["type"] == "too_short" and any(o != location and o[: len(location)] == location for o in locations):
             continue  # a list that lost its items, of which the lines before tell
-        names = [str(part) for part in place]
+        names = [str(part) for part in location]
         path = ".".join([*([where] if where else []), *names])
         if problem["type"] == "extra_forbidden":
             valid = _field_names(model, names[:-1])
@@ -37,11 +37,11 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], wh
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
             lines.append(f"{path}: unknown key; {hint}")
         else:
-            lines.append(f"{path}: {_told(problem)} (got {_shown(problem['input'])})")
+            lines.append(f"{path}: {_problem_text(problem)} (got {_shown(problem['input'])})")
     return "\n".join(lines)
 
 
-def _told(problem: Mapping[str, Any]) -> str:
+def _problem_text(problem: Mapping[str, Any]) -> str:
     """What is wrong with a value."""
     match problem["type"]:
         case "tuple_type" | "list_type":

@@ -133,7 +133,9 @@ def notes(stored: CampaignConfig, manifest: Manifest) -> list[str]:
 
 def first_difference(committed: pa.Table, again: pa.Table) -> str:
     """Where two tables of one schema first differ, in words: row and element of the first column that does."""
-    one, other = _without_clock(committed), _without_clock(again)
+    from opid_core.schema import without_clock
+
+    one, other = without_clock(committed), without_clock(again)
     if one.num_rows != other.num_rows:
         return f"{one.num_rows} rows committed, {other.num_rows} again"
     for name in one.column_names:
@@ -146,16 +148,6 @@ def first_difference(committed: pa.Table, again: pa.Table) -> str:
                     f"column {name}{element} first differs in row {row} ({', '.join(keys)}): committed {a}, again {b}"
                 )
     return "the rows are equal; the manifest names another hash"
-
-
-def _without_clock(table: pa.Table) -> pa.Table:
-    """What `schema.content_hash` covers."""
-    import pyarrow as pa
-
-    kept = table.select([f.name for f in table.schema if not (f.metadata or {}).get(b"volatile")])
-    if "value" not in kept.column_names:
-        return kept
-    return kept.filter(pa.array([not name.endswith("_s") for name in kept.column("name").to_pylist()], pa.bool_()))
 
 
 def _element(one: Any, other: Any) -> tuple[str, str, str]:

@@ -47,10 +47,10 @@ def skill_finder(path: str | Path) -> Callable[[Task], str]:
     bank = load_skill_bank(path)
 
     def skill_of(task: Task) -> str:
-        told = [bank[name] for name in (GENERAL, task.task_type) if name in bank]
-        if not told:
+        skills = [bank[name] for name in (GENERAL, task.task_type) if name in bank]
+        if not skills:
             raise ConfigError(f"{path}: no skill for task type {task.task_type!r}; it has: {', '.join(sorted(bank))}")
-        return " ".join(told)
+        return " ".join(skills)
 
     return skill_of
 

@@ -55,25 +55,25 @@ def placebos(
         return [r["text"] for r in alike[kind] if group_of[r["trajectory_id"]] != group_id and r["text"] != text]
 
     offered = samples.texts("admissible_actions")
-    found: list[str | None] = []
+    chosen: list[str | None] = []
     for n, (skill_id, step) in enumerate(zip(skill_ids, samples.texts("step"), strict=True)):
         if skill_id is None:
-            found.append(None)
+            chosen.append(None)
             continue
         skill = rows[skill_id]
         name = rule[skill["kind"]]
         # the seed names the skill, so that the draw is the same whichever other samples there are
         rng = random.Random(derive(seed, "placebo", skill_id, step if skill["kind"] == "step" else -1))
         if name == "fixed":
-            found.append(" ".join(itertools.islice(itertools.cycle(FIXED.split()), len(skill["text"].split()))))
+            chosen.append(" ".join(itertools.islice(itertools.cycle(FIXED.split()), len(skill["text"].split()))))
         elif name == "random_action":
             named = [step_skill(action, words) for action in offered[n] if not has_blank(action)]
-            found.append(_draw(rng, [text for text in named if text != skill["text"]]))
+            chosen.append(_draw(rng, [text for text in named if text != skill["text"]]))
         elif name == "swapped":
-            found.append(_draw(rng, others(_kind(skill), group_of[skill["trajectory_id"]], skill["text"])))
+            chosen.append(_draw(rng, others(_kind(skill), group_of[skill["trajectory_id"]], skill["text"])))
         else:
-            found.append(None)
-    return found
+            chosen.append(None)
+    return chosen
 
 
 def _draw(rng: random.Random, texts: Sequence[str]) -> str | None:

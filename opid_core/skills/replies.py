@@ -122,8 +122,8 @@ def select_step_skills(
     step_skills: Mapping[int, str], candidates: Collection[int], max_step_skills: int
 ) -> dict[int, str]:
     """The first `max_step_skills` step skills whose step is among the candidates, in order of appearance."""
-    kept = [(step, text) for step, text in step_skills.items() if step in candidates and text.strip()]
-    return dict(kept[:max_step_skills])
+    selected = [(step, text) for step, text in step_skills.items() if step in candidates and text.strip()]
+    return dict(selected[:max_step_skills])
 
 
 def clean_skill(text: str, max_chars: int = MAX_SKILL_CHARS) -> str:

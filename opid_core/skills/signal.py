@@ -21,7 +21,7 @@ from envs.base import ActionWords
 from opid_core.evaluation import Estimate, mean_interval, share_interval, skill_kinds
 from opid_core.samples import Samples
 from opid_core.skills.analyzers.group_map import map_group
-from opid_core.skills.analyzers.told import told_groups
+from opid_core.skills.analyzers.redaction import redacted_groups
 
 Decode = Callable[[Sequence[int]], str]
 """Text of token ids, special ones left out."""
@@ -46,8 +46,8 @@ def outcomes(samples: Samples, words: ActionWords) -> Outcomes:
     group, state = np.zeros((2, len(samples)), np.int64)
     left_after, known = np.full(len(samples), math.inf), np.zeros(len(samples), bool)
     states = 0
-    for number, told in enumerate(told_groups(samples, words)):
-        mapped = map_group(told, words)
+    for number, group_samples in enumerate(redacted_groups(samples, words)):
+        mapped = map_group(group_samples, words)
         for name, steps in mapped.items():
             for row, one in zip(rows[name], steps, strict=True):
                 group[row], state[row] = number, states + one.state
@@ -65,16 +65,16 @@ def ordered_pairs(
     in_state: dict[int, list[int]] = defaultdict(list)
     for row in np.flatnonzero(which & led.known):
         in_state[int(led.state[row])].append(int(row))
-    found: dict[int, tuple[float, int]] = {}
+    by_group: dict[int, tuple[float, int]] = {}
     for rows in in_state.values():
         nearer = led.left_after[rows][:, None] < led.left_after[rows]
         if not nearer.any():
             continue
         difference = delta[rows][:, None] - delta[rows]
         right = float(((difference > 0) + 0.5 * (difference == 0))[nearer].sum())
-        before = found.get(int(led.group[rows[0]]), (0.0, 0))
-        found[int(led.group[rows[0]])] = before[0] + right, before[1] + int(nearer.sum())
-    return found
+        before = by_group.get(int(led.group[rows[0]]), (0.0, 0))
+        by_group[int(led.group[rows[0]])] = before[0] + right, before[1] + int(nearer.sum())
+    return by_group
 
 
 def order(pairs: dict[int, tuple[float, int]]) -> Estimate:
@@ -95,13 +95,13 @@ def action_tokens(samples: Samples, rows: Sequence[int], decode: Decode) -> Iter
     texts, actions = samples.texts("response_text"), samples.texts("action")
     for row in rows:
         # Where the text itself has it, whatever its case: lower case may be longer ("İ").
-        found = [*re.finditer(re.escape(actions[row]), texts[row], re.IGNORECASE)] if actions[row] else []
-        if not found:
+        matches = [*re.finditer(re.escape(actions[row]), texts[row], re.IGNORECASE)] if actions[row] else []
+        if not matches:
             yield slice(0, 0)
             continue
         ids = samples.response_ids[row].tolist()
-        first = _tokens_of(found[-1].start() + 1, ids, decode) - 1
-        yield slice(first, _tokens_of(found[-1].end(), ids, decode))
+        first = _tokens_of(matches[-1].start() + 1, ids, decode) - 1
+        yield slice(first, _tokens_of(matches[-1].end(), ids, decode))
 
 
 def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decode: Decode) -> dict[str, float]:
@@ -137,11 +137,11 @@ def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decod
         of_part = part & scored
         if not of_part.any():
             continue
-        told = {"order": order(ordered_pairs(deltas["skill"], led, of_part))}
+        estimates = {"order": order(ordered_pairs(deltas["skill"], led, of_part))}
         if (both := of_part & has_placebo).any():
             right, placebo = (ordered_pairs(deltas[key], led, both) for key in ("skill", "placebo"))
-            told |= {"placebo_order": order(placebo), "above_placebo": order_above(right, placebo)}
-        for what, estimate in told.items():
+            estimates |= {"placebo_order": order(placebo), "above_placebo": order_above(right, placebo)}
+        for what, estimate in estimates.items():
             ends = {what: estimate.mean, f"{what}_low": estimate.low, f"{what}_high": estimate.high}
             metrics |= {f"signal/{name}/{key}": value for key, value in ends.items()}
         metrics[f"signal/{name}/pairs"] = sum(n for _, n in ordered_pairs(deltas["skill"], led, of_part).values())

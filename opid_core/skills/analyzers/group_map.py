@@ -16,7 +16,7 @@ from typing import Literal
 
 from envs.base import ActionWords, is_offered
 from opid_core.samples import Samples
-from opid_core.skills.analyzers.told import generalise, is_deed, is_named, sub_steps, told_groups, worded
+from opid_core.skills.analyzers.redaction import generalise, is_deed, is_named, redacted_groups, sub_steps, worded
 
 _WON, _LOST = "won", "lost"
 
@@ -44,12 +44,12 @@ class MappedStep:
     @property
     def reason(self) -> str:
         """JSON of why a skill of this kind is given: the table `skills` keeps it."""
-        told = {"kind": self.kind, "left": self.left, "left_after": self.left_after, "siblings": self.siblings}
-        return json.dumps(told)
+        reason = {"kind": self.kind, "left": self.left, "left_after": self.left_after, "siblings": self.siblings}
+        return json.dumps(reason)
 
 
 def map_group(group: Sequence[Samples], words: ActionWords) -> dict[str, list[MappedStep]]:
-    """What the map says of the steps of each trajectory of a group, as told (`told.told_groups`).
+    """What the map says of the steps of each trajectory of a group, as `redaction.redacted_groups` gives it.
 
     A lost ending is never `own`; nothing is said where two actions read the same, or where the better one was not on
     offer, and none that leads to where the player came from is named: siblings came from elsewhere. Source: ALGORITHM,
@@ -62,8 +62,8 @@ def map_group(group: Sequence[Samples], words: ActionWords) -> dict[str, list[Ma
 def shown(samples: Samples, words: ActionWords) -> list[str]:
     """The map as JSON for each of `samples`, which hold whole groups: steps `left` to success before and after the
     step, and what was done in its state by anyone, as a skill may tell of it. Null: nobody won from there."""
-    told: dict[tuple[str, int], str] = {}
-    for group in told_groups(samples, words):
+    maps: dict[tuple[str, int], str] = {}
+    for group in redacted_groups(samples, words):
         mapped = map_group(group, words)
         done: dict[int, Counter[tuple[str, int | None]]] = defaultdict(Counter)
         for trajectory in group:
@@ -76,16 +76,16 @@ def shown(samples: Samples, words: ActionWords) -> list[str]:
                     for (action, after), times in done[one.state].items()
                     if times
                 ]
-                told[name, step] = json.dumps({"left": one.left, "left_after": one.left_after, "done_there": tried})
-    return [told[key] for key in zip(samples.trajectory_ids, samples.texts("step"), strict=True)]
+                maps[name, step] = json.dumps({"left": one.left, "left_after": one.left_after, "done_there": tried})
+    return [maps[key] for key in zip(samples.trajectory_ids, samples.texts("step"), strict=True)]
 
 
 class _GroupMap:
     def __init__(self, group: Sequence[Samples], words: ActionWords) -> None:
         self.group, self.words = group, words
-        found = _states(group, words)
-        numbers = {state: n for n, state in enumerate(dict.fromkeys(state for states in found for state in states))}
-        self.states = [[numbers[state] for state in states] for states in found]
+        keys = _states(group, words)
+        numbers = {state: n for n, state in enumerate(dict.fromkeys(state for states in keys for state in states))}
+        self.states = [[numbers[state] for state in states] for states in keys]
         self.ends = [[*states[1:], _ending(t)] for states, t in zip(self.states, group, strict=True)]
         self.distance = self._distances()
         self.visits: dict[int, set[int]] = defaultdict(set)

@@ -15,12 +15,12 @@ from envs.base import ActionWords
 from opid_core.config import AnalyzerConfig
 from opid_core.samples import Samples
 from opid_core.skills.analyzers.group_map import MappedStep, map_group
-from opid_core.skills.analyzers.told import (
+from opid_core.skills.analyzers.redaction import (
     carried_out,
     generalise,
     is_named,
+    redacted_groups,
     sub_steps,
-    told_groups,
     verb_of,
     worded,
 )
@@ -93,7 +93,7 @@ def analyze(
 ) -> list[Analysis]:
     """Analyses of the trajectories that are `analyzed`, in the order of `samples`, which hold whole groups and have the
     columns `critical` and `analyzed`. `on_progress` gets (groups done, groups)."""
-    groups = told_groups(samples, words, "critical", "analyzed")
+    groups = redacted_groups(samples, words, "critical", "analyzed")
     analyses: dict[str, Analysis] = {}
     for done, group in enumerate(groups, start=1):
         analyses.update((analysis.trajectory_id, analysis) for analysis in _analyze_group(group, config, words))
@@ -102,7 +102,7 @@ def analyze(
 
 
 def _analyze_group(group: Sequence[Samples], config: AnalyzerConfig, words: ActionWords) -> list[Analysis]:
-    """`group` as told (`told.told_groups`)."""
+    """`group` as `redaction.redacted_groups` gives it."""
     successes = sorted((t for t in group if t.won[0]), key=lambda t: (len(t), t.trajectory_ids[0]))
     done_by_successes = [sub_steps(trajectory, words) for trajectory in successes]
     mapped = map_group(group, words)

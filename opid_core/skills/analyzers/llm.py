@@ -16,7 +16,7 @@ from opid_core.endpoint import ChatCompletion, Endpoint, NoCompletion, Usage, ap
 from opid_core.errors import AnalyzerReplyError, DataError
 from opid_core.reading import parse_json
 from opid_core.samples import Samples
-from opid_core.skills.analyzers.messages import MAP, TOLD, Prompt, ask_again, build_prompt, reply_schema
+from opid_core.skills.analyzers.messages import MAP, MESSAGE_COLUMNS, Prompt, ask_again, build_prompt, reply_schema
 from opid_core.skills.replies import Analysis, Reply, clean_skill, parse_reply, select_step_skills
 
 
@@ -45,9 +45,9 @@ def analyze(
     trajectories are asked about once. `on_progress` gets (done, total), `on_note` what people should know. Raises
     ConfigError for a missing or refused key or an unknown model, and what `cache` raises.
     """
-    columns = [name for name in (*TOLD, MAP) if name in samples.table.column_names]
-    told = Samples(samples.table.select(columns)).select(samples.numbers("analyzed"))
-    trajectories = {name: told.select(rows) for name, rows in told.by_trajectory().items()}
+    columns = [name for name in (*MESSAGE_COLUMNS, MAP) if name in samples.table.column_names]
+    analyzed = Samples(samples.table.select(columns)).select(samples.numbers("analyzed"))
+    trajectories = {name: analyzed.select(rows) for name, rows in analyzed.by_trajectory().items()}
     api_key(config.llm)
     return asyncio.run(_analyze_all(trajectories, config, cache, on_progress, on_note)) if trajectories else []
 
@@ -59,33 +59,33 @@ async def _analyze_all(
     on_progress: Callable[[int, int], None],
     on_note: Callable[[str], None] | None,
 ) -> list[Analysis]:
-    found: dict[str, Analysis] = {}
+    analyses: dict[str, Analysis] = {}
     asked: dict[str, tuple[Prompt, list[str]]] = {}
     for name, trajectory in trajectories.items():
         try:
             prompt = build_prompt(trajectory, config.max_step_skills, max_chars=config.llm.max_prompt_chars)
         except AnalyzerReplyError as fault:
-            found[name] = _failed(name, config, attempts=0, error=str(fault))
+            analyses[name] = _failed(name, config, attempts=0, error=str(fault))
         else:
             asked.setdefault(cache_key(prompt, config), (prompt, []))[1].append(name)
     slots = asyncio.Semaphore(config.llm.concurrency)
 
-    async def one(endpoint: Endpoint, key: str, prompt: Prompt, equal: list[str]) -> None:
+    async def analyze_equal(endpoint: Endpoint, key: str, prompt: Prompt, equal: list[str]) -> None:
         async with slots:
             analysis = await _analyze_one(endpoint, key, prompt, config, cache)
         for number, name in enumerate(equal):
-            found[name] = replace(analysis, trajectory_id=name, replayed=analysis.replayed or number > 0)
-        on_progress(len(found), len(trajectories))
+            analyses[name] = replace(analysis, trajectory_id=name, replayed=analysis.replayed or number > 0)
+        on_progress(len(analyses), len(trajectories))
 
     async with aclosing(Endpoint(config.llm, reply_schema(config.max_step_skills), on_note)) as endpoint:
-        tasks = [asyncio.create_task(one(endpoint, key, *rest)) for key, rest in asked.items()]
+        tasks = [asyncio.create_task(analyze_equal(endpoint, key, *rest)) for key, rest in asked.items()]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:  # after a fault the others must not go on asking
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-    return [found[name] for name in trajectories]
+    return [analyses[name] for name in trajectories]
 
 
 def cache_key(prompt: Prompt, config: AnalyzerConfig) -> str:
@@ -98,8 +98,8 @@ def cache_key(prompt: Prompt, config: AnalyzerConfig) -> str:
 async def _analyze_one(
     endpoint: Endpoint, key: str, prompt: Prompt, config: AnalyzerConfig, cache: ReplyCache | None
 ) -> Analysis:
-    if cache is not None and (kept := await asyncio.to_thread(cache.get, key)) is not None:
-        return _replayed(kept, key, prompt, config)
+    if cache is not None and (stored := await asyncio.to_thread(cache.get, key)) is not None:
+        return _replayed(stored, key, prompt, config)
     usage, started_s = Usage(), time.monotonic()
     reply, completion, error = await _ask(endpoint, prompt, usage)
     taken = {
@@ -147,9 +147,9 @@ def _read(completion: ChatCompletion) -> Reply:
     return reply
 
 
-def _replayed(kept: str, key: str, prompt: Prompt, config: AnalyzerConfig) -> Analysis:
+def _replayed(stored: str, key: str, prompt: Prompt, config: AnalyzerConfig) -> Analysis:
     try:
-        taken = parse_json(kept)
+        taken = parse_json(stored)
         return replace(_usable(parse_reply(str(taken["raw_reply"])), prompt, config, **taken), replayed=True)
     except (ValueError, TypeError, KeyError, AnalyzerReplyError) as error:
         raise DataError(f"kept analysis {key}: cannot be read ({error}); delete it") from None

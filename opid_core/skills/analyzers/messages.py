@@ -36,7 +36,7 @@ _AGAIN = """\
 This answer cannot be used: {error}.
 Answer again, with exactly one JSON object of the form that was asked for, and nothing else."""
 
-TOLD = (
+MESSAGE_COLUMNS = (
     "trajectory_id",
     "task_text",
     "outcome",
@@ -136,7 +136,7 @@ def _cut(
     outcome: str,
     observation: int | None,
     response: int | None,
-    kept: int | None,
+    last_cut: int | None,
 ) -> tuple[str, list[int], dict[str, Any]]:
     """The episode as JSON text, the steps in it, and what was cut."""
     last = len(rows) - LAST_STEPS
@@ -144,16 +144,16 @@ def _cut(
     shortened: dict[str, list[int]] = {"observation": [], "response": []}
     left_out: list[int] = []
     for index, row in enumerate(rows):
-        is_kept = index < FIRST_STEPS or index >= last or row["critical"]
-        if not is_kept and observation == 0:
+        is_cut_last = index < FIRST_STEPS or index >= last or row["critical"]
+        if not is_cut_last and observation == 0:
             left_out.append(row["step"])
             continue
-        limits = (kept, kept) if is_kept else (observation, response)
+        limits = (last_cut, last_cut) if is_cut_last else (observation, response)
         shown.append(_entry(row, *limits))
         for name, text in (("observation", row["observation"]), ("response", row["response_text"])):
             if shown[-1][name] != text:
                 shortened[name].append(row["step"])
-    task = _shortened(task_text, kept)
+    task = _shortened(task_text, last_cut)
     episode = {"task": task, "outcome": _OUTCOME_LABELS.get(outcome, "unknown"), "steps": shown}
     cut = {
         "steps_left_out": left_out,

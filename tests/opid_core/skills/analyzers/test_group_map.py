@@ -16,7 +16,7 @@ from opid_core.config import AnalyzerConfig
 from opid_core.samples import Samples
 from opid_core.skills.analyzers import hindsight
 from opid_core.skills.analyzers.group_map import MappedStep, map_group
-from opid_core.skills.analyzers.told import told_groups
+from opid_core.skills.analyzers.redaction import redacted_groups
 from tests.envs.corridor import Corridor, CorridorOptions
 from tests.opid_core.skills.episodes import episode, together
 
@@ -25,7 +25,7 @@ SEARCH_WORDS = ActionWords(tags=("search", "answer"), answer_tag="answer")
 
 
 def mapped(*group: Samples, words: ActionWords = WORDS) -> dict[str, list[MappedStep]]:
-    (told,) = told_groups(together(*group), words)
+    (told,) = redacted_groups(together(*group), words)
     return map_group(told, words)
 
 
@@ -70,7 +70,7 @@ def test_what_no_page_lists_counts_where_it_led_elsewhere_and_is_not_named():
     y = walk("y", "sis", ["search[a]", "back", "search[c]"], "failure", offered=[*offered[:2], offered[0]])
     without_keys = episode("x", ["search[a]", "search[b]", "buy"], offered=offered)
     for trajectory, acted in ((x, [True, True, True]), (without_keys, [True, False, True])):
-        ((told_of,),) = told_groups(trajectory, WORDS)
+        ((told_of,),) = redacted_groups(trajectory, WORDS)
         assert told_of.numbers("acted").tolist() == acted
     assert told(mapped(x, y)["x"])[1] == (2, 1, None, None)  # the shortest way, which a skill could not name
 

@@ -19,7 +19,7 @@ READ = (
 """Columns that are read: taking a trajectory's rows copies no others, of which those of tokens are long."""
 
 
-def told_groups(samples: Samples, words: ActionWords, *columns: str) -> list[list[Samples]]:
+def redacted_groups(samples: Samples, words: ActionWords, *columns: str) -> list[list[Samples]]:
     """The trajectories of each group as a skill may tell of them, with the `columns` of `samples` beside those of
     `READ`.
 
@@ -32,11 +32,11 @@ def told_groups(samples: Samples, words: ActionWords, *columns: str) -> list[lis
     for rows in read.by_trajectory().values():
         trajectory = read.select(rows)
         groups.setdefault(trajectory.group_ids[0], []).append(trajectory)
-    told = []
+    redacted = []
     for group in groups.values():
         answers = _right_answers(group, words)
-        told.append([_as_told(trajectory, answers, words) for trajectory in group])
-    return told
+        redacted.append([_redact(trajectory, answers, words) for trajectory in group])
+    return redacted
 
 
 def worded(action: str, words: ActionWords) -> str:
@@ -55,8 +55,8 @@ def generalise(action: str, words: ActionWords) -> str:
     """The action without its entity numbers and its obvious instruments: "take apple 1 from desk 2" -> "take apple"."""
     if "[" in action or _tagged(action, words):  # with an argument, whose numbers mean something
         return worded(action, words)
-    kept = re.sub(r"(?<=[a-z]) \d{1,3}(?= |$)", "", action)  # longer numbers are years and prices, not entities
-    return kept.split(words.cut_before.get(verb_of(action), "\0"))[0]
+    general = re.sub(r"(?<=[a-z]) \d{1,3}(?= |$)", "", action)  # longer numbers are years and prices, not entities
+    return general.split(words.cut_before.get(verb_of(action), "\0"))[0]
 
 
 def is_deed(action: str, words: ActionWords) -> bool:
@@ -100,19 +100,19 @@ def _right_answers(group: Sequence[Samples], words: ActionWords) -> set[str]:
     return {answer for answer, task in answers if answer not in task}
 
 
-def _as_told(trajectory: Samples, right_answers: Collection[str], words: ActionWords) -> Samples:
+def _redact(trajectory: Samples, right_answers: Collection[str], words: ActionWords) -> Samples:
     offered, is_valid = trajectory.texts("admissible_actions"), trajectory.texts("is_valid")
     seen, states = [*trajectory.texts("observation"), ""], [*trajectory.texts("state"), None]
     actions, acted = [], []
     for step, action in enumerate(trajectory.texts("action")):
-        told = action if action in offered[step] else _without_answer(action, right_answers, words)
-        is_on_offer = is_offered(told, offered[step])
-        is_action = is_valid[step] or is_on_offer or _tagged(told, words) is not None
-        actions.append(told if is_action else "")
+        redacted = action if action in offered[step] else _without_answer(action, right_answers, words)
+        is_on_offer = is_offered(redacted, offered[step])
+        is_action = is_valid[step] or is_on_offer or _tagged(redacted, words) is not None
+        actions.append(redacted if is_action else "")
         known = None not in states[step : step + 2]
         moved = known and states[step] != states[step + 1]
         # On offer, but where it led is where it was done: WebShop's click[search] on its first page, a wall of a maze.
-        stayed = known and not moved and seen[step] == seen[step + 1] and verb_of(told) not in words.passive_verbs
+        stayed = known and not moved and seen[step] == seen[step + 1] and verb_of(redacted) not in words.passive_verbs
         # A world may carry out more than it lists: WebShop searches from any page.
         refused = bool(offered[step]) and not is_on_offer and not moved
         acted.append(not (refused or stayed or seen[step + 1].strip().startswith(words.failed_observations)))
