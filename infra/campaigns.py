@@ -72,8 +72,8 @@ def local_folder(store: CampaignStore, name: str) -> Path:
 
 def local_name(root: str, name: str, endpoint_url: str | None) -> str:
     """What `name` below a root on S3 is called on this machine: that of another bucket, prefix or server is another."""
-    place = hashlib.sha256(f"{endpoint_url}\n{root}\n{name}".encode()).hexdigest()
-    return f"{name}-{place[:16]}"
+    digest = hashlib.sha256(f"{endpoint_url}\n{root}\n{name}".encode()).hexdigest()
+    return f"{name}-{digest[:16]}"
 
 
 def check_writable(root: str | Path, needed_bytes: int, endpoint_url: str | None = None, otherwise: str = "") -> None:
@@ -165,31 +165,31 @@ def list_campaigns(root: str | Path, endpoint_url: str | None = None) -> list[st
     """Names of the campaigns under `root`, sorted; touches nothing. A folder there that we may not read (`lost+found`,
     somebody else's) is no campaign of ours."""
     folder = objects.address_of(root, endpoint_url)
-    found = [name for name in objects.list_folders(folder) if names.is_one_folder(name)]  # a server may list anything
-    are_campaigns = objects.in_parallel(lambda name: _is_readable_campaign(folder / name), found)
-    return [name for name, is_campaign in zip(found, are_campaigns, strict=True) if is_campaign]
+    folders = [name for name in objects.list_folders(folder) if names.is_one_folder(name)]  # a server may list anything
+    are_campaigns = objects.in_parallel(lambda name: _is_readable_campaign(folder / name), folders)
+    return [name for name, is_campaign in zip(folders, are_campaigns, strict=True) if is_campaign]
 
 
 def list_studies(root: Path) -> dict[Path, list[str]]:
     """Folders directly below `root` that hold campaigns, as a study's does, with the names of these; touches
     nothing. A folder that we may not read is none of ours."""
-    found = {}
+    studies = {}
     for name in objects.list_folders(root):
         with suppress(ConfigError):
             if campaigns := list_campaigns(folder := root / name):
-                found[folder] = campaigns
-    return found
+                studies[folder] = campaigns
+    return studies
 
 
 def known_campaigns(root: str | Path, endpoint_url: str | None = None) -> str:
     """What an error says of a root in which a campaign was looked for: which there are, and (of a local one) which in
     the studies below it."""
-    found = list_campaigns(root, endpoint_url)
-    told = f"campaigns there: {', '.join(found)}" if found else "there is no campaign there"
+    here = list_campaigns(root, endpoint_url)
+    answer = f"campaigns there: {', '.join(here)}" if here else "there is no campaign there"
     folder = objects.address_of(root, endpoint_url)
     studies = list_studies(folder) if isinstance(folder, Path) else {}
     below = "; ".join(f"{', '.join(campaigns)} with --root {study}" for study, campaigns in studies.items())
-    return told + (f"; in its studies: {below}" if below else "")
+    return answer + (f"; in its studies: {below}" if below else "")
 
 
 def _is_readable_campaign(folder: Address) -> bool:
@@ -259,8 +259,8 @@ def list_objects(store: CampaignStore, prefix: str = "", form: str = ".+") -> li
     what else lies there (`.nfs0001`, `.DS_Store`, somebody's copy) is none of ours.
     """
     everything = objects.list_objects(store.address(prefix))
-    found = (info for info in everything if re.fullmatch(form, info.path) and not re.search(r"(^|/)\.", info.path))
-    return [ObjectInfo(f"{prefix}/{info.path}".lstrip("/"), info.size, info.modified) for info in found]
+    ours = (info for info in everything if re.fullmatch(form, info.path) and not re.search(r"(^|/)\.", info.path))
+    return [ObjectInfo(f"{prefix}/{info.path}".lstrip("/"), info.size, info.modified) for info in ours]
 
 
 def _store(root: str | Path, campaign: str, endpoint_url: str | None) -> CampaignStore:

@@ -72,10 +72,10 @@ def manifests(store: CampaignStore) -> list[Manifest]:
 def manifests_after(store: CampaignStore, chain: Sequence[Manifest]) -> list[Manifest]:
     """`chain`, as `manifests` read it earlier, and what was committed since: that alone is read. Raises DataError as
     `manifests`."""
-    found = list(chain)
-    while (data := objects.read(address := _address(store, len(found)))) is not None:
-        found.append(from_bytes(data, str(address), found[-1] if found else None))
-    return found
+    extended = list(chain)
+    while (data := objects.read(address := _address(store, len(extended)))) is not None:
+        extended.append(from_bytes(data, str(address), extended[-1] if extended else None))
+    return extended
 
 
 def _stored(store: CampaignStore) -> Iterator[tuple[bytes, str]]:
@@ -133,7 +133,7 @@ def pruned(store: CampaignStore) -> set[str]:
     Raises DataError for a note that cannot be read, or that names anything but the optimizer state of its policy: it
     would hide the loss of that.
     """
-    found: set[str] = set()
+    paths: set[str] = set()
     for note in list_objects(store, PRUNED, NUMBERED):
         state = re.compile(rf"policies/{Path(note.path).stem}/[^/]+/{STATE_FOLDER}/.")
         try:
@@ -142,8 +142,8 @@ def pruned(store: CampaignStore) -> set[str]:
             raise DataError(f"{location(store, note.path)}: no note of pruned files: {problems(error)}") from None
         if other := next((path for path in files if not state.match(path)), None):
             raise DataError(f"{location(store, note.path)}: names {other!r}, no optimizer state of its policy")
-        found.update(files)
-    return found
+        paths.update(files)
+    return paths
 
 
 def verify(
@@ -178,12 +178,12 @@ def check_objects(
             number, record = numbered
             address, copy = store.address(record.path), scratch / f"{number}.parquet"
             is_fetched = record.rows is not None and not isinstance(address, Path)
-            found = (
+            digest = (
                 objects.download(address, copy, record.size) if is_fetched else objects.digest_of(address, record.size)
             )
-            if found is None and record.path in pruned(store):  # by a running campaign, since the records were read
+            if digest is None and record.path in pruned(store):  # by a running campaign, since the records were read
                 return None
-            check_object(address, record, found)
+            check_object(address, record, digest)
             if record.rows is not None:
                 opened(address if isinstance(address, Path) else copy, address, record).close()
             copy.unlink(missing_ok=True)

@@ -48,10 +48,10 @@ the extra out.
 
 def locked(repository: Path = REPOSITORY) -> dict[str, str]:
     """Version of every locked package, by its name as the lock writes it, sorted."""
-    found = {}
+    versions = {}
     for lock in sorted((repository / "requirements").glob("*.lock")):
-        found |= dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
-    return dict(sorted(found.items()))
+        versions |= dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
+    return dict(sorted(versions.items()))
 
 
 def licence_of(package: Distribution) -> str:

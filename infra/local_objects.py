@@ -134,7 +134,7 @@ def list_objects(folder: Path, *, temporary: bool = False) -> list[ObjectInfo]:
 
     Raises DataError for a symbolic link.
     """
-    found = []
+    listed = []
     with faults(folder, "listed"):
         for parent, folders, names in os.walk(folder, onerror=_raise_unless_gone):
             for name in folders:
@@ -148,8 +148,8 @@ def list_objects(folder: Path, *, temporary: bool = False) -> list[ObjectInfo]:
                     status = path.lstat()
                     if stat.S_ISLNK(status.st_mode):
                         raise is_link(path)
-                    found.append(ObjectInfo(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime))
-    return sorted(found, key=lambda info: info.path)
+                    listed.append(ObjectInfo(path.relative_to(folder).as_posix(), status.st_size, status.st_mtime))
+    return sorted(listed, key=lambda info: info.path)
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -358,8 +358,8 @@ def texts_only(policy: FolderRecord) -> FolderRecord:
 
 
 def _without(policy: FolderRecord, *kinds: str) -> FolderRecord:
-    kept = (file for file in policy.files if kind_of(policy.name_of(file)) not in kinds)
-    return policy.model_copy(update={"files": tuple(kept)})
+    files = (file for file in policy.files if kind_of(policy.name_of(file)) not in kinds)
+    return policy.model_copy(update={"files": tuple(files)})
 
 
 def weights_hash(policy: FolderRecord) -> str:

@@ -68,8 +68,8 @@ def create_file(address: Address, source: Path, copy: Path | None = None) -> tup
             return local_objects.create_from(address, file)
         if copy is None:
             return s3_objects.create_from(address, file)
-        with open(copy, "xb") as kept:
-            return s3_objects.create_from(address, file, kept)
+        with open(copy, "xb") as target:
+            return s3_objects.create_from(address, file, target)
 
 
 def download(address: Address, target: Path, max_bytes: float = math.inf) -> tuple[int, str] | None:

@@ -43,23 +43,23 @@ def orphans(store: CampaignStore, older_than_s: float) -> list[ObjectInfo]:
     Raises DataError for a damaged or lost manifest, or a damaged stage record: what it would have named is not known.
     """
     # First the listing, then what names it: an object that is committed between the two is seen as named.
-    found = [info for folder in (*schema.TABLES, "policies") for info in list_objects(store, folder)]
+    stored = [info for folder in (*schema.TABLES, "policies") for info in list_objects(store, folder)]
     folder = store.address()
     if isinstance(folder, Path):
-        found += local_objects.list_objects(folder, temporary=True)
+        stored += local_objects.list_objects(folder, temporary=True)
     chain = manifests(store)
     named = {record.path for manifest in chain for record in files_of(manifest)} - pruned(store)
     for unfinished in (len(chain), len(chain) + 1):  # of the latter the rollout may have been played ahead
         for record in list_objects(store, f"_stages/{key_of(unfinished)}", r"[0-9]+/[a-z_]+\.json"):
             named.update(_paths_in(stages.read_record(store, record.path)))
     newest = time.time() - older_than_s
-    left = (info for info in found if info.path not in named and info.modified < newest)
+    left = (info for info in stored if info.path not in named and info.modified < newest)
     return sorted(left, key=lambda info: info.path)
 
 
-def delete_orphans(store: CampaignStore, found: Sequence[ObjectInfo]) -> None:
+def delete_orphans(store: CampaignStore, unnamed: Sequence[ObjectInfo]) -> None:
     """Delete what `orphans` found."""
-    objects.delete([store.address(info.path) for info in found])
+    objects.delete([store.address(info.path) for info in unnamed])
 
 
 def _paths_in(value: Any) -> Iterator[str]:

@@ -148,9 +148,9 @@ def list_objects(address: S3Address) -> list[ObjectInfo]:
     """See `infra.objects.list_objects`."""
     prefix = f"{address.key}/" if address.key else ""
     return [
-        ObjectInfo(found["Key"].removeprefix(prefix), found["Size"], found["LastModified"].timestamp())
+        ObjectInfo(entry["Key"].removeprefix(prefix), entry["Size"], entry["LastModified"].timestamp())
         for page in _pages(address, Prefix=prefix)
-        for found in page.get("Contents", [])
+        for entry in page.get("Contents", [])
     ]
 
 
@@ -158,9 +158,9 @@ def list_folders(address: S3Address) -> list[str]:
     """See `infra.objects.list_folders`."""
     prefix = f"{address.key}/" if address.key else ""
     return [
-        found["Prefix"].removeprefix(prefix).rstrip("/")
+        entry["Prefix"].removeprefix(prefix).rstrip("/")
         for page in _pages(address, Prefix=prefix, Delimiter="/")
-        for found in page.get("CommonPrefixes", [])
+        for entry in page.get("CommonPrefixes", [])
     ]
 
 
@@ -213,8 +213,8 @@ def _pages(address: S3Address, **arguments: Any) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for _ in range(_MAX_PAGES):
         page = _call(address, "listed", "list_objects_v2", **arguments)
-        named = {found["Key"] for found in page.get("Contents", [])}
-        named |= {found["Prefix"] for found in page.get("CommonPrefixes", [])}
+        named = {entry["Key"] for entry in page.get("Contents", [])}
+        named |= {entry["Prefix"] for entry in page.get("CommonPrefixes", [])}
         if seen & named:
             break
         seen |= named

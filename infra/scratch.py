@@ -32,10 +32,10 @@ def make_scratch_folder() -> Path:
 
 def _is_our_folder(path: Path) -> bool:
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:  # another process has just removed it
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _this_machine() -> str:

@@ -33,10 +33,10 @@ def current_attempt(store: CampaignStore, iteration: int) -> int:
 
 def failures(store: CampaignStore, iteration: int) -> list[dict[str, Any]]:
     """Why and when each earlier attempt at `iteration` was given up: dicts with `reason` and `at` (ISO 8601, UTC)."""
-    found: list[dict[str, Any]] = []
-    while (record := read_record(store, _path(iteration, len(found), _FAILED))) is not None:
-        found.append(record)
-    return found
+    records: list[dict[str, Any]] = []
+    while (record := read_record(store, _path(iteration, len(records), _FAILED))) is not None:
+        records.append(record)
+    return records
 
 
 def finished(store: CampaignStore, iteration: int, attempt: int) -> set[str]:

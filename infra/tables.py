@@ -94,17 +94,17 @@ def read_file(store: CampaignStore, record: FileRecord) -> bytes:
     """The bytes of a file. Raises DataError that names it where it is missing or damaged."""
     address = store.address(record.path)
     data = read(address, record.size)
-    found = None if data is None else (len(data), hashlib.sha256(data).hexdigest())
-    check_object(address, record, found)
+    digest = None if data is None else (len(data), hashlib.sha256(data).hexdigest())
+    check_object(address, record, digest)
     assert data is not None
     return data
 
 
-def check_object(address: Address, record: FileRecord, found: tuple[int, str] | None) -> None:
-    """Raise DataError unless `found` (size in bytes, sha256) is what `record` says; None: there is no such object."""
-    if found is None:
+def check_object(address: Address, record: FileRecord, digest: tuple[int, str] | None) -> None:
+    """Raise DataError unless `digest` (size in bytes, sha256) is what `record` says; None: there is no such object."""
+    if digest is None:
         raise DataError(f"{address}: missing, although a record names it")
-    size, sha256 = found
+    size, sha256 = digest
     if size != record.size:
         raise DataError(f"{address}: {size} bytes, its record says {record.size}")
     if sha256 != record.sha256:

@@ -72,10 +72,10 @@ def alone(pool: str, pool_id: UUID) -> Iterator[None]:
     folder that both know, and is gone with its process, however that ends.
     """
     name = f"\0opid-serve-{pool_id}"
-    with socket.socket(socket.AF_UNIX) as place, socket.socket(socket.AF_UNIX) as visitor:
+    with socket.socket(socket.AF_UNIX) as holder, socket.socket(socket.AF_UNIX) as visitor:
         try:
-            place.bind(name)
-            place.listen()
+            holder.bind(name)
+            holder.listen()
         except OSError:
             who = "another `opid serve`"
             visitor.setblocking(False)  # nobody takes these calls: a queue that is full is no reason to wait
