@@ -124,10 +124,10 @@ class Cost:
 
 def known_card(name: str) -> str:
     """The name of the card as `CARDS` has it, from one in any case. Raises ConfigError that lists those known."""
-    found = next((known for known in CARDS if known.lower() == name.lower()), None)
-    if found is None:
+    card = next((known for known in CARDS if known.lower() == name.lower()), None)
+    if card is None:
         raise ConfigError(f"--card: no data sheet of {name!r}; known: {', '.join(CARDS)}")
-    return found
+    return card
 
 
 def cards(config: CampaignConfig, card: Card) -> int:
@@ -251,12 +251,12 @@ def calibration(runs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]])
 
     Evaluations take the rollout's factor: one engine plays both, and few iterations have one.
     """
-    found = {}
+    factors = {}
     for phase in set(PHASES) - {"evaluate"}:
-        pairs = [(measured[phase], made[phase]) for measured, made in runs if phase in measured]
+        pairs = [(measured[phase], modelled[phase]) for measured, modelled in runs if phase in measured]
         if (estimated := sum(pair[1] for pair in pairs)) > 0:
-            found[phase] = sum(pair[0] for pair in pairs) / estimated
-    return {**found, "evaluate": found["rollout"]} if "rollout" in found else found
+            factors[phase] = sum(pair[0] for pair in pairs) / estimated
+    return {**factors, "evaluate": factors["rollout"]} if "rollout" in factors else factors
 
 
 def measured_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -328,11 +328,11 @@ def _why_no_card_here() -> str:
     return f"no data sheet of this machine's {'MIG slice' if is_slice else 'GPU'}"
 
 
-def card_called(told: str) -> str | None:
+def card_called(driver_name: str) -> str | None:
     """The name in `CARDS` of a GPU from the driver's, such as `NVIDIA A100-SXM4-40GB`. None for one without a data
     sheet, such as another form of the same chip, or a MIG slice of a card."""
-    told = told.removeprefix("NVIDIA ")
-    return next((name for name, card in CARDS.items() if told in card.driver_names), None)
+    driver_name = driver_name.removeprefix("NVIDIA ")
+    return next((name for name, card in CARDS.items() if driver_name in card.driver_names), None)
 
 
 def _hours(number: float) -> str:

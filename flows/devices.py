@@ -45,7 +45,7 @@ def describe_engine(config: CampaignConfig) -> str:
         return f"{many} on the cluster at {config.cluster.address}"
     gpus = gpus_of_replicas(config)
     if gpus[0]:
-        return f"{many}: GPU {'; '.join(', '.join(own) for own in gpus)}"
+        return f"{many}: GPU {'; '.join(', '.join(replica_gpus) for replica_gpus in gpus)}"
     return f"{many} on the CPU, threads: {threads_of_replica(config)} each"
 
 

@@ -179,11 +179,11 @@ def stored(config: CampaignConfig, shape: PolicyShape | None = None, done: int =
     episodes = config.rollout.tasks_per_iteration * config.rollout.group_size
     rows = episodes * config.environment.max_steps
     lasting = trained * size + rows * config.rollout.max_prompt_tokens * 2 / _MIB
-    own = 0 if config.learner.zero_stage == 3 else size  # at stage 3 a state has the optimizer's copy alone
-    state = trained * (own + 8 + _master(config))
+    weights_bytes = 0 if config.learner.zero_stage == 3 else size  # at stage 3 a state has the optimizer's copy alone
+    state = trained * (weights_bytes + 8 + _master(config))
     base = shape.parameters * size / _MIB if config.learner.lora else 0.0
-    policies, kept = max(0, config.iterations + 1 - done), config.storage.optimizer_states
-    states = policies if kept is None else min(policies, kept + 1 - min(done, kept))
+    policies, states_kept = max(0, config.iterations + 1 - done), config.storage.optimizer_states
+    states = policies if states_kept is None else min(policies, states_kept + 1 - min(done, states_kept))
     campaign = lasting * policies + state * states + (0.0 if done else base)
     return Stored(lasting, state, campaign, base + lasting + state if policies else 0.0)
 

@@ -310,15 +310,15 @@ def show(config: CampaignConfig, console: Console, card: str | None = None, *, p
         )
     else:
         factors, runs = so_far([config], shape, sheet) if card is None else ({}, 0)
-        told = cost.describe(config, cost.estimate(config, shape, sheet, factors=factors), card_name)
+        cost_text = cost.describe(config, cost.estimate(config, shape, sheet, factors=factors), card_name)
         table.add_row("memory (estimate)", memory.describe(config, memory.estimate(config, shape)))
-        table.add_row("time (estimate)", told + "\ncalibrated on what this campaign has taken so far" * runs)
+        table.add_row("time (estimate)", cost_text + "\ncalibrated on what this campaign has taken so far" * runs)
         stored = memory.stored(config, shape)
-        kept = config.storage.optimizer_states or "all"
+        states_kept = config.storage.optimizer_states or "all"
         table.add_row(
             "store (at most)",
             f"{size_text(stored.lasting_mib * 2**20)} an iteration and {size_text(stored.state_mib * 2**20)} of "
-            f"optimizer state (kept: {kept}), {size_text(stored.campaign_mib * 2**20)} in all",
+            f"optimizer state (kept: {states_kept}), {size_text(stored.campaign_mib * 2**20)} in all",
         )
     console.print(table)
     folder = policy_folder(config.policy, weights=False) if prompt and config.policy is not None else None

@@ -44,8 +44,8 @@ async def forget(db: PrefectDBInterface, table: str, kept: int) -> int:
             if last is None:
                 return deleted
             due = sa.select(model.id).where(condition, when <= last).order_by(when).limit(AT_ONCE)
-            found: Any = await session.execute(sa.delete(model).where(model.id.in_(due.scalar_subquery())))
-            deleted += found.rowcount
+            result: Any = await session.execute(sa.delete(model).where(model.id.in_(due.scalar_subquery())))
+            deleted += result.rowcount
 
 
 def _order(model: Any, table: str) -> tuple[Any, Any]:

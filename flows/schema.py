@@ -31,7 +31,7 @@ def schema() -> dict[str, Any]:
     for model in reversed(methods.BUILT_IN.values()):  # OPID's first: its `routing` knows one more
         of_model = model.model_json_schema()
         whole["$defs"] |= {
-            name: found for name, found in of_model.get("$defs", {}).items() if name not in whole["$defs"]
+            name: definition for name, definition in of_model.get("$defs", {}).items() if name not in whole["$defs"]
         }
         method["properties"] = {**of_model["properties"], **method["properties"]}
     _named(method, list(methods.BUILT_IN))

@@ -116,10 +116,10 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
     """The files among `paths`, and in place of a folder its `*.yaml` by name. Raises ConfigError for one without."""
     files = []
     for path in map(shipped, paths):
-        found = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
-        if not found:
+        configs = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+        if not configs:
             raise ConfigError(f"{path}: no config in this folder (*.yaml)")
-        files += found
+        files += configs
     return files
 
 
@@ -168,8 +168,8 @@ def show(study: Study, console: Console, card: str | None = None) -> None:
         console.print("Hours and disk unknown: the policy is not on this machine, nor one of those known by name.")
         return
     longest = max(costs, key=lambda label: costs[label].hours)
-    told = cost.describe(study.methods[longest], costs[longest], card_name)
-    console.print(f"The longest campaign, {longest}: {told}", highlight=False)
+    cost_text = cost.describe(study.methods[longest], costs[longest], card_name)
+    console.print(f"The longest campaign, {longest}: {cost_text}", highlight=False)
     if runs:
         console.print(f"Calibrated on what {runs} campaigns of the study have taken so far.")
 
@@ -194,17 +194,17 @@ def what_differs(methods: Mapping[str, CampaignConfig]) -> dict[str, str]:
     """In words, by label: the keys of `MAY_VARY` in which a method differs from another one of the study that has the
     key too, and those that not all have where they are not at their default."""
     every = {label: _varied(config, exclude_defaults=False) for label, config in methods.items()}
-    told = {}
-    for label, own in every.items():
+    differences = {}
+    for label, keys in every.items():
         chosen = _varied(methods[label], exclude_defaults=True)
         differing = [
             key
-            for key, value in own.items()
+            for key, value in keys.items()
             if any(other.get(key, value) != value for other in every.values())
             or (key in chosen and any(key not in other for other in every.values()))
         ]
-        told[label] = ", ".join(_worded(key, own[key]) for key in differing)
-    return told
+        differences[label] = ", ".join(_worded(key, keys[key]) for key in differing)
+    return differences
 
 
 def _varied(config: CampaignConfig, *, exclude_defaults: bool) -> dict[str, Any]:

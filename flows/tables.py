@@ -129,10 +129,10 @@ def reference() -> str:
         "## The manifest\n\n`_commits/ITERATION.json`, the commit of an iteration; "
         f"[architecture](architecture.md) says how it is made. Its format is {manifest.FORMAT}.\n"
     )
-    told = _docstrings()
+    meanings = _docstrings()
     for record in _RECORDS:
         fields = record.model_json_schema()["properties"]
-        rows = [(f"`{name}`", _json_type(field), told[record.__name__, name]) for name, field in fields.items()]
+        rows = [(f"`{name}`", _json_type(field), meanings[record.__name__, name]) for name, field in fields.items()]
         summary = " ".join((record.__doc__ or "").split())
         parts.append(f"### `{record.__name__}`\n\n{summary}\n\n" + table(("field", "type", "meaning"), rows))
     return "\n".join(parts)

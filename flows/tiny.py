@@ -38,10 +38,12 @@ def shrunk(config: CampaignConfig, overrides: Sequence[str] = ()) -> CampaignCon
         known = sorted(path.stem.removeprefix("tiny_") for path in small.parent.glob("tiny_*.yaml"))
         raise ConfigError(f"--tiny: {small} is missing: there is a tiny world for {', '.join(known) or 'none here'}")
     whole = config.model_dump(mode="json")
-    kept = {
+    from_config = {
         section: whole[section] if keys is None else {key: whole[section][key] for key in keys}
         for section, keys in KEPT.items()
     }
     if config.environment.name == "search_qa":  # its generated questions have no split of Search-R1's names
-        kept["evaluation"] = {"skill_bank": whole["evaluation"]["skill_bank"]}
-    return build_config(on_top(on_top(read_config_file(small), kept), parse_overrides(overrides)), f"{small}, --tiny")
+        from_config["evaluation"] = {"skill_bank": whole["evaluation"]["skill_bank"]}
+    return build_config(
+        on_top(on_top(read_config_file(small), from_config), parse_overrides(overrides)), f"{small}, --tiny"
+    )

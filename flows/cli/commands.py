@@ -44,9 +44,9 @@ def _section(name: str, command: Any) -> str:
     )
 
 
-def _row(written: str, told: str) -> tuple[str, str, str]:
+def _row(written: str, help_text: str) -> tuple[str, str, str]:
     """A row from what `--help` says of a parameter: its type and its meaning, with default and bounds in brackets."""
-    meaning, _, about = told.removesuffix("]").partition("  [")
+    meaning, _, about = help_text.removesuffix("]").partition("  [")
     name = re.sub(r"^\[?([A-Z_]+).* <.*>$", r"\1", written)  # an argument's type says nothing
     return f"`{name}`", f"`{about.removeprefix('default: ')}`" if about else "", _words(meaning)
 

@@ -53,9 +53,9 @@ def compare(
 
         study = load_study(name, configs, seeds, overrides, tiny=tiny)
         settings.apply(study_folder(study))
-        found = None
+        fault = None
         if dry_run:
-            found = problem(lambda: check(study, weights=False))
+            fault = problem(lambda: check(study, weights=False))
         elif not report_only:
             recovery = next(iter(study.methods.values())).recovery
             when_reachable(recovery, lambda: check(study), lambda text: say(console, text))
@@ -63,8 +63,8 @@ def compare(
             show(study, console, card)
     if dry_run:
         console.print("Dry run: nothing was written.")
-        if found:
-            raise found
+        if fault:
+            raise fault
         return
     if not report_only:
         from flows.prefect_api import prefect_api

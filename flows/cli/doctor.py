@@ -81,8 +81,8 @@ def diagnose(folder: Path) -> list[Check]:
     ]
     checks += [_package(name, advice) for name, advice in PACKAGES.items()]
     for name, advice in OPTIONAL.items():
-        found = _package(name, advice)
-        checks.append(Check(f"{name} (optional)", found.ok or None, found.detail))
+        package = _package(name, advice)
+        checks.append(Check(f"{name} (optional)", package.ok or None, package.detail))
     checks += [_accelerator(), _memory(), _disk(folder)]
     return checks
 
@@ -93,8 +93,8 @@ def _package(name: str, advice: str) -> Check:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-        found = any(importlib.util.find_spec(module) is not None for module in _MODULES.get(name, (name,)))
-        return Check(name, found, f"{distribution} {version}")
+        importable = any(importlib.util.find_spec(module) is not None for module in _MODULES.get(name, (name,)))
+        return Check(name, importable, f"{distribution} {version}")
     return Check(name, False, f"missing: {advice}")
 
 

@@ -193,8 +193,8 @@ def _auth_string(path: Path) -> str:
     """The secret of the server, in a file that this user alone can read; made anew where there is none, or where
     another could have read or written it."""
     with suppress(FileNotFoundError):
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077:
             return path.read_text(encoding="utf-8")
         path.unlink()
     auth = prefect_api.new_auth_string()

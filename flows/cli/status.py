@@ -46,18 +46,18 @@ def status(
     from infra.objects import address_of
 
     if campaign is None:
-        found, left_out = standings(root, endpoint_url)
+        campaigns, left_out = standings(root, endpoint_url)
         for name, reason in left_out.items():
             say(error_console, f"Left out: {name}: {reason}")
         if as_json:
-            say(console, json.dumps([asdict(one) for one in found], indent=2))
-        elif found:
-            show_table(console, overview(found))
+            say(console, json.dumps([asdict(one) for one in campaigns], indent=2))
+        elif campaigns:
+            show_table(console, overview(campaigns))
         else:
-            place = address_of(root, endpoint_url)
-            if root != DEFAULT_ROOT and isinstance(place, Path) and not os.path.isdir(place):
-                raise ConfigError(f"--root: {place} is no folder")
-            say(console, f"There is no campaign in {place}.")
+            folder = address_of(root, endpoint_url)
+            if root != DEFAULT_ROOT and isinstance(folder, Path) and not os.path.isdir(folder):
+                raise ConfigError(f"--root: {folder} is no folder")
+            say(console, f"There is no campaign in {folder}.")
         return
     store, chain = read_chain(root, campaign, endpoint_url)
     standing = standing_of(store, chain)
@@ -106,21 +106,21 @@ def _now(standing: Standing) -> str:
 def _how_it_ended(standing: Standing) -> str:
     from infra.lease import INTERRUPTED
 
-    told, failed = standing.ended, "after a failure, see below" if standing.failures else ""
-    if told == INTERRUPTED:
+    ended, failed = standing.ended, "after a failure, see below" if standing.failures else ""
+    if ended == INTERRUPTED:
         return ", ".join(filter(None, ("by Ctrl-C", failed)))
-    if told and not any(told in failure for failure in standing.failures):
-        return f"by {told}"
+    if ended and not any(ended in failure for failure in standing.failures):
+        return f"by {ended}"
     return failed or "with no failure recorded"
 
 
-def overview(found: Sequence[Standing]) -> Table:
+def overview(campaigns: Sequence[Standing]) -> Table:
     """All campaigns in 80 columns, unless a name is long: it is never broken, so that it can be copied."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
-    table.add_column("campaign", min_width=max(cell_len(one.campaign) for one in found), no_wrap=True)
+    table.add_column("campaign", min_width=max(cell_len(one.campaign) for one in campaigns), no_wrap=True)
     for header in ("iterations", "state", "stage", "time left", "newest evaluation"):
         table.add_column(header)
-    for one in found:
+    for one in campaigns:
         is_over = one.state == "finished" or one.seconds_left is None
         table.add_row(
             one.campaign,
@@ -164,12 +164,12 @@ def _commits(chain: Sequence[Manifest]) -> Table:
 
 def _order(numbers: Mapping[str, float | None]) -> str:
     """How well each kind of skill orders what was done in one state, and its placebo where there is one."""
-    told = []
+    lines = []
     for kind in ("episode", "step"):
         order, placebo = (numbers.get(f"signal/{kind}/{name}") for name in ("order", "placebo_order"))
         if order is not None:
-            told.append(f"{kind} {order:.2f}" + ("" if placebo is None else f" ({placebo:.2f})"))
-    return "\n".join(told)
+            lines.append(f"{kind} {order:.2f}" + ("" if placebo is None else f" ({placebo:.2f})"))
+    return "\n".join(lines)
 
 
 def _gates(manifest: Manifest) -> str:

@@ -29,20 +29,20 @@ def sweep(
     from infra.store import delete_orphans, find_campaign, location, orphans
 
     store = find_campaign(root, campaign, endpoint_url)
-    found = orphans(store, older_than_h * 3600)
-    if not found:
+    files = orphans(store, older_than_h * 3600)
+    if not files:
         say(console, f"{location(store)}: no orphans older than {older_than_h:g} hours.")
         return
     sizes: dict[str, list[int]] = defaultdict(list)
-    for orphan in found:
+    for orphan in files:
         sizes["/".join(orphan.path.split("/")[:3])].append(orphan.size)
     table = Table("orphan attempt", "files", "size")
     for folder, of_files in sizes.items():
         table.add_row(folder, str(len(of_files)), decimal(sum(of_files)))
     console.print(table)
-    total = f"{len(found)} files, {decimal(sum(orphan.size for orphan in found))}"
+    total = f"{len(files)} files, {decimal(sum(orphan.size for orphan in files))}"
     if delete:
-        delete_orphans(store, found)
+        delete_orphans(store, files)
         say(console, f"{location(store)}: deleted {total}.")
     else:
         say(console, f"{location(store)}: {total} to delete. Dry run: nothing was deleted.")
