@@ -16,12 +16,12 @@ from flows import cost, memory, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.formatting import say
-from flows.tiny import shrunk
 from flows.train import check_and_open
 from flows.warm_start import write_warm_start
 from infra.names import is_one_folder
 from infra.store import CampaignStore, campaign_exists, find_campaign, local_name, read_config
-from opid_core.config import SEEDS, CampaignConfig, load_rows
+from opid_core.config import SEEDS, CampaignConfig, build_config, load_rows, parse_overrides
+from opid_core.config.loading import on_top, read_config_file
 from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost, OpidError
 from opid_core.hashing import config_differences, flat
 from opid_core.hub import HubModel, hub_model, named_model, pinned, policy_folder
@@ -65,7 +65,7 @@ def load_study(
     name: str, paths: Sequence[Path], seeds: int, overrides: Sequence[str] = (), *, tiny: bool = False
 ) -> Study:
     """The study of the config files `paths`, of which one with `rows` holds several methods and a folder stands for its
-    `*.yaml`, with the seeds from each config's `seed` on. `tiny`: as `flows.tiny.shrunk` makes each.
+    `*.yaml`, with the seeds from each config's `seed` on. `tiny`: as `shrunk` makes each.
 
     Every OPID method gets its twin without skill signal (both lambdas 0, which is GRPO or, with a step weight, GiGPO)
     unless one of the files is that. The campaigns lie under `<root>/<name>`. Raises ConfigError for a name that is not
@@ -327,3 +327,44 @@ def _is_twin(other: CampaignConfig, config: CampaignConfig) -> bool:
         numbers += ["gamma", "state_similarity"]
     same_numbers = all(getattr(other.method, name) == getattr(method, name) for name in numbers)
     return same_numbers and other.learner == config.learner
+
+
+# The same methods made small: on a generated world with a tiny policy, for a run on a CPU in minutes -----------------
+
+KEPT_WHEN_TINY = {
+    "campaign": None,
+    "root": None,
+    "seed": None,
+    "preset": None,
+    "method": None,
+    "analyzer": None,
+    "environment": ("success_reward", "invalid_action_penalty"),
+    "learner": (
+        *("epochs", "clip_low", "clip_high", "dual_clip", "kl_coefficient", "entropy_coefficient", "aggregation"),
+        "warmup_iterations",
+    ),
+    "evaluation": ("split", "more_splits", "skill_bank"),
+}
+"""What a config keeps: these sections whole, or these of their keys."""
+
+
+def shrunk(config: CampaignConfig, overrides: Sequence[str] = ()) -> CampaignConfig:
+    """`config` with the world, the policy and the sizes of `configs/tiny_<environment>.yaml`; what its method learns
+    from stays, and how (`KEPT_WHEN_TINY`). `overrides` come on top.
+
+    Raises ConfigError where there is no such file.
+    """
+    small = shipped(Path(f"configs/tiny_{config.environment.name}.yaml"))
+    if not small.is_file():
+        known = sorted(path.stem.removeprefix("tiny_") for path in small.parent.glob("tiny_*.yaml"))
+        raise ConfigError(f"--tiny: {small} is missing: there is a tiny world for {', '.join(known) or 'none here'}")
+    whole = config.model_dump(mode="json")
+    from_config = {
+        section: whole[section] if keys is None else {key: whole[section][key] for key in keys}
+        for section, keys in KEPT_WHEN_TINY.items()
+    }
+    if config.environment.name == "search_qa":  # its generated questions have no split of Search-R1's names
+        from_config["evaluation"] = {"skill_bank": whole["evaluation"]["skill_bank"]}
+    return build_config(
+        on_top(on_top(read_config_file(small), from_config), parse_overrides(overrides)), f"{small}, --tiny"
+    )

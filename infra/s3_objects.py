@@ -11,12 +11,13 @@ import io
 import itertools
 import math
 import os
-import time
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, BinaryIO
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from infra.local_objects import PIECE_BYTES, ObjectInfo, too_long
 from opid_core import proxies
@@ -27,7 +28,7 @@ READ_TIMEOUT_S = 60
 UPLOAD_PIECE_BYTES = 1 << 25
 """Larger objects are uploaded in pieces of this size: S3 allows 10,000 of them, 320 GiB."""
 _DELETE_AT_ONCE = 1000
-_CONFLICT_TRIES = 6
+"""S3 takes no more keys in one request."""
 _MAX_PAGES = 10_000
 """Of a listing: ten million objects."""
 
@@ -39,6 +40,13 @@ _REFUSED = {
 _NO_OBJECT = {"NoSuchKey", "404"}
 _EXISTS = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
+"""Another writer's request for the object is in flight."""
+_again_after_conflict = Retrying(
+    retry=retry_if_exception(lambda error: _code(error) in _CONFLICT),
+    wait=wait_exponential(0.1),
+    stop=stop_after_attempt(6),
+    reraise=True,
+)
 
 
 @dataclass(frozen=True)
@@ -239,16 +247,12 @@ def _try(address: S3Address, action: str, method: str, expected: Set[str], **arg
     """The server's answer, or None when it is one of the `expected` error codes."""
     with _faults(address, action):
         filesystem = _filesystem(address.endpoint_url, os.getpid())
-        for attempt in range(1, _CONFLICT_TRIES + 1):
-            try:
-                return filesystem.call_s3(method, Bucket=address.bucket, **arguments)
-            except OSError as error:  # its type says little: s3fs knows a 412 by a Condition that not all servers send
-                if _code(error) in expected:
-                    return None
-                if _code(error) not in _CONFLICT or attempt == _CONFLICT_TRIES:
-                    raise
-                time.sleep(0.05 * 2**attempt)  # another writer's request for this object is in flight
-    raise AssertionError("unreachable")
+        try:
+            return _again_after_conflict(filesystem.call_s3, method, Bucket=address.bucket, **arguments)
+        except OSError as error:  # its type says little: s3fs knows a 412 by a Condition that not all servers send
+            if _code(error) in expected:
+                return None
+            raise
 
 
 @functools.lru_cache(maxsize=4)

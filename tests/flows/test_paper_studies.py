@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows.study import load_study, show
-from flows.tiny import shrunk
+from flows.study import load_study, show, shrunk
 from opid_core.config import build_config, load_rows
 from opid_core.errors import ConfigError
 from opid_core.learning.methods import Opid
