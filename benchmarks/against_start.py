@@ -37,14 +37,14 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         if temperature in runs[0][method]
     ]
     over_all = [difference(one, start) for _, _, one, start in pairs]
-    adjusted = holm([found.p_value for found in over_all])
+    adjusted = holm([comparison.p_value for comparison in over_all])
     seeds = [f"seed {run['seed']}" for run in runs]
     rows = [["difference in points", "temperature", "all seeds", "p", "p (Holm)", *seeds]]
     rows.append(["---"] * len(rows[0]))
-    for (name, temperature, one, start), found, p_value in zip(pairs, over_all, adjusted, strict=True):
+    for (name, temperature, one, start), comparison, p_value in zip(pairs, over_all, adjusted, strict=True):
         alone = [difference(one[[seed]], start[[seed]]) for seed in range(len(runs))]
-        points = [_points(of.estimate.mean, of.estimate.low, of.estimate.high) for of in (found, *alone)]
-        rows.append([name, temperature, points[0], f"{found.p_value:.2g}", f"{p_value:.2g}", *points[1:]])
+        points = [_points(of.estimate.mean, of.estimate.low, of.estimate.high) for of in (comparison, *alone)]
+        rows.append([name, temperature, points[0], f"{comparison.p_value:.2g}", f"{p_value:.2g}", *points[1:]])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

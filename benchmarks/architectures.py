@@ -61,9 +61,9 @@ def main() -> None:
     for model_type in sys.argv[1:] or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         if model_type not in CONFIG_MAPPING:
             continue
-        found, note = verdict(model_type)
-        print(f"| {model_type} | {found} | {note} |", flush=True)
-        if found == "equal":
+        result, note = verdict(model_type)
+        print(f"| {model_type} | {result} | {note} |", flush=True)
+        if result == "equal":
             equal.append(model_type)
     print(
         f"\ntransformers {transformers.__version__}, torch {torch.__version__}; {len(equal)} equal:\n{' '.join(equal)}"

@@ -69,9 +69,9 @@ def opened(chromium: Browser, page: Path, search: str = "") -> tuple[float, floa
         tab.fill("#text", search)
         tab.wait_for_selector("#count:has-text(' of ')")
     wall_s = time.perf_counter() - started_s
-    found = {metric["name"]: metric["value"] for metric in devtools.send("Performance.getMetrics")["metrics"]}
+    metrics = {metric["name"]: metric["value"] for metric in devtools.send("Performance.getMetrics")["metrics"]}
     context.close()
-    return wall_s, found["TaskDuration"]
+    return wall_s, metrics["TaskDuration"]
 
 
 if __name__ == "__main__":

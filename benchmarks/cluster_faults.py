@@ -80,11 +80,11 @@ def seconds_until_gone(process_ids: list[int], limit_s: float = 60.0) -> str:
 
 def below(process_ids: list[int]) -> list[int]:
     """They, and all that they started."""
-    found = [*process_ids]
+    ids = [*process_ids]
     for one in process_ids:
         with suppress(psutil.NoSuchProcess):
-            found += [child.pid for child in psutil.Process(one).children(recursive=True)]
-    return found
+            ids += [child.pid for child in psutil.Process(one).children(recursive=True)]
+    return ids
 
 
 def struck(places: RayPlaces, strike: Callable[[], None]) -> tuple[str, str]:
@@ -172,9 +172,9 @@ def lost_drivers(cluster: Cluster) -> Iterator[str]:
             next(child for child in children if "gcs_server" in child.name()).kill()
         code = driver.wait(timeout=180)
         seconds = f"{time.monotonic() - began_s:.1f} s to the driver's end"
-        told = driver.stdout.read().strip() or "nothing"
+        answer = driver.stdout.read().strip() or "nothing"
         yield row(
-            f"SIGKILL of {what}", seconds, seconds_until_gone(processes), f"{told}; the driver ends with code {code}"
+            f"SIGKILL of {what}", seconds, seconds_until_gone(processes), f"{answer}; the driver ends with code {code}"
         )
 
 

@@ -69,8 +69,8 @@ def measure(tasks: int, prompt_tokens: int, response_tokens: int, profile: int) 
     gates.check = counters.timed("gates_s", gates.check)
     interfaces.Batch.validate = counters.timed("expectations_s", interfaces.Batch.validate)
     second = iterate(2, prompt_tokens, response_tokens, counters, iterations=2)
-    found = iterate(tasks, prompt_tokens, response_tokens, counters, profile)
-    return {**found, "tables": found["tables"] + second["tables"]}
+    numbers = iterate(tasks, prompt_tokens, response_tokens, counters, profile)
+    return {**numbers, "tables": numbers["tables"] + second["tables"]}
 
 
 def iterate(
@@ -109,8 +109,8 @@ def iterate(
             for number in range(1, iterations):
                 run.begin(number, 0)
                 for name, module in modules.items():
-                    made = getattr(module, name).fn(config.campaign, number, 0)
-                run.chain.append(made)
+                    result = getattr(module, name).fn(config.campaign, number, 0)
+                run.chain.append(result)
             it = run.begin(iterations, 0)
             workers.group.call("memory", True)
             learner = psutil.Process(workers.group.process.pid)
@@ -129,11 +129,11 @@ def iterate(
                 profiler.enable()
             for name, module in modules.items():
                 began_s = cpu_s()
-                made = getattr(module, name).fn(config.campaign, iterations, 0)
+                result = getattr(module, name).fn(config.campaign, iterations, 0)
                 stages_s[name] = cpu_s() - began_s
             if profile:
                 profiler.disable()
-            assert committed(config, store, [*run.chain, made], run.table).skills  # what trackers read
+            assert committed(config, store, [*run.chain, result], run.table).skills  # what trackers read
             if profile:
                 pstats.Stats(profiler).sort_stats("tottime").print_stats(profile)
             counters.root = ""

@@ -144,11 +144,11 @@ def by_replicas(batch: Batch, replicas: int, step_s: float, tokens: int) -> Play
     homes = dealt([request.group_id for request in batch.requests], replicas)
     engines, crossed, walls_s = [], [], []
     for number in range(replicas):
-        own = [request for request in batch.requests if homes[request.group_id] == number]
+        requests = [request for request in batch.requests if homes[request.group_id] == number]
         clock = Clock()
         engine = SleepingReplica(f"replica {number}", clock, step_s, tokens, batch.answer)
         began_s = clock.now_s()
-        for episode in ended_episodes(engine, batch.tokenizer, batch.make_environment, own, batch.rules):
+        for episode in ended_episodes(engine, batch.tokenizer, batch.make_environment, requests, batch.rules):
             crossed.append(pickle.dumps(episode, protocol=5))
         walls_s.append(clock.now_s() - began_s)
         engines.append(engine)

@@ -66,28 +66,28 @@ def measured(group: Group, calls: int, mib: int) -> dict[str, float]:
     """Calls a second, and MiB/s of an array to the object and back from it."""
     size = mib * 2**20
     array = np.zeros(size, np.uint8)
-    found = {}
+    rates = {}
     start_s = time.perf_counter()
     for _ in range(calls):
         group.call("nothing")
-    found["empty calls/s"] = calls / (time.perf_counter() - start_s)
+    rates["empty calls/s"] = calls / (time.perf_counter() - start_s)
     start_s = time.perf_counter()
     if group.call("take", array) != size:
         raise AssertionError("the array did not arrive")
-    found[f"{mib} MiB there, MiB/s"] = mib / (time.perf_counter() - start_s)
+    rates[f"{mib} MiB there, MiB/s"] = mib / (time.perf_counter() - start_s)
     start_s = time.perf_counter()
     if len(group.call("give", size)) != size:
         raise AssertionError("the array did not come back")
-    found[f"{mib} MiB back, MiB/s"] = mib / (time.perf_counter() - start_s)
-    return found
+    rates[f"{mib} MiB back, MiB/s"] = mib / (time.perf_counter() - start_s)
+    return rates
 
 
 def table(rounds: Mapping[str, list[dict[str, float]]]) -> str:
     """Medians and ranges of the rounds of each hosting."""
     names = list(next(iter(rounds.values()))[0])
     lines = [["hosting", *names], ["---"] * (1 + len(names))]
-    for hosting, found in rounds.items():
-        values = [[one[name] for one in found] for name in names]
+    for hosting, repeats in rounds.items():
+        values = [[one[name] for one in repeats] for name in names]
         lines.append([hosting, *(f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})" for v in values)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

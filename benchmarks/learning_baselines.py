@@ -145,8 +145,8 @@ class TrlWay:
                 ids = torch.cat([batch.prompt_ids, batch.response_ids], dim=1)
                 mask = torch.cat([batch.prompt_mask, batch.response_mask], dim=1)
                 width = batch.response_ids.shape[1]
-                found = self._trainer._get_per_token_logps_and_entropies(self._trainer.model, ids, mask, width)
-                rows.append(found[0])
+                output = self._trainer._get_per_token_logps_and_entropies(self._trainer.model, ids, mask, width)
+                rows.append(output[0])
         return unpadded(rows, self._batches)
 
     def update(self) -> float:
@@ -195,11 +195,11 @@ def forward_operations(model: Any, samples: Samples) -> float:
 def product_operands(model: Any, tokens: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(input [tokens, in], weight [out, in], output gradient [tokens, out]) of every linear layer of the model."""
     shapes = [*layer_shapes(model), tuple(model.lm_head.weight.shape)]
-    made = {
+    operands = {
         (out, inner): (torch.randn(tokens, inner), torch.randn(out, inner), torch.randn(tokens, out))
         for out, inner in shapes
     }
-    return [made[shape] for shape in shapes]
+    return [operands[shape] for shape in shapes]
 
 
 def products(operands: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], backward: bool) -> None:

@@ -244,8 +244,8 @@ def measure_advantages(repetitions: int) -> list[str]:
     ]
     rows = []
     for name in advantage_calls(8):
-        found = [timings[f"{name} {count}"] for count in counts]
-        rows.append([median(getattr(t, clock) for t in times) for clock in Timing._fields for times in found])
+        of_name = [timings[f"{name} {count}"] for count in counts]
+        rows.append([median(getattr(t, clock) for t in times) for clock in Timing._fields for times in of_name])
         lines.append(f"| {name} | " + " | ".join(f"{seconds:.3f}" for seconds in rows[-1]) + " |")
     sums = [sum(column) for column in zip(*rows, strict=True)]
     return [*lines, "| together | " + " | ".join(f"{seconds:.3f}" for seconds in sums) + " |"]

@@ -65,9 +65,9 @@ def main() -> None:
     for responses in given.responses:
         for title, at_once in (("at once", VOCABULARY * responses), ("in parts", last_layer.LOGITS_AT_ONCE)):
             command = [sys.executable, "-m", "benchmarks.logits", "--measure", str(responses), str(at_once)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            numbers = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(
-                f"| {responses:,} | {title} | {found['mib']:,.0f} | {found['cpu_s']:.1f} | {found['mean']:.5f} |",
+                f"| {responses:,} | {title} | {numbers['mib']:,.0f} | {numbers['cpu_s']:.1f} | {numbers['mean']:.5f} |",
                 flush=True,
             )
 

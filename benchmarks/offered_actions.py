@@ -32,22 +32,22 @@ HEADER = (
 
 def line(iteration: int, tables: Mapping[str, pa.Table]) -> list[str]:
     """The row of one iteration with the tables `steps`, `routes` and `scores`."""
-    kept = ["trajectory_id", "step", "observation", "action", "admissible_actions"]
-    steps = {(row["trajectory_id"], row["step"]): row for row in tables["steps"].select(kept).to_pylist()}
+    columns = ["trajectory_id", "step", "observation", "action", "admissible_actions"]
+    steps = {(row["trajectory_id"], row["step"]): row for row in tables["steps"].select(columns).to_pylist()}
     offered = {key: is_offered(row["action"], row["admissible_actions"]) for key, row in steps.items()}
     after: dict[bool, list[bool]] = {True: [], False: []}
-    verbs, repeated, standing, place = Counter(), 0, 0, ""
+    verbs, repeated, standing, receptacle = Counter(), 0, 0, ""
     for trajectory_id, step in sorted(steps):
         key, before, row = (trajectory_id, step), (trajectory_id, step - 1), steps[trajectory_id, step]
-        place = "" if step == 0 else place
+        receptacle = "" if step == 0 else receptacle
         if arrived := _ARRIVED.match(row["observation"]):
-            place = arrived[1]
+            receptacle = arrived[1]
         if step:
             after[offered[before]].append(offered[key])
         if not offered[key]:
             verbs[row["action"].split(" ")[0]] += 1
             repeated += step > 0 and row["action"] == steps[before]["action"]
-            standing += row["action"] == f"go to {place}"
+            standing += row["action"] == f"go to {receptacle}"
     route = dict(zip(*(_keys(tables["routes"]), tables["routes"].column("route").to_pylist()), strict=True))
     outcome: dict[bool, list[float]] = {True: [], False: []}
     skill: dict[bool, list[float]] = {True: [], False: []}

@@ -49,8 +49,8 @@ def main() -> None:
     for stage, planned in STEP_BYTES.items():
         for dtype, bytes_planned in zip((torch.float32, torch.bfloat16), planned, strict=True):
             if stage or dtype is torch.float32:  # stage 0 keeps no float32 copy of bfloat16 weights, and is refused
-                found = ", ".join(f"{value:.1f}" for value in measure(stage, dtype))
-                print(f"| {stage} | {str(dtype).removeprefix('torch.')} | {found} | {bytes_planned} |", flush=True)
+                values = ", ".join(f"{value:.1f}" for value in measure(stage, dtype))
+                print(f"| {stage} | {str(dtype).removeprefix('torch.')} | {values} | {bytes_planned} |", flush=True)
 
 
 if __name__ == "__main__":

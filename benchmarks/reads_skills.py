@@ -41,7 +41,7 @@ class Played:
     followed: float | None = None
 
 
-class Told:
+class SkilledEnvironment:
     """An environment whose every prompt holds a step skill that names what the expert would do now."""
 
     def __init__(self, environment: Environment) -> None:
@@ -96,11 +96,11 @@ def played(config: CampaignConfig, folder: Path, tasks: int, temperature: float)
     known = panel(config, tasks)
     plans = {task.task_id: workflow_of(make(), task, rules.max_steps) for task in known}
     following = dict(zip([task.task_id for task in known], [*known[1:], known[0]], strict=True))
-    told: list[Told] = []
+    environments: list[SkilledEnvironment] = []
 
     def with_expert() -> Any:
-        told.append(Told(make()))
-        return told[-1]
+        environments.append(SkilledEnvironment(make()))
+        return environments[-1]
 
     def play(make_environment: Callable[[], Environment], skill_of: Callable[[Task], str] | None) -> Played:
         settings = EpisodeSettings(**{**vars(rules), "skill_of": skill_of})
@@ -114,7 +114,7 @@ def played(config: CampaignConfig, folder: Path, tasks: int, temperature: float)
         "another task's workflow": play(make, lambda task: plans[following[task.task_id].task_id]),
         "step skills of the expert": play(with_expert, None),
     }
-    followed = [did for environment in told for did in environment.followed]
+    followed = [did for environment in environments for did in environment.followed]
     results["step skills of the expert"] = replace(
         results["step skills of the expert"], followed=sum(followed) / len(followed)
     )

@@ -142,9 +142,9 @@ def main() -> None:
         for name in options.only:
             started_s = time.monotonic()
             now = run(name, Path(folder))
-            found = differences(now, record["campaigns"].get(name, []))
-            failed |= bool(found)
-            print(f"{name}: {time.monotonic() - started_s:.0f} s, {'; '.join(found) or 'the same'}", flush=True)
+            differing = differences(now, record["campaigns"].get(name, []))
+            failed |= bool(differing)
+            print(f"{name}: {time.monotonic() - started_s:.0f} s, {'; '.join(differing) or 'the same'}", flush=True)
             record["campaigns"][name] = now
             if options.record:  # after each: what is interrupted keeps what it had
                 text = json.dumps({**record, "machine": machine()}, indent=1, sort_keys=True)

@@ -128,12 +128,12 @@ def _search_all(engine: Engine, questions: Sequence[Question], titles: set[str])
     latencies_ms, answered, of_title = [], [], []
     for question in questions:
         started_s = time.process_time()
-        found = engine.search([question.question], TOP_K)[0]
+        passages = engine.search([question.question], TOP_K)[0]
         latencies_ms.append((time.process_time() - started_s) * 1000)
-        texts = [f" {normalize_answer(passage.contents)} " for passage in found]
+        texts = [f" {normalize_answer(passage.contents)} " for passage in passages]
         answered.append(any(f" {golden} " in text for golden in _goldens(question) for text in texts))
         if sought := named(question.question, titles):
-            of_title.append(bool(sought & titles_of([passage.contents for passage in found])))
+            of_title.append(bool(sought & titles_of([passage.contents for passage in passages])))
     return np.array(latencies_ms), _share(answered), _share(of_title)
 
 

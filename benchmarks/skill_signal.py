@@ -63,12 +63,12 @@ def auc_interval(
     values, value = np.unique(delta, return_inverse=True)
     names, group = np.unique(groups, return_inverse=True)
     times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    found = []
+    areas = []
     for of_draw in times:
         experts, others = (np.bincount(value, of_draw[group] * part, len(values)) for part in (is_experts, ~is_experts))
         if pairs := experts.sum() * others.sum():
-            found.append((experts * (np.cumsum(others) - others / 2)).sum() / pairs)
-    low, high = np.quantile(found, [0.025, 0.975]) if found else (np.nan, np.nan)
+            areas.append((experts * (np.cumsum(others) - others / 2)).sum() / pairs)
+    low, high = np.quantile(areas, [0.025, 0.975]) if areas else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -163,15 +163,15 @@ def _scored_steps(root: str, campaign: str) -> Iterator[ScoredStep]:
             routes, skill_ids = trajectory.texts("route"), trajectory.texts("skill_id")
             for step, same in enumerate(agrees or []):
                 if trajectory.has("skill_log_probs")[step]:
-                    told = json.loads(reasons.get(skill_ids[step]) or "{}")
+                    reason = json.loads(reasons.get(skill_ids[step]) or "{}")
                     yield ScoredStep(
                         group=f"{campaign}/{trajectory.group_ids[0]}",
                         route=routes[step],
                         delta=float(skill[step].sum(dtype=float) - old[step].sum(dtype=float)),
                         is_experts=same,
-                        kind=told.get("kind"),
-                        longer=_longer(told),
-                        siblings=told.get("siblings", 0),
+                        kind=reason.get("kind"),
+                        longer=_longer(reason),
+                        siblings=reason.get("siblings", 0),
                     )
 
 
@@ -179,8 +179,8 @@ LOST_AFTER = 20
 """A step after which nobody won counts as so many steps longer: more than any way of a small room."""
 
 
-def _longer(told: Mapping[str, Any]) -> int:
-    left, after = told.get("left"), told.get("left_after")
+def _longer(reason: Mapping[str, Any]) -> int:
+    left, after = reason.get("left"), reason.get("left_after")
     return 0 if left is None else LOST_AFTER if after is None else after + 1 - left
 
 

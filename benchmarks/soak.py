@@ -253,14 +253,14 @@ def lengthen(folder: Path, iterations: int) -> None:
 
     store = find_campaign(folder / "runs", NAME)
     chain = manifests(store)
-    made, policy, previous = chain[1:], chain[-1].policy, chain[-1]
+    committed, policy, previous = chain[1:], chain[-1].policy, chain[-1]
 
     def moved(record: Any, path: str) -> Any:
         create_object(store, path, read_file(store, record))
         return record.model_copy(update={"path": path})
 
     for number in range(len(chain), iterations + 1):
-        source, attempt = made[(number - 1) % len(made)], new_attempt()
+        source, attempt = committed[(number - 1) % len(committed)], new_attempt()
         for info in list_objects(store, f"_stages/{key_of(source.iteration)}"):
             data = read_object(store, info.path) or b""
             create_object(store, info.path.replace(key_of(source.iteration), key_of(number), 1), data)
@@ -270,15 +270,15 @@ def lengthen(folder: Path, iterations: int) -> None:
         }
         uri = f"policies/{key_of(number)}/{attempt}"
         files = tuple(moved(file, f"{uri}/{policy.name_of(file)}") for file in policy.files)
-        kept = {"config_hash", "preset", "execution", "code_version", "seeds", "prefect_run_id"}
-        kept |= {"metrics", "created_at"}
+        copied = {"config_hash", "preset", "execution", "code_version", "seeds", "prefect_run_id"}
+        copied |= {"metrics", "created_at"}
         manifest: Manifest = new_manifest(
             iteration=number,
             tables=tables,
             policy=policy.model_copy(update={"uri": uri, "files": files}),
             gates=[*source.gates.values()],
             previous=previous,
-            **{name: getattr(source, name) for name in kept},
+            **{name: getattr(source, name) for name in copied},
         )
         previous, _ = commit(store, manifest)
 

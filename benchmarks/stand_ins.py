@@ -60,8 +60,8 @@ class StoreRoom:
 
     @staticmethod
     def parse_action(response_text: str) -> tuple[str, bool]:
-        found = re.search(r"<action>(.*?)</action>", response_text)
-        return (found[1], True) if found else ("", False)
+        block = re.search(r"<action>(.*?)</action>", response_text)
+        return (block[1], True) if block else ("", False)
 
     @staticmethod
     def prompt_parts(

@@ -65,18 +65,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="campaigns of each kind, in turns (default 2)")
     parser.add_argument("--out", type=Path, help="write the result there, as Markdown")
     arguments = parser.parse_args()
-    found: dict[bool, list[list[float]]] = {False: [], True: []}
+    seconds: dict[bool, list[list[float]]] = {False: [], True: []}
     contents = set()
     for number in range(arguments.rounds):
-        for background in found:
+        for background in seconds:
             with tempfile.TemporaryDirectory(prefix=f"opid-storing-{number}-") as folder:
                 chain, rows = played(Path(folder), background, arguments.iterations, arguments.upload_s)
-            found[background] += rows
+            seconds[background] += rows
             contents.add(chain[-1].content)
             print(f"background {background}: {[[round(value, 1) for value in row] for row in rows]}", flush=True)
     names = [name.removeprefix("seconds/").removesuffix("_s") for name in SHOWN]
     lines = [f"| background | iterations | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
-    for background, rows in found.items():
+    for background, rows in seconds.items():
         spread = [f"{statistics.mean(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in zip(*rows, strict=True)]
         lines.append(f"| {'on' if background else 'off'} | {len(rows)} | {' | '.join(spread)} |")
     lines += ["", f"Seconds, means (least to most). Contents of all campaigns equal: {len(contents) == 1}.", ""]

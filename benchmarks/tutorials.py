@@ -93,8 +93,8 @@ def show(page: str, lines: list[str], played: list[tuple[str, int, float, str]],
     print("\n```text")
     for line, _, _, output in played:
         print(f"$ {line}")
-        told = [text.rstrip() for text in output.splitlines() if text.strip()]
-        print("\n".join(["..."] * (len(told) > n_lines) + told[-n_lines:]))
+        written = [text.rstrip() for text in output.splitlines() if text.strip()]
+        print("\n".join(["..."] * (len(written) > n_lines) + written[-n_lines:]))
     print("```\n", flush=True)
 
 

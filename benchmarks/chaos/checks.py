@@ -43,16 +43,16 @@ def result_of(store: CampaignStore) -> Result:
 def check_result(store: CampaignStore, expected: Result, iterations: int) -> None:
     """Every iteration once, whole, and as the undisturbed run made it."""
     files = verify(store)
-    found = result_of(store)
+    result = result_of(store)
     wanted = [str(iteration) for iteration in range(iterations + 1)]
-    if list(found.contents) != wanted:
-        raise RoundFailed(f"iterations {list(found.contents)} are committed, expected {wanted}")
+    if list(result.contents) != wanted:
+        raise RoundFailed(f"iterations {list(result.contents)} are committed, expected {wanted}")
     names = sorted(info.path for info in list_objects(store, "_commits"))
     if len(names) != len(wanted):
         raise RoundFailed(f"{len(wanted)} manifests make the chain, in _commits lie {names}")
     for what, ours, theirs in (
-        ("content of manifest", found.contents, expected.contents),
-        ("content hash of table", found.tables, expected.tables),
+        ("content of manifest", result.contents, expected.contents),
+        ("content hash of table", result.tables, expected.tables),
     ):
         differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
@@ -62,12 +62,12 @@ def check_result(store: CampaignStore, expected: Result, iterations: int) -> Non
 
 def check_reader(folder: Path, manifest_count: int) -> tuple[int, int]:
     """The reader saw nothing but committed data: how often it read all, and how often the storage was away."""
-    found = json.loads((folder / "reader.json").read_text())
-    if found["wrong"]:
-        raise RoundFailed("the reader saw: " + "; ".join(found["wrong"][:5]))
-    if found["manifests"] != manifest_count:
-        raise RoundFailed(f"the reader ended with {found['manifests']} manifests, the chain has {manifest_count}")
-    return found["readings"], found["away"]
+    report = json.loads((folder / "reader.json").read_text())
+    if report["wrong"]:
+        raise RoundFailed("the reader saw: " + "; ".join(report["wrong"][:5]))
+    if report["manifests"] != manifest_count:
+        raise RoundFailed(f"the reader ended with {report['manifests']} manifests, the chain has {manifest_count}")
+    return report["readings"], report["away"]
 
 
 def check_no_process_left(mark: str) -> None:
@@ -86,11 +86,11 @@ def _check_orphans(store: CampaignStore, files: int) -> None:
     named = {record.path for manifest in manifests(store) for record in files_of(manifest)}
     folders = (*schema.TABLES, "policies")
     unnamed = {info.path for folder in folders for info in list_objects(store, folder)} - named
-    found = orphans(store, older_than_s=-3600.0)  # the clock of an S3 server is read in whole seconds
-    missed = unnamed - {info.path for info in found}
+    orphaned = orphans(store, older_than_s=-3600.0)  # the clock of an S3 server is read in whole seconds
+    missed = unnamed - {info.path for info in orphaned}
     if missed:
         raise RoundFailed(f"orphans that sweep does not find: {sorted(missed)}")
-    delete_orphans(store, found)
+    delete_orphans(store, orphaned)
     left = orphans(store, older_than_s=-3600.0)
     if left:
         raise RoundFailed(f"orphans after the sweep: {[info.path for info in left]}")

@@ -188,8 +188,8 @@ def _disturb(
             storage.forget()
             say(f"  {outcome.name}: started again")
         storage.tend(generator)
-        if not storage.is_away and (found := _steps(store, steps)) != steps:
-            steps, moved_s = found, time.monotonic()
+        if not storage.is_away and (now := _steps(store, steps)) != steps:
+            steps, moved_s = now, time.monotonic()
         if moments and due_s is None:
             step, wait_s = moments[0]
             if step is None or order.index(step) == 0 or order[order.index(step) - 1] in steps:
@@ -250,9 +250,9 @@ def _steps(store: CampaignStore, known: set[str]) -> set[str]:
         leases = [info.path for info in list_objects(store, "_lease")]
     except OpidError:
         return known
-    found = {f"{path.split('/')[1]}/{Path(path).stem}" for path in records if Path(path).stem in STAGES}
-    found |= {f"{Path(path).stem}/commit" for path in commits}
-    return found | ({"000000/lease"} if leases else set())
+    finished = {f"{path.split('/')[1]}/{Path(path).stem}" for path in records if Path(path).stem in STAGES}
+    finished |= {f"{Path(path).stem}/commit" for path in commits}
+    return finished | ({"000000/lease"} if leases else set())
 
 
 def _order(step: str) -> tuple[int, int]:
@@ -261,10 +261,10 @@ def _order(step: str) -> tuple[int, int]:
 
 
 def _setup(storage: Storage, folder: Path, name: str, shape: Shape) -> Setup:
-    own = folder / name
-    own.mkdir(parents=True, exist_ok=True)
+    round_folder = folder / name
+    round_folder.mkdir(parents=True, exist_ok=True)
     iterations, upload_s = (UPLOAD_ITERATIONS, UPLOAD_S) if shape.mode == "upload" else (ITERATIONS, None)
-    return Setup(own, storage.root(name), storage.endpoint_url, shape.ranks, iterations, upload_s)
+    return Setup(round_folder, storage.root(name), storage.endpoint_url, shape.ranks, iterations, upload_s)
 
 
 def _start_reader(setup: Setup, pause_s: float):

@@ -115,9 +115,9 @@ def iterate(store: CampaignStore, chain: Sequence[Manifest], lease: Lease, step:
     def stage(name: str, make: Any) -> dict[str, Any]:
         standing = stages.recorded(store, number, attempt, name, made_from)
         if standing is None:
-            made = make(store, number, step)
+            result = make(store, number, step)
             step.value = STEPS.index("stage record")
-            standing = stages.record(store, number, attempt, name, made_from, made)
+            standing = stages.record(store, number, attempt, name, made_from, result)
         return standing
 
     tables = {name: FileRecord(**record) for name, record in stage("rollout", make_tables)["tables"].items()}

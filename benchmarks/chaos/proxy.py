@@ -96,8 +96,8 @@ class Proxy:
     async def _ask_server(self, head: bytes, body: bytes) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         try:
-            kept = re.sub(rb"(?i)\r\n(expect|connection): [^\r]*", b"", head)
-            writer.write(kept.removesuffix(b"\r\n\r\n") + b"\r\nConnection: close\r\n\r\n" + body)
+            head_to_send = re.sub(rb"(?i)\r\n(expect|connection): [^\r]*", b"", head)
+            writer.write(head_to_send.removesuffix(b"\r\n\r\n") + b"\r\nConnection: close\r\n\r\n" + body)
             await writer.drain()
             return await reader.read()
         finally:

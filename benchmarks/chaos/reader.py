@@ -34,25 +34,25 @@ def read_all(root: str, campaign: str, endpoint_url: str | None, seen: list[Mani
 
 def main(root: str, campaign: str, endpoint_url: str, folder: Path, pause_s: float) -> None:
     """Read until told to stop; the last time afterwards, so that one whole reading is of the end."""
-    found = {"readings": 0, "away": 0, "manifests": 0, "wrong": []}
+    report = {"readings": 0, "away": 0, "manifests": 0, "wrong": []}
     seen: list[Manifest] = []
     last = False
     while not last:
         last = (folder / "stop").exists()
         try:
             seen = read_all(root, campaign, endpoint_url or None, seen)
-            found["readings"] += 1
+            report["readings"] += 1
         except InfrastructureError:
-            found["away"] += 1
+            report["away"] += 1
         except ConfigError as error:
             if seen:  # before the campaign exists it is right to say that there is none
-                found["wrong"].append(f"{type(error).__name__}: {error}")
+                report["wrong"].append(f"{type(error).__name__}: {error}")
         except DataError as error:
-            found["wrong"].append(f"{type(error).__name__}: {error}")
+            report["wrong"].append(f"{type(error).__name__}: {error}")
         if not last:
             time.sleep(pause_s)
-    found["manifests"] = len(seen)
-    (folder / "reader.json").write_text(json.dumps(found))
+    report["manifests"] = len(seen)
+    (folder / "reader.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ FROZEN = "driver, frozen"
 
 def processes_of(mark: str) -> list[psutil.Process]:
     """Every living process with the round's mark in its environment."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark:
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def kind_of(process: psutil.Process) -> str | None:
@@ -52,11 +52,11 @@ def kind_of(process: psutil.Process) -> str | None:
 
 def kill(victim: str, mark: str, generator: random.Random) -> bool:
     """SIGKILL one victim of the kind (all processes of the round for the tree); whether there was one."""
-    found = processes_of(mark)
+    victims = processes_of(mark)
     if victim != TREE:
-        candidates = [process for process in found if kind_of(process) == victim and not _is_frozen(process)]
-        found = [generator.choice(candidates)] if candidates else []
-    return sum(_killed(found)) > 0
+        candidates = [process for process in victims if kind_of(process) == victim and not _is_frozen(process)]
+        victims = [generator.choice(candidates)] if candidates else []
+    return sum(_killed(victims)) > 0
 
 
 def _is_frozen(process: psutil.Process) -> bool:
@@ -66,10 +66,10 @@ def _is_frozen(process: psutil.Process) -> bool:
         return False
 
 
-def commands(found: Sequence[psutil.Process]) -> list[str]:
+def commands(processes: Sequence[psutil.Process]) -> list[str]:
     """Process ids and command lines, for messages."""
     texts = []
-    for process in found:
+    for process in processes:
         try:
             texts.append(f"{process.pid}: {' '.join(process.cmdline())[:160]}")
         except psutil.Error:
@@ -77,8 +77,8 @@ def commands(found: Sequence[psutil.Process]) -> list[str]:
     return texts
 
 
-def _killed(found: Sequence[psutil.Process]) -> Iterator[bool]:
-    for process in found:
+def _killed(processes: Sequence[psutil.Process]) -> Iterator[bool]:
+    for process in processes:
         try:
             process.kill()
             yield True
