@@ -80,7 +80,7 @@ def measure_shop(data: str, products: int) -> None:
     every = [shop.goals[index] for index in range(len(shop.goals))]
     _row("goals", f"{len(every)}")
     for matching in ("parity", "fixed"):
-        worth = [shop.score(goal.product, goal, goal.options, matching).value for goal in every]  # pyright: ignore
+        worth = [shop.score(goal.product, goal, goal.options, matching) for goal in every]  # pyright: ignore
         _row(f"bought with its options worth 1 (`{matching}`)", f"{worth.count(1.0)}")
     steps = {False: Clock(), True: Clock()}
     for task in environment.tasks("train")[:EPISODES]:

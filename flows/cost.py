@@ -273,19 +273,19 @@ def measured_seconds(metrics: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def describe(config: CampaignConfig, cost: Cost, card_name: str, assumed: Assumptions = ASSUMED) -> str:
+def describe(config: CampaignConfig, cost: Cost, card_name: str) -> str:
     """The estimate of a campaign in words, with what it assumes."""
     seconds = ", ".join(f"{phase} {value:.0f}" for phase, value in cost.seconds.items())
     return (
         f"{sum(cost.seconds.values()):.0f} s an iteration: {seconds}\n"
         f"{_hours(cost.hours)} hours on {cost.gpus} x {card_name} = {_hours(cost.gpu_hours)}, busy {cost.busy:.0%}\n"
-        f"{cost.samples:,} samples and {cost.tokens / 1e6:.2f}M tokens an iteration\n{assumptions(config, assumed)}"
+        f"{cost.samples:,} samples and {cost.tokens / 1e6:.2f}M tokens an iteration\n{assumptions(config)}"
     )
 
 
-def assumptions(config: CampaignConfig, assumed: Assumptions = ASSUMED) -> str:
+def assumptions(config: CampaignConfig) -> str:
     """What an estimate assumes, in words."""
-    steps = _steps(config)
+    steps, assumed = _steps(config), ASSUMED
     shortest, longest = _prompt_tokens(config, 0), _prompt_tokens(config, steps)
     prompts = f"{shortest} to {longest}" if shortest < longest else str(longest)
     return (

@@ -33,6 +33,14 @@ def check_new_file(out: Path) -> None:
         raise ConfigError(f"--out: {out} cannot be made: {error.strerror}; name another file") from None
 
 
+def write_file(out: Path, text: str) -> None:
+    """Write `text` to the file `out`, whole or not at all. Raises InfrastructureError or ConfigError that names it."""
+    unfinished = out.with_name(out.name + ".unfinished")
+    with faults(out, "written"):
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.rename(out)
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block succeeds and is removed when it does not.

@@ -27,17 +27,17 @@ _OURS = {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "
 _ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "AwaitingRetry", "Scheduled", "Paused")
 
 
-def automations(*, lost_after_s: float = LOST_AFTER_S, attempts: int = ATTEMPTS) -> list[dict[str, Any]]:
+def automations(attempts: int = ATTEMPTS) -> list[dict[str, Any]]:
     """Both automations, for runs that carry the tag `opid`: runs of other teams on the same server stay as they are.
 
-    A run whose process was silent for `lost_after_s` (at least 10) becomes Crashed. A Crashed run is scheduled again
+    A run whose process was silent for `LOST_AFTER_S` becomes Crashed. A Crashed run is scheduled again
     under its own id until it has been started `attempts` times; Prefect counts the starts, so the limit also holds
     over restarts of the server. A run that failed by an error of its own is Failed, and never started again.
     """
     return [
         {
             "name": "opid: lost heartbeat",
-            "description": f"Mark a run Crashed after {lost_after_s:g} s without a heartbeat, unless it is suspended.",
+            "description": f"Mark a run Crashed after {LOST_AFTER_S:g} s without a heartbeat, unless it is suspended.",
             "trigger": {
                 "type": "event",
                 "posture": "Proactive",
@@ -52,13 +52,13 @@ def automations(*, lost_after_s: float = LOST_AFTER_S, attempts: int = ATTEMPTS)
                     "prefect.flow-run.Suspended",
                     *(f"prefect.flow-run.{state}" for state in _ENDS),
                 ],
-                "within": lost_after_s,
+                "within": LOST_AFTER_S,
             },
             "actions": [
                 {
                     "type": "change-flow-run-state",
                     "state": "CRASHED",
-                    "message": f"No heartbeat for {lost_after_s:g} s: the process or its machine is gone.",
+                    "message": f"No heartbeat for {LOST_AFTER_S:g} s: the process or its machine is gone.",
                 }
             ],
         },

@@ -46,10 +46,10 @@ the extra out.
 | --- | --- | --- | --- |"""
 
 
-def locked(repository: Path = REPOSITORY) -> dict[str, str]:
+def locked() -> dict[str, str]:
     """Version of every locked package, by its name as the lock writes it, sorted."""
     versions = {}
-    for lock in sorted((repository / "requirements").glob("*.lock")):
+    for lock in sorted((REPOSITORY / "requirements").glob("*.lock")):
         versions |= dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
     return dict(sorted(versions.items()))
 

@@ -40,12 +40,12 @@ class PairedDifference:
 
 
 def success(
-    won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+    won: Float[np.ndarray, "seeds tasks"], task_types: Sequence[str], *, draws: int = DRAWS
 ) -> tuple[Estimate, Estimate]:
     """Success over episodes (micro) and over task types (macro), each the mean over seeds with its interval; where all
     is won, or nothing, Wilson's of as many trials as tasks."""
     types, type_of = _types(won, task_types)
-    drawn, tasks = _resampled(won, draws, seed)
+    drawn, tasks = _resampled(won, draws)
     macro = np.array([_macro(*resample, len(types)) for resample in zip(drawn, type_of[tasks], strict=True)])
     by_task = np.asarray(won, np.float64).mean(axis=0)
     micro = _estimate(by_task.mean(), drawn.mean(axis=1), len(by_task))
@@ -63,7 +63,6 @@ def difference(
     baseline: Float[np.ndarray, "seeds tasks"],
     *,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> PairedDifference:
     """Success of one method less that of another, seed by seed and task by task.
 
@@ -74,9 +73,9 @@ def difference(
     if won.shape != baseline.shape:
         raise DataError(f"methods with different seeds or tasks cannot be paired: {won.shape} and {baseline.shape}")
     paired = np.asarray(won, np.float64) - np.asarray(baseline, np.float64)
-    drawn, _ = _resampled(paired, draws, seed)
+    drawn, _ = _resampled(paired, draws)
     by_task = paired.mean(axis=0)
-    signs = np.random.default_rng([seed, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
+    signs = np.random.default_rng([0, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
     flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
     p_value = float((flipped.sum() + 1) / (draws + 1))
     return PairedDifference(
@@ -112,12 +111,12 @@ def _macro(by_task: Float[np.ndarray, " tasks"], type_of: Int[np.ndarray, " task
 
 
 def _resampled(
-    values: Float[np.ndarray, "seeds tasks"], draws: int, seed: int
+    values: Float[np.ndarray, "seeds tasks"], draws: int
 ) -> tuple[Float[np.ndarray, "draws tasks"], Int[np.ndarray, "draws tasks"]]:
     """Of each draw of seeds and of tasks, with replacement: each drawn task's mean over the drawn seeds, and which
     tasks they are."""
     n_seeds, n_tasks = values.shape
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     times = generator.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=draws)
     tasks = generator.integers(n_tasks, size=(draws, n_tasks), dtype=np.int32)
     by_task = times @ np.asarray(values, np.float64) / n_seeds

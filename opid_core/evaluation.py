@@ -51,10 +51,11 @@ def panel_name(config: Mapping[str, Any]) -> str:
     return "panel of training tasks" if train and train == evaluated else "held-out panel"
 
 
-def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (95% by default). No trials: (0, 1)."""
+def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, 95%. No trials: (0, 1)."""
     if trials == 0:
         return 0.0, 1.0
+    z = 1.959964  # the normal distribution has 95% within so many standard deviations of its mean
     share, z2 = successes / trials, z * z
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))

@@ -61,17 +61,17 @@ def lines_of(file: TextIO, max_characters: int = MAX_BYTES) -> Iterator[str]:
         yield line
 
 
-async def body_of(response: Any, max_bytes: int = MAX_BYTES) -> bytes:
+async def body_of(response: Any) -> bytes:
     """The body of a streamed response (httpx), decoded; the response is closed. Raises OSError for more than
-    `max_bytes`, and for an encoding other than `ACCEPTED`."""
+    `MAX_BYTES`, and for an encoding other than `ACCEPTED`."""
     try:
         if response.headers.get("Content-Encoding", "identity").lower() not in ("identity", "gzip"):
             raise OSError(errno.EINVAL, "an encoding that was not asked for")
         body = bytearray()
         async for piece in response.aiter_bytes():
             body += piece
-            if len(body) > max_bytes:
-                raise OSError(errno.EFBIG, f"longer than {max_bytes} bytes")
+            if len(body) > MAX_BYTES:
+                raise OSError(errno.EFBIG, f"longer than {MAX_BYTES} bytes")
         return bytes(body)
     finally:
         await response.aclose()

@@ -11,13 +11,13 @@ from envs.manifest import pick, pick_splits
 from envs.webshop.expert import THOUGHTS, WebshopExpert
 from envs.webshop.generator import CatalogOptions, generated_folder, wording
 from envs.webshop.goals import SPLITS, Goal, GoalKind, split_tasks
-from envs.webshop.reward import OptionMatching, Score, require_extra
+from envs.webshop.reward import OptionMatching, require_extra
 from envs.webshop.search import SearchEngine
 from envs.webshop.text import FIXED_PHRASES, SEARCH_ACTION, TASK_LINE, parse_action, prompt_parts, response_text
 from envs.webshop.world import Session, Shop, open_shop
 from opid_core.sections import Section
 
-__all__ = ["Goal", "Score", "Session", "Shop", "WebshopEnvironment", "WebshopOptions", "parse_action", "prompt_parts"]
+__all__ = ["Goal", "Session", "Shop", "WebshopEnvironment", "WebshopOptions", "parse_action", "prompt_parts"]
 
 
 class WebshopOptions(Section):
@@ -52,8 +52,8 @@ class WebshopEnvironment:
     """One running session in the shop. Raises ConfigError for options that cannot be used (a missing folder, package or
     extra), DataError for a malformed data file.
 
-    The observation is the page's text from the instruction on. `score` is what the purchase was worth, part by part
-    (None before it): the reward is 1 for a purchase worth exactly 1, else 0.
+    The observation is the page's text from the instruction on. The score is what the purchase was worth, 0 before it;
+    the reward is 1 for a purchase worth exactly 1, else 0.
     """
 
     # From a product it leads to the results it was opened from, which the state key leaves out: siblings find a product
@@ -107,17 +107,13 @@ class WebshopEnvironment:
         """Do `search[...]` or `click[...]`; a purchase ends the episode."""
         observation = self.world.step(action)
         self._update()
-        value = 0.0 if self.score is None else self.score.value
-        won = value == 1.0
-        return StepResult(observation, reward=float(won), done=self.score is not None, won=won, score=value)
+        score = self.world.score
+        won = score == 1.0
+        return StepResult(observation, reward=float(won), done=score is not None, won=won, score=score or 0.0)
 
     def state_key(self) -> str:
         """The page, and what was chosen, which no page shows."""
         return self.world.state_key()
-
-    @property
-    def score(self) -> Score | None:
-        return self.world.score
 
     def expert(self, observation: str) -> WebshopExpert:
         """An expert for the episode that `reset` just started with `observation`."""

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,17 +36,6 @@ BASE_COLOURS = tuple(_COLOURS.split())
 """The original's colours: an option that contains one of them counts as the first that it contains."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """A purchase's worth, 0 to 1, and the parts that it is made of."""
-
-    value: float
-    type_factor: float
-    attribute_matches: int
-    option_matches: int
-    price_fits: bool
-
-
 def score(
     product: Product,
     nouns: Sequence[str],
@@ -56,8 +44,8 @@ def score(
     goal: Goal,
     goal_nouns: Sequence[str],
     option_matching: OptionMatching,
-) -> Score:
-    """The worth of `product` at `price` with the chosen `options` (name -> value) for `goal`.
+) -> float:
+    """The worth, 0 to 1, of `product` at `price` with the chosen `options` (name -> value) for `goal`.
 
     `nouns` and `goal_nouns` are the lower-cased nouns of the two names. `option_matching: parity` compares a synthetic
     goal's option as the original does, as the pair (name, value), which hides its colour from the normalisation;
@@ -68,8 +56,7 @@ def score(
     matched = option_matches(options.values(), goal_option_keys(goal, option_matching))
     price_fits = price <= goal.price_upper
     wishes = len(goal.attributes) + len(goal.options) + 1
-    value = (attributes + matched + price_fits) / wishes * factor
-    return Score(value, factor, attributes, matched, price_fits)
+    return (attributes + matched + price_fits) / wishes * factor
 
 
 def type_factor(product: Product, nouns: Sequence[str], goal: Goal, goal_nouns: Sequence[str]) -> float:

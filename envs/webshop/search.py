@@ -11,6 +11,7 @@ as Anserini does.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import importlib.util
 import math
@@ -206,14 +207,13 @@ class LuceneIndex:
 
     def _find(self, term: bytes) -> int | None:
         """The number of a term: a binary search in the sorted terms."""
-        low, high = 0, len(self._starts) - 1
-        while low < high:
-            middle = (low + high) // 2
-            middle_term = self._terms[self._term_offsets[middle] : self._term_offsets[middle + 1]].tobytes()
-            if middle_term == term:
-                return middle
-            low, high = (middle + 1, high) if middle_term < term else (low, middle)
-        return None
+
+        def at(number: int) -> bytes:
+            return self._terms[self._term_offsets[number] : self._term_offsets[number + 1]].tobytes()
+
+        count = len(self._starts) - 1
+        number = bisect.bisect_left(range(count), term, key=at)
+        return number if number < count and at(number) == term else None
 
 
 def best(scores: np.ndarray, tie_order: np.ndarray, count: int) -> list[int]:

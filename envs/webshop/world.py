@@ -11,7 +11,7 @@ from envs.webshop import pages
 from envs.webshop.catalog import Catalog, Product, find_files
 from envs.webshop.goals import Goal, GoalKind, Goals
 from envs.webshop.pages import Clickable
-from envs.webshop.reward import Nouns, OptionMatching, Score, score
+from envs.webshop.reward import Nouns, OptionMatching, score
 from envs.webshop.search import SearchEngine, SearchIndex, open_index
 from opid_core.errors import ConfigError, DataError
 
@@ -34,7 +34,7 @@ class Shop:
         """The numbers of at most `count` products, best first."""
         return tuple(self.index.search(query, count))
 
-    def score(self, number: int, goal: Goal, options: Mapping[str, str], option_matching: OptionMatching) -> Score:
+    def score(self, number: int, goal: Goal, options: Mapping[str, str], option_matching: OptionMatching) -> float:
         """What buying product `number` with `options` is worth for `goal`."""
         price = float(self.goals.prices[number])
         nouns, goal_nouns = self.nouns[number], self.nouns[goal.product]
@@ -71,7 +71,7 @@ class Session:
         self.shop, self.goal = shop, goal
         self._option_matching: OptionMatching = option_matching
         self._show_attributes = show_attributes
-        self.score: Score | None = None
+        self.score: float | None = None
         self._open_search_page()
 
     def step(self, action: str) -> str:
@@ -149,4 +149,4 @@ class Session:
         self.score = self.shop.score(self.product, self.goal, self.options, self._option_matching)
         self.page, self.has_search_bar, self.clickables = "done", False, {}
         product = self.shop.product(self.product)
-        self.observation = pages.observation(pages.done_page(product, self.options, self.score.value))
+        self.observation = pages.observation(pages.done_page(product, self.options, self.score))

@@ -52,10 +52,9 @@ def evaluate(
     settings.apply(config.root)
     from flows import plan
     from flows.evaluate import endpoint_settings, evaluate_endpoint, evaluate_folder, policy_to_play
-    from flows.output import check_new_file
+    from flows.output import check_new_file, write_file
     from flows.reports.campaign import evaluation_record, show_evaluations
     from flows.reports.formatting import say
-    from infra.local_objects import faults
 
     if out is not None:
         check_new_file(out)
@@ -75,8 +74,5 @@ def evaluate(
     show_evaluations(table, console)
     if out is not None:
         record = {**evaluation_record(config, evaluated, table), **more}
-        unfinished = out.with_name(out.name + ".unfinished")
-        with faults(out, "written"):
-            unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            unfinished.rename(out)
+        write_file(out, json.dumps(record, indent=1) + "\n")
         say(console, f"Written to {out}")

@@ -35,9 +35,8 @@ def rollout(
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     from flows.evaluate import policy_to_play
-    from flows.output import check_new_file
+    from flows.output import check_new_file, write_file
     from flows.reports.formatting import say, show_markdown
-    from infra.local_objects import faults
 
     if out is not None:
         check_new_file(out)
@@ -48,8 +47,7 @@ def rollout(
     if out is None:
         show_markdown(console, text)
     else:
-        with faults(out, "written"):
-            out.write_text(text, encoding="utf-8")
+        write_file(out, text)
         say(console, f"{summary}\nTranscripts: {out}")
 
 

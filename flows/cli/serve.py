@@ -112,7 +112,7 @@ def serve_until_interrupted(
                 _start_server(stack, url, auth, listener, folder / "server.log")
             stack.enter_context(work_pool.alone(pool, work_pool.ensure(client, pool)))
             stack.callback(worker.stop, STOP_GRACE_S)  # the last to start is the first to stop
-            automations.ensure(client, automations.automations(attempts=attempts))
+            automations.ensure(client, automations.automations(attempts))
             _deploy(declared, api, pool, folder)
             work_pool.requeue(client, pool, attempts, console, worker_gone=True)
             worker.start()

@@ -7,6 +7,7 @@ whether skills teach by what they say.
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections import defaultdict
@@ -176,11 +177,5 @@ def _magnitudes(samples: Samples, rows: np.ndarray, decode: Decode) -> Float[np.
 
 def _tokens_of(characters: int, ids: Sequence[int], decode: Decode) -> int:
     """The fewest of `ids` from the front whose text has so many characters."""
-    low, high = 1, len(ids)  # no token has no character
-    while low < high:
-        middle = (low + high) // 2
-        if len(decode(ids[:middle])) < characters:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+    counts = range(1, len(ids))  # no token has no character, and all have enough
+    return 1 + bisect.bisect_left(counts, characters, key=lambda count: len(decode(ids[:count])))

@@ -74,7 +74,7 @@ def test_a_whole_session(shop):
         "Details [SEP] None"
     )
     assert world.score is not None
-    assert world.score.value == 1.0
+    assert world.score == 1.0
     assert not world.clickables
     bought = world.observation
     assert world.step("search[lamp]") == world.step("click[back to search]") == bought
@@ -102,7 +102,7 @@ def test_choices_are_forgotten_when_results_are_shown(shop):
         world.step("click[b000000mug]")
         world.step("click[buy now]")
         assert world.score is not None
-        assert world.score.value == 2 / 4  # attribute and price of attribute, two options and price
+        assert world.score == 2 / 4  # attribute and price of attribute, two options and price
 
 
 def test_the_state_is_the_page_and_what_was_chosen(shop):
@@ -218,4 +218,4 @@ def test_whatever_is_done(shop, actions):
     if "buy now" in world.clickables:
         world.step("click[buy now]")
         assert world.score is not None
-        assert 0.0 <= world.score.value <= 1.0
+        assert 0.0 <= world.score <= 1.0
