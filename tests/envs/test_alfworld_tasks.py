@@ -121,7 +121,7 @@ def test_alfworld_download_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
     environment = make("alfworld", {"data": "$ALFWORLD_DATA"})
     assert [task.task_id for task in environment.tasks("valid_seen")] == ["cool-Apple/T1", "cool-Apple/T2"]
-    with pytest.raises(ConfigError, match=r"unknown split 'train'; \$ALFWORLD_DATA has: valid_seen"):
+    with pytest.raises(ConfigError, match=r"split: .*'train'.*valid_seen"):
         environment.tasks("train")
     with pytest.raises(
         ConfigError, match=r"no game of look_at.* left out are 2 of pick_cool.*, 1 not known to be solv"
@@ -236,20 +236,20 @@ def test_bad_manifests_of_generated_games_are_refused(tmp_path):
     manifest = tmp_path / "ids"
     manifest.write_text("train train/000011\ntrain train/000012\ntest test/000001\n")
     environment = make("alfworld", {"generator": {"train": 12}, "manifest": str(manifest)})
-    with pytest.raises(DataError, match="line 2: no task 'train/000012' among the 12 of split train"):
+    with pytest.raises(DataError, match=r"line 2: .*'train/000012'"):
         environment.tasks("train")
-    with pytest.raises(ConfigError, match=r"names no task of 'valid_seen'; it has: test, train"):
+    with pytest.raises(ConfigError, match=r"split: .*'valid_seen'.*test, train"):
         environment.tasks("valid_seen")
-    with pytest.raises(ConfigError, match="unknown split 'test'"):
+    with pytest.raises(ConfigError, match=r"split: .*'test'"):
         environment.tasks("test")
     missing = make("alfworld", {"manifest": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match=r"environment\.options\.manifest: .*none cannot be read"):
+    with pytest.raises(ConfigError, match=r"environment\.options\.manifest: .*none"):
         missing.tasks("train")
 
 
 def test_skipping_does_not_hide_an_id_that_is_there_twice(tmp_path):
     (tmp_path / "train.jsonl").write_text("\n".join([pack_line(small_game())] * 2))
-    with pytest.raises(DataError, match="line 2, field path: 'small/cool' is already on line 1"):
+    with pytest.raises(DataError, match=r"line 2, field path: 'small/cool'.*line 1"):
         make("alfworld", {"data": str(tmp_path), "skip_malformed": True}).tasks("train")
 
 
@@ -274,7 +274,7 @@ def test_generated_games_are_the_default():
     assert {task.task_type for task in tasks} == set(TASK_TYPES)
     assert result_of(environment.reset(tasks[0])) == result_of(environment.reset(tasks[0]))
     assert environment.task_text.startswith("Your task is to: ")
-    with pytest.raises(ConfigError, match="unknown split"):
+    with pytest.raises(ConfigError, match="split: "):
         environment.tasks("test")
 
 

@@ -37,7 +37,7 @@ def played(environment: Any, actions: list[str]) -> list[tuple[str, float, bool,
 
 def test_a_missing_package_is_told_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(ConfigError, match=r"environment\.name: gymnasium needs an extra .*opid\[gymnasium\]"):
+    with pytest.raises(ConfigError, match=r"environment\.name: .*opid\[gymnasium\]"):
         make("gymnasium", {"task": "not asked for before"})
 
 
@@ -49,7 +49,7 @@ def test_held_out_seeds_come_before_those_of_train():
         "valid_unseen": [0, 1],
     }
     assert environment.tasks("train")[0] == Task("seed-2", "FrozenLake-v1", 2)
-    with pytest.raises(ConfigError, match="split: unknown split 'test'; known: train, valid_unseen"):
+    with pytest.raises(ConfigError, match=r"split: .*'test'.*train, valid_unseen"):
         environment.tasks("test")
 
 

@@ -34,11 +34,11 @@ def test_an_episode(url):
     environment, seen = started(url, task="guess it")
     assert (seen, environment.task_text) == ("Guess a number from 0 to 4.", "Your task is to: guess it")
     assert steps(environment, "1", "3") == [("wrong", 0.0, False, False), ("right", 1.0, True, True)]
-    with pytest.raises(InfrastructureError, match="the session has ended"):
+    with pytest.raises(InfrastructureError, match="openenv, http"):
         steps(environment, "3")
     assert [len(environment.tasks(split)) for split in environment.splits()] == [10_000, 300]
     assert environment.tasks("train")[0] == Task("seed-300", "openenv", 300)
-    with pytest.raises(ConfigError, match="split: unknown split 'test'"):
+    with pytest.raises(ConfigError, match=r"split: .*'test'"):
         environment.tasks("test")
 
 
@@ -77,9 +77,7 @@ def test_named_actions_fields_and_rules(url):
 def test_where_no_session_is_left_an_episode_waits_for_one():
     with open_env_server(sessions=1) as url:
         first, _ = started(url)
-        with pytest.raises(
-            InfrastructureError, match=r"no session within 0\.1 s \(at capacity\); .*max_concurrent_envs"
-        ):
+        with pytest.raises(InfrastructureError, match=r"at capacity.*max_concurrent_envs"):
             started(url, wait_s=0.1)
         del first  # dropped by its loop in the middle, as an episode that was truncated
         second, _ = started(url, wait_s=20)
@@ -92,14 +90,14 @@ def test_what_goes_wrong_is_told_as_what_it_is(url):
     with pytest.raises(EnvironmentFault, match="EXECUTION_ERROR: it broke"):
         steps(environment, "fail")
     environment, _ = started(url, action_field="text")
-    with pytest.raises(ConfigError, match=r"options\.action_field, actions: .* refuses a step: .*Field required"):
+    with pytest.raises(ConfigError, match=r"options\.action_field, actions: .*Field required"):
         steps(environment, "1")
     environment, _ = started(url, max_reply_bytes=1024)
-    with pytest.raises(DataError, match=r"an answer of more than 1024 bytes"):
+    with pytest.raises(DataError, match=r"1024 bytes .*max_reply_bytes"):
         steps(environment, "long")
-    with pytest.raises(ConfigError, match=r"observations have no field 'txt'; they have: text, tries"):
+    with pytest.raises(ConfigError, match=r"environment\.options: .*'txt'.* text, tries"):
         started(url, observation_field="txt")
-    with pytest.raises(InfrastructureError, match=r"ws://127\.0\.0\.1:1 cannot be reached: ConnectionRefused"):
+    with pytest.raises(InfrastructureError, match=r"ws://127\.0\.0\.1:1 .*ConnectionRefused"):
         started("http://127.0.0.1:1")
 
 

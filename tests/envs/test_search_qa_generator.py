@@ -172,7 +172,7 @@ def test_task_lists():
         "one_hop/valid_unseen/000002",
     ]
     assert [task.task_type for task in tasks] == ["one_hop", "two_hop"] * 10
-    with pytest.raises(ConfigError, match="unknown split 'test'; known: train, valid_unseen"):
+    with pytest.raises(ConfigError, match=r"split: .*'test'.*train, valid_unseen"):
         generated_tasks(SMALL, "test")
 
 
@@ -182,7 +182,7 @@ def test_a_manifest_orders_the_generated_tasks(tmp_path):
     tasks = generated_tasks(SMALL, "train", str(manifest))
     assert [task.task_id for task in tasks] == ["two_hop/train/000003", "one_hop/train/000000"]
     manifest.write_text("train one_hop/valid_unseen/000000\n")
-    with pytest.raises(DataError, match="line 1: no task 'one_hop/valid_unseen/000000'"):
+    with pytest.raises(DataError, match=r"line 1: .*'one_hop/valid_unseen/000000'"):
         generated_tasks(SMALL, "train", str(manifest))
 
 

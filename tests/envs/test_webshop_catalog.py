@@ -278,7 +278,7 @@ def test_files_are_found_by_the_originals_names(tmp_path, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=message):
             find_files(str(data / name))
-    with pytest.raises(ConfigError, match="the environment variable is not set"):
+    with pytest.raises(ConfigError, match=r"environment\.options\.data: \$"):
         find_files("$NOT_SET_ANYWHERE/data")
 
 

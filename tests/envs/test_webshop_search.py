@@ -175,5 +175,5 @@ def test_a_missing_engine_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("OPID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "tantivy", None)
     catalog = Catalog(find_files(str(small_data(tmp_path / "data"))))
-    with pytest.raises(ConfigError, match=r"environment\.options\.search: the package tantivy is not installed"):
+    with pytest.raises(ConfigError, match=r"environment\.options\.search: .*tantivy"):
         open_index("tantivy", catalog)

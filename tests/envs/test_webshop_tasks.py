@@ -93,7 +93,7 @@ def test_the_price_limit_is_one_of_the_upper_three_multiples(price, seed):
 
 def test_human_goals(data):
     environment = envs.make("webshop", {"data": data, "goals": "human", "validation": 1})
-    with pytest.raises(ConfigError, match=r"validation: 1 of 1 goals leave none to train on"):
+    with pytest.raises(ConfigError, match=r"environment\.options\.validation: 1 "):
         environment.tasks("train")
     assert isinstance(environment, WebshopEnvironment)
     goal = environment.shop.goals[0]
@@ -116,7 +116,7 @@ def test_splits_are_disjoint_and_complete():
     shuffled = [task.task_id for task in [*other.tasks("validation"), *other.tasks("train")]]
     assert shuffled != ids
     assert sorted(shuffled) == sorted(ids)
-    with pytest.raises(ConfigError, match="unknown split 'test'; known: train, validation"):
+    with pytest.raises(ConfigError, match=r"split: .*'test'.*train, validation"):
         environment.tasks("test")
 
 
@@ -127,10 +127,10 @@ def test_a_manifest_picks_tasks_in_its_order(data, tmp_path):
     manifest.write_text(json.dumps({"train": [ids[3], ids[1]], "validation": ["none/0"]}))
     environment = envs.make("webshop", {**options, "manifest": str(manifest)})
     assert [task.task_id for task in environment.tasks("train")] == [ids[3], ids[1]]
-    with pytest.raises(DataError, match=r"validation, entry 1: no task 'none/0'"):
+    with pytest.raises(DataError, match=r"validation, entry 1: .*'none/0'"):
         environment.tasks("validation")
     manifest.write_text(f"train {ids[0]}\ntrain {ids[0]}\n")
-    with pytest.raises(DataError, match=f"line 2: task '{ids[0]}' is named twice"):
+    with pytest.raises(DataError, match=f"line 2: .*'{ids[0]}'"):
         environment.tasks("train")
 
 

@@ -144,7 +144,7 @@ def test_a_body_without_a_length_may_have_been_cut(credentials):
     credentials(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
     with (
         answering(200, b"half", {"Connection": "close"}) as (url, _),
-        pytest.raises(InfrastructureError, match="s3://bucket/x: cannot be read: the answer was cut after 4 bytes"),
+        pytest.raises(InfrastructureError, match=r"s3://bucket/x: .*4 bytes"),
     ):
         read(address_of("s3://bucket/x", url))
 
@@ -153,7 +153,7 @@ def test_no_more_is_read_of_an_object_than_may_stand_there(root):
     address = address_of(root.address, root.endpoint_url) / "object"
     create_only(address, b"12345")
     assert read(address, 5) == b"12345"
-    with pytest.raises(DataError, match=f"{address}: longer than the 4 bytes"):
+    with pytest.raises(DataError, match=f"{address}: .*4 bytes"):
         read(address, 4)
 
 
@@ -161,7 +161,7 @@ def test_a_server_that_overwrites_what_exists_is_refused(credentials):
     credentials(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET)
     with (
         overwriting() as url,
-        pytest.raises(ConfigError, match=r"ignores `If-None-Match: \*` and overwrites what exists"),
+        pytest.raises(ConfigError, match=r"root: .*`If-None-Match: \*`"),
     ):
         open_campaign("s3://bucket/runs", "demo", CONFIG, url)
 
@@ -170,9 +170,9 @@ def test_credentials_that_expire_in_a_campaign_do_no_damage(s3_store, credential
     chain = make_chain(s3_store, tmp_path, 2)
     manifest = make_manifest(s3_store, tmp_path, chain[-1])
     credentials(AWS_SECRET_ACCESS_KEY=SECRET)
-    with pytest.raises(ConfigError, match="renew the AWS credentials"):
+    with pytest.raises(ConfigError, match="AWS credentials"):
         commit(s3_store, manifest)
-    with pytest.raises(ConfigError, match=r"part-0.parquet: cannot be written: the credentials are missing or refused"):
+    with pytest.raises(ConfigError, match=r"part-0.parquet: .*credentials"):
         write_table(s3_store, "scores", 1, "attempt", scores_table())
     credentials(AWS_SECRET_ACCESS_KEY="secret-of-the-tests")
     assert manifests(s3_store) == chain

@@ -40,7 +40,7 @@ def test_an_object_is_created_once_and_leaves_no_temporary_file(folder):
 def test_no_more_memory_is_taken_than_there_is_to_read(folder):
     create_only(folder / "object", b"first")
     assert read(folder / "object", 10**12) == read(folder / "object", 10**30) == b"first"
-    with pytest.raises(DataError, match=r"object: longer than the 4 bytes that may stand there"):
+    with pytest.raises(DataError, match=r"object: .*4 bytes"):
         read(folder / "object", 4)
 
 
@@ -176,7 +176,7 @@ def test_a_disk_that_only_the_user_can_mend_is_no_passing_fault(tmp_path):
     if subprocess.run(["chattr", "+i", str(folder)], capture_output=True).returncode:
         pytest.skip("the file system has no immutable folders")
     try:
-        with pytest.raises(ConfigError, match=f"{folder}/a: cannot be written: Operation not permitted; make it"):
+        with pytest.raises(ConfigError, match=f"{folder}/a: .*Operation not permitted"):
             create_only(folder / "a", b"")
     finally:
         subprocess.run(["chattr", "-i", str(folder)], check=True)

@@ -28,7 +28,7 @@ def test_texts_are_cleaned(tmp_path):
 def test_a_task_gets_the_skill_of_its_type(tmp_path):
     skill_of = skill_finder(write(tmp_path, {"pick": "look first", "cool": "open it"}))
     assert skill_of(Task("t", "cool", None)) == "open it"
-    with pytest.raises(ConfigError, match=r"bank\.json: no skill for task type 'heat'; it has: cool, pick"):
+    with pytest.raises(ConfigError, match=r"bank\.json: .*'heat'.*cool, pick"):
         skill_of(Task("t", "heat", None))
 
 
@@ -77,9 +77,9 @@ def test_a_bad_bank_is_one_error_with_file_and_task_type(tmp_path, data, message
 
 
 def test_a_bank_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"no\.json: cannot read the skill bank: No such file"):
+    with pytest.raises(ConfigError, match=r"no\.json: .*No such file"):
         load_skill_bank(tmp_path / "no.json")
     binary = tmp_path / "bank.json"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"bank\.json: cannot read the skill bank: not UTF-8 text"):
+    with pytest.raises(ConfigError, match=r"bank\.json: .*UTF-8"):
         load_skill_bank(binary)
