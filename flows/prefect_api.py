@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 STARTUP_TIMEOUT_S = 600.0  # a server that fails ends, and that is seen at once; a crowded machine is slow
-STEADY_S = 300.0
+STEADY_S = 300.0  # what lived for so long had started well: its end counts as a first failure
 
 
 @contextmanager

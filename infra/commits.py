@@ -33,6 +33,7 @@ PRUNED = "_pruned"
 file that is gone on purpose from one that was lost."""
 _FOLDER = "_commits"
 _READ_AT_ONCE = 16
+"""How many are asked for before it is known whether there are so many: as many requests at most are in vain."""
 
 
 def commit(store: CampaignStore, manifest: Manifest) -> tuple[Manifest, bool]:

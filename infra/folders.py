@@ -27,7 +27,7 @@ from opid_core.local_paths import cache_folder
 
 CACHED_FOLDERS = 4
 """Folders of a campaign that the cache keeps: those used last."""
-_ABANDONED_S = 86400.0
+_ABANDONED_S = 86400.0  # a folder that nobody has filled for a day is that of a killed process
 
 _given: collections.deque[Path] = collections.deque(maxlen=CACHED_FOLDERS)
 
@@ -202,7 +202,7 @@ def _used(store: CampaignStore, path: Path) -> None:
         if folder not in _given:
             _remove(folder)
     for folder, modified in ages.items():
-        if folder.name.startswith(".") and modified < time.time() - _ABANDONED_S:  # of a killed process
+        if folder.name.startswith(".") and modified < time.time() - _ABANDONED_S:
             shutil.rmtree(folder, ignore_errors=True)
 
 

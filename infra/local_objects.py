@@ -22,7 +22,7 @@ from infra.names import is_link
 from opid_core.errors import ConfigError, DataError, InfrastructureError, OpidError
 from opid_core.reading import NotRegular, open_regular
 
-PIECE_BYTES = 1 << 22
+PIECE_BYTES = 1 << 22  # in memory at a time, however large the object
 NO_OBJECT = (FileNotFoundError, NotADirectoryError)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

@@ -31,7 +31,7 @@ JOB_VARIABLES = {
 """What a deployment on such a pool sets."""
 _PEER = struct.Struct("=i8x")
 """The process of a `struct ucred`, without user and group."""
-MISSED_AFTER_S = 30.0
+MISSED_AFTER_S = 30.0  # the automation acts after 15 s: its own wait, and the server looks every 5 s
 NEVER_RAN_LIMIT_S = 1800.0
 
 

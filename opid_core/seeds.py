@@ -8,4 +8,4 @@ import hashlib
 def derive(seed: int, *names: int | str) -> int:
     """A 63-bit seed for `names` under `seed`: same arguments, same seed, on every machine."""
     text = "/".join([str(seed), *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1  # tables hold signed 64-bit integers

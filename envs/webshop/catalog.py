@@ -24,11 +24,11 @@ DEFAULT_PRICE = 100.0
 """A product without a price costs this, in dollars."""
 _PRODUCTS, _INSTRUCTIONS = "items_shuffle", "items_ins_v2"
 _HUMAN, _REVIEWS = "items_human_ins.json", "reviews.json"
-_ASIN_LENGTH = 10
-_MOST_COMBINATIONS = 1_000_000
+_ASIN_LENGTH = 10  # the original leaves out what is longer
+_MOST_COMBINATIONS = 1_000_000  # each is a goal, and all goals are drawn before the first is played
 _COLUMNS = ("asins", "categories", "price_ranges", "synthetic_goals", "human_goals")
 _CHUNK_CHARACTERS = 1 << 20
-_LONGEST_LITERAL = 10
+_LONGEST_LITERAL = 10  # a `-Infinity` that a piece cuts in two is reported where it begins, not at the piece's end
 _MAX_FILE_BYTES = 1 << 30
 """Of a file that is read whole: the instructions of 1.2 million products."""
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")

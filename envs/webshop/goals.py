@@ -26,7 +26,7 @@ SPLITS = ("train", "validation")
 NO_LIMIT = 1_000_000.0
 """The price limit of a goal whose product costs more than the multiples of 10 dollars below 1,000 reach."""
 _MULTIPLES = tuple(10.0 * n for n in range(1, 100))
-_CHOICES = 4
+_CHOICES = 4  # as the original, whose draws are followed one by one
 
 GoalKind = Literal["synthetic", "human"]
 

@@ -32,7 +32,7 @@ from opid_core.errors import ConfigError
 _STOP_WORDS = """a an and are as at be but by for if in into is it no not of on or such that the their then there these
 they this to was will with"""
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-_LONGEST_TOKEN = 255
+_LONGEST_TOKEN = 255  # Lucene's tokenizer splits what is longer
 _REMEMBERED_TOKENS = 1 << 18
 _POSSESSIVE = re.compile(r"['\u2019\uff07][sS]$")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from infra.manifest import Manifest
     from infra.store import CampaignStore
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 256  # that are Python's objects at a time: a step has thousands of token ids
 
 
 @app.command()
