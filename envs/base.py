@@ -309,7 +309,7 @@ class _Registration:
     factory: Callable[[Any], Environment]
 
 
-_BUILT_IN = {
+BUILT_IN = {
     name: f"envs.{name}"
     for name in ("alfworld", "webshop", "search_qa", "scienceworld", "gymnasium", "textarena", "openenv")
 }
@@ -322,7 +322,7 @@ def register(name: str, options: type[BaseModel], factory: Callable[[Any], Envir
     Raises ConfigError for a name that another module's environment has.
     """
     module = factory.__module__
-    owner = _BUILT_IN.get(name) or (_REGISTRY[name].factory.__module__ if name in _REGISTRY else module)
+    owner = BUILT_IN.get(name) or (_REGISTRY[name].factory.__module__ if name in _REGISTRY else module)
     if module != owner:
         raise ConfigError(f"environment.name: {module} registers {name!r}, which is the environment of {owner}")
     _REGISTRY[name] = _Registration(options, factory)
@@ -332,12 +332,12 @@ def _registration(name: str) -> _Registration:
     module, _, registered = name.rpartition(":")
     if module:
         imported(name, "environment.name")  # which registers it
-    elif name in _BUILT_IN:
-        importlib.import_module(_BUILT_IN[name])
+    elif name in BUILT_IN:
+        importlib.import_module(BUILT_IN[name])
     if registered not in _REGISTRY and module:
         raise ConfigError(f"environment.name: module {module!r} registers no environment {registered!r}")
     if registered not in _REGISTRY:
-        known = sorted({*_REGISTRY, *_BUILT_IN})
+        known = sorted({*_REGISTRY, *BUILT_IN})
         raise ConfigError(
             f"environment.name: unknown environment {name!r}; known: {', '.join(known)}, "
             "or module:name for one that your module registers"
@@ -345,9 +345,14 @@ def _registration(name: str) -> _Registration:
     return _REGISTRY[registered]
 
 
+def options_model(name: str) -> type[BaseModel]:
+    """The model of the options of the environment called `name`. Raises ConfigError as `make`."""
+    return _registration(name).options
+
+
 def validate_options(name: str, options: Mapping[str, Any] | BaseModel | None) -> BaseModel:
     """The environment's options as its own model. Raises ConfigError that names the field and the nearest valid one."""
-    model = _registration(name).options
+    model = options_model(name)
     if isinstance(options, model):
         return options
     try:

@@ -11,27 +11,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from envs.alfworld import AlfworldOptions
-from envs.gymnasium import GymnasiumOptions
-from envs.openenv import OpenEnvOptions
-from envs.scienceworld import ScienceWorldOptions
-from envs.search_qa import SearchQaOptions
-from envs.textarena import TextArenaOptions
-from envs.webshop import WebshopOptions
+from envs.base import BUILT_IN, options_model
 from opid_core.config import PRESETS, PRESETS_BY_ENVIRONMENT, CampaignConfig
 from opid_core.hashing import MAY_DIFFER
 from opid_core.learning import methods
-
-ENVIRONMENT_OPTIONS: dict[str, type[BaseModel]] = {
-    "alfworld": AlfworldOptions,
-    "webshop": WebshopOptions,
-    "search_qa": SearchQaOptions,
-    "scienceworld": ScienceWorldOptions,
-    "gymnasium": GymnasiumOptions,
-    "textarena": TextArenaOptions,
-    "openenv": OpenEnvOptions,
-}
-"""The options model of each environment that comes with OPID."""
 
 _INTRODUCTION = f"""\
 # Configuration
@@ -75,8 +58,8 @@ def reference() -> str:
         if prefix == "environment":
             parts += [
                 _section(f"`{nested}` for `name: {name}`", nested, nested_model)
-                for name, options in ENVIRONMENT_OPTIONS.items()
-                for nested, nested_model in sections(options, "environment.options")
+                for name in BUILT_IN
+                for nested, nested_model in sections(options_model(name), "environment.options")
             ]
     return "\n".join([*parts, _presets()])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from flows.reference import ENVIRONMENT_OPTIONS
+from envs.base import BUILT_IN
 from opid_core.config import CampaignConfig
 from opid_core.learning import methods
 
@@ -35,7 +35,7 @@ def schema() -> dict[str, Any]:
         }
         method["properties"] = {**of_model["properties"], **method["properties"]}
     _named(method, list(methods.BUILT_IN))
-    _named(whole["$defs"]["EnvironmentConfig"], list(ENVIRONMENT_OPTIONS))
+    _named(whole["$defs"]["EnvironmentConfig"], list(BUILT_IN))
     return whole
 
 
