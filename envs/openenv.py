@@ -196,7 +196,7 @@ class ServerSession:
             )
         except (OSError, WebSocketException, TimeoutError) as error:
             raise InfrastructureError(
-                f"openenv, {proxies.shown(address)}{proxies.through(self._options.url)} cannot be reached: "
+                f"openenv, {proxies.masked(address)}{proxies.through(self._options.url)} cannot be reached: "
                 f"{type(error).__name__}: {error}"
             ) from None
 

@@ -53,7 +53,7 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
     Raises LeaseHeld where another driver works on it, and what ended its last attempt at an iteration.
     """
-    with cancelled_by_interrupt(), notify.failure_told(config), ExitStack() as until_end:
+    with cancelled_by_interrupt(), notify.on_failure(config), ExitStack() as until_end:
         store = configured(open_store, config)(config)
         take = partial(held, store, config.recovery.lease_ttl_s, flow_run.id, _tell_wait, iterations=config.iterations)
         # No task: it may wait longer than one may last. A lease that was taken by a try whose answer was lost is

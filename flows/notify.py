@@ -35,7 +35,7 @@ def check(config: CampaignConfig) -> None:
 
 
 @contextmanager
-def failure_told(config: CampaignConfig) -> Iterator[None]:
+def on_failure(config: CampaignConfig) -> Iterator[None]:
     """Around a campaign: an error that ends it is told, and raised on. Ctrl-C, a cancelled run and a campaign that
     another driver works on are none."""
     try:

@@ -65,7 +65,7 @@ def _check_api_url(url: str) -> None:
         is_address = False
     if url and (not is_address or not url.isprintable() or " " in url):
         raise ConfigError(
-            f"PREFECT_API_URL={proxies.shown(url)!r}: no address of a server: must be http://HOST:PORT/api or "
+            f"PREFECT_API_URL={proxies.masked(url)!r}: no address of a server: must be http://HOST:PORT/api or "
             "https://..., without spaces; set it so, or unset it: the command then starts a server of its own"
         )
 

@@ -10,15 +10,14 @@ from prefect import flow
 from prefect.runtime import flow_run
 from rich.console import Console
 
-from flows import plan, settings
+from flows import notify, plan, settings
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
-from flows.notify import failure_told
 from flows.reports.audit import write_audit
 from flows.reports.campaign import print_report, write_report
 from flows.reports.formatting import Terminal, say
 from infra import automations
-from infra.interrupts import kept_for_tasks
+from infra.interrupts import defer_interrupts
 from infra.store import find_campaign, open_campaign
 from opid_core.config import CampaignConfig, load_config
 from tasks.cluster import check_store
@@ -35,11 +34,11 @@ def _run_name() -> str:
 @flow(name="train", flow_run_name=_run_name, log_prints=True, persist_result=False)
 def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a plain default: Prefect shows it as a form
     """Run or resume the campaign of the config file `config`; `overrides` are `key=value`, as after `--set`."""
-    with automations.suspension_told(), cancelled_by_interrupt():
+    with automations.suspension_event(), cancelled_by_interrupt():
         loaded = load_config(config, overrides)
         settings.apply(loaded.root)
         console = Terminal(width=120, force_terminal=False)
-        with failure_told(loaded):
+        with notify.on_failure(loaded):
             check_and_open(loaded, console)
         train_campaign(loaded, console)
 
@@ -63,7 +62,7 @@ def train_campaign(config: CampaignConfig, console: Console, api: AbstractContex
     `api` is the Prefect API to start first; None where this runs inside of a flow.
     """
     begin = "start Prefect" if api else "start"
-    with live_progress(console, config, begin), api or nullcontext(), kept_for_tasks():
+    with live_progress(console, config, begin), api or nullcontext(), defer_interrupts():
         run_campaign(config)
     endpoint_url = config.storage.endpoint_url
     with console.status(f"{config.campaign}: writing the report and the pages"):

@@ -94,7 +94,7 @@ def automations(attempts: int = ATTEMPTS) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def suspension_told() -> Iterator[None]:
+def suspension_event() -> Iterator[None]:
     """Around the body of a flow: where it ends because its run was suspended, an event says so. A suspended run goes on
     to the end of its stage, with heartbeats, and the one after which no more follow must not be taken for its loss."""
     from prefect.events import emit_event

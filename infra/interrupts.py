@@ -43,7 +43,7 @@ class _Handler:
 
 
 @contextmanager
-def kept_for_tasks() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Around a flow: Ctrl-C is raised in a block of `interruptible`, at once where one runs, else as the next one
     begins, at the end of this block, after `GRACE_S`, or when it comes again.
 

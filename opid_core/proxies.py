@@ -37,8 +37,8 @@ def check(url: str) -> None:
     if unusable is not None:
         name, proxy, problem = unusable
         raise ConfigError(
-            f"{shown(url)} would be asked through a proxy, and {_shown(proxy)} of {name} cannot be used: {problem}; "
-            "set another one, unset it, or put the host into NO_PROXY"
+            f"{masked(url)} would be asked through a proxy, and {_masked_proxy(proxy)} of {name} cannot be used: "
+            f"{problem}; set another one, unset it, or put the host into NO_PROXY"
         )
 
 
@@ -48,7 +48,7 @@ def through(url: str, *, heeds_all: bool = True) -> str:
     proxy = _proxy(url)
     if proxy and proxy[0] == "ALL_PROXY" and not heeds_all:
         return ""
-    return f" through the proxy {_shown(proxy[1])} of {proxy[0]}" if proxy else ""
+    return f" through the proxy {_masked_proxy(proxy[1])} of {proxy[0]}" if proxy else ""
 
 
 def _proxy(url: str) -> tuple[str, str] | None:
@@ -77,16 +77,16 @@ def _problem(proxy: str) -> str | None:
     try:
         httpx.Client(proxy=proxy if "://" in proxy else f"http://{proxy}").close()
     except (httpx.InvalidURL, ImportError, ValueError) as error:
-        return str(error).partition(". ")[0].replace(proxy, _shown(proxy))
+        return str(error).partition(". ")[0].replace(proxy, _masked_proxy(proxy))
     return None
 
 
-def shown(text: str) -> str:
+def masked(text: str) -> str:
     """`text`, in whose addresses neither user and password nor a query stand: keys are kept in all of these."""
     text = re.sub(r"(://[^\s?'\"]*\?)[^\s'\"]*", r"\1***", text)
     return re.sub(r"://[^/\s]*@", "://***@", text)
 
 
-def _shown(proxy: str) -> str:
-    """`proxy`, which may lack its scheme, as `shown`."""
-    return proxy if "@" not in proxy else shown(proxy if "://" in proxy else f"http://{proxy}")
+def _masked_proxy(proxy: str) -> str:
+    """`proxy`, which may lack its scheme, as `masked`."""
+    return proxy if "@" not in proxy else masked(proxy if "://" in proxy else f"http://{proxy}")

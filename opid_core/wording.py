@@ -59,7 +59,7 @@ def _problem_text(problem: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _IN_YAML[value] if value is None or isinstance(value, bool) else proxies.shown(repr(value))
+    return _IN_YAML[value] if value is None or isinstance(value, bool) else proxies.masked(repr(value))
 
 
 def _field_names(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -87,7 +87,7 @@ class SearchClient:
     ) -> None:
         proxies.check(url)
         self._url = url
-        self._shown = proxies.shown(url)
+        self._shown = proxies.masked(url)
         self._max_retries = max_retries
         self._single_query = single_query
         self._sleep = sleep

@@ -239,7 +239,7 @@ def understand(question: str) -> tuple[str, list[Relation]] | None:
     return None
 
 
-def told_fact(relation: Relation, name: str, text: str) -> tuple[str, str] | None:
+def find_fact(relation: Relation, name: str, text: str) -> tuple[str, str] | None:
     """The sentence of a passage's `text` that tells the `relation` of the entity called `name`, and the value in it;
     None if there is none."""
     sentences = re.split(r"(?<=\.)\s", text)
@@ -285,7 +285,7 @@ class SearchQaExpert:
         with what it has begun to quote long before it learns to look a relation up), or what is missing."""
         entity, known = self.entity, ""
         for relation in self.path:
-            fact = told_fact(relation, entity, self.passages.get(entity, ""))
+            fact = find_fact(relation, entity, self.passages.get(entity, ""))
             if fact is None:
                 # The same query finds the same passages: asked again, it says what about the entity is wanted.
                 query = f"{entity} {relation.name}" if f">{entity}<" in self.searched else entity
@@ -299,7 +299,7 @@ class SearchQaExpert:
             return [f"<search>{relation.name}</search>" for relation in self.path] + [f"<answer>{self.entity}</answer>"]
         read = list(self.passages)
         for title, text in self.passages.items():
-            facts = (told_fact(relation, title, text) for relation in RELATIONS)
+            facts = (find_fact(relation, title, text) for relation in RELATIONS)
             read += [fact[1] for fact in facts if fact is not None]
         read = list(dict.fromkeys(read))
         return [f"<search>{name}</search>" for name in read] + [f"<answer>{name}</answer>" for name in read]

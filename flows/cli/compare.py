@@ -68,12 +68,12 @@ def compare(
         return
     if not report_only:
         from flows.prefect_api import prefect_api
-        from infra.interrupts import kept_for_tasks
+        from infra.interrupts import defer_interrupts
 
         with exit_on_interrupt(), ExitStack() as running:
             with console.status(f"{name}: starting Prefect"):
                 running.enter_context(prefect_api())
-            with kept_for_tasks():
+            with defer_interrupts():
                 run_study(study, console)
     from flows.reports.study import write_comparison
 

@@ -243,9 +243,9 @@ def _run(config: CampaignConfig, copy: CampaignStore, before: list[Manifest]) ->
     from flows.campaign import run_iteration
     from flows.display import live_progress
     from flows.prefect_api import prefect_api
-    from infra.interrupts import kept_for_tasks
+    from infra.interrupts import defer_interrupts
     from tasks.iteration import CampaignRun
 
     progress, run = live_progress(console, config, "start Prefect"), CampaignRun(config, copy, before)
-    with progress, prefect_api(), kept_for_tasks(), run:
+    with progress, prefect_api(), defer_interrupts(), run:
         return run_iteration(config.campaign, len(before), 0, degrade=True)  # whatever the failure budget says

@@ -22,8 +22,8 @@ from envs.search_qa.world import (
     ask,
     coin_names,
     describe,
+    find_fact,
     relate,
-    told_fact,
     understand,
 )
 from opid_core.errors import ConfigError, DataError
@@ -49,7 +49,7 @@ def walk(question: Question, texts: dict[str, str]) -> list[str]:
     name, path = understood
     visited = [name]
     for relation in path:
-        fact = told_fact(relation, visited[-1], texts[visited[-1]])
+        fact = find_fact(relation, visited[-1], texts[visited[-1]])
         assert fact is not None
         visited.append(fact[1])
     return visited
@@ -150,7 +150,7 @@ def test_what_is_told_and_asked_is_understood(seed):
         text = describe(entity, rng)
         for relation in RELATIONS:
             expected = entity.value(relation) if relation.kind == entity.kind else None
-            fact = told_fact(relation, entity.name, text)
+            fact = find_fact(relation, entity.name, text)
             assert (fact and fact[1]) == expected
             assert fact is None or fact[0] in text
         for first in OF_KIND[entity.kind]:

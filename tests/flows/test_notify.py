@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.notify import failure_told
+from flows.notify import on_failure
 from opid_core.config import build_config
 from opid_core.errors import ConfigError
 from tests.infra.servers import receiving
@@ -20,7 +20,7 @@ def test_the_command_in_a_failure_names_the_server_of_the_store(monkeypatch):
     }
     with receiving() as (url, received):
         monkeypatch.setenv("OPID_NOTIFY_URL", url.replace("http", "json"))
-        with pytest.raises(ConfigError), failure_told(build_config(values)):
+        with pytest.raises(ConfigError), on_failure(build_config(values)):
             raise ConfigError("no right to write")
     (message,) = received
     assert message["message"] == (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from infra import interrupts
-from infra.interrupts import interruptible, kept_for_tasks
+from infra.interrupts import defer_interrupts, interruptible
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def ended(flow: Callable[[list[str]], None]) -> list[str]:
 
 
 def test_between_tasks_it_waits_for_the_next_one():
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow(passed: list[str]) -> None:
         with interruptible():
             passed.append("a task")
@@ -60,7 +60,7 @@ def test_in_a_task_and_what_runs_within_it_it_is_raised_at_once_and_once():
             press()
             passed.append("after it")
 
-    with kept_for_tasks():
+    with defer_interrupts():
         assert ended(task) == ended(task) == []
         with interruptible():
             pass
@@ -75,7 +75,7 @@ def test_work_in_an_event_loop_is_ended_and_cleans_up():
         finally:
             passed.append("cleaned up")
 
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow(passed: list[str]) -> None:
         with interruptible():
             asyncio.run(waiting(passed))
@@ -89,7 +89,7 @@ def test_one_that_python_drops_is_raised_at_the_end_of_the_task():
         def __del__(self) -> None:
             press()
 
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow(passed: list[str]) -> None:
         with interruptible():
             Pressing()
@@ -100,7 +100,7 @@ def test_one_that_python_drops_is_raised_at_the_end_of_the_task():
 
 
 def test_what_no_task_follows_is_raised_in_the_end():
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow(passed: list[str]) -> None:
         press()
         passed.append("the end of the flow")
@@ -109,7 +109,7 @@ def test_what_no_task_follows_is_raised_in_the_end():
 
 
 def test_a_second_one_does_not_wait():
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow(passed: list[str]) -> None:
         press()
         passed.append("once")
@@ -122,7 +122,7 @@ def test_a_second_one_does_not_wait():
 def test_where_nothing_takes_it_the_main_thread_is_woken(monkeypatch):
     monkeypatch.setattr(interrupts, "GRACE_S", 0.2)
 
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow(passed: list[str]) -> None:
         press()
         threading.Event().wait(60)  # likewise
@@ -132,7 +132,7 @@ def test_where_nothing_takes_it_the_main_thread_is_woken(monkeypatch):
 
 
 def test_an_error_on_the_way_is_not_replaced():
-    @kept_for_tasks()
+    @defer_interrupts()
     def flow() -> None:
         press()
         raise ValueError("of the flow")
@@ -142,11 +142,11 @@ def test_an_error_on_the_way_is_not_replaced():
 
 
 def test_who_ignores_it_or_handles_it_keeps_to_that():
-    with with_handler(signal.SIG_IGN), kept_for_tasks(), interruptible():
+    with with_handler(signal.SIG_IGN), defer_interrupts(), interruptible():
         press()
-    with kept_for_tasks():
+    with defer_interrupts():
         outer = signal.getsignal(signal.SIGINT)
-        with kept_for_tasks():  # of a study around its campaigns
+        with defer_interrupts():  # of a study around its campaigns
             assert signal.getsignal(signal.SIGINT) is outer
         assert signal.getsignal(signal.SIGINT) is outer
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -156,7 +156,7 @@ def test_another_thread_changes_nothing():
     seen = []
 
     def elsewhere() -> None:
-        with kept_for_tasks(), interruptible():
+        with defer_interrupts(), interruptible():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=elsewhere)

@@ -60,7 +60,7 @@ def train(config: str, overrides: list[str] = []) -> None:
     if "pause" in overrides and count == 1:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Suspended(timeout_seconds=600))
-        with automations.suspension_told():
+        with automations.suspension_event():
             related = [{"prefect.resource.id": "prefect.tag.opid", "prefect.resource.role": "tag"}]
             run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
             emit_event("prefect.flow-run.heartbeat", resource=run, related=related)  # of the stage that it still ends
