@@ -190,14 +190,16 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> 
     """Return as soon as `server` answers at `url`. Raises InfrastructureError with the last lines of its log."""
     import httpx
 
-    deadline_s = time.monotonic() + STARTUP_TIMEOUT_S
-    while time.monotonic() < deadline_s and server.poll() is None:
+    def answers() -> bool:
         try:
-            if httpx.get(f"{url}/health", timeout=5.0).status_code == 200:
-                return
+            return httpx.get(f"{url}/health", timeout=5.0).status_code == 200
         except httpx.TransportError:
-            time.sleep(0.1)  # it does not answer yet
-    raise InfrastructureError(f"the Prefect server did not start; its last lines ({log}):\n{processes.last_lines(log)}")
+            return False
+
+    if not processes.becomes_ready(server, answers, STARTUP_TIMEOUT_S):
+        raise InfrastructureError(
+            f"the Prefect server did not start; its last lines ({log}):\n{processes.last_lines(log)}"
+        )
 
 
 def _serve() -> None:

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sysconfig
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,14 +88,16 @@ def _wait_until_it_answers(server: LocalS3, access_key: str, secret_key: str, bu
         aws_secret_access_key=secret_key,
         config=Config(connect_timeout=5, read_timeout=5, retries={"total_max_attempts": 1}),
     )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while server.process.poll() is None and time.monotonic() < deadline:
+
+    def answers() -> bool:
         try:
             client.head_bucket(Bucket=bucket)
-            return
         except (BotoCoreError, ClientError):
-            time.sleep(0.1)
-    raise InfrastructureError(f"the local S3 server did not start; the end of {log}:\n{processes.last_lines(log)}")
+            return False
+        return True
+
+    if not processes.becomes_ready(server.process, answers, START_TIMEOUT_S):
+        raise InfrastructureError(f"the local S3 server did not start; the end of {log}:\n{processes.last_lines(log)}")
 
 
 def _check_free(port: int) -> None:

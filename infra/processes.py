@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -95,6 +96,16 @@ def killed_when_left(end: Callable[[], None]) -> Iterator[None]:
     except BaseException:
         end()
         raise
+
+
+def becomes_ready(process: subprocess.Popen[bytes], is_ready: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether `is_ready` says so, asked again and again, before `process` ends and `timeout_s` have passed."""
+    deadline_s = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < deadline_s:
+        if is_ready():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def last_lines(log: Path, count: int = 20) -> str:
