@@ -59,7 +59,7 @@ def analyze(
         critical=select_critical(samples, returns, config),
     )
     if config.asks_model and config.llm.show_group:
-        samples = samples.with_columns(group_map=group_map.shown(samples, words))
+        samples = samples.with_columns(group_map=group_map.as_json(samples, words))
     if ":" in config.backend:
         return _by_users_function(samples, config)
     if config.backend == "hindsight":
@@ -74,7 +74,7 @@ def analyze(
         with_siblings = samples.select(np.array([group_id in groups for group_id in samples.group_ids], bool))
         by_rules = {one.trajectory_id: one for one in hindsight.analyze(with_siblings, config, words)}
         return [
-            _instead(analysis, by_rules[analysis.trajectory_id]) if analysis.failed else analysis
+            _with_skills_of_rules(analysis, by_rules[analysis.trajectory_id]) if analysis.failed else analysis
             for analysis in analyses
         ]
     return analyses
@@ -120,7 +120,7 @@ def select_critical(
     return critical
 
 
-def _instead(failed: Analysis, by_rules: Analysis) -> Analysis:
+def _with_skills_of_rules(failed: Analysis, by_rules: Analysis) -> Analysis:
     """The model's failed analysis with the skills of hindsight; its reason stays."""
     return replace(
         failed,

@@ -59,7 +59,7 @@ def map_group(group: Sequence[Samples], words: ActionWords) -> dict[str, list[Ma
     return {trajectory.trajectory_ids[0]: group_map.steps(n) for n, trajectory in enumerate(group)}
 
 
-def shown(samples: Samples, words: ActionWords) -> list[str]:
+def as_json(samples: Samples, words: ActionWords) -> list[str]:
     """The map as JSON for each of `samples`, which hold whole groups: steps `left` to success before and after the
     step, and what was done in its state by anyone, as a skill may tell of it. Null: nobody won from there."""
     maps: dict[tuple[str, int], str] = {}
@@ -137,7 +137,7 @@ class _GroupMap:
     def _is_confirmed(self, state: int, end: Hashable, action: str) -> bool:
         """Whether something was done there that reads otherwise and is known to have led elsewhere."""
         reads = worded(action, self.words)
-        return self._may_be_said(action) and any(
+        return self._may_be_named(action) and any(
             other != reads and elsewhere not in (end, None) for other, elsewhere in self.done[state]
         )
 
@@ -148,10 +148,10 @@ class _GroupMap:
         shorter = [other for other, left in self.worth[state].items() if left < after]
         if reads in (worded(other, self.words) for other in shorter):
             return None
-        said = [o for o in shorter if self._may_be_said(o) and _can_be_done(o, offered)]
-        return min(said, key=lambda o: (self.worth[state][o], -self.takers[state, o], o), default=None)
+        named = [o for o in shorter if self._may_be_named(o) and _can_be_done(o, offered)]
+        return min(named, key=lambda o: (self.worth[state][o], -self.takers[state, o], o), default=None)
 
-    def _may_be_said(self, action: str) -> bool:
+    def _may_be_named(self, action: str) -> bool:
         return is_named(action, self.words) and action not in self.words.leading_back
 
 

@@ -124,14 +124,14 @@ def _analyze_group(group: Sequence[Samples], config: AnalyzerConfig, words: Acti
             skill = avoidance_skill(missed=missed, repeated=repeated, wrong=wrong, malformed=malformed)
             n_failed = int((~trajectory.numbers("acted")).sum())
             summary = f"Failed after {len(trajectory)} steps, {n_failed} of them without effect. {skill}"
-        said = _said(mapped[name], trajectory.texts("critical"), config.max_step_skills) if skill else {}
+        chosen = _choose_steps(mapped[name], trajectory.texts("critical"), config.max_step_skills) if skill else {}
         analyses.append(
             Analysis(
                 trajectory_id=name,
                 summary=clean_skill(summary),
                 episode_skill=skill,
-                step_skills={step: step_skill(one.action or "", words) for step, one in said.items()},
-                reasons={step: one.reason for step, one in said.items()},
+                step_skills={step: step_skill(one.action or "", words) for step, one in chosen.items()},
+                reasons={step: one.reason for step, one in chosen.items()},
                 analyzer="hindsight",
                 error=None if skill else "no action of this success is known to have worked",
             )
@@ -180,7 +180,7 @@ def _wrong(trajectory: Samples, done_by_successes: Sequence[Sequence[str]], word
     return list(wrong)[:MAX_LISTED]
 
 
-def _said(mapped: Sequence[MappedStep], critical: Sequence[bool], most: int) -> dict[int, MappedStep]:
+def _choose_steps(mapped: Sequence[MappedStep], critical: Sequence[bool], most: int) -> dict[int, MappedStep]:
     """The steps of a trajectory that get a skill, at most `most`: corrections (critical ones first) and confirmations
     in turn. Confirmations alone, or corrections alone, would make delta positive, or negative, whatever was done."""
     corrected = [step for step, one in enumerate(mapped) if one.kind == "other"]

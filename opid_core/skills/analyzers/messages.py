@@ -49,7 +49,7 @@ MESSAGE_COLUMNS = (
 """Columns of the samples that a message is made of."""
 
 MAP = "group_map"
-"""A further one, where the model is shown the group (`group_map.shown`)."""
+"""A further one, where the model is shown the group (`group_map.as_json`)."""
 
 FIRST_STEPS, LAST_STEPS = 2, 3
 """These steps, and the critical ones, are cut last: they show the task's beginning and how it ended."""
