@@ -84,7 +84,6 @@ class InProcessWorkers:
     def __init__(self, config: CampaignConfig, store: CampaignStore) -> None:
         self._base = policy_folder(config.policy or "")
         self._tokenizer, self._engine = InstantTokenizer(PROMPT_TOKENS), SeededEngine()
-        self._updates = 0
 
     def tokenizer(self, policy: Any) -> InstantTokenizer:
         return self._tokenizer

@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from envs.base import BUILT_IN, options_model
+from flows.reports.formatting import markdown_table
 from opid_core.config import PRESETS, PRESETS_BY_ENVIRONMENT, CampaignConfig
 from opid_core.hashing import MAY_DIFFER
 from opid_core.learning import methods
@@ -200,8 +201,8 @@ def _presets() -> str:
 
 def table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
     """A table in Markdown."""
-    lines = [header, ("---",) * len(header), *(tuple(cell.replace("|", "\\|") for cell in row) for row in body)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in body]
+    return "\n".join([*markdown_table(header, rows), ""])
 
 
 if __name__ == "__main__":
