@@ -71,6 +71,7 @@ class GymnasiumEnvironment(SeededWorld):
     """
 
     prompt_parts = staticmethod(functools.partial(seeded_prompt_parts, ROLE))
+    options: GymnasiumOptions
     response_text = staticmethod(tagged_response)
     action_words = ActionWords(failed_observations=(NOT_OFFERED,))
 

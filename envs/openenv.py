@@ -69,6 +69,7 @@ class OpenEnvEnvironment(SeededWorld):
     that cannot be used."""
 
     prompt_parts = staticmethod(functools.partial(seeded_prompt_parts, ROLE))
+    options: OpenEnvOptions
     action_words = ActionWords(failed_observations=(NOT_OFFERED,))
     task_type = "openenv"
 

@@ -60,6 +60,7 @@ class TextArenaEnvironment(SeededWorld):
     """
 
     prompt_parts = staticmethod(functools.partial(seeded_prompt_parts, _ROLE))
+    options: TextArenaOptions
 
     def __init__(self, options: TextArenaOptions) -> None:
         self.options, self.task_type = options, options.game
