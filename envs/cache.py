@@ -69,7 +69,7 @@ def _build(folder: Path, key: str, build: Callable[[Path], None]) -> None:
         for file in (*files, draft / _LISTING):  # on the disk before the folder has its name
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        draft.chmod(0o755)
+        draft.chmod(0o755)  # `mkdtemp` makes it unreadable for other users
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

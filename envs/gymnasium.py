@@ -302,7 +302,7 @@ def _plain(drawn: str) -> str:
 
     def marked(match: re.Match[str]) -> str:
         codes = [int(code) for code in match[1].split(";") if code]
-        if any(40 <= code < 48 for code in codes):
+        if any(40 <= code < 48 for code in codes):  # a background in ANSI's codes; from 30 on a colour
             return f"[{match[2]}]"
         colours = [_COLOURS[code - 30] for code in codes if 30 <= code < 38]
         return f"<{colours[0]} {match[2]}>" if colours else match[2]

@@ -165,7 +165,7 @@ class ServerSession:
         except TimeoutError:
             raise InfrastructureError(f"openenv, {url}: no answer within {self._options.timeout_s:g} s") from None
         except ConnectionClosed as closed:
-            if closed.sent is not None and closed.sent.code == 1009:
+            if closed.sent is not None and closed.sent.code == 1009:  # "message too big" (RFC 6455)
                 raise DataError(
                     f"openenv, {url}: an answer of more than {self._options.max_reply_bytes} bytes "
                     "(environment.options.max_reply_bytes)"

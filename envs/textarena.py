@@ -105,7 +105,7 @@ class Table:
 
     def __init__(self, options: TextArenaOptions, seed: int) -> None:
         self._where = f"textarena, {options.game}"
-        generator = np.random.RandomState(seed % 2**32)
+        generator = np.random.RandomState(seed % 2**32)  # NumPy takes no larger one
         self._draws = (random.Random(seed).getstate(), generator.get_state())
         with self._playing():
             self._game = _make(options)

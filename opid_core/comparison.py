@@ -76,7 +76,7 @@ def difference(
     drawn, _ = _resampled(paired, draws)
     by_task = paired.mean(axis=0)
     signs = np.random.default_rng([0, 1]).choice((-1.0, 1.0), size=(draws, len(by_task)))
-    flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9
+    flipped = np.abs(signs @ by_task) >= abs(by_task.sum()) - 1e-9  # equal sums count, however they are rounded
     p_value = float((flipped.sum() + 1) / (draws + 1))
     return PairedDifference(
         estimate=_estimate(paired.mean(), drawn.mean(axis=1), len(by_task), lowest=-1.0),

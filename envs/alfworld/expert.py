@@ -284,6 +284,7 @@ class TextExpert:
         shares = _PLACES.get(kind, {})
 
         def value(receptacle: str) -> float:
+            # A share of 0 is rare, and more than never.
             share = 1.0 + shares[kind_of(receptacle)] if kind_of(receptacle) in shares else 0.01
             return share / counts[receptacle] / (2 if self._is_closed(receptacle) else 1)
 

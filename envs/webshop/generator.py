@@ -192,6 +192,7 @@ def _products(options: CatalogOptions) -> Iterator[tuple[str, str, str, str]]:
     first = random.Random(f"webshop/{options.seed}").randrange(10**9)
     for index in range(options.products):
         rng = random.Random(f"webshop/{options.seed}/{index}")
+        # The step has no factor in common with 10**9, so that no two of so many ids are equal.
         asin = f"B{(first + index * 618_034_003) % 10**9:09d}"
         product, instruction, human, review = _product(asin, index, rng)
         yield (
