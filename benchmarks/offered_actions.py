@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from envs.base import is_offered
 from flows.reports.chains import read_chain, read_tables
-from flows.reports.formatting import markdown_table
+from tasks.markdown import markdown_table
 
 _ARRIVED = re.compile(r"You arrive at ([a-z]+ \d+)")
 HEADER = (

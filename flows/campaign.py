@@ -67,8 +67,9 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
                 left_s = seconds_left(run.chain, config.iterations, is_running=False)
                 note += f", about {timedelta(seconds=round(left_s))} left." if left_s else "."
                 announce(done, "campaign", "resumed", note)
-            if run.chain:
-                _follow_up(run)  # a crash may have come before it
+            if run.chain:  # a crash may have come before what follows a commit
+                notify.committed(config, store, run.chain[-1])
+                _follow_up(run)
             run.since_s = time.monotonic()
             while len(run.chain) <= config.iterations:
 
@@ -78,9 +79,7 @@ def run_campaign(config: CampaignConfig) -> list[Manifest]:
 
                 run.chain.append(attempted(run, attempt_once))
                 run.since_s = time.monotonic()  # what follows the commit counts to the next iteration
-                notify.degraded(config, run.chain[-1])
-                if len(run.chain) > config.iterations:
-                    notify.finished(config, run.chain[-1])  # before what follows: whoever resumes it tells nothing
+                notify.committed(config, store, run.chain[-1])
                 _follow_up(run)
             if not is_evaluated(config, run.chain[-1]):
                 done = len(run.chain) - 1

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from infra.manifest import Manifest
+from infra.store import CampaignStore, create_object, key_of, read_object
 from opid_core.config import CampaignConfig, NotifyConfig
-from opid_core.errors import ConfigError, LeaseHeld, LeaseLost
+from opid_core.errors import ConfigError, InfrastructureError, LeaseHeld, LeaseLost
 from tasks.progress import announce
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Event = Literal["failed", "degraded", "finished"]
 
 _TYPES = {"failed": "failure", "degraded": "warning", "finished": "success"}
+NOTES = "_notified"
+"""Folder of the notes (`000003-degraded`, empty) of what was told of a commit."""
 _MAX_CHARS = 1000
 """Of a reason: chats refuse long messages."""
 
@@ -51,25 +54,36 @@ def on_failure(config: CampaignConfig) -> Iterator[None]:
         raise
 
 
-def degraded(config: CampaignConfig, manifest: Manifest) -> None:
-    """Tell about a new commit, if it is degraded."""
+def committed(config: CampaignConfig, store: CampaignStore, manifest: Manifest) -> None:
+    """Tell that the newest commit is degraded, and that it is the last one and what success it has, unless the store
+    says that this was told: whoever goes on after a killed process tells what that did not."""
     if manifest.degraded:
-        _tell(config, "degraded", f"iteration {manifest.iteration}: {'; '.join(manifest.degraded)}"[:_MAX_CHARS])
+        reasons = f"iteration {manifest.iteration}: {'; '.join(manifest.degraded)}"[:_MAX_CHARS]
+        _tell_once(config, store, manifest, "degraded", reasons)
+    if manifest.iteration == config.iterations:
+        success = [
+            f"{name} {value:.3g}"
+            for name, value in sorted(manifest.metrics.items())
+            if name.endswith("/success_micro") and value is not None
+        ]
+        _tell_once(config, store, manifest, "finished", "\n".join([f"{manifest.iteration} iterations", *success]))
 
 
-def finished(config: CampaignConfig, manifest: Manifest) -> None:
-    """Tell that the last iteration of a campaign is committed, and what success it has."""
-    success = [
-        f"{name} {value:.3g}"
-        for name, value in sorted(manifest.metrics.items())
-        if name.endswith("/success_micro") and value is not None
-    ]
-    _tell(config, "finished", "\n".join([f"{manifest.iteration} iterations", *success]))
+def _tell_once(config: CampaignConfig, store: CampaignStore, manifest: Manifest, event: Event, text: str) -> None:
+    """`_tell`, and leave a note of it in the store; nothing where there is one. Twice where the process is killed in
+    between, never not at all."""
+    note = f"{NOTES}/{key_of(manifest.iteration)}-{event}"
+    try:
+        if read_object(store, note) is None and _tell(config, event, text):
+            create_object(store, note, b"")
+    except InfrastructureError as error:
+        announce(None, "notify", "fault", f"whether it was told that {config.campaign} {event} is not known: {error}")
 
 
-def _tell(config: CampaignConfig, event: Event, text: str) -> None:
+def _tell(config: CampaignConfig, event: Event, text: str) -> bool:
+    """Send a message, if it is asked for; whether it arrived."""
     if config.notify.url_env is None or event not in config.notify.on:
-        return
+        return False
     try:
         sender = _sender(config.notify)
         arrived = sender.notify(title=f"OPID: {config.campaign} {event}", body=text, notify_type=_TYPES[event])
@@ -78,6 +92,7 @@ def _tell(config: CampaignConfig, event: Event, text: str) -> None:
         problem = type(error).__name__
     if problem:
         announce(None, "notify", "fault", f"the message that {config.campaign} {event} was lost: {problem}")
+    return problem is None
 
 
 def _sender(notify: NotifyConfig) -> Apprise:

@@ -6,6 +6,7 @@
     <root>/<campaign>/_commits/000000.json, 000001.json, ...         the commits: create-only; 0 is the start
     <root>/<campaign>/_lease/...                                     who works on it (`infra.lease`)
     <root>/<campaign>/_pruned/...                                    which optimizer states were deleted for their space
+    <root>/<campaign>/_notified/000003-degraded                      which messages have arrived (`flows.notify`)
 
 Readers follow manifests only, never listings: an object that no manifest names does not exist. The root is a local
 folder or `s3://bucket/prefix`; all I/O goes through `infra.objects`. Import the functions of a store from here;

@@ -18,6 +18,7 @@ from opid_core.evaluation import panel_name
 from tasks import trackers
 from tasks.commit import manifest_path
 from tasks.iteration import TASK, CampaignRun, campaign_run
+from tasks.markdown import as_code, markdown_table
 from tasks.progress import artifact_key, logged
 from tasks.trackers.commits import committed, without_secrets
 
@@ -59,8 +60,8 @@ def prune_states(campaign: str, iteration: int) -> None:
 
 
 def track_metrics(run: CampaignRun, chain: Sequence[Manifest]) -> None:
-    """The newest commit of `chain` to Prefect and to the trackers of the config; the fault of one keeps nothing from
-    the others. Called in a Prefect run.
+    """The newest commit of `chain` to Prefect, and all that they lack to the trackers of the config; the fault of one
+    keeps nothing from the others. Called in a Prefect run.
 
     Raises InfrastructureError that names the trackers that failed, Prefect's server among them.
     """
@@ -68,18 +69,18 @@ def track_metrics(run: CampaignRun, chain: Sequence[Manifest]) -> None:
     from prefect.artifacts import create_markdown_artifact
     from prefect.exceptions import PrefectException
 
-    store, manifest, commit = run.store, chain[-1], committed(run.config, run.store, chain, run.table)
+    store, manifest, commits = run.store, chain[-1], committed(run.config, run.store, chain, run.table)
     faults = []
     try:
         create_markdown_artifact(
-            markdown=markdown(store, manifest, commit.metrics),
+            markdown=markdown(store, manifest, commits[-1].metrics),
             key=artifact_key("audit", store.campaign),
             description=f"{store.campaign}, iteration {manifest.iteration}",
         )
     except (httpx.HTTPError, PrefectException) as error:
         faults.append(f"Prefect: {type(error).__name__}: {without_secrets(str(error))}")
     try:
-        trackers.write(commit)
+        trackers.write(commits)
     except InfrastructureError as error:
         faults.append(str(error))
     if faults:
@@ -94,7 +95,7 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
         for name in sorted(metrics)
         if name.startswith("evaluation/") and name.endswith("/success_micro")
     }
-    rows = [f"| {title} | {metrics[name]:.4g} |" for name, title in (SHOWN | evaluated).items() if name in metrics]
+    rows = [[title, f"{metrics[name]:.4g}"] for name, title in (SHOWN | evaluated).items() if name in metrics]
     held = sum(len(gate.held) for gate in manifest.gates.values())
     broken = sum(len(gate.broken) for gate in manifest.gates.values())
     command = ["opid", "audit", f"{store.campaign}@{manifest.iteration}", "--root", store.root]
@@ -104,11 +105,10 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
         [
             f"# {store.campaign}, iteration {manifest.iteration}",
             "",
-            *[f"**Degraded:** `{reason.replace('`', '')}`\n" for reason in manifest.degraded],
-            "| of the iteration | value |",
-            "|---|---|",
-            *rows,
-            f"| expectations held | {held} of {held + broken} |",
+            *[f"**Degraded:** {as_code(reason)}\n" for reason in manifest.degraded],
+            *markdown_table(
+                ["of the iteration", "value"], [*rows, ["expectations held", f"{held} of {held + broken}"]]
+            ),
             "",
             f"Its manifest is `{manifest_path(store, manifest)}`. Its audit page is written by",
             "",

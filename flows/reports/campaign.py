@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.reports.chains import Evaluated, evaluations_by_split, first_and_last, mean_metrics
-from flows.reports.formatting import interval, markdown_table, quantity, say, score_text, show_markdown, with_interval
+from flows.reports.formatting import interval, quantity, say, score_text, show_markdown, with_interval
 from flows.reports.skills import effect_lines, effects_of
 from infra.local_objects import faults
 from infra.manifest import Manifest
 from infra.store import CampaignStore, local_folder, manifests, read_config
 from opid_core.config import CampaignConfig
 from opid_core.evaluation import by_split, by_temperature, panel_name, same_tasks, table_success
+from tasks.markdown import markdown_table
 from tasks.version import code_version
 
 if TYPE_CHECKING:

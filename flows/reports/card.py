@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flows.reports.chains import Evaluated, evaluations_by_split
-from flows.reports.formatting import as_code, interval, markdown_table, quantity, score_text
+from flows.reports.formatting import interval, quantity, score_text
 from infra.manifest import Manifest, texts_only, to_bytes
 from infra.store import CampaignStore, folder_path, location, read_config
 from opid_core.errors import DataError
@@ -25,6 +25,7 @@ from opid_core.evaluation import panel_name
 from opid_core.hashing import MAY_DIFFER
 from opid_core.hub import BASE_MODEL, HubModel, named_model
 from opid_core.reading import parse_json, read_text
+from tasks.markdown import as_code, markdown_table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

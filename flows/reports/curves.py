@@ -12,10 +12,11 @@ import typer
 
 from flows.reports.campaign import draw_campaign, save_plot
 from flows.reports.chains import Evaluated, evaluations, first_and_last, read_chain
-from flows.reports.formatting import markdown_table, with_interval
+from flows.reports.formatting import with_interval
 from infra.manifest import Manifest
 from infra.store import read_config
 from opid_core.evaluation import panel_name, same_tasks
+from tasks.markdown import markdown_table
 
 HEADER = ("campaign", "temperature", "games", "before (95%)", "after (95%)", "updates")
 TEST = ("won more often after, before", "p")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -105,13 +105,3 @@ def with_interval(share: float, low: float, high: float) -> str:
 def score_text(score: Estimate | None) -> str:
     """A mean score, 0 to 100 as papers give it, with its interval; "" where there is none."""
     return "" if score is None else f"{100 * score.mean:.1f} ({100 * score.low:.1f} to {100 * score.high:.1f})"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-
-
-def as_code(text: Any) -> str:
-    """A text of others as code in a cell of a table: it can be neither markup nor another cell."""
-    return f"`{' '.join(str(text).replace('`', '').split()).replace('|', '/') or ' '}`"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from flows.reports.formatting import as_code, markdown_table, percent, quantity
+from flows.reports.formatting import percent, quantity
 from infra.manifest import Manifest
 from infra.objects import in_parallel, small_at_once
 from infra.store import CampaignStore, read_table
 from opid_core.skills.effects import COLUMNS, SkillEffect, skill_effects
+from tasks.markdown import as_code, markdown_table
 
 NEWEST = 10
 """Iterations whose skills are looked at: a long campaign has gigabytes of scores."""

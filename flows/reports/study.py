@@ -15,7 +15,7 @@ import pyarrow as pa
 from flows.reports.audit.pages import render
 from flows.reports.campaign import save_plot
 from flows.reports.chains import Evaluated, Panel, by_panel, evaluations_by_split, mean_metrics, read_chain, read_tables
-from flows.reports.formatting import markdown_table, percent, quantity
+from flows.reports.formatting import percent, quantity
 from flows.reports.learning_curves import area_under_curve, mean_curve
 from flows.reports.paired import corrected, of_shared_seeds, of_tasks, paired
 from flows.reports.skills import effect_lines, effects_of
@@ -30,6 +30,7 @@ from opid_core.errors import ConfigError
 from opid_core.evaluation import Estimate, panel_name, scores_by_task, table_success
 from opid_core.hashing import MAY_DIFFER, config_differences
 from opid_core.skills.effects import SkillEffect
+from tasks.markdown import markdown_table
 from tasks.results import is_evaluated
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flows.reports.formatting import markdown_table, percent, score_text, with_interval
+from flows.reports.formatting import percent, score_text, with_interval
 from opid_core.comparison import PairedDifference
 from opid_core.evaluation import Estimate
+from tasks.markdown import markdown_table
 
 if TYPE_CHECKING:
     from flows.reports.study import MethodRow, SeedRun

@@ -1,8 +1,10 @@
 """Where the numbers of a commit go beside the store. A tracker is a module with two functions: `check()`, before any
-work, and `write(commit)`, which may be called again for the same commit and then changes nothing that is shown."""
+work, and `write(commits)`, which gets all commits of a campaign, beginning with iteration 1, and writes those that it
+does not have: what was left undone is made up for, and what is written again changes nothing that is shown."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from opid_core.config import CampaignConfig
@@ -28,15 +30,15 @@ def check(config: CampaignConfig) -> None:
         tracker.check()
 
 
-def write(commit: Committed) -> None:
-    """Write a commit to every tracker; the fault of one keeps nothing from the others.
+def write(commits: Sequence[Committed]) -> None:
+    """Bring every tracker up to the newest commit; the fault of one keeps nothing from the others.
 
     Raises InfrastructureError that names each tracker that failed.
     """
     faults = []
-    for name, tracker in wanted(commit.config).items():
+    for name, tracker in wanted(commits[-1].config).items():
         try:
-            tracker.write(commit)
+            tracker.write(commits)
         except Exception as error:  # of a library of others: whatever it is, the commit stands
             kind = "" if isinstance(error, OpidError) else f"{type(error).__name__}: "
             faults.append(f"{name}: {kind}{without_secrets(str(error))}")

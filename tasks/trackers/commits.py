@@ -21,30 +21,49 @@ from opid_core.skills.effects import COLUMNS, effect_rows, skill_effects
 
 SKILLS_SHOWN = 100
 """Of an iteration: those that gave most of the advantage."""
+SKILLS_CAUGHT_UP = 10
+"""Of so many of the newest commits a tracker gets the skills: theirs are the large tables, of which one that begins
+late would read all that the campaign has stored."""
 _SECRETS = ("WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 @dataclass(frozen=True)
 class Committed:
-    """A commit of a campaign, as trackers show it."""
+    """A commit of a campaign, as trackers show it. Its tables are read when they are asked for."""
 
     config: CampaignConfig
+    store: CampaignStore
     run: str
     """Name of the tracker's run: the same for all commits of a campaign, another for another one of its name."""
-    iteration: int
-    at_ms: int
-    """When it was committed: the same whenever it is written."""
-    metrics: dict[str, float]
-    store: CampaignStore
-    tables: Callable[[], dict[str, pa.Table]]
-    """What `skill_effects` reads, as far as the commit has it."""
+    manifest: Manifest
+    has_skills: bool
+    """Whether it is new enough for its skills to be shown."""
+    table: Callable[[FileRecord, Sequence[str]], pa.Table]
+    """Gives columns of a table by its record."""
+
+    @property
+    def iteration(self) -> int:
+        return self.manifest.iteration
+
+    @property
+    def at_ms(self) -> int:
+        """When it was committed: the same whenever it is written."""
+        return round(datetime.fromisoformat(self.manifest.created_at).timestamp() * 1000)
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Those that are defined."""
+        rows = self.table(self.manifest.tables["metrics"], ["name", "value"]).to_pylist()
+        return {row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])}
 
     @cached_property
     def skills(self) -> list[dict[str, Any]]:
         """Rows of `effect_rows`, most advantage first; none where no step was scored under a skill."""
-        tables = self.tables()
-        effects = skill_effects([(self.iteration, tables)]) if tables.keys() == COLUMNS.keys() else []
-        return effect_rows(effects)[:SKILLS_SHOWN]
+        records = self.manifest.tables
+        if not (self.has_skills and COLUMNS.keys() <= records.keys()):
+            return []
+        tables = {name: self.table(records[name], columns) for name, columns in COLUMNS.items()}
+        return effect_rows(skill_effects([(self.iteration, tables)]))[:SKILLS_SHOWN]
 
     @property
     def is_last(self) -> bool:
@@ -57,22 +76,11 @@ def committed(
     store: CampaignStore,
     chain: Sequence[Manifest],
     table: Callable[[FileRecord, Sequence[str]], pa.Table],
-) -> Committed:
-    """The newest commit of `chain`, its metrics without those that are undefined. `table` gives the columns of a table
-    by its record."""
-    manifest = chain[-1]
-    rows = table(manifest.tables["metrics"], ["name", "value"]).to_pylist()
-    return Committed(
-        config=config,
-        run=f"{store.campaign}-{chain[0].checksum[:8]}",
-        iteration=manifest.iteration,
-        at_ms=round(datetime.fromisoformat(manifest.created_at).timestamp() * 1000),
-        metrics={row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])},
-        store=store,
-        tables=lambda: {
-            name: table(manifest.tables[name], columns) for name, columns in COLUMNS.items() if name in manifest.tables
-        },
-    )
+) -> list[Committed]:
+    """The commits of `chain`, which begins with the campaign's start, without that: the first is iteration 1."""
+    run = f"{store.campaign}-{chain[0].checksum[:8]}"
+    newest = len(chain) - SKILLS_CAUGHT_UP
+    return [Committed(config, store, run, one, one.iteration >= newest, table) for one in chain[1:]]
 
 
 def without_secrets(text: str) -> str:

@@ -26,26 +26,29 @@ def check() -> None:
     _client()
 
 
-def write(commit: Committed) -> None:
+def write(commits: Sequence[Committed]) -> None:
     """Log the metrics at the step of the iteration and its skills as a table (`skills/000003.json`), in the campaign's
-    run: found by its tag, made with the keys that training depends on as parameters. A run that has the iteration
-    already is left as it is."""
+    run: found by its tag, made with the keys that training depends on as parameters. Commits that the run has already
+    are left as they are."""
     from mlflow.entities import Metric
 
-    client = _client()
-    run_id, newest = _run(client, commit)
-    if newest >= commit.iteration:
+    client, last = _client(), commits[-1]
+    run_id, newest = _run(client, last)
+    missing = commits[newest:]
+    if not missing:
         return
-    # With the time of the commit: a point that is sent again is the same point.
-    metrics = [Metric(_name(k), v, commit.at_ms, commit.iteration) for k, v in commit.metrics.items()]
-    for part in _parts(metrics):
-        client.log_batch(run_id, metrics=part)
-    client.log_dict(run_id, commit.config.model_dump(mode="json"), "config.json")
-    if commit.skills:
-        table = {"columns": [*commit.skills[0]], "data": [[*skill.values()] for skill in commit.skills]}
-        client.log_dict(run_id, table, f"skills/{commit.iteration:06d}.json")
-    client.set_tag(run_id, NEWEST, str(commit.iteration))
-    client.update_run(run_id, status="FINISHED" if commit.is_last else "RUNNING")
+    # before the tag that says that all is there
+    client.log_dict(run_id, last.config.model_dump(mode="json"), "config.json")
+    client.update_run(run_id, status="FINISHED" if last.is_last else "RUNNING")
+    for commit in missing:
+        # With the time of the commit: a point that is sent again is the same point.
+        metrics = [Metric(_name(k), v, commit.at_ms, commit.iteration) for k, v in commit.metrics.items()]
+        for part in _parts(metrics):
+            client.log_batch(run_id, metrics=part)
+        if commit.skills:
+            table = {"columns": [*commit.skills[0]], "data": [[*skill.values()] for skill in commit.skills]}
+            client.log_dict(run_id, table, f"skills/{commit.iteration:06d}.json")
+        client.set_tag(run_id, NEWEST, str(commit.iteration))
 
 
 def _client() -> MlflowClient:
@@ -63,7 +66,7 @@ def _client() -> MlflowClient:
 
 
 def _run(client: MlflowClient, commit: Committed) -> tuple[str, int]:
-    """Id of the campaign's run, and the iteration that it has last (-1: none)."""
+    """Id of the campaign's run, and the iteration that it has last (0: none)."""
     from mlflow.entities import Param
 
     name = commit.config.tracking.mlflow_experiment
@@ -71,8 +74,8 @@ def _run(client: MlflowClient, commit: Committed) -> tuple[str, int]:
     experiment = client.get_experiment_by_name(name)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
     found = client.search_runs([experiment_id], f"tags.`{RUN}` = '{commit.run}'", max_results=1)
-    newest = int(found[0].data.tags.get(NEWEST, -1)) if found else -1
-    if newest >= 0:
+    newest = int(found[0].data.tags.get(NEWEST, 0)) if found else 0
+    if newest:
         return found[0].info.run_id, newest
     # Also of a run that has no iteration yet: who made it may have ended before its parameters.
     tags = {RUN: commit.run}
@@ -81,7 +84,7 @@ def _run(client: MlflowClient, commit: Committed) -> tuple[str, int]:
     trained = {k: v for k, v in keys.items() if not any(k == name or k.startswith(f"{name}.") for name in MAY_DIFFER)}
     for part in _parts([Param(_name(key), str(value)[:6000]) for key, value in trained.items()]):
         client.log_batch(run.info.run_id, params=part)
-    return run.info.run_id, -1
+    return run.info.run_id, 0
 
 
 def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:

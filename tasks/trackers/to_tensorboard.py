@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from infra.local_objects import faults
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra import local_objects
 from infra.store import local_folder
+from tasks.markdown import as_code, markdown_table
 from tasks.trackers.commits import Committed
 
 SKILLS_SHOWN = 20
+NEWEST = "newest"
+"""The file that names the run and the iteration that was written last: event files would have to be read whole."""
 
 
 def check() -> None:
     """It comes with OPID."""
 
 
-def write(commit: Committed) -> None:
-    """Add the metrics and the skills that did most. What files of earlier runs hold of this step and later ones is no
-    longer shown."""
+def write(commits: Sequence[Committed]) -> None:
+    """Add the metrics, and the skills that did most, of those commits that the files do not have. What files of earlier
+    runs hold of these steps and later ones is no longer shown."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = local_folder(commit.store, "tensorboard")
-    with faults(folder, "written"), SummaryWriter(str(folder), purge_step=commit.iteration) as writer:
-        for name, value in commit.metrics.items():
-            writer.add_scalar(name, value, commit.iteration)
-        if commit.skills:
-            writer.add_text("skills", _markdown(commit.skills[:SKILLS_SHOWN]), commit.iteration)
+    folder = local_folder(commits[-1].store, "tensorboard")
+    missing = _missing(folder, commits)
+    if not missing:
+        return
+    first = missing[0].iteration
+    with local_objects.faults(folder, "written"), SummaryWriter(str(folder), purge_step=first) as writer:
+        for commit in missing:
+            for name, value in commit.metrics.items():
+                writer.add_scalar(name, value, commit.iteration)
+            if commit.skills:
+                rows = [[_cell(value) for value in skill.values()] for skill in commit.skills[:SKILLS_SHOWN]]
+                writer.add_text("skills", "\n".join(markdown_table([*commit.skills[0]], rows)), commit.iteration)
+    local_objects.put(folder / NEWEST, f"{missing[-1].run} {missing[-1].iteration}\n".encode())
 
 
-def _markdown(skills: list[dict]) -> str:
-    lines = [[*skills[0]], ["---"] * len(skills[0]), *([_cell(value) for value in skill.values()] for skill in skills)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def _missing(folder: Path, commits: Sequence[Committed]) -> Sequence[Committed]:
+    told = (local_objects.read(folder / NEWEST, 1000) or b"").decode(errors="replace").split()
+    if len(told) == 2 and told[1].isdecimal():
+        return commits[int(told[1]) if told[0] == commits[-1].run else 0 :]
+    # files of a version that left no such note have all that came before
+    return commits[-1:] if any(folder.glob("events.*")) else commits
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else " ".join(str(value).split()).replace("|", "\\|")
+    return "" if value is None else as_code(value) if isinstance(value, str) else str(value)

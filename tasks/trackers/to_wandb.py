@@ -3,6 +3,8 @@ from its own variables of the environment."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from opid_core.errors import ConfigError
 from tasks.trackers.commits import Committed
 
@@ -12,24 +14,27 @@ def check() -> None:
     _module()
 
 
-def write(commit: Committed) -> None:
+def write(commits: Sequence[Committed]) -> None:
     """Log the metrics and a table of the skills at the step of the iteration, in the campaign's run, which is resumed
-    by its id. A run that has the step already is left as it is."""
-    wandb = _module()
+    by its id. Commits that the run has already are left as they are; offline it cannot be asked, and gets the newest
+    alone."""
+    wandb, last = _module(), commits[-1]
     with wandb.init(
-        project=commit.config.tracking.wandb_project,
-        id=commit.run,
-        name=commit.config.campaign,
+        project=last.config.tracking.wandb_project,
+        id=last.run,
+        name=last.config.campaign,
         resume="allow",
-        config=commit.config.model_dump(mode="json"),
+        config=last.config.model_dump(mode="json"),
     ) as run:
-        if run.step > commit.iteration:
-            return
-        logged: dict = dict(commit.metrics)
-        if commit.skills:
-            columns = [*commit.skills[0]]
-            logged["skills"] = wandb.Table(columns=columns, data=[[*skill.values()] for skill in commit.skills])
-        run.log(logged, step=commit.iteration)
+        first = run.step  # that it has not
+        for commit in commits[-1:] if run.offline else commits:
+            if commit.iteration < first:
+                continue
+            logged: dict = dict(commit.metrics)
+            if commit.skills:
+                columns = [*commit.skills[0]]
+                logged["skills"] = wandb.Table(columns=columns, data=[[*skill.values()] for skill in commit.skills])
+            run.log(logged, step=commit.iteration)
 
 
 def _module():

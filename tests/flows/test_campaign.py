@@ -295,7 +295,7 @@ def test_an_iteration_counts_from_the_commit_before_with_what_followed_that(tmp_
 
     monkeypatch.setattr(campaign, "run_iteration", run_iteration)
     monkeypatch.setattr(
-        campaign.notify, "degraded", lambda config, made: committed_s.append(campaign_run("demo").since_s)
+        campaign.notify, "committed", lambda config, store, made: committed_s.append(campaign_run("demo").since_s)
     )
     run_campaign(config)
     assert began_s[1:] == committed_s[:2]
@@ -364,6 +364,31 @@ def test_people_are_told_of_the_end_though_the_process_ends_in_what_follows_it(n
 
     monkeypatch.setattr(campaign, "track", track)
     assert notified("", "", "", ended, on=["finished"])[0] == [FINISHED]
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_process_that_is_killed_around_a_message_has_it_told_by_the_next(notified, monkeypatch, is_sent):
+    """At least once: one that was sent, but not noted, is sent again."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if is_sent:
+            patched.setattr(campaign.notify, "create_object", killed)
+        else:
+            patched.setattr(campaign.notify, "_tell", killed)
+        with pytest.raises(KeyboardInterrupt):
+            notified("a reason")
+    warning = ("warning", "OPID: demo degraded", "iteration 0: a reason")
+    assert notified("", "")[0] == [warning, FINISHED]
+    assert notified()[0] == []
+
+
+def test_a_message_that_did_not_arrive_is_sent_again_when_the_campaign_goes_on(notified):
+    assert notified("", "", "", status=500)[1] == ["the message that demo finished was lost: not delivered"]
+    assert notified() == ([FINISHED], [])
+    assert notified() == ([], [])
 
 
 def test_people_are_told_what_they_asked_for(notified):

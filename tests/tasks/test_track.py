@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import logging
+import shutil
 import sys
 import time
 import types
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import httpx
 import prefect.artifacts
+import pyarrow as pa
 import pytest
 from prefect.artifacts import Artifact
 from prefect.exceptions import ObjectNotFound
@@ -39,7 +41,7 @@ def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
     text = markdown(store, chain[1], {"rollout/success_micro": 0.25, "routes/step": 1 / 3, "unknown": 7.0})
     assert text == (
         "# audited, iteration 1\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n"
-        "| of the iteration | value |\n|---|---|\n"
+        "| of the iteration | value |\n| --- | --- |\n"
         "| rollouts won | 0.25 |\n| critical share (steps with a step skill) | 0.3333 |\n"
         f"| expectations held | 1 of 2 |\n\nIts manifest is `{tmp_path}/audited/_commits/000001.json`. Its audit "
         "page is written by\n\n"
@@ -70,36 +72,97 @@ def campaign(tmp_path, **tracking):
     return build_config(config), store, chain
 
 
-def commit_of(config, store, chain):
-    """The newest commit of `chain` as trackers get it of another process than the one that made it."""
+def commits_of(config, store, chain):
+    """The commits of `chain` as trackers get them of another process than the one that made them."""
     return committed(config, store, chain, partial(read_table, store))
 
 
 def write(config, store, chain) -> None:
-    """Write the newest commit of `chain` to the trackers of `config`."""
-    trackers.write(commit_of(config, store, chain))
+    """Bring the trackers of `config` up to the newest commit of `chain`."""
+    trackers.write(commits_of(config, store, chain))
 
 
-def test_tensorboard_shows_each_step_once_and_the_skills_that_did_most(tmp_path, monkeypatch):
+@pytest.fixture
+def seconds(monkeypatch) -> None:
+    """Event files are read in the order of their names, which tell seconds: commits are some apart."""
+    monkeypatch.setattr(time, "time", map(float, itertools.count(1_800_000_000)).__next__)
+
+
+def in_tensorboard(store, name: str) -> list[tuple[int, Any]]:
+    """The steps of a metric, or of the skills, that TensorBoard shows, with their values."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
+    shown = EventAccumulator(str(local_folder(store, "tensorboard"))).Reload()
+    return [(event.step, make_ndarray(event.tensor_proto).flatten()[0]) for event in shown.Tensors(name)]
+
+
+@pytest.mark.usefixtures("seconds")
+def test_tensorboard_shows_each_step_once_and_the_skills_that_did_most(tmp_path):
     config, store, chain = campaign(tmp_path, tensorboard=True)
-    # Event files are read in the order of their names, which tell seconds: commits are some apart.
-    monkeypatch.setattr(time, "time", map(float, itertools.count(1_800_000_000)).__next__)
     for length in (2, 3, 3):  # the last commit twice, as a campaign that goes on does
         write(config, store, chain[:length])
-    shown = EventAccumulator(str(local_folder(store, "tensorboard"))).Reload()
     for name in ("rollout/success_micro", "rollout/steps"):
-        found = [(event.step, make_ndarray(event.tensor_proto).item()) for event in shown.Tensors(name)]
-        assert found == [(step, pytest.approx(metrics_of(store, chain[step])[name])) for step in (1, 2)]
-    tables = shown.Tensors("skills/text_summary")
-    assert [event.step for event in tables] == [1, 2]
-    lines = make_ndarray(tables[1].tensor_proto).flatten()[0].decode().splitlines()
+        assert in_tensorboard(store, name) == [
+            (step, pytest.approx(metrics_of(store, chain[step])[name])) for step in (1, 2)
+        ]
+    tables = in_tensorboard(store, "skills/text_summary")
+    assert [step for step, _ in tables] == [1, 2]
+    lines = tables[1][1].decode().splitlines()
     assert lines[0].startswith("| kind | text | steps |")
-    skills = commit_of(config, store, chain).skills
+    skills = commits_of(config, store, chain)[-1].skills
     assert skills[0]["text"] in lines[2]
     assert len(lines) == 2 + len(skills)
+
+
+@pytest.mark.usefixtures("seconds")
+@pytest.mark.parametrize("left", ["nothing", "the first", "half of the second", "files of an older version"])
+def test_tensorboard_makes_up_for_what_was_left_undone(tmp_path, monkeypatch, left):
+    from torch.utils.tensorboard import SummaryWriter
+
+    store, chain = make_campaign(tmp_path, 3, Shape())
+    config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 3})
+    if left != "nothing":
+        write(config, store, chain[:2])
+    if left == "half of the second":
+        with monkeypatch.context() as patched:
+            patched.setattr(SummaryWriter, "add_text", lambda *_: 1 / 0)
+            with pytest.raises(InfrastructureError):
+                write(config, store, chain[:3])
+    if left == "files of an older version":
+        (local_folder(store, "tensorboard") / "newest").unlink()
+    write(config, store, chain)
+    steps = [1, 3] if left == "files of an older version" else [1, 2, 3]
+    assert [step for step, _ in in_tensorboard(store, "rollout/steps")] == steps
+    assert [step for step, _ in in_tensorboard(store, "skills/text_summary")] == steps
+
+
+@pytest.mark.usefixtures("seconds")
+def test_another_campaign_of_the_name_begins_anew_in_tensorboards_folder(tmp_path):
+    config, store, chain = campaign(tmp_path, tensorboard=True)
+    write(config, store, chain)
+    other_store, other_chain = make_campaign(tmp_path / "again", 1, Shape(), seed=1)
+    folder = local_folder(other_store, "tensorboard")
+    shutil.copytree(local_folder(store, "tensorboard"), folder)
+    write(config, other_store, other_chain)
+    (shown,) = in_tensorboard(other_store, "rollout/steps")
+    assert shown == (1, pytest.approx(metrics_of(other_store, other_chain[1])["rollout/steps"]))
+
+
+def test_a_tracker_that_begins_late_gets_all_metrics_and_the_newest_skills(tmp_path, wandb):
+    store, chain = make_campaign(tmp_path, 12, Shape())
+    read: list[str] = []
+
+    def table(record, columns):
+        read.append(record.path.split("/")[0])
+        return read_table(store, record, columns)
+
+    tracking = QUIET | {"wandb_project": "mine"}
+    config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 12, "tracking": tracking})
+    trackers.write(committed(config, store, chain, table))
+    (logged,) = wandb.runs.values()
+    assert [(step, "skills" in metrics) for metrics, step in logged] == [(n, n > 2) for n in range(1, 13)]
+    assert (read.count("metrics"), read.count("scores")) == (12, 10)
 
 
 def test_mlflow_shows_each_step_once_with_config_and_skills(tmp_path, monkeypatch):
@@ -125,12 +188,13 @@ def test_mlflow_shows_each_step_once_with_config_and_skills(tmp_path, monkeypatc
         }
         assert len(history) == 2
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/skills/000002.json")
-    skills = commit_of(config, store, chain).skills
+    skills = commits_of(config, store, chain)[-1].skills
     assert table == {"columns": [*skills[0]], "data": [[*skill.values()] for skill in skills]}
     stored = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/config.json")
     assert build_config(stored).iterations == 2
-    awkward = replace(commit_of(longer, store, chain), iteration=3, metrics={"rollout/success/[nq] \u00e9": 0.5})
-    trackers.write(awkward)
+    awkward = pa.table({"name": ["rollout/success/[nq] \u00e9"], "value": [0.5]})
+    third = chain[2].model_copy(update={"iteration": 3, "tables": {"metrics": chain[2].tables["metrics"]}})
+    trackers.write(committed(longer, store, [*chain, third], lambda *_: awkward))
     assert client.get_run(run.info.run_id).data.metrics["rollout/success/_nq_ _"] == 0.5
     other_store, other_chain = make_campaign(tmp_path / "again", 1, Shape())
     write(config, other_store, other_chain)
@@ -153,6 +217,37 @@ def test_a_run_of_mlflow_whose_maker_ended_before_its_parameters_gets_them(tmp_p
     assert (run.data.params["seed"], run.data.tags["opid.iteration"]) == ("7", "1")
 
 
+def test_mlflow_gets_what_was_left_undone(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    store, chain = make_campaign(tmp_path, 3, Shape())
+    config = build_config(
+        {
+            "campaign": "audited",
+            "root": str(tmp_path),
+            "iterations": 3,
+            "tracking": QUIET | {"mlflow_experiment": "agents"},
+        }
+    )
+    write(config, store, chain[:2])
+    log_dict = mlflow.MlflowClient.log_dict
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "log_dict", lambda *a: 1 / 0 if "skills" in a[3] else log_dict(*a))
+        with pytest.raises(InfrastructureError):
+            write(config, store, chain[:3])  # its metrics are there, its skills are not
+    write(config, store, chain)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("agents").experiment_id])
+    assert (run.info.status, run.data.tags["opid.iteration"]) == ("FINISHED", "3")
+    history = client.get_metric_history(run.info.run_id, "rollout/steps")
+    assert [(point.step, point.value) for point in history] == [
+        (step, metrics_of(store, chain[step])["rollout/steps"]) for step in (1, 2, 3)
+    ]
+    tables = [file.path for file in client.list_artifacts(run.info.run_id, "skills")]
+    assert tables == [f"skills/00000{step}.json" for step in (1, 2, 3)]
+
+
 def test_an_address_that_mlflow_cannot_use_is_refused_before_any_work(monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://me:a-password@somewhere")
@@ -169,7 +264,7 @@ class WandbError(Exception):
 @pytest.fixture
 def wandb(monkeypatch) -> types.SimpleNamespace:
     """A stand-in for W&B's module, which is not installed: runs by their ids, `fault` is raised by the next."""
-    module = types.SimpleNamespace(runs={}, fault=None)
+    module = types.SimpleNamespace(runs={}, fault=None, offline=False)
 
     def init(**options):
         logged = module.runs.setdefault(options["id"], [])
@@ -179,7 +274,8 @@ def wandb(monkeypatch) -> types.SimpleNamespace:
                 raise module.fault
             logged.append((metrics, step))
 
-        return nullcontext(types.SimpleNamespace(log=log, step=logged[-1][1] + 1 if logged else 0))
+        newest = logged[-1][1] + 1 if logged and not module.offline else 0
+        return nullcontext(types.SimpleNamespace(log=log, step=newest, offline=module.offline))
 
     module.init, module.Table = init, lambda columns, data: (columns, data)
     monkeypatch.setitem(sys.modules, "wandb", module)
@@ -193,9 +289,25 @@ def test_wandb_gets_each_step_once_in_one_run(tmp_path, wandb):
     ((run_id, logged),) = wandb.runs.items()
     assert run_id == f"audited-{chain[0].checksum[:8]}"
     assert [step for _, step in logged] == [1, 2]
-    skills = commit_of(config, store, chain).skills
+    skills = commits_of(config, store, chain)[-1].skills
     table = ([*skills[0]], [[*skill.values()] for skill in skills])
     assert logged[1][0] == metrics_of(store, chain[2]) | {"skills": table}
+
+
+def test_wandb_gets_what_was_left_undone_unless_it_is_offline(tmp_path, wandb):
+    config, store, chain = campaign(tmp_path, wandb_project="mine")
+    wandb.fault = WandbError("down")
+    with pytest.raises(InfrastructureError):
+        write(config, store, chain[:2])
+    wandb.fault = None
+    write(config, store, chain)
+    (logged,) = wandb.runs.values()
+    assert [step for _, step in logged] == [1, 2]
+    assert logged[0][0].keys() - metrics_of(store, chain[1]).keys() == {"skills"}
+    wandb.runs.clear()
+    wandb.offline = True  # it cannot be asked what it has
+    write(config, store, chain)
+    assert [[step for _, step in logged] for logged in wandb.runs.values()] == [[2]]
 
 
 def test_the_fault_of_a_tracker_keeps_nothing_from_the_others_and_tells_no_secret(tmp_path, wandb, monkeypatch):
@@ -226,7 +338,7 @@ def test_a_fault_of_prefects_server_is_one_of_a_tracker_and_keeps_nothing_from_t
     with pytest.raises(InfrastructureError, match=rf"^Prefect: {type(fault).__name__}: refused$"):
         track_metrics(CampaignRun(config, store, chain), chain)
     (logged,) = wandb.runs.values()
-    assert [step for _, step in logged] == [2]
+    assert [step for _, step in logged] == [1, 2]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")

@@ -16,10 +16,11 @@ import flows
 from envs import alfworld
 from flows.cli import main as cli
 from flows.display import live_progress
-from flows.reports.formatting import Terminal, markdown_table, say, show_markdown
+from flows.reports.formatting import Terminal, say, show_markdown
 from flows.reports.study_tables import TESTS
 from opid_core.config import build_config
 from tasks import progress
+from tasks.markdown import markdown_table
 
 HOSTILE = "[bold]x[/] :smile: \x1b[2J\x1b]0;title\x07\x9b31m\u202e"
 
