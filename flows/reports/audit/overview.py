@@ -16,7 +16,7 @@ import numpy as np
 from flows.output import made_folder
 from flows.reports.audit import pages_folder, summary
 from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Series
-from flows.reports.audit.pages import CAMPAIGN_PAGE, render, write_page
+from flows.reports.audit.pages import CAMPAIGN_PAGE, page_script, render, write_page
 from flows.reports.chains import Evaluated, evaluations, read_chain
 from flows.reports.paired import holm
 from flows.reports.standing import LONGEST_S, Standing, none_readable, standing_of
@@ -115,6 +115,7 @@ def overview_page(root: str, rows: Sequence[CampaignRow], left_out: Mapping[str,
     results = result_rows(rows)
     return render(
         "overview.html.j2",
+        script=page_script(),
         root=root,
         rows=rows,
         left_out=left_out,

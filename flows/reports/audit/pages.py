@@ -113,7 +113,7 @@ def campaign_page(
     where = ["--root", store.root, *(["--endpoint-url", store.endpoint_url] if store.endpoint_url else [])]
     return render(
         "campaign.html.j2",
-        script=_read("page.js"),
+        script=page_script(),
         campaign=store.campaign,
         location=location(store),
         command=shlex.join(["opid", "audit", store.campaign, *where, "--iteration", "all"]),
@@ -145,7 +145,7 @@ def iteration_page(store: CampaignStore, row: summary.CommitRow, data: Iteration
     """An iteration's page as HTML."""
     return render(
         "iteration.html.j2",
-        script=_read("page.js"),
+        script=page_script(),
         campaign=store.campaign,
         location=location(store),
         campaign_page=CAMPAIGN_PAGE,
@@ -227,6 +227,11 @@ def _rate(success: SuccessRate) -> str:
 
 def _cost(value: float | None) -> str:
     return "–" if value is None else f"{value:,.4f}"
+
+
+def page_script() -> str:
+    """The script of the audit's pages."""
+    return _read("common.js") + _read("page.js")
 
 
 def _read(name: str) -> str:

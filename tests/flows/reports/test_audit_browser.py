@@ -42,8 +42,7 @@ def open_page() -> Iterator[Open]:
                 "request", lambda request: None if is_file(request.url) else wrong.append(f"request: {request.url}")
             )
             page.goto(path.as_uri())
-            if path.name != OVERVIEW_PAGE:  # which runs no script
-                page.wait_for_selector("body[data-ready=yes]", state="attached")
+            page.wait_for_selector("body[data-ready=yes]", state="attached")
             return page
 
         def closed(dialog: Dialog) -> None:
@@ -98,6 +97,86 @@ def test_skills_are_ranked_by_what_they_did(campaign, open_page):
     page.fill("#effect-text", "")
     page.select_option("#effect-kind", "episode")
     assert rows.count() == sum(effect.kind == "episode" for effect in effects)
+
+
+def column(page: Page, table: str, number: int) -> list[str]:
+    """The texts of a column (the first is 1) of a table."""
+    return page.locator(f"{table} tbody td:nth-child({number})").all_inner_texts()
+
+
+def test_all_tables_are_sorted_by_a_click_on_a_heading(tmp_path, open_page):
+    store, chain = make_campaign(tmp_path, 11, Shape(tasks=1, group_size=3, steps=2, tokens=4), degraded=3)
+    make_campaign(tmp_path, 2, Shape(), name="other")
+    write_pages(store, chain, [11], tmp_path)
+    write_overview(str(tmp_path), None, [], tmp_path)
+    tables = {CAMPAIGN_PAGE: 6, OVERVIEW_PAGE: 3, f"{page_of(11)}#record": 2}
+    for name, count in tables.items():
+        page = open_page(tmp_path / name.split("#")[0])
+        page.goto(f"{page.url.split('#')[0]}#{name.partition('#')[2]}")
+        heads = page.locator("table:not(#skill-list table) thead tr")
+        assert (heads.count(), page.locator("th").count()) == (count, page.locator("th > button").count()), name
+    page = open_page(tmp_path / CAMPAIGN_PAGE)
+    iterations = [str(number) for number in range(12)]
+    heading = page.locator("#iterations th button").first
+    heading.click()  # as numbers: 11 stands above 9
+    assert [text.split()[0] for text in column(page, "#iterations", 1)] == iterations[::-1]
+    heading.press("Enter")
+    assert [text.split()[0] for text in column(page, "#iterations", 1)] == iterations
+    page.locator("#iterations th button").nth(1).click()
+    shares = [float(text.split("%")[0]) if text else None for text in column(page, "#iterations", 2)]
+    assert shares[-1] is None  # the start has none
+    assert shares[:-1] == sorted((one for one in shares if one is not None), reverse=True)
+    page.locator("#iterations th button:text-is('gates')").click()
+    assert "warned" in column(page, "#iterations", 4)[0]
+    page.reload()  # as of a followed page
+    assert "warned" in column(page, "#iterations", 4)[0]
+    page.locator("#added th button:text-is('text')").dblclick()
+    assert (texts := column(page, "#added", 3)) == sorted(texts)
+    page = open_page(tmp_path / page_of(11))
+    page.click(".tabs a[href='#record']")
+    page.locator("#metrics th button").nth(1).click()
+    values = [float(text) if text != "–" else None for text in column(page, "#metrics", 2)]
+    known = [value for value in values if value is not None]
+    assert values == [*sorted(known, reverse=True), *[None] * (len(values) - len(known))]
+    page = open_page(tmp_path / OVERVIEW_PAGE)
+    page.locator("th button:text-is('iterations')").dblclick()
+    assert column(page, "section:first-of-type table", 3) == ["2 of 2", "11 of 11"]
+
+
+def test_the_dots_of_a_chart_are_reached_by_the_keyboard(campaign, open_page):
+    for name in (CAMPAIGN_PAGE, OVERVIEW_PAGE):
+        page = open_page(campaign[2] / name)
+        charts = page.locator("svg:has(.series)")
+        assert page.locator("circle[tabindex='0']").count() == charts.count()  # one stop of the Tab key each
+        chart, note = charts.first, page.locator(".dot-note")
+        lines = chart.locator(".series")
+        titles = [lines.nth(n).locator("circle title").all_text_contents() for n in range(lines.count())]
+        chart.locator("circle[tabindex='0']").focus()
+        assert note.inner_text() == titles[0][-1]
+        for key, expected in (
+            ("ArrowLeft", titles[0][-2]),
+            ("ArrowRight", titles[0][-1]),
+            ("ArrowRight", titles[0][-1]),  # there is no further one
+            ("Home", titles[0][0]),
+            ("ArrowDown", titles[1][0]),
+            ("End", titles[1][-1]),
+            ("ArrowUp", titles[0][-1]),
+        ):
+            page.keyboard.press(key)
+            assert note.inner_text() == expected, key
+            assert page.locator(":focus title").text_content() == expected
+        for width in (390, 800, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.keyboard.press("Home")
+            page.keyboard.press("End")
+            box = note.bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+        page.keyboard.press("Tab")
+        assert page.locator("circle:focus").count() == (charts.count() > 1)
+        page.locator(":focus").blur()
+        assert note.count() == 0
 
 
 def test_a_skill_stands_beside_its_placebo_where_some_skill_has_one(campaign, tmp_path, open_page):
@@ -193,7 +272,7 @@ def test_of_long_tables_25_rows_are_shown_until_all_are_asked_for_and_printed_ar
     assert page.locator("#added .more").is_hidden()
 
 
-def test_campaigns_lead_to_their_pages_without_a_script(tmp_path, open_page):
+def test_campaigns_lead_to_their_pages(tmp_path, open_page):
     for name in ("one", "<b>two"):
         store, chain = make_campaign(tmp_path, 1, Shape(), name=name)
         write_pages(store, chain, [], tmp_path / name / "audit")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.reports.audit.overview import CampaignRow, charts, result_rows, write_overview
-from flows.reports.audit.pages import content_hash, write_pages
+from flows.reports.audit.pages import content_hash, page_script, write_pages
 from flows.reports.chains import evaluations, read_chain
 from flows.reports.standing import standing_of
 from infra.store import open_campaign, read_config
@@ -155,7 +155,7 @@ def test_the_page_runs_nothing_fetches_nothing_and_texts_are_texts(tmp_path):
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
     style = page.split("<style>")[1].split("</style>")[0]
     assert policy.startswith("default-src &#39;none&#39;; ")
-    assert f"script-src {content_hash('')};".replace("'", "&#39;") in policy
+    assert f"script-src {content_hash(page_script())};".replace("'", "&#39;") in policy
     assert f"style-src {content_hash(style)};".replace("'", "&#39;") in policy
     assert re.findall(r'(?:href|src)="([^"]*)"', page) == ["a%20b%23c/audit/index.html"]
     assert "<img" not in page

@@ -61,37 +61,32 @@
     return make("div", { class: "wide" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
   }
 
-  // As `skillTable`, but a click on a heading sorts: columns of [name, cell, kind of cell, value to sort by]. It is sorted
-  // by the column named `start`, upwards where a `-` stands first; each click tells `changed` what it is sorted by.
+  // As `skillTable`, of rows that may be others later: columns of [name, cell, kind of cell, value to sort by]. It is
+  // sorted by the column named `start`, upwards where a `-` stands first; each click tells `changed` what it is sorted by.
   function sortedTable(rows, columns, start, changed) {
-    let by = null, falls = true;
-    const body = make("tbody", {});
-    const heads = columns.map(([name, , , value]) => {
-      const button = make("button", { type: "button" }, name);
-      const head = make("th", { scope: "col" }, button);
-      button.addEventListener("click", () => {
-        sortBy(head, value, by === value ? !falls : true);
-        changed((falls ? "" : "-") + name);
-        show(shown);
-      });
-      return head;
+    let by = null, falls = true, shown = rows;
+    const body = make("tbody", {}), heads = columns.map(([name]) => make("th", {}, name));
+    const mark = headings(heads, (number, downwards) => {
+      [by, falls] = [columns[number][3], downwards];
+      changed((falls ? "" : "-") + columns[number][0]);
+      show(shown);
     });
-    function sortBy(head, value, downwards) {
-      [by, falls] = [value, downwards];
-      for (const other of heads) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", falls ? "descending" : "ascending");
-    }
     const first = columns.findIndex(([name]) => name === start.replace(/^-/, ""));
-    if (first >= 0) sortBy(heads[first], columns[first][3], !start.startsWith("-"));
-    let shown = rows;
+    if (first >= 0) {
+      [by, falls] = [columns[first][3], !start.startsWith("-")];
+      mark(first, falls);
+    }
     function show(some) {
       shown = some;
-      const before = (a, b) => (by(a) === null) - (by(b) === null) || (by(a) < by(b) ? 1 : by(a) > by(b) ? -1 : 0) * (falls ? 1 : -1);
-      const sorted = by === null ? some : [...some].sort(before); // what is not known stands last either way
+      const sorted = by === null ? some : inOrder(some, by, falls);
       body.replaceChildren(...sorted.map((row) => make("tr", {}, ...columns.map(([, cell, kind]) => make("td", { class: kind || "" }, cell(row))))));
     }
     show(rows);
-    return [make("div", { class: "wide" }, make("table", { class: "sorted" }, make("thead", {}, make("tr", {}, ...heads)), body)), show];
+    return [make("div", { class: "wide" }, make("table", {}, make("thead", {}, make("tr", {}, ...heads)), body)), show];
+  }
+
+  function sortTables() {
+    for (const table of document.querySelectorAll("table")) sortable(table);
   }
 
   // The campaign's page -----------------------------------------------------------------------------------------------
@@ -138,7 +133,6 @@
 
   async function campaignPage() {
     const { added, effects } = await unpack("campaign");
-    if (effects.length) showEffects(effects);
     byId("added").append(
       skillTable(added, [
         ["kind", (skill) => badge(skill.kind)],
@@ -146,12 +140,19 @@
         ["text", (skill) => free(skill.text), "skill-text"],
       ]),
     );
+    const asked = new URLSearchParams(location.hash.slice(1));
+    document.querySelectorAll("table").forEach((table, number) => {
+      const name = `sort-${table.closest("[id]")?.id ?? number}`;
+      sortable(table, asked.get(name) ?? "", (value) => keep(name, value));
+    });
+    if (effects.length) showEffects(effects);
     for (const id of ["iterations", "findings", "added"]) if (byId(id)) fold(id);
   }
 
   // An iteration's page -----------------------------------------------------------------------------------------------
 
   async function iterationPage() {
+    sortTables();
     const index = await unpack("index");
     const opened = new Map(); // promises of chunks by number of the trajectory
     const chunk = (number) => {
@@ -206,7 +207,7 @@
       const details = make("details", {}, make("summary", { class: "muted" }, `all ${some(tokens.length, "token")}`));
       details.addEventListener("toggle", () => {
         if (details.childElementCount > 1) return; // made already
-        const names = ["", "id", "text", "log-prob", "with skill", "delta", "outcome advantage", "skill advantage", "advantage"];
+        const names = ["place", "id", "text", "log-prob", "with skill", "delta", "outcome advantage", "skill advantage", "advantage"];
         const rows = tokens.map((token, place) => {
           const text = token.name ?? (token.text === null ? "–" : JSON.stringify(token.text));
           const under = token.delta === null ? ["–", "–"] : [(token.old + token.delta).toFixed(3), signed(token.delta)];
@@ -214,7 +215,9 @@
           return make("tr", {}, ...cells.map((cell) => make("td", {}, String(cell))));
         });
         const head = make("thead", {}, make("tr", {}, ...names.map((name) => make("th", {}, name))));
-        details.append(make("div", { class: "wide long" }, make("table", { class: "numbers mono" }, head, make("tbody", {}, ...rows))));
+        const table = make("table", { class: "numbers mono" }, head, make("tbody", {}, ...rows));
+        sortable(table);
+        details.append(make("div", { class: "wide long" }, table));
       });
       return details;
     }
@@ -446,7 +449,7 @@
   async function open() {
     reloadFollowed();
     if (typeof DecompressionStream === "undefined") throw new Error("this page needs a browser of 2023 or later");
-    await (byId("index") ? iterationPage() : campaignPage());
+    await (byId("index") ? iterationPage() : byId("campaign") ? campaignPage() : sortTables());
     document.body.dataset.ready = "yes";
   }
 
