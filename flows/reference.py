@@ -12,10 +12,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from envs.base import BUILT_IN, options_model
-from flows.reports.formatting import markdown_table
 from opid_core.config import PRESETS, PRESETS_BY_ENVIRONMENT, CampaignConfig
 from opid_core.hashing import MAY_DIFFER
 from opid_core.learning import methods
+from tasks.markdown import markdown_table
 
 _INTRODUCTION = f"""\
 # Configuration
