@@ -41,12 +41,14 @@ DRIVER = """
 import psutil, sys
 from infra import ray_nodes
 from infra.ray_hosting import RayPlaces
-ray_nodes.connect(sys.argv[1])
+def tell(*what):
+    print("told", *what, flush=True)
+ray_nodes.connect(sys.argv[1], tell)
 places = RayPlaces([{"CPU": 1}] * 2, 300.0)
 group = places.group("counter", "tests.hosted:Counter", 5, seats=[0, 1], envs=[{}, {}])
 group.call("add", 1)
-print(*places.process_ids, *(c.pid for p in places.process_ids for c in psutil.Process(p).children()), flush=True)
-group.call("say_and_hang", on_progress=lambda *told: print(told, flush=True))
+tell(*places.process_ids, *(c.pid for p in places.process_ids for c in psutil.Process(p).children()))
+group.call("say_and_hang", on_progress=tell)
 """
 
 
@@ -154,14 +156,20 @@ def lost_raylets(cluster: Cluster) -> Iterator[str]:
         again.close()
 
 
+def told_by(driver: subprocess.Popen[str]) -> Iterator[str]:
+    """What `DRIVER` tells, between what Ray prints there of nodes that were lost before."""
+    assert driver.stdout is not None
+    return (line.removeprefix("told").strip() for line in driver.stdout if line.startswith("told "))
+
+
 def lost_drivers(cluster: Cluster) -> Iterator[str]:
     """The driver, then the head, whose loss ends the driver."""
     for what in ("the driver", "the head (its GCS)"):
         command = [sys.executable, "-c", DRIVER, cluster.address]
-        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert driver.stdout is not None
-        processes = [int(one) for one in driver.stdout.readline().split()]
-        driver.stdout.readline()  # it hangs now
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        notes = told_by(driver)
+        processes = [int(one) for one in next(notes).split()]
+        next(notes)  # it hangs now
         began_s = time.monotonic()
         if what == "the driver":
             driver.kill()
@@ -172,7 +180,7 @@ def lost_drivers(cluster: Cluster) -> Iterator[str]:
             next(child for child in children if "gcs_server" in child.name()).kill()
         code = driver.wait(timeout=180)
         seconds = f"{time.monotonic() - began_s:.1f} s to the driver's end"
-        answer = driver.stdout.read().strip() or "nothing"
+        answer = "; ".join(notes) or "nothing"
         yield row(
             f"SIGKILL of {what}", seconds, seconds_until_gone(processes), f"{answer}; the driver ends with code {code}"
         )
@@ -201,8 +209,11 @@ def main() -> None:
         ray = importlib.metadata.version("ray")
         print(PAGE.format(cores=os.cpu_count(), load=os.getloadavg()[0], ray=ray, version=version), file=page)
         ray_nodes.connect(cluster.address)
-        for line in chain(lost_actors(cluster), lost_raylets(cluster), lost_drivers(cluster)):
-            print(line, file=page, flush=True)
+        try:
+            for line in chain(lost_actors(cluster), lost_raylets(cluster), lost_drivers(cluster)):
+                print(line, file=page, flush=True)
+        finally:
+            ray_nodes.disconnect()  # else Ray ends this process before an error of it is printed
         print(FOOT, file=page)
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks.cluster_faults import DRIVER
+from benchmarks.cluster_faults import DRIVER, told_by
 from infra import ray_nodes
 from infra.ray_hosting import RayPlaces
 from infra.store import STATE_FOLDER, folder_path, open_campaign, put_folder
@@ -156,9 +156,9 @@ def test_a_lost_actor_is_named_with_what_it_last_printed(ray_cluster):
 def test_of_a_driver_that_is_killed_no_actor_or_process_is_left(ray_cluster):
     command = [sys.executable, "-c", DRIVER, ray_cluster.address]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout is not None
-        on_nodes = [psutil.Process(int(one)) for one in driver.stdout.readline().split()]
-        assert driver.stdout.readline() == "(1, 'said')\n"  # its call hangs
+        notes = told_by(driver)
+        on_nodes = [psutil.Process(int(one)) for one in next(notes).split()]
+        assert next(notes) == "1 said"  # its call hangs
         assert len(on_nodes) == 4  # two actors, and a process below each
         assert all(process.is_running() for process in on_nodes)
         driver.kill()
