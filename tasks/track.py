@@ -5,6 +5,7 @@ All of it can be done again: what the trackers show can be rebuilt from the stor
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -35,6 +36,9 @@ SHOWN = {
     "update/kl_k3": "KL from the sampling to the trained policy (k3, nats)",
     "seconds/iteration_s": "seconds",
 }
+_LEVELS = "▁▂▃▄▅▆▇█"
+_MOST_SHOWN = 60
+"""Of a curve: values at equal distances."""
 
 
 @task(task_run_name="track-{iteration}", **TASK)
@@ -73,7 +77,7 @@ def track_metrics(run: CampaignRun, chain: Sequence[Manifest]) -> None:
     faults = []
     try:
         create_markdown_artifact(
-            markdown=markdown(store, manifest, commits[-1].metrics),
+            markdown=markdown(store, chain, commits[-1].metrics),
             key=artifact_key("audit", store.campaign),
             description=f"{store.campaign}, iteration {manifest.iteration}",
         )
@@ -87,9 +91,9 @@ def track_metrics(run: CampaignRun, chain: Sequence[Manifest]) -> None:
         raise InfrastructureError("; ".join(faults))
 
 
-def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, float]) -> str:
-    """What the artifact of a commit says."""
-    panel = panel_name(read_config(store))
+def markdown(store: CampaignStore, chain: Sequence[Manifest], metrics: Mapping[str, float]) -> str:
+    """What the artifact of the newest commit of `chain` says; `metrics` are all of its own."""
+    manifest, panel = chain[-1], panel_name(read_config(store))
     evaluated = {
         name: f"{name.split('/')[1]}, {panel} won"
         for name in sorted(metrics)
@@ -110,6 +114,7 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
                 ["of the iteration", "value"], [*rows, ["expectations held", f"{held} of {held + broken}"]]
             ),
             "",
+            *_curves(chain, {"rollout/success_micro": SHOWN["rollout/success_micro"]} | evaluated),
             f"Its manifest is `{manifest_path(store, manifest)}`. Its audit page is written by",
             "",
             "```",
@@ -118,3 +123,16 @@ def markdown(store: CampaignStore, manifest: Manifest, metrics: Mapping[str, flo
             "",
         ]
     )
+
+
+def _curves(chain: Sequence[Manifest], titles: Mapping[str, str]) -> list[str]:
+    """Of each share among the metrics `titles` its course over the campaign, as text: of Prefect's two interfaces one
+    shows no image that an artifact holds."""
+    rows = []
+    for name, title in titles.items():
+        values = [value for one in chain if (value := one.metrics.get(name)) is not None]
+        if len(values) > 1:
+            shown = values[:: -math.ceil(len(values) / _MOST_SHOWN)][::-1]  # with the newest
+            curve = "".join(_LEVELS[min(int(value * len(_LEVELS)), len(_LEVELS) - 1)] for value in shown)
+            rows.append([title, f"{values[0]:.1%}", curve, f"{values[-1]:.1%}"])
+    return [*markdown_table(["over the iterations", "first", "0% to 100%", "newest"], rows), ""] if rows else []

@@ -38,7 +38,7 @@ def metrics_of(store, manifest) -> dict[str, float]:
 
 def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
     store, chain = make_campaign(tmp_path, 1, Shape(), degraded=1)
-    text = markdown(store, chain[1], {"rollout/success_micro": 0.25, "routes/step": 1 / 3, "unknown": 7.0})
+    text = markdown(store, chain, {"rollout/success_micro": 0.25, "routes/step": 1 / 3, "unknown": 7.0})
     assert text == (
         "# audited, iteration 1\n\n**Degraded:** `skills: 2 of 6 analyses failed`\n\n"
         "| of the iteration | value |\n| --- | --- |\n"
@@ -49,6 +49,21 @@ def test_the_artifact_says_what_was_committed_and_how_to_look_at_it(tmp_path):
     )
 
 
+def test_the_artifact_draws_success_over_the_campaign(tmp_path):
+    store, (start, *_) = make_campaign(tmp_path, 0, Shape())
+    held_out = "evaluation/t1/success_micro"
+    shares = [None, 0.0, 0.124, 0.125, 0.5, 0.999, 1.0]
+    metrics = [{"rollout/success_micro": share, held_out: 0.25 if share == 1.0 else None} for share in shares]
+    made = [start.model_copy(update={"iteration": n, "metrics": one}) for n, one in enumerate(metrics)]
+    text = markdown(store, made, {"rollout/success_micro": 1.0, held_out: 0.25})
+    assert "| rollouts won | 0.0% | ▁▁▂▅██ | 100.0% |\n\n" in text
+    assert text.count("held-out panel won") == 1  # one value is no curve
+    many = [start.model_copy(update={"metrics": {"rollout/success_micro": n / 200}}) for n in range(121)]
+    (line,) = [one for one in markdown(store, many, {}).splitlines() if "▁" in one]
+    assert line.split(" | ")[1:3] == ["0.0%", "▁" * 9 + "▂" * 8 + "▃" * 8 + "▄" * 9 + "▅" * 7]
+    assert markdown(store, many[:1], {}).count("▁") == 0
+
+
 def test_a_task_publishes_the_artifact_under_a_key_that_prefect_takes(tmp_path, prefect_server):
     store, chain = make_campaign(tmp_path, 1, Shape(), name="My_campaign.2")
     with CampaignRun(build_config({"campaign": store.campaign, "root": store.root}), store, chain):
@@ -57,7 +72,7 @@ def test_a_task_publishes_the_artifact_under_a_key_that_prefect_takes(tmp_path, 
     published = Artifact.get(artifact_key("audit", store.campaign))
     assert published is not None
     assert published.key == "audit-my-campaign-2"  # pyright: ignore[reportAttributeAccessIssue]
-    assert published.data == markdown(store, chain[1], metrics_of(store, chain[1]))  # pyright: ignore[reportAttributeAccessIssue]
+    assert published.data == markdown(store, chain, metrics_of(store, chain[1]))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Trackers -----------------------------------------------------------------------------------------------------------
