@@ -106,8 +106,14 @@ class SleepingReplica:
     def begin_load(self, policy_dir: Any) -> None:
         self.policy_dir = policy_dir
 
-    def finish_load(self) -> None:
-        """Nothing is loaded."""
+    def begin_sleep(self) -> None:
+        """There is no GPU."""
+
+    def begin_wake(self) -> None:
+        """There is no GPU."""
+
+    def finish(self) -> None:
+        """Nothing was begun."""
 
     def kill(self) -> None:
         """There is no process."""

@@ -44,6 +44,7 @@ MAY_DIFFER = (
     "analyzer.llm.prompt_price",
     "analyzer.llm.completion_price",
     "rollout.loop",
+    "engine.share_gpus",
     *EXECUTION,
 )
 """Keys that may change between runs of one campaign: it may be extended, moved, and fitted to another machine."""

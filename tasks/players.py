@@ -49,9 +49,17 @@ class Player:
     def load_policy(self, policy_dir: Path) -> None:
         """See `VllmEngine.load_policy`."""
         self._engine.begin_load(policy_dir)
-        self._engine.finish_load()
+        self._engine.finish()
         self._engine.policy_dir = policy_dir
         self._load_tokenizer(policy_dir)
+
+    def sleep(self) -> None:
+        """See `VllmEngine.sleep`."""
+        self._engine.group.call("sleep")
+
+    def wake(self) -> None:
+        """See `VllmEngine.wake`."""
+        self._engine.group.call("wake")
 
     def play(self, requests: Sequence[EpisodeRequest], temperature: float | None) -> Ended:
         """Begin to play `requests` under the campaign's rules (see `episode_settings`), and wait for the first end."""

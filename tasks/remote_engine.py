@@ -69,8 +69,16 @@ class RemoteEngine:
         self._given = policy_dir
         self.group.begin("load_policy", policy_dir)
 
-    def finish_load(self) -> None:
-        """Wait for `begin_load`."""
+    def begin_sleep(self) -> None:
+        """See `VllmEngine.sleep`, without waiting for it."""
+        self.group.begin("sleep")
+
+    def begin_wake(self) -> None:
+        """See `VllmEngine.wake`, without waiting for it."""
+        self.group.begin("wake")
+
+    def finish(self) -> None:
+        """Wait for the load, the sleep or the wake that was begun."""
         self.group.finish()
 
     def kill(self) -> None:

@@ -81,6 +81,15 @@ class CampaignConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _learner_can_leave_shared_gpus(self) -> Self:
+        if self.engine.share_gpus and self.learner.zero_stage == 3:
+            raise ValueError(
+                "engine.share_gpus: at learner.zero_stage 3 DeepSpeed takes nothing off a GPU for torch's AdamW; use "
+                "0, 1 or 2, or set engine.share_gpus to false"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, data: Any) -> Any:

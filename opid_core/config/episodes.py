@@ -63,6 +63,10 @@ class EngineConfig(Section):
     """Memory of a replica's KV cache in MiB (CPU only)."""
     gpu_memory_fraction: float = Field(default=0.4, gt=0, le=0.95)
     """Share of each of its GPUs' memory that a replica may take, its KV cache included (GPU only)."""
+    share_gpus: bool = False
+    """Whether engine and learner have the GPUs in turns: the engine sleeps while the learner works, and the learner
+    waits in the machine's memory while the engine plays, so that `gpu_memory_fraction` may be about 0.85 (GPU only;
+    `learner.zero_stage` 0 to 2). Off by default because it has not run on a GPU yet (docs/scale.md)."""
     canary_tolerance: float = Field(default=1e-3, gt=0)
     """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
     float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""

@@ -36,6 +36,7 @@ from opid_core.learning.losses import (
     policy_metrics,
     reference_loss,
 )
+from opid_core.learning.offload import offload, reload
 from opid_core.learning.scoring import ResponseScorer, frozen_policy, response_mask, score
 from opid_core.policies import copy_beside_weights, load_model, save_policy
 from opid_core.samples import Ragged, Samples, micro_batches
@@ -224,6 +225,16 @@ class Learner:
                 save_adapter(folder, weights, self.config.lora, base=self._beside_weights.name)
             elif first:
                 save_policy(self._policy, folder, files_from=self._beside_weights.name, state_dict=weights)
+
+    def offload(self) -> None:
+        """Leave the GPU to the inference engine: weights, optimizer and reference wait in this machine's memory, until
+        `reload`. At ZeRO stages 0 to 2; nothing where they are there already."""
+        offload(self._engine, *(self._reference[1:] if self._reference else ()))
+
+    def reload(self) -> None:
+        """Come back to the GPU. Raises OutOfMemory where another process has its memory."""
+        with _memory_errors(self.config.micro_batch_tokens):
+            reload(self._engine, *(self._reference[1:] if self._reference else ()))
 
     def close(self) -> None:
         """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may

@@ -204,6 +204,26 @@ def test_weights_and_canary_wait_for_an_idle_engine(engine, learner, policy_fold
         engine.step()
 
 
+def test_an_engine_that_has_slept_goes_on_as_before_and_takes_nothing_while_it_sleeps(engine, policy_folder):
+    """On a CPU vLLM's sleep mode frees no memory, and does everything else."""
+    engine.load_policy(policy_folder)
+    expected, _ = generate(engine, 6)
+    engine.submit("busy", [5, 6, 7], max_tokens=1, temperature=1.0, seed=0)
+    with pytest.raises(DataError, match="sleep: 1 requests still run"):
+        engine.sleep()
+    engine.step()
+    for _ in range(2):
+        engine.sleep()
+    with pytest.raises(DataError, match="load_policy: the engine sleeps"):
+        engine.load_policy(policy_folder)
+    with pytest.raises(DataError, match="request r0: the engine sleeps"):
+        generate(engine, 1)
+    for _ in range(2):
+        engine.wake()
+    again, _ = generate(engine, 6)  # with an empty prefix cache, as after a push
+    assert again == expected
+
+
 def test_an_empty_prompt_and_one_beyond_the_model_length_are_refused(engine):
     for length in (0, 127):
         with pytest.raises(DataError, match="request long"):

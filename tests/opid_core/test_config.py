@@ -241,6 +241,10 @@ def test_an_override_that_is_no_yaml(tmp_path):
         ("learner: {adam_betas: [0.9, 1.0]}", r"learner\.adam_betas\.1: Input should be less than 1 \(got 1\.0\)"),
         ("learner: 3", r"learner: .* \(got 3\)"),
         (
+            "engine: {share_gpus: true}\nlearner: {zero_stage: 3}",
+            r"engine\.share_gpus: at learner\.zero_stage 3 .*; use 0, 1 or 2, or set engine\.share_gpus to false",
+        ),
+        (
             "learner: {zero_stage: 0, dtype: bfloat16}",
             r"learner\.zero_stage: 0 keeps no float32 master weights for dtype bfloat16; use 1, 2 or 3 \(got 0\)",
         ),
@@ -428,6 +432,7 @@ OTHER_VALUES = {
     "engine.max_concurrent": 3,
     "engine.kv_cache_mib": 99,
     "engine.gpu_memory_fraction": 0.3,
+    "engine.share_gpus": True,
     "learner.ranks": 2,
     "learner.micro_batch_tokens": 999,
     "learner.gradient_checkpointing": True,

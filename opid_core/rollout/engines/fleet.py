@@ -48,7 +48,17 @@ class Replica(Protocol):
         """Put the weights of another HF folder into the engine, without waiting for it."""
         ...
 
-    def finish_load(self) -> None: ...
+    def begin_sleep(self) -> None:
+        """Leave the GPUs to the learner, without waiting for it."""
+        ...
+
+    def begin_wake(self) -> None:
+        """Take the GPUs back, without waiting for it."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for the load, the sleep or the wake that was begun."""
+        ...
 
     def kill(self) -> None: ...
 
@@ -119,9 +129,25 @@ class EngineFleet(Generic[R]):
         """Put the weights of another HF folder into all replicas, side by side."""
         for replica in self.replicas:
             replica.begin_load(policy_dir)
-        for replica in self.replicas:
-            replica.finish_load()
+        self._finish()
         self._policy_dir = policy_dir
+
+    def sleep(self) -> None:
+        """Let all replicas leave their GPUs to the learner, side by side; nothing where they sleep already."""
+        for replica in self.replicas:
+            replica.begin_sleep()
+        self._finish()
+
+    def wake(self) -> None:
+        """Let all replicas take their GPUs back, side by side, with the weights that they had; nothing where they are
+        awake."""
+        for replica in self.replicas:
+            replica.begin_wake()
+        self._finish()
+
+    def _finish(self) -> None:
+        for replica in self.replicas:
+            replica.finish()
 
     def kill(self) -> None:
         """End all replicas."""

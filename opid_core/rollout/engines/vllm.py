@@ -23,6 +23,7 @@ from opid_core.config import EngineConfig
 from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError
 from opid_core.policies import load_tokenizer
 from opid_core.policy_check import load_config, read_json, weight_files
+from opid_core.rollout.engines import sleeping
 from opid_core.rollout.engines.own_head import engine_arguments
 from opid_core.samples import Ragged
 
@@ -93,7 +94,10 @@ class VllmEngine:
         if trained and is_tied:
             load_args = engine_arguments(_stored_weights, self._tied)
         device_args: dict[str, Any] = (
-            {"gpu_memory_utilization": config.gpu_memory_fraction}
+            {
+                "gpu_memory_utilization": config.gpu_memory_fraction,
+                "enable_sleep_mode": trained and config.share_gpus,
+            }
             if on_gpu
             # Per-request seeds need whole prefills on CPU: a CPU generator cannot be rewound after a chunk.
             else {
@@ -132,8 +136,9 @@ class VllmEngine:
     ) -> None:
         """Queue one response. Sampling: the full distribution at `temperature` (0: greedy), up to `max_tokens`.
 
-        Raises DataError where prompt and response may not fit into `max_model_len`.
+        Raises DataError where prompt and response may not fit into `max_model_len`, and while the engine sleeps.
         """
+        sleeping.check_awake(self._engine, f"request {request_id}")
         if not 0 < len(prompt_ids) <= self._max_model_len - max_tokens:
             raise DataError(
                 f"request {request_id}: {len(prompt_ids)} prompt tokens and {max_tokens} response tokens: the prompt "
@@ -206,8 +211,8 @@ class VllmEngine:
 
         Raises DataError when a weight is missing: vLLM would keep its old value without a word. Only when idle.
         """
-        if not self.is_idle:
-            raise DataError(f"load_policy: {len(self._running)} requests still run; step until all are finished")
+        self._check_idle("load_policy")
+        sleeping.check_awake(self._engine, "load_policy")
         if not self._takes_weights:
             raise DataError("load_policy: this engine was made to play one tied policy (trained=False)")
         if missing := self._weight_names.difference(_weight_names(policy_dir)):
@@ -220,6 +225,21 @@ class VllmEngine:
         if not reset:
             raise InfrastructureError("the engine kept a prefix cache of the old weights")
         self.policy_dir = policy_dir
+
+    def sleep(self) -> None:
+        """Leave the GPU to the learner, but for what a process keeps there: the weights wait in this machine's memory,
+        the cache is dropped. Nothing where it sleeps already. Only when idle (DataError)."""
+        self._check_idle("sleep")
+        sleeping.sleep(self._engine)
+
+    def wake(self) -> None:
+        """Take the GPU back, with the weights that it had and an empty cache. Nothing where it is awake. Raises
+        InfrastructureError where others have its memory."""
+        sleeping.wake(self._engine)
+
+    def _check_idle(self, call: str) -> None:
+        if not self.is_idle:
+            raise DataError(f"{call}: {len(self._running)} requests still run; step until all are finished")
 
     def close(self) -> None:
         """Stop the engine and free its memory. The process group stays: the learner may use it."""

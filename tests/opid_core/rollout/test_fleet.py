@@ -34,6 +34,7 @@ class StandIn(ScriptedEngine):
     """Of each call to the engine's process: for how many steps, and what was submitted with it."""
     unsent: list[str] = field(default_factory=list)
     begun: list[Completion] | None = None
+    told: list[str] = field(default_factory=list)
     is_killed: bool = False
 
     @property
@@ -62,8 +63,15 @@ class StandIn(ScriptedEngine):
     def begin_load(self, policy_dir: Path) -> None:
         self.policy_dir = policy_dir
 
-    def finish_load(self) -> None:
+    def begin_sleep(self) -> None:
+        self.told.append("sleep")
+
+    def begin_wake(self) -> None:
+        self.told.append("wake")
+
+    def finish(self) -> None:
         assert self.is_idle
+        self.told.append("done")
 
     def kill(self) -> None:
         self.is_killed = True
@@ -164,6 +172,14 @@ def test_new_weights_go_to_all_and_an_answer_with_others_is_refused():
     deaf.policy_dir = OLD
     with pytest.raises(InfrastructureError, match=r"replica 2 of 2 .* policies/1, the others hold policies/2"):
         played(fleet, groups_of([1, 1]))
+
+
+def test_all_replicas_leave_their_gpus_side_by_side_and_take_them_back():
+    told: list[str] = []
+    fleet = fleet_of(StandIn(told=told), StandIn(told=told))
+    fleet.sleep()
+    fleet.wake()
+    assert told == ["sleep", "sleep", "done", "done", "wake", "wake", "done", "done"]
 
 
 def test_the_canary_samples_on_every_replica_and_names_the_one_that_differs():
