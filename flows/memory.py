@@ -19,6 +19,10 @@ for a moment, for gradients and roots of second moments (`python -m benchmarks.o
 STAGE_3_AT_ONCE = 10**9
 """Parameters that a step works on at once at stage 3 (DeepSpeed's sub_group_size)."""
 
+AWAY_MIB = 2048.0
+"""What engine or learner keep on a GPU that they share while they are away from it: contexts, workspaces of libraries,
+vLLM's CUDA graphs. Assumed; `benchmarks/gpu.sh` measures it."""
+
 ACTIVATIONS = {False: 34, True: 2}
 """Values kept for the backward pass, a token and unit of width and layer: of a whole one, of a checkpointed one."""
 
@@ -90,9 +94,12 @@ def estimate(config: CampaignConfig, shape: PolicyShape | None = None) -> Memory
 
 
 def smallest_gpu_mib(config: CampaignConfig, memory: Memory) -> float:
-    """The least memory of a GPU on which a rank of the learner and the engine's share of it fit side by side."""
+    """The least memory of a GPU on which a rank of the learner and the engine's share of it fit side by side, or in
+    turns (`engine.share_gpus`)."""
     engine_share = config.engine.gpu_memory_fraction
     of_engine = (memory.engine_weights_mib + memory.one_sequence_mib) / engine_share
+    if config.engine.share_gpus:
+        return max(memory.learner_mib + AWAY_MIB, of_engine, AWAY_MIB / (1 - engine_share))
     return max(memory.learner_mib / (1 - engine_share), of_engine)
 
 
@@ -105,13 +112,31 @@ def misfits(config: CampaignConfig, memory: Memory, gpu_mib: float) -> list[str]
             f"the engine: {memory.engine_weights_mib:.0f} MiB of weights and {memory.one_sequence_mib:.0f} MiB for one "
             f"sequence do not fit in its {for_engine:.0f} MiB; raise engine.gpu_memory_fraction"
         )
-    if memory.learner_mib > gpu_mib - for_engine:
+    in_turns, left = config.engine.share_gpus, gpu_mib - for_engine
+    if in_turns and left < AWAY_MIB:
         problems.append(
-            f"the learner: {memory.learner_mib:.0f} MiB do not fit in {gpu_mib - for_engine:.0f} MiB; lower "
+            f"beside the engine: the learner keeps about {AWAY_MIB:.0f} MiB while it is away, {left:.0f} MiB are left; "
+            "lower engine.gpu_memory_fraction"
+        )
+    for_learner = gpu_mib - AWAY_MIB if in_turns else left
+    if memory.learner_mib > for_learner:
+        stages, last = (
+            ("2", "") if in_turns else ("2 or 3", ", lower engine.gpu_memory_fraction, or turn on engine.share_gpus")
+        )
+        problems.append(
+            f"the learner: {memory.learner_mib:.0f} MiB do not fit in {for_learner:.0f} MiB; lower "
             "learner.micro_batch_tokens, turn on learner.gradient_checkpointing, use more learner.ranks with "
-            "learner.zero_stage 2 or 3, or lower engine.gpu_memory_fraction"
+            f"learner.zero_stage {stages}{last}"
         )
     return problems
+
+
+def in_host_mib(config: CampaignConfig, memory: Memory) -> float:
+    """What waits in the machine's memory where engine and learner share GPUs: both, as PyTorch keeps what it has locked
+    there once for the next time."""
+    parts = (memory.weights_mib, memory.optimizer_mib, memory.reference_mib, memory.adapter_mib)
+    engine = config.engine
+    return config.learner.ranks * sum(parts) + engine.replicas * engine.tensor_parallel * memory.engine_weights_mib
 
 
 def on_cpu_mib(config: CampaignConfig, memory: Memory) -> float:
@@ -139,6 +164,11 @@ def describe(config: CampaignConfig, memory: Memory) -> str:
         else f"{max(sampling, learning)} GPUs of at least {needed_gib:.1f} GiB each: {_first(learning, 'learn')}, "
         f"{_first(sampling, 'sample')}"
     )
+    if engine.share_gpus:
+        lines.append(
+            f"in turns (engine.share_gpus): {in_host_mib(config, memory) / 1024:.1f} GiB of the machine's memory hold "
+            "who waits; PyTorch may round its blocks up to twice that"
+        )
     if torch.cuda.is_available():
         gpu_mib = torch.cuda.get_device_properties(0).total_memory / _MIB
         problems = misfits(config, memory, gpu_mib)

@@ -98,12 +98,15 @@ def seats_of_ranks(gpus: Sequence[Sequence[str]], ranks: int) -> list[tuple[int,
 def bundles(config: CampaignConfig, nodes: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
     """What each place reserves on a cluster of `nodes`.
 
-    Raises ConfigError where replicas and ranks need more GPUs (or, without any, CPUs) than all of them have.
+    Raises ConfigError where replicas and ranks need more GPUs (or, without any, CPUs) than all of them have, and for
+    what needs a GPU where there is none.
     """
     replicas, each, ranks = config.engine.replicas, config.engine.tensor_parallel, config.learner.ranks
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     wanted = f"engine.replicas {replicas} x engine.tensor_parallel {each} and learner.ranks {ranks}"
     if not gpus:
+        if config.engine.share_gpus:
+            raise ConfigError("engine.share_gpus: the cluster shows no GPU; set it to false")
         if each > 1:
             raise ConfigError(f"engine.tensor_parallel {each}: the cluster shows no GPU; set it to 1")
         needed, cpus = max(replicas, ranks), int(sum(node.get("CPU", 0) for node in nodes))

@@ -125,10 +125,13 @@ def gpus_of_replicas(config: CampaignConfig) -> list[list[str]]:
     """The GPUs of each replica: `engine.tensor_parallel` neighbours, from the first on; none where there is no GPU.
 
     Raises ConfigError where the replicas, or the learner's ranks, need more GPUs than are visible, and for tensor
-    parallelism without any: the processes of a CPU share one memory, so dividing the weights gains nothing there.
+    parallelism or `engine.share_gpus` without any: the processes of a CPU share one memory, so dividing the weights
+    gains nothing there, and vLLM has no sleep mode for it.
     """
     gpus, engine = visible_gpus(), config.engine
     each = engine.tensor_parallel
+    if not gpus and engine.share_gpus:
+        raise ConfigError("engine.share_gpus: this machine shows no GPU; set it to false")
     if not gpus and each > 1:
         raise ConfigError(f"engine.tensor_parallel {each}: this machine shows no GPU; set it to 1")
     if not gpus:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from infra.groups import Folder, folder_in
 from infra.manifest import FolderRecord, state_files, texts_only
@@ -69,6 +69,14 @@ class RemoteLearner:
         """Wait for what `store` began: the record of the whole policy."""
         return self._group.call("stored")
 
+    def offload(self) -> None:
+        """See `Learner.offload`."""
+        self._group.call("offload")
+
+    def reload(self) -> None:
+        """See `Learner.reload`."""
+        self._group.call("reload")
+
     def kill(self) -> None:
         """End all ranks."""
         self._group.kill()
@@ -85,6 +93,7 @@ class Workers:
         self._engine_policy: FolderRecord | None = None
         self._learner: RemoteLearner | None = None
         self._learner_policy: FolderRecord | None = None
+        self._has_gpus: Literal["engine", "learner"] | None = None
         self.is_storing = False
         """Whether the learner uploads its optimizer state; its end is the end of that."""
         self._reference: tuple[FolderRecord, Folder] | None = None
@@ -115,30 +124,42 @@ class Workers:
         from opid_core.rollout.engines.vllm import canary_gap
 
         if self._engine is not None and self._engine_policy == weights_only(policy):
+            self._give_gpus_to("engine")
             return self._engine
+        shares_gpus = self._config.engine.share_gpus
         with self._places.whole_policy(self._store, policy) as folder:
             is_new = self._engine is None
-            if self._engine is None:
+            if is_new and not shares_gpus:
                 # The engine takes its share of a GPU's memory at once, and needs it free; a learner grows later. So a
                 # learner that is here already, as in a run that is resumed after its rollout, starts again beside it.
                 self._close_learner()
+            self._give_gpus_to("engine")
+            if self._engine is None:
                 self._engine = start_engine(self._config, folder, trained=True, places=self._places)
             else:
                 self._engine_policy = None
                 self._engine.load_policy(folder)
-            learner = self.learner(policy)  # starts while the engine does
+            if not shares_gpus:
+                self.learner(policy)  # starts while the engine does
             report(None, "start engine" if is_new else "check engine")
             encode = self.tokenizer(policy).encode
             prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
-            canary_gap(self._engine.replicas, learner.score, prompts, self._config.engine.canary_tolerance)
+
+            def score(*sequences: Ragged) -> Ragged:
+                return self.learner(policy).score(*sequences)
+
+            canary_gap(self._engine.replicas, score, prompts, self._config.engine.canary_tolerance)
+        self._give_gpus_to("engine")
         self._engine_policy = weights_only(policy)
         return self._engine
 
     def learner(self, policy: FolderRecord) -> RemoteLearner:
         """The learner with the weights and optimizer state of `policy`."""
         if self._learner is not None and self._learner_policy == policy:
+            self._give_gpus_to("learner")
             return self._learner
         self._close_learner()
+        self._give_gpus_to("learner")
         report(None, "start learner")
         weights, own = base_and_adapter(self._store, policy)
         base = self._places.folder(self._store, weights)
@@ -147,6 +168,24 @@ class Workers:
         self._learner = RemoteLearner(self._config, self._places, base, state, self.micro_batch_tokens, adapter)
         self._learner_policy = policy
         return self._learner
+
+    def _give_gpus_to(self, who: Literal["engine", "learner"]) -> None:
+        """Where both share GPUs (`engine.share_gpus`): let the other leave them, then `who` come back. Who is not there
+        is to start after this."""
+        if not self._config.engine.share_gpus or self._has_gpus == who:
+            return
+        self._has_gpus = None  # a fault on the way leaves it open who has moved; both may be told so again
+        if who == "engine":
+            if self._learner is not None:
+                self._learner.offload()
+            if self._engine is not None:
+                self._engine.wake()
+        else:
+            if self._engine is not None:
+                self._engine.sleep()
+            if self._learner is not None:
+                self._learner.reload()
+        self._has_gpus = who
 
     def reference_score(self, policy: FolderRecord, reference: FolderRecord) -> Callable[[Ragged, Ragged], Ragged]:
         """The scoring function of the frozen weights of `reference`, in the learner of `policy`."""
@@ -174,7 +213,7 @@ class Workers:
 
     @property
     def has_engine(self) -> bool:
-        """Whether an engine is there: to start one ends the learner first."""
+        """Whether an engine is there: to start one may end the learner first."""
         return self._engine is not None
 
     @property
@@ -190,7 +229,7 @@ class Workers:
         """Kill every process."""
         self._close_learner()
         self.close_engine()
-        self._tokenizer = None
+        self._tokenizer = self._has_gpus = None
         self._places.close()
 
     def close_engine(self) -> None:

@@ -49,6 +49,15 @@ def test_each_replica_has_gpus_of_its_own(machine):
         gpus_of_replicas(config_of(1, 2))
 
 
+def test_gpus_are_shared_where_there_are_some(machine):
+    shared = build_config({"campaign": "c", "engine": {"share_gpus": True}})
+    machine(1)
+    check_devices(shared, SHAPE)
+    machine(0)
+    with pytest.raises(ConfigError, match=r"engine.share_gpus: this machine shows no GPU; set it to false"):
+        check_devices(shared, SHAPE)
+
+
 @pytest.mark.parametrize(
     ("replicas", "tensor_parallel", "ranks", "message"),
     [

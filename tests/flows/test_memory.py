@@ -11,6 +11,7 @@ from benchmarks import cards
 from flows.memory import (
     describe,
     estimate,
+    in_host_mib,
     misfits,
     on_cpu_mib,
     planned_shape,
@@ -124,6 +125,31 @@ def test_an_estimate_by_hand(tmp_path):
     assert misfits(config, memory, least + 1) == []
     (problem,) = misfits(config, memory, least - 1)
     assert problem.startswith("the learner: ")
+
+
+def test_who_shares_a_gpu_has_it_whole_but_for_what_the_other_keeps(tmp_path):
+    """Of Qwen2.5-3B on one rank. The sum is a maximum: two shares of a GPU, or one at a time and 2 GiB."""
+    turns = "engine.share_gpus=true"
+    config = config_of("alfworld_qwen2.5_3b", tmp_path, turns, "engine.gpu_memory_fraction=0.2")
+    memory = estimate(config, SHAPE)
+    assert memory == estimate(config_of("alfworld_qwen2.5_3b", tmp_path), SHAPE)
+    least = smallest_gpu_mib(config, memory)
+    assert least == memory.learner_mib + 2048
+    assert misfits(config, memory, least + 1) == []
+    (problem,) = misfits(config, memory, least - 1)
+    assert problem.startswith("the learner: ")
+    assert problem.endswith("learner.zero_stage 2")
+    # 0.95 of 20 GiB leave 1 GiB, and the learner keeps 2.
+    most = config_of("alfworld_qwen2.5_3b", tmp_path, turns, "engine.gpu_memory_fraction=0.95")
+    assert smallest_gpu_mib(most, memory) == pytest.approx(2048 / 0.05)
+    (problem,) = misfits(most, memory, 20 * 1024)
+    assert problem.startswith("beside the engine: the learner keeps about 2048 MiB while it is away, 1024 MiB are left")
+    # weights, their optimizer and the reference on two ranks (12 bytes of each parameter divided), an engine's weights
+    ranks = config_of("alfworld_qwen2.5_3b", tmp_path, turns, "learner.ranks=2", "learner.zero_stage=1")
+    of_ranks = estimate(ranks, SHAPE)
+    assert in_host_mib(ranks, of_ranks) == 2 * (200 + 100 * 12 / 2 + 200) + 200
+    assert "in turns (engine.share_gpus): 2.1 GiB of the machine's memory" in describe(ranks, of_ranks)
+    assert "in turns" not in describe(config_of("alfworld_qwen2.5_3b", tmp_path), memory)
 
 
 def test_replicas_hold_the_weights_each_and_tensor_parallelism_divides_them(tmp_path):

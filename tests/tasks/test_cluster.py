@@ -21,6 +21,9 @@ def config_of(replicas=1, tensor_parallel=1, ranks=1, **others):
     return build_config({"campaign": "c", "engine": engine, "learner": {"ranks": ranks}, **others})
 
 
+SHARED = build_config({"campaign": "c", "engine": {"share_gpus": True}})
+
+
 def test_each_replica_and_each_rank_has_a_place():
     assert bundles(config_of(), [{"CPU": 2.0}]) == [{"CPU": 1.0}]
     assert bundles(config_of(1, 1, 2), [{"CPU": 1.0}, {"CPU": 1.0}]) == [{"CPU": 1.0}] * 2
@@ -44,6 +47,7 @@ def test_ranks_take_the_gpus_of_the_places_in_order():
         (config_of(5, 2, 1), GPU_NODES, r"engine.replicas 5 x engine.tensor_parallel 2 .*: 10 GPUs are needed"),
         (config_of(2, 3, 1), [{"GPU": 4.0}, {"GPU": 2.0}], r"must be of one node, 1 replicas fit the cluster"),
         (config_of(1, 2, 1), [{"CPU": 4.0}], r"engine.tensor_parallel 2: the cluster shows no GPU"),
+        (SHARED, [{"CPU": 4.0}], r"engine.share_gpus: the cluster shows no GPU; set it to false"),
         (config_of(1, 1, 3), [{"CPU": 1.0}, {"CPU": 1.0}], r"3 CPUs are needed, the cluster has 2 and no GPU"),
     ],
 )
