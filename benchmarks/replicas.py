@@ -1,5 +1,8 @@
 """One engine against several replicas, one CPU core each, on a tiny policy: `python -m benchmarks.replicas`.
 
+Where there is a GPU all of them are on the first one, with a quarter of its memory each, in bfloat16; `--large` gives
+them a random policy as deep and as wide as Qwen2.5-0.5B, without its vocabulary.
+
 The same episodes are played by fleets of each size in turn, `--repeat` times after one to warm up. Printed are medians
 and ranges of the seconds, and of the processor seconds of the busiest replica and of the loop, which other work on the
 machine changes little: with a core each nothing takes longer than the busiest. And whether the episodes are equal,
@@ -13,33 +16,63 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import psutil
+import torch
 
 from benchmarks.episode_loop import alfworld_requests, settings
+from infra.groups import Folder, Group
 from infra.hosting import HostedGroup
-from opid_core.config import build_config
+from opid_core.config import CampaignConfig, build_config
+from opid_core.policies import make_tiny_policy
 from opid_core.rollout.episodes import Episode, run_episodes
 from tasks.engines import Engine, start_engine
-from tests.factories import make_tiny_policy_folder, make_tokenizer
+from tasks.places import LocalPlaces, engine_factory, engine_options, visible_gpus
+from tests.factories import EOS_ID, VOCABULARY, make_tiny_policy_folder, make_tokenizer
+
+
+class OneCard(LocalPlaces):
+    """All replicas on the first GPU. They start one after the other: where another process gives memory back while it
+    starts, vLLM refuses to."""
+
+    def __init__(self, config: CampaignConfig) -> None:
+        super().__init__(config)
+        self._one_card = config
+
+    def engine(self, replica: int, name: str, policy_dir: Folder, *, trained: bool) -> Group:
+        env, options = {"CUDA_VISIBLE_DEVICES": visible_gpus()[0]}, engine_options(self._one_card, trained)
+        group = HostedGroup(name, *engine_factory(self._one_card, policy_dir), env=env, **options)
+        group.call("advance", [])  # waits for the start
+        return group
 
 
 def start(replicas: int, policy: Path) -> Engine:
     """A fleet whose replicas have one thread each."""
-    return start_engine(
-        build_config(
-            {
-                "campaign": "replicas",
-                "threads": replicas,
-                "engine": {"replicas": replicas, "kv_cache_mib": 128},
-                "rollout": {"max_prompt_tokens": 900, "max_response_tokens": 32},
-            }
-        ),
-        policy,
-        trained=True,
+    on_gpu = torch.cuda.is_available()
+    engine = {"replicas": replicas, "kv_cache_mib": 128, "gpu_memory_fraction": 0.25}
+    config = build_config(
+        {
+            "campaign": "replicas",
+            "threads": replicas,
+            "engine": {**engine, "dtype": "bfloat16" if on_gpu else "float32"},
+            "rollout": {"max_prompt_tokens": 900, "max_response_tokens": 32},
+        }
     )
+    return start_engine(config, policy, trained=True, places=OneCard(config) if on_gpu else None)
+
+
+def make_large_policy_folder(folder: Path) -> Path:
+    """Write a random policy of 24 layers of width 896, and its tokenizer."""
+    policy = make_tiny_policy(
+        vocab_size=len(VOCABULARY), hidden_size=896, layers=24, heads=14, max_positions=1024, seed=0
+    )
+    policy.config.eos_token_id = EOS_ID
+    policy.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def record(episodes: list[Episode]) -> list[tuple[list[int], list[float]]]:
@@ -64,6 +97,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
     tokenizer = make_tokenizer()
     maker, requests = alfworld_requests(given.episodes)
@@ -71,7 +105,8 @@ def main() -> None:
     taken: dict[int, list[tuple[float, float, float]]] = {replicas: [] for replicas in given.replicas}
     records = {}
     with tempfile.TemporaryDirectory() as folder:
-        policy = make_tiny_policy_folder(Path(folder), max_positions=1024)
+        policy = Path(folder)
+        (make_large_policy_folder if given.large else partial(make_tiny_policy_folder, max_positions=1024))(policy)
         fleets = {replicas: start(replicas, policy) for replicas in given.replicas}
         try:
             for turn in range(given.repeat + 1):
@@ -89,6 +124,9 @@ def main() -> None:
     first, *others = records.values()
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     print(f"{given.episodes} episodes in groups of 8, {len(first)} turns, n = {given.repeat}; load averages {load}")
+    where = f"{torch.cuda.get_device_name(0)}, bfloat16" if torch.cuda.is_available() else "CPU, float32"
+    tokens = sum(len(ids) for ids, _ in first)
+    print(f"{where}; {tokens:,} tokens")
     print("| replicas | seconds | busiest replica, processor seconds | loop, processor seconds |\n|---|---|---|---|")
     for replicas, times in taken.items():
         print(f"| {replicas} | {' | '.join(shown([*column]) for column in zip(*times, strict=True))} |")
