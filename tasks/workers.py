@@ -145,8 +145,8 @@ class Workers:
             encode = self.tokenizer(policy).encode
             prompts = [encode(text, add_special_tokens=False) for text in CANARY_PROMPTS]
 
-            def score(*sequences: Ragged) -> Ragged:
-                return self.learner(policy).score(*sequences)
+            def score(prompts: Ragged, responses: Ragged) -> Ragged:
+                return self.learner(policy).score(prompts, responses)
 
             canary_gap(self._engine.replicas, score, prompts, self._config.engine.canary_tolerance)
         self._give_gpus_to("engine")
