@@ -10,7 +10,7 @@ from benchmarks.soak import InProcessWorkers
 from benchmarks.stand_ins import InstantWorkers
 from tasks.workers import RemoteLearner, Workers
 
-CONTEXT = {"kill"}
+CONTEXT = {"kill", "offload", "reload"}
 """Of a learner, called by its workers alone."""
 
 
