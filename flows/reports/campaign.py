@@ -146,7 +146,7 @@ def _by_task_type(evaluated: Sequence[Evaluated]) -> list[str]:
     lines = []
     for e in evaluated:
         if e.policy_version == newest and len(e.success.per_type) > 1:
-            title = f"task type (after {quantity(newest, 'update')}, temperature {e.temperature:g})"
+            title = f"task type (after {quantity(e.policy_version, 'update')}, temperature {e.temperature:g})"
             rows = [
                 [name, str(e.success.episodes_per_type[name]), f"{share:.1%}"]
                 for name, share in e.success.per_type.items()
