@@ -21,6 +21,7 @@ from flows.prefect_api import check_api
 from flows.reports.chains import mean_metrics, read_chain
 from flows.reports.formatting import say
 from infra.store import campaign_exists, check_writable, find_campaign, manifests, size_text
+from opid_core.architectures import check_sharing
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError, OpidError
 from opid_core.hub import hub_model, policy_folder
@@ -53,6 +54,8 @@ def check_all_but_space(config: CampaignConfig, *, weights: bool = True) -> None
     """`check`, for a config that is run as several campaigns: ask `check_space` about those."""
     folder = None if config.policy is None else policy_folder(config.policy, weights=weights)
     check_policy_and_engine(folder, weights=weights or (config.policy is not None and hub_model(config.policy) is None))
+    if config.learner.shared_prefixes and folder is not None:  # the warm start's own architecture can
+        check_sharing(load_config(folder))
     if config.learner.lora is not None:
         from opid_core.learning.lora import check_targets
 

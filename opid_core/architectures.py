@@ -30,6 +30,18 @@ SCORED = frozenset(_NAMES.split())
 architectures.md). An architecture that is not here may see ahead, or not be known: `python -m benchmarks.architectures
 NAME` tells."""
 
+_SHARING_NAMES = """
+apertus arcee aria_text axk1 biogpt bitnet cohere ctrl deepseek_v2 deepseek_v3 diffllama doge dots1 ernie4_5
+ernie4_5_moe flex_olmo gemma glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe
+granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe llama longcat_flash
+mellum minimax_m2 minimax_m3_vl_text ministral3 mistral mixtral nanochat olmo olmo2 olmoe opt persimmon phi phi3
+phimoe qwen2 qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
+"""
+SHARING = frozenset(_SHARING_NAMES.split())
+"""Of the scored ones, those in which nothing but attention looks at other positions, and attention is looked up by its
+name: `learner.shared_prefixes` computes them within 1e-5 nats of their own forward pass
+(docs/measurements/shared_prefixes.md)."""
+
 PLAYED_TIED = frozenset(("cohere", "cohere2", "cohere2_moe", "gemma2", "gemma3n_text"))
 """vLLM takes the embeddings of these as their output layer, and skips an output layer in the weights: a live engine
 keeps the one that it began with (its CPU build), or plays what was not trained (an untied model)."""
@@ -65,6 +77,27 @@ def _why_not(config: PreTrainedConfig) -> str | None:
         settings = ", ".join(f"{name}: {getattr(config, name)}" for name in random)
         return f"an update would not compute what scoring does; set to 0 in config.json: {settings}"
     return None
+
+
+def check_sharing(config: PreTrainedConfig) -> None:
+    """Raise ConfigError for a model that cannot be trained with `learner.shared_prefixes`."""
+    if config.model_type not in SHARING:
+        reason = (
+            f"the architecture {config.model_type!r} is none of those that share prefixes: {', '.join(sorted(SHARING))}"
+        )
+    elif windows := _windows(config):
+        reason = f"layers of this {config.model_type} see a part of their past (config.json: {windows})"
+    else:
+        return
+    raise ConfigError(f"learner.shared_prefixes: true: {reason}; set it to false")
+
+
+def _windows(config: PreTrainedConfig) -> str:
+    other = sorted({*(getattr(config, "layer_types", None) or ())} - {"full_attention"})
+    if other:
+        return f"layer_types {', '.join(other)}"
+    window = getattr(config, "sliding_window", None)
+    return f"sliding_window {window}" if window is not None and getattr(config, "use_sliding_window", True) else ""
 
 
 def _rope_types(parameters: Any) -> set[str]:

@@ -22,6 +22,7 @@ EXECUTION = (
     "learner.ranks",
     "learner.micro_batch_tokens",
     "learner.gradient_checkpointing",
+    "learner.shared_prefixes",
 )
 """Keys that fit a campaign to a machine and change how sums are rounded: a campaign that is continued with others is
 equal to an undisturbed one up to that. A manifest has the values that its iteration was made with, and no other keys:

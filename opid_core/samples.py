@@ -192,10 +192,6 @@ class Samples:
         chosen = pa.array(which)
         return Samples(self.table.filter(chosen) if which.dtype == bool else self.table.take(chosen))
 
-    def micro_batches(self, micro_batch_tokens: int) -> list[list[int]]:
-        """Indices of the samples in batches for the learner; see the function of that name."""
-        return micro_batches(self.prompt_ids.lengths + self.response_ids.lengths, micro_batch_tokens)
-
     def __len__(self) -> int:
         return self.table.num_rows
 

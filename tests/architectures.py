@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 from opid_core.architectures import random_in_training
 from opid_core.learning import last_layer
 from opid_core.learning.scoring import ResponseScorer, score
+from opid_core.learning.shared_prefixes import share_prefixes
 from opid_core.samples import Ragged
 
 WIDTHS = ("hidden_size", "n_embd", "d_model", "lru_width")
@@ -129,18 +130,29 @@ def gap(model: PreTrainedModel, *, in_parts: bool = False) -> float:
         return _gap(model)
 
 
-def _gap(model: PreTrainedModel) -> float:
+def sharing_gap(model: PreTrainedModel) -> float:
+    """As `gap`, of sequences with common prefixes that are computed once; from then on `model` works so."""
+    longer, shorter = [*PROMPTS[3], 7, 8], PROMPTS[3][:9]
+    prompts = Ragged.from_rows([*PROMPTS, longer, shorter, PROMPTS[3], PROMPTS[0]], np.int32)
+    return _gap(model, prompts, RESPONSES.take(np.array([0, 1, 2, 3, 3, 0, 3, 2])), shares=True)
+
+
+def _gap(
+    model: PreTrainedModel, prompts: Ragged = PROMPTS, responses: Ragged = RESPONSES, *, shares: bool = False
+) -> float:
     model.eval()
     own = []
     with torch.no_grad():
-        for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        for prompt, response in zip(prompts, responses, strict=True):
             ids = torch.from_numpy(np.concatenate([prompt, response])).long()
             logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
             read = logits[len(prompt) - 1 : -1].log_softmax(-1)
             own.append(read[torch.arange(len(response)), ids[len(prompt) :]].numpy())
     expected = np.concatenate(own)
     assert np.ptp(expected) > 1e-3
-    scored = score(model, PROMPTS, RESPONSES, micro_batch_tokens=1000).values
-    updated, _ = ResponseScorer(model.train())(PROMPTS, RESPONSES)
-    in_update = [row[:length] for row, length in zip(updated.detach().numpy(), RESPONSES.lengths, strict=True)]
+    if shares:
+        share_prefixes(model)
+    scored = score(model, prompts, responses, micro_batch_tokens=1000).values
+    updated, _ = ResponseScorer(model.train())(prompts, responses)
+    in_update = [row[:length] for row, length in zip(updated.detach().numpy(), responses.lengths, strict=True)]
     return float(max(np.abs(values - expected).max() for values in (scored, np.concatenate(in_update))))

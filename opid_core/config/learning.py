@@ -68,6 +68,9 @@ class LearnerConfig(Section):
     """Processes that share the update, started by torchrun: one a GPU; on a CPU `threads` is divided among them."""
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
+    shared_prefixes: bool = False
+    """Compute once what sequences of a micro-batch begin with in common; equal up to rounding, and faster where prompts
+    share much (docs/learner.md). Attention then sees up to twice `micro_batch_tokens`."""
     lora: LoraConfig | None = None
     """Train adapters in place of all weights; `{}` is LoRA with its defaults."""
 

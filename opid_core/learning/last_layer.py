@@ -40,9 +40,11 @@ def log_probs_at(
     *,
     entropy: bool = False,
     train_entropy: bool = False,
+    **inputs: Tensor,
 ) -> tuple[Float[Tensor, " reads"], Float[Tensor, " reads"] | None]:
     """The log-probs that `policy`, having read `ids`, gives to the tokens `targets` after [rows, columns]: nats,
     float32, temperature 1; and the entropies there if asked for, through which gradients flow only if they are trained.
+    `inputs`: what else its forward pass takes.
 
     A last layer is run whole unless it is made of a `self_attn.o_proj` and an `mlp` of one input, with nothing but
     norms between (those of Llama and Qwen are): a convolution, say, would look at positions beside the read ones. From
@@ -54,16 +56,16 @@ def log_probs_at(
     parts = -(-len(rows) * policy.config.get_text_config().vocab_size // LOGITS_AT_ONCE)
     # Two parts save nothing: the gradient of the output layer is there once for each until both are added.
     if parts <= 2 or policy.config.model_type in _WITHOUT_HALVES:
-        with _only_at(policy, rows, columns, output_layer=True):
-            logits = policy(input_ids=ids, use_cache=False).logits[0]
+        with _only_at(policy, rows, columns, ids.shape[1], output_layer=True):
+            logits = policy(input_ids=ids, use_cache=False, **inputs).logits[0]
         return _read(logits, targets, entropy, train_entropy)
-    with _only_at(policy, rows, columns, output_layer=False):
-        body = policy.base_model(input_ids=ids, use_cache=False)
+    with _only_at(policy, rows, columns, ids.shape[1], output_layer=False):
+        body = policy.base_model(input_ids=ids, use_cache=False, **inputs)
     hidden = body.last_hidden_state[rows, columns]
 
     def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         with _body_answers(policy, type(body)(**{**body, "last_hidden_state": hidden[None]})):
-            logits = policy(input_ids=ids, use_cache=False).logits[0]
+            logits = policy(input_ids=ids, use_cache=False, **inputs).logits[0]
         return _read(logits, targets, entropy, train_entropy)
 
     pairs = zip(hidden.tensor_split(parts), targets.tensor_split(parts), strict=True)
@@ -115,15 +117,24 @@ def _body_answers(policy: PreTrainedModel, output: ModelOutput) -> Iterator[None
 
 
 @contextmanager
-def _only_at(policy: PreTrainedModel, rows: Tensor, columns: Tensor, *, output_layer: bool) -> Iterator[None]:
+def _only_at(
+    policy: PreTrainedModel, rows: Tensor, columns: Tensor, width: int, *, output_layer: bool
+) -> Iterator[None]:
+    # A position that is read twice is computed once: written twice, each would get the gradient of both.
+    once = torch.unique(rows * width + columns)
+    places = once // width, once % width
+
+    def pick_reads(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
+        return (inputs[0][rows, columns][None],)
+
     def pick(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
         nonlocal shape
         shape = inputs[0].shape[:2]
-        return (inputs[0][rows, columns][None],)
+        return (inputs[0][places][None],)
 
     def put(module: nn.Module, inputs: tuple[Tensor], output: Tensor | tuple) -> Tensor | tuple:
         read, *more = output if isinstance(output, tuple) else (output,)  # experts may tell of their routing too
-        whole = read.new_zeros(*shape, read.shape[-1]).index_put((rows, columns), read[0])
+        whole = read.new_zeros(*shape, read.shape[-1]).index_put(places, read[0])
         return (whole, *more) if isinstance(output, tuple) else whole
 
     shape = (0, 0)
@@ -131,7 +142,7 @@ def _only_at(policy: PreTrainedModel, rows: Tensor, columns: Tensor, *, output_l
     if output_layer:
         last = policy.get_output_embeddings()
         assert last is not None
-        handles.append(last.register_forward_pre_hook(pick))
+        handles.append(last.register_forward_pre_hook(pick_reads))
     for module in _position_wise(policy):
         handles += [module.register_forward_pre_hook(pick), module.register_forward_hook(put)]
     try:

@@ -38,8 +38,9 @@ from opid_core.learning.losses import (
 )
 from opid_core.learning.offload import offload, reload
 from opid_core.learning.scoring import ResponseScorer, frozen_policy, response_mask, score
+from opid_core.learning.shared_prefixes import batches_of, share_prefixes
 from opid_core.policies import copy_beside_weights, load_model, save_policy
-from opid_core.samples import Ragged, Samples, micro_batches
+from opid_core.samples import Ragged, Samples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +90,8 @@ class Learner:
         self._beside_weights = tempfile.TemporaryDirectory()
         copy_beside_weights(policy_dir, self._beside_weights.name)
         shutil.copyfile(policy_dir / "config.json", Path(self._beside_weights.name, "config.json"))
+        if config.shared_prefixes:
+            share_prefixes(self._policy)
         if config.lora is not None:
             adapt(self._policy, config.lora, seed)
             if self._adapter_dir is not None:
@@ -131,7 +134,7 @@ class Learner:
         if not prompts.lengths.all():
             raise DataError(f"score: row {int(prompts.lengths.argmin())} has a prompt without tokens")
         budget = self.config.micro_batch_tokens
-        parts = micro_batches(prompts.lengths + responses.lengths, budget)
+        parts = batches_of(prompts, responses, budget, shares=self.config.shared_prefixes)
         scores = Ragged(np.zeros(len(responses.values), np.float32), responses.offsets)
         is_base = self.config.lora is not None and reference == self._policy_dir
         with _memory_errors(budget), disabled(self._policy) if is_base else nullcontext():
@@ -256,7 +259,12 @@ class Learner:
         """One optimizer step on a mini-batch; returns sums over its tokens, its losses and its gradient norm."""
         world = torch.distributed.get_world_size()
         denominator = normalizer(batch.response_ids.lengths, self.config.aggregation)
-        parts = batch.micro_batches(self.config.micro_batch_tokens)
+        parts = batches_of(
+            batch.prompt_ids,
+            batch.response_ids,
+            self.config.micro_batch_tokens,
+            shares=self.config.shared_prefixes,
+        )
         sums: dict[str, Tensor] = {}
         for part, weight, is_last in _rounds(parts):
             self._engine.set_gradient_accumulation_boundary(is_last)

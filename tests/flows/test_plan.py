@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -103,6 +104,17 @@ def test_limits_that_the_model_or_a_prompt_cannot_meet(tmp_path, limits, message
     config = build_config({**SMALL, "root": str(tmp_path / "runs"), "policy": str(SHIPPED), "rollout": rollout})
     with pytest.raises(ConfigError, match=message) if message else nullcontext():
         check(config)
+
+
+def test_a_policy_that_cannot_share_prefixes_is_found_before_any_work(tmp_path):
+    policy = make_tiny_policy_folder(tmp_path / "policy")
+    stored = json.loads((policy / "config.json").read_text())
+    windows = {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2}
+    (policy / "config.json").write_text(json.dumps({**stored, **windows}))
+    values = {**SMALL, "root": str(tmp_path / "runs"), "policy": str(policy), "learner": {"shared_prefixes": True}}
+    with pytest.raises(ConfigError, match=r"learner.shared_prefixes: .*layer_types sliding_attention"):
+        check(build_config(values), weights=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_plan_shows_the_first_prompt_as_the_policy_gets_it():

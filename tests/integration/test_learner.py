@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import weakref
@@ -65,6 +66,27 @@ def test_every_zero_stage_updates_as_plain_torch_does(make_learner, policy_folde
     assert metrics[0]["loss"] == pytest.approx(loss, abs=1e-6)
     for other in metrics[1:]:
         assert other == pytest.approx(metrics[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_shared_prefixes_change_no_score_and_no_update(make_learner, policy_folder, samples, stage, tmp_path):
+    """Sequences that are there twice are the largest prefixes of all."""
+    twice = samples.select(np.array([0, 5, 0, 7, 9, 1, 5, 2, 0, 7, 3, 4]))
+    expected, loss = plain_torch_update(policy_folder, twice, seed=3)
+    apart, *sharing = (make_learner(zero_stage=stage, shared_prefixes=shares) for shares in (False, True, True))
+    for reference in (None, policy_folder):
+        before = apart.score(*sequences_of(twice), reference)
+        for learner in sharing:
+            scores = learner.score(*sequences_of(twice), reference)
+            np.testing.assert_allclose(scores.values, before.values, atol=1e-5, rtol=0)
+    for learner in sharing:
+        metrics = learner.update(twice, seed=3)
+        assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
+        assert largest_difference(weights(learner), expected) < 1e-5
+    assert largest_difference(*map(weights, sharing)) == 0
+    sharing[0].export(tmp_path / "policy")
+    exported, loaded = ((folder / "config.json").read_text() for folder in (tmp_path / "policy", policy_folder))
+    assert json.loads(exported) == json.loads(loaded)
 
 
 @pytest.mark.parametrize("distillation", DISTILLATIONS, ids=lambda one: one.name)

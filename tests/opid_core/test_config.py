@@ -436,6 +436,7 @@ OTHER_VALUES = {
     "learner.ranks": 2,
     "learner.micro_batch_tokens": 999,
     "learner.gradient_checkpointing": True,
+    "learner.shared_prefixes": True,
 }
 
 

@@ -70,7 +70,6 @@ def test_columns_selection_and_the_order_of_steps():
     assert samples.select(np.array([False, True, True])).trajectory_ids == ["a", "b"]
     assert samples.select(np.array([2, 0])).prompt_ids.values.tolist() == [4, 5, 6, 1]
     assert samples.per_token(np.array([10, 20, 30])).tolist() == [10, 10, 30]
-    assert samples.micro_batches(6) == [[2], [0, 1]]
     assert samples.with_columns(step=np.array([5, 6, 7])).numbers("step").tolist() == [5, 6, 7]
 
 

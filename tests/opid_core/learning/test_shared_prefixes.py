@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from opid_core.architectures import SCORED, SHARING, check_sharing
+from opid_core.errors import ConfigError
+from opid_core.learning import last_layer
+from opid_core.learning.scoring import ResponseScorer, score
+from opid_core.learning.shared_prefixes import batches_of, joined, pack, share_prefixes
+from opid_core.samples import Ragged
+from tests.architectures import sharing_gap, tiny_config, tiny_model
+
+
+def ragged(*rows: list[int]) -> Ragged:
+    return Ragged.from_rows(rows, np.int32)
+
+
+# Two whole sequences are the same, one is the beginning of another, two part within their responses.
+PROMPTS = ragged([5, 6, 7], [9, 8], [5, 6, 7], [5, 6, 4, 4, 4], [5, 6], [5, 6, 7], [9, 8])
+RESPONSES = ragged([10, 11, 12], [3], [10, 11, 12], [6, 6], [7, 10], [10, 4, 4], [3, 30])
+
+
+def test_packed_by_hand():
+    packed = pack(ragged([5, 6, 7], [5, 6, 8, 9], [5, 6, 8], [5, 4]))
+    assert packed.ids.tolist() == [5, 6, 7, 8, 9, 4]
+    assert packed.positions.tolist() == [0, 1, 2, 2, 3, 1]
+    assert packed.paths.tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [0, 1, 3, 0], [0, 5, 0, 0]]
+    assert packed.places.tolist() == [0, 1, 2, 6, 7, 13]
+
+
+def test_micro_batches_with_common_prefixes_by_hand():
+    prompts, responses = ragged([1, 2, 3], [7], [1, 2, 4], [1, 2]), ragged([9], [7], [9, 9], [3])
+    # In lexicographic order 1 2 3, 1 2 3 9, 1 2 4 9 9, 7 7, of which 3, 1, 3 and 2 tokens are new.
+    assert batches_of(prompts, responses, 10, shares=True) == [[3, 0, 2, 1]]
+    assert batches_of(prompts, responses, 9, shares=True) == [[3, 0, 2], [1]]  # padded: 4 x 5 > 2 x 9
+    assert batches_of(prompts, responses, 8, shares=True) == [[3, 0, 2], [1]]
+    assert batches_of(prompts, responses, 7, shares=True) == [[3, 0], [2, 1]]  # padded: 3 x 5 > 2 x 7
+    assert batches_of(prompts, responses, 5, shares=True) == [[3, 0], [2], [1]]
+    assert batches_of(prompts, responses, 1, shares=True) == [[3], [0], [2], [1]]
+    assert batches_of(prompts, responses, 8, shares=False) == [[2], [0, 3], [1]]
+
+
+SEQUENCES = st.lists(
+    st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.lists(st.integers(0, 2), max_size=4)), max_size=14
+)
+
+
+@settings(deadline=None)
+@given(SEQUENCES, st.integers(1, 40))
+def test_each_distinct_prefix_of_a_micro_batch_is_there_once_and_each_sequence_can_be_read_from_it(pairs, budget):
+    prompts, responses = (ragged(*rows) for rows in (zip(*pairs, strict=True) if pairs else ((), ())))
+    whole = joined(prompts, responses)
+    batches = batches_of(prompts, responses, budget, shares=True)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(pairs)))
+    for batch in batches:
+        sequences = [whole[row].tolist() for row in batch]
+        packed = pack(ragged(*sequences))
+        assert len(packed.ids) == len({tuple(one[:end]) for one in sequences for end in range(1, len(one) + 1)})
+        for sequence, path in zip(sequences, packed.paths, strict=True):
+            assert packed.ids[path[: len(sequence)]].tolist() == sequence
+            assert packed.positions[path[: len(sequence)]].tolist() == list(range(len(sequence)))
+        assert packed.paths.flat[packed.places].tolist() == list(range(len(packed.ids)))
+        padded = len(batch) * max(map(len, sequences))
+        assert len(batch) == 1 or (len(packed.ids) <= budget and padded <= 2 * budget)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "qwen3_moe", "olmo2", "phi3", "gpt2", "deepseek_v3"])
+def test_scores_are_those_of_the_models_own_forward_pass(model_type):
+    assert sharing_gap(tiny_model(tiny_config(model_type))) < 1e-5
+
+
+def both_ways(**changes) -> list[ResponseScorer]:
+    """Of one model: each sequence alone, and prefixes shared."""
+    found = []
+    for shares in (False, True):
+        model = tiny_model(tiny_config("llama", **changes)).train()
+        if shares:
+            share_prefixes(model)
+        found.append(ResponseScorer(model))
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_log_probs_entropies_and_gradients_are_those_without_sharing(checkpointing, in_parts, monkeypatch):
+    if in_parts:
+        monkeypatch.setattr(last_layer, "LOGITS_AT_ONCE", 2 * 64)
+    values, gradients = [], []
+    for scorer in both_ways():
+        if checkpointing:
+            scorer.policy.gradient_checkpointing_enable()
+        log_probs, entropies = scorer(PROMPTS, RESPONSES, entropy=True, train_entropy=True)
+        (log_probs.sum() + 0.5 * entropies.sum()).backward()
+        values.append((log_probs.detach(), entropies.detach()))
+        gradients.append({name: one.grad for name, one in scorer.policy.named_parameters() if one.grad is not None})
+    torch.testing.assert_close(values[1], values[0], rtol=0, atol=1e-5)
+    assert gradients[1].keys() == gradients[0].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-4)
+    assert max(float(one.abs().max()) for one in gradients[0].values()) > 1
+
+
+def test_a_common_prefix_goes_through_the_model_once():
+    scorer, seen = both_ways()[1], []
+    scorer.policy.base_model.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    scores = score(scorer, PROMPTS, RESPONSES, micro_batch_tokens=1000)
+    # 5 6 4 4 4 6 6, and of 5 6 7 10, of 5 6 7 10 4 4 and of 5 6 7 10 11 12 two, two and two; 9 8 3 30.
+    assert seen == [(1, 7 + 2 + 2 + 2 + 4)]
+    assert scores.lengths.tolist() == RESPONSES.lengths.tolist()
+    assert scores[0].tolist() == scores[2].tolist()
+
+
+def test_two_runs_give_the_same_bytes():
+    def run() -> list[bytes]:
+        scorer = both_ways()[1]
+        log_probs, _ = scorer(PROMPTS, RESPONSES)
+        log_probs.sum().backward()
+        return [one.grad.numpy().tobytes() for one in scorer.policy.parameters() if one.grad is not None]
+
+    assert run() == run()
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (tiny_config("mamba"), "'mamba' is none of"),
+        (tiny_config("bloom"), "'bloom' is none of"),
+        (tiny_config("mistral", sliding_window=64), "sliding_window 64"),
+        (tiny_config("qwen2", layer_types=["full_attention", "sliding_attention"]), "layer_types sliding_attention"),
+    ],
+)
+def test_an_architecture_that_cannot_share_is_refused_by_name_and_reason(config, reason):
+    with pytest.raises(ConfigError, match=f"learner.shared_prefixes: true: .*{reason}"):
+        check_sharing(config)
+    with pytest.raises(ConfigError, match=reason):
+        share_prefixes(AutoModelForCausalLM.from_config(config))
+
+
+def test_what_can_share_can_be_scored():
+    assert SCORED > SHARING
+    check_sharing(LlamaConfig())
+    check_sharing(tiny_config("mistral", sliding_window=None))
