@@ -141,7 +141,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     calls, budget = calls_of(given.root, given.campaign, given.iteration)
-    scorers = tuple(make_scorer(given.policy, given.layers, shares=shares) for shares in (False, True))
+    scorers = (
+        make_scorer(given.policy, given.layers, shares=False),
+        make_scorer(given.policy, given.layers, shares=True),
+    )
     parameters = sum(p.numel() for p in scorers[0].policy.parameters())
     print(
         f"{parameters / 1e6:.1f}M parameters, float32, {given.threads} threads, torch {torch.__version__}, "

@@ -33,9 +33,9 @@ NAME` tells."""
 _SHARING_NAMES = """
 apertus arcee aria_text axk1 biogpt bitnet cohere ctrl deepseek_v2 deepseek_v3 diffllama doge dots1 ernie4_5
 ernie4_5_moe flex_olmo gemma glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe
-granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe llama longcat_flash
-mellum minimax_m2 minimax_m3_vl_text ministral3 mistral mixtral nanochat olmo olmo2 olmoe opt persimmon phi phi3
-phimoe qwen2 qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
+granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe laguna lfm2 llama
+longcat_flash mellum minimax_m2 minimax_m3_vl_text ministral3 mistral mixtral nanochat olmo olmo2 olmoe opt persimmon
+phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
 """
 SHARING = frozenset(_SHARING_NAMES.split())
 """Of the scored ones, those in which nothing but attention looks at other positions, and attention is looked up by its

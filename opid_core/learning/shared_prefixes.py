@@ -27,7 +27,7 @@ ATTENTION = "opid_shared_prefixes"
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedRow:
     """Sequences as one row of tokens in which a prefix that a sequence shares with the one before it stands once."""
 
     ids: Int[np.ndarray, " tokens"]
@@ -39,7 +39,7 @@ class Packed:
     """Where in `paths`, flat, each token stands first."""
 
 
-def pack(sequences: Ragged) -> Packed:
+def pack(sequences: Ragged) -> PackedRow:
     """`sequences` packed. In lexicographic order, as `batches_of` gives them, each distinct prefix stands once."""
     width = int(sequences.lengths.max(initial=0))
     shared = _shared_with_the_one_before(sequences)
@@ -50,7 +50,7 @@ def pack(sequences: Ragged) -> Packed:
     paths.flat[places] = np.arange(len(places))
     for row in range(1, len(sequences)):
         paths[row, : shared[row]] = paths[row - 1, : shared[row]]
-    return Packed(sequences.padded().ravel()[places], places % max(1, width), paths, places)
+    return PackedRow(sequences.padded().ravel()[places], places % max(1, width), paths, places)
 
 
 def batches_of(prompts: Ragged, responses: Ragged, micro_batch_tokens: int, *, shares: bool) -> list[list[int]]:
@@ -100,7 +100,7 @@ def share_prefixes(policy: PreTrainedModel) -> None:
     policy.set_attn_implementation(ATTENTION)
 
 
-def inputs_for(packed: Packed, device: torch.device) -> dict[str, Tensor]:
+def inputs_for(packed: PackedRow, device: torch.device) -> dict[str, Tensor]:
     """What the forward pass of a policy that shares prefixes takes beside `input_ids`."""
     return {
         "position_ids": torch.from_numpy(packed.positions)[None].to(device),
