@@ -127,6 +127,7 @@ class HostedGroup:
         """Wait for what was begun: the first rank's result. Raises as `call` does."""
         with processes.killed_when_left(self.kill):
             self._begun = False
+            self._check_there()
             return self._answers()
 
     def last_lines(self) -> str:
@@ -176,6 +177,7 @@ class HostedGroup:
         on_progress: Callable[..., None] | None = None,
     ) -> None:
         """Send a call to every process, once the objects are there and what was begun is done."""
+        self._check_there()
         self._create()
         if self._creating:
             self._creating = False
@@ -183,6 +185,10 @@ class HostedGroup:
         if self._begun:
             self.finish()
         self._send((method, arguments, named, on_progress is not None))
+
+    def _check_there(self) -> None:
+        if any(connection.closed for connection in self._connections):
+            raise InfrastructureError(f"the {self.name} is gone")
 
     def _send(self, message: Any) -> None:
         for connection in self._connections:

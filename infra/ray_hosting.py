@@ -182,6 +182,7 @@ class RayGroup:
     def finish(self) -> Any:
         """See `Group.finish`."""
         with killed_when_left(self.kill):
+            self._started()
             return self._answers()
 
     def kill(self) -> None:

@@ -57,6 +57,9 @@ class MergedFolder(StoredFolder):
         group = HostedGroup(name, "importlib:import_module", "opid_core.learning.lora")
         try:
             group.call("write_merged", *folders, path)
+        except BaseException:
+            self.remove(path)
+            raise
         finally:
             group.kill()
         return path

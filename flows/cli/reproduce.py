@@ -179,13 +179,16 @@ def as_committed(stored: CampaignConfig, manifest: Manifest) -> CampaignConfig:
 
     from infra.manifest import problems
     from opid_core.config import GatesConfig
+    from tasks.places import visible_gpus
     from tasks.results import evaluation_due
 
     try:
         stored = with_execution(stored, manifest.execution)
     except ValidationError as error:
         raise DataError(f"manifest of iteration {manifest.iteration}: execution: {problems(error)}") from None
-    stored = stored.model_copy(update={"gates": GatesConfig(max_leaking_skills=1.0)})
+    # Who waits where does not change what is computed.
+    engine = stored.engine.model_copy(update={"share_gpus": stored.engine.share_gpus and bool(visible_gpus())})
+    stored = stored.model_copy(update={"gates": GatesConfig(max_leaking_skills=1.0), "engine": engine})
     wanted = manifest.tables["evaluations"].rows if "evaluations" in manifest.tables else 0
     for iterations in (stored.iterations, manifest.iteration, manifest.iteration + 1):
         config = stored.model_copy(update={"iterations": iterations})

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from opid_core.config import LearnerConfig
-from opid_core.errors import ConfigError, DataError, NumericsError, OutOfMemory
+from opid_core.errors import ConfigError, DataError, InfrastructureError, NumericsError, OutOfMemory
 from opid_core.learning import checkpoint
 from opid_core.learning.deepspeed_setup import engine_config, prepare_process
 from opid_core.learning.lora import adapt, disabled, load_adapter, save_adapter
@@ -235,9 +235,14 @@ class Learner:
         offload(self._engine, *(self._reference[1:] if self._reference else ()))
 
     def reload(self) -> None:
-        """Come back to the GPU. Raises OutOfMemory where another process has its memory."""
-        with _memory_errors(self.config.micro_batch_tokens):
-            reload(self._engine, *(self._reference[1:] if self._reference else ()))
+        """Come back to the GPU. Raises InfrastructureError where another process has its memory."""
+        try:
+            with _memory_errors(self.config.micro_batch_tokens):
+                reload(self._engine, *(self._reference[1:] if self._reference else ()))
+        except OutOfMemory as error:  # smaller micro-batches, which an OutOfMemory asks for, would not help
+            raise InfrastructureError(
+                f"the learner could not take its GPU back; lower engine.gpu_memory_fraction: {error.__cause__}"
+            ) from error
 
     def close(self) -> None:
         """Free the weights and the optimizer, after a failure too. The process group stays: the inference engine may

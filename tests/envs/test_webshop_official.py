@@ -39,7 +39,7 @@ def test_number_of_goals_and_how_many_can_be_won(environment):
     assert (len(environment.tasks("validation")), len(environment.tasks("train"))) == (500, 6410)
     assert len({task.task_id for split in ("validation", "train") for task in environment.tasks(split)}) == 6910
     won = {
-        matching: sum(shop.score(goal.product, goal, goal.options, matching).value == 1.0 for goal in every)
+        matching: sum(shop.score(goal.product, goal, goal.options, matching) == 1.0 for goal in every)
         for matching in ("parity", "fixed")
     }
     assert won == {"parity": 6452, "fixed": 6910}

@@ -130,6 +130,9 @@ def test_an_error_of_ours_is_raised_as_it_was_and_the_group_is_gone(counter):
         with pytest.raises(DataError, match=r"^field x: must not be 3$"):
             group.call("refuse")
         assert not is_running(process_id)
+        for later in (lambda: group.call("process_id"), lambda: group.begin("process_id"), group.finish):
+            with pytest.raises(InfrastructureError, match="the counter is gone"):
+                later()
 
 
 def test_a_bug_is_no_infrastructure_fault_and_shows_its_trace(counter):

@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from infra.hosting import HostedGroup
 from infra.store import open_campaign, put_folder
 from opid_core.config import EngineConfig, build_config
+from opid_core.errors import InfrastructureError, OutOfMemory
 from opid_core.policies import make_tiny_policy
 from opid_core.rollout.engines.vllm import canary_gap
 from opid_core.rollout.episodes import run_episodes
@@ -163,6 +164,17 @@ def large_folder(tmp_path_factory):
     policy.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def test_a_gpu_that_others_hold_is_no_reason_for_smaller_micro_batches(make_learner, monkeypatch):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    learner = make_learner()
+    monkeypatch.setattr("opid_core.learning.learner.reload", full)
+    with pytest.raises(InfrastructureError, match=r"engine\.gpu_memory_fraction") as error:
+        learner.reload()
+    assert not isinstance(error.value, OutOfMemory)
 
 
 @needs_gpu

@@ -52,7 +52,9 @@ def test_an_adapter_stands_on_the_policy_of_the_start(store, tmp_path):
 
 
 @pytest.mark.parametrize("merged", [whole_policy, merged_elsewhere])
-def test_what_is_missing_damaged_or_not_named_is_an_error(store, tmp_path, merged):
+def test_what_is_missing_damaged_or_not_named_is_an_error(store, tmp_path, merged, monkeypatch):
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     adapter = stored_adapter(store, tmp_path / "adapter")
 
     def refused(why: str) -> None:
@@ -70,6 +72,7 @@ def test_what_is_missing_damaged_or_not_named_is_an_error(store, tmp_path, merge
         path.write_bytes(b"damaged")
         refused(rf"{path.name}")
         path.write_bytes(whole)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.integration

@@ -153,7 +153,7 @@ def test_a_learner_of_another_policy_starts_when_the_engine_sleeps_and_the_old_o
         assert events == ["learner ends", "engine sleeps", "learner starts"]
 
 
-@pytest.mark.parametrize("fault", ["learner leaves", "engine wakes", "engine loads"])
+@pytest.mark.parametrize("fault", ["engine wakes", "engine loads"])
 def test_after_a_fault_ahead_of_a_learner_that_stores_the_learner_goes_on_and_a_new_engine_plays(
     make_workers, events, fails, fault
 ):

@@ -8,6 +8,7 @@ from opid_core.config import build_config
 from opid_core.errors import ConfigError, DataError
 from opid_core.hashing import execution, training_hash
 from opid_core.schema import from_rows
+from tasks import places
 from tasks.gates.run import check
 from tasks.version import code_version
 from tests.factories import CONFIG, make_manifest, metrics_table, scores_table, valid_rows
@@ -100,6 +101,14 @@ def test_it_is_run_with_the_replicas_and_ranks_of_the_iteration(manifest):
     out_of_bounds = manifest.model_copy(update={"execution": {"threads": -3, "engine.replicas": 2}})
     with pytest.raises(DataError, match="manifest of iteration 0: execution: threads: Input should be greater than"):
         as_committed(config, out_of_bounds)
+
+
+@pytest.mark.parametrize(("gpus", "shares"), [([], False), (["0"], True)])
+def test_it_is_run_where_there_are_no_gpus_to_share(manifest, monkeypatch, gpus, shares):
+    monkeypatch.setattr(places, "visible_gpus", lambda: gpus)
+    config = build_config({"campaign": "demo", "engine": {"share_gpus": True}})
+    again = as_committed(config, manifest.model_copy(update={"execution": execution(config)}))
+    assert again.engine.share_gpus is shares
 
 
 def test_it_is_run_without_the_gates_that_the_campaign_began_with(manifest):
