@@ -37,9 +37,7 @@ def write(commits: Sequence[Committed]) -> None:
     missing = commits[newest:]
     if not missing:
         return
-    # before the tag that says that all is there
     client.log_dict(run_id, last.config.model_dump(mode="json"), "config.json")
-    client.update_run(run_id, status="FINISHED" if last.is_last else "RUNNING")
     for commit in missing:
         # With the time of the commit: a point that is sent again is the same point.
         metrics = [Metric(_name(k), v, commit.at_ms, commit.iteration) for k, v in commit.metrics.items()]
@@ -48,6 +46,8 @@ def write(commits: Sequence[Committed]) -> None:
         if commit.skills:
             table = {"columns": [*commit.skills[0]], "data": [[*skill.values()] for skill in commit.skills]}
             client.log_dict(run_id, table, f"skills/{commit.iteration:06d}.json")
+        if commit is last:  # before the tag that says that all is there
+            client.update_run(run_id, status="FINISHED" if last.is_last else "RUNNING")
         client.set_tag(run_id, NEWEST, str(commit.iteration))
 
 

@@ -29,6 +29,8 @@ def write(commits: Sequence[Committed]) -> None:
     if not missing:
         return
     first = missing[0].iteration
+    # before there are files, which without a note are those of a version that left none
+    local_objects.put(folder / NEWEST, f"{missing[0].run} {first - 1}\n".encode())
     with local_objects.faults(folder, "written"), SummaryWriter(str(folder), purge_step=first) as writer:
         for commit in missing:
             for name, value in commit.metrics.items():
@@ -40,9 +42,9 @@ def write(commits: Sequence[Committed]) -> None:
 
 
 def _missing(folder: Path, commits: Sequence[Committed]) -> Sequence[Committed]:
-    told = (local_objects.read(folder / NEWEST, 1000) or b"").decode(errors="replace").split()
-    if len(told) == 2 and told[1].isdecimal():
-        return commits[int(told[1]) if told[0] == commits[-1].run else 0 :]
+    note = (local_objects.read(folder / NEWEST, 1000) or b"").decode(errors="replace").split()
+    if len(note) == 2 and note[1].isdecimal():
+        return commits[int(note[1]) if note[0] == commits[-1].run else 0 :]
     # files of a version that left no such note have all that came before
     return commits[-1:] if any(folder.glob("events.*")) else commits
 

@@ -131,19 +131,21 @@ def test_tensorboard_shows_each_step_once_and_the_skills_that_did_most(tmp_path)
 
 
 @pytest.mark.usefixtures("seconds")
-@pytest.mark.parametrize("left", ["nothing", "the first", "half of the second", "files of an older version"])
+@pytest.mark.parametrize(
+    "left", ["nothing", "half of the first", "the first", "half of the second", "files of an older version"]
+)
 def test_tensorboard_makes_up_for_what_was_left_undone(tmp_path, monkeypatch, left):
     from torch.utils.tensorboard import SummaryWriter
 
     store, chain = make_campaign(tmp_path, 3, Shape())
     config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 3})
-    if left != "nothing":
+    if left not in ("nothing", "half of the first"):
         write(config, store, chain[:2])
-    if left == "half of the second":
+    if left.startswith("half"):
         with monkeypatch.context() as patched:
             patched.setattr(SummaryWriter, "add_text", lambda *_: 1 / 0)
             with pytest.raises(InfrastructureError):
-                write(config, store, chain[:3])
+                write(config, store, chain[:2] if left == "half of the first" else chain[:3])
     if left == "files of an older version":
         (local_folder(store, "tensorboard") / "newest").unlink()
     write(config, store, chain)
@@ -250,10 +252,12 @@ def test_mlflow_gets_what_was_left_undone(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, "log_dict", lambda *a: 1 / 0 if "skills" in a[3] else log_dict(*a))
         with pytest.raises(InfrastructureError):
-            write(config, store, chain[:3])  # its metrics are there, its skills are not
-    write(config, store, chain)
+            write(config, store, chain)  # the metrics of the second are there, its skills are not
     client = mlflow.MlflowClient()
-    (run,) = client.search_runs([client.get_experiment_by_name("agents").experiment_id])
+    experiment_id = client.get_experiment_by_name("agents").experiment_id
+    assert [run.info.status for run in client.search_runs([experiment_id])] == ["RUNNING"]
+    write(config, store, chain)
+    (run,) = client.search_runs([experiment_id])
     assert (run.info.status, run.data.tags["opid.iteration"]) == ("FINISHED", "3")
     history = client.get_metric_history(run.info.run_id, "rollout/steps")
     assert [(point.step, point.value) for point in history] == [
