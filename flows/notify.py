@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+from flows.reports.formatting import quantity
 from infra.manifest import Manifest
 from infra.store import CampaignStore, create_object, key_of, read_object
 from opid_core.config import CampaignConfig, NotifyConfig
@@ -56,7 +57,8 @@ def on_failure(config: CampaignConfig) -> Iterator[None]:
 
 def committed(config: CampaignConfig, store: CampaignStore, manifest: Manifest) -> None:
     """Tell that the newest commit is degraded, and that it is the last one and what success it has, unless the store
-    says that this was told: whoever goes on after a killed process tells what that did not."""
+    says that this was told: whoever goes on after a killed process tells what that did not. Of a commit that another
+    has followed nothing is told any more."""
     if manifest.degraded:
         reasons = f"iteration {manifest.iteration}: {'; '.join(manifest.degraded)}"[:_MAX_CHARS]
         _tell_once(config, store, manifest, "degraded", reasons)
@@ -66,12 +68,15 @@ def committed(config: CampaignConfig, store: CampaignStore, manifest: Manifest) 
             for name, value in sorted(manifest.metrics.items())
             if name.endswith("/success_micro") and value is not None
         ]
-        _tell_once(config, store, manifest, "finished", "\n".join([f"{manifest.iteration} iterations", *success]))
+        text = "\n".join([quantity(manifest.iteration, "iteration"), *success])
+        _tell_once(config, store, manifest, "finished", text)
 
 
 def _tell_once(config: CampaignConfig, store: CampaignStore, manifest: Manifest, event: Event, text: str) -> None:
-    """`_tell`, and leave a note of it in the store; nothing where there is one. Twice where the process is killed in
-    between, never not at all."""
+    """`_tell`, and leave a note in the store if it arrived; nothing where there is one. Twice where the process is
+    killed in between."""
+    if not _is_wanted(config, event):
+        return
     note = f"{NOTES}/{key_of(manifest.iteration)}-{event}"
     try:
         if read_object(store, note) is None and _tell(config, event, text):
@@ -82,7 +87,7 @@ def _tell_once(config: CampaignConfig, store: CampaignStore, manifest: Manifest,
 
 def _tell(config: CampaignConfig, event: Event, text: str) -> bool:
     """Send a message, if it is asked for; whether it arrived."""
-    if config.notify.url_env is None or event not in config.notify.on:
+    if not _is_wanted(config, event):
         return False
     try:
         sender = _sender(config.notify)
@@ -93,6 +98,10 @@ def _tell(config: CampaignConfig, event: Event, text: str) -> bool:
     if problem:
         announce(None, "notify", "fault", f"the message that {config.campaign} {event} was lost: {problem}")
     return problem is None
+
+
+def _is_wanted(config: CampaignConfig, event: Event) -> bool:
+    return config.notify.url_env is not None and event in config.notify.on
 
 
 def _sender(notify: NotifyConfig) -> Apprise:
