@@ -11,7 +11,7 @@ from typing import Any
 from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, SMALL_MARGINS, Chart, Point, Series, nice_top
 from flows.reports.audit.data import new_skills
 from flows.reports.chains import Evaluated, first_and_last, read_tables
-from flows.reports.formatting import with_interval
+from flows.reports.formatting import quantity, with_interval
 from infra.manifest import BrokenExpectation, Manifest
 from infra.objects import in_parallel, small_at_once
 from infra.stages import failures
@@ -105,7 +105,7 @@ def training_points(rows: Sequence[CommitRow], name: str = "") -> list[Point]:
             row.success.mean,
             row.success.low,
             row.success.high,
-            f"{name}iteration {row.name}: {share_text(row.success)}, {row.episodes} episodes",
+            f"{name}iteration {row.name}: {share_text(row.success)}, {quantity(row.episodes, 'episode')}",
         )
         for row in rows
         if row.success is not None and row.episodes
@@ -120,8 +120,9 @@ def evaluation_points(evaluated: Sequence[Evaluated], temperature: float, name: 
             e.success.micro,
             e.success.low,
             e.success.high,
-            f"{name}after {e.policy_version} updates: "
-            f"{with_interval(e.success.micro, e.success.low, e.success.high)}, {e.success.episodes} episodes",
+            f"{name}after {quantity(e.policy_version, 'update')}: "
+            f"{with_interval(e.success.micro, e.success.low, e.success.high)}, "
+            f"{quantity(e.success.episodes, 'episode')}",
         )
         for e in evaluated
         if e.temperature == temperature and e.success.episodes

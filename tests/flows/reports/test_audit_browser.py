@@ -165,6 +165,9 @@ def test_the_dots_of_a_chart_are_reached_by_the_keyboard(campaign, open_page):
             page.keyboard.press(key)
             assert note.inner_text() == expected, key
             assert page.locator(":focus title").text_content() == expected
+        for key in ("Control+ArrowLeft", "Meta+Home", "Alt+ArrowUp"):  # the browser's own
+            page.keyboard.press(key)
+            assert note.inner_text() == titles[0][-1], key
         for width in (390, 800, 1280):
             page.set_viewport_size({"width": width, "height": 900})
             page.keyboard.press("Home")
@@ -177,6 +180,17 @@ def test_the_dots_of_a_chart_are_reached_by_the_keyboard(campaign, open_page):
         assert page.locator("circle:focus").count() == (charts.count() > 1)
         page.locator(":focus").blur()
         assert note.count() == 0
+        lines.first.locator("circle").first.click(force=True)  # it was visited
+        assert page.locator("circle:focus").count() == 0
+
+
+def test_the_overview_needs_nothing_of_newer_browsers(campaign, open_page):
+    page = open_page(campaign[2] / OVERVIEW_PAGE)
+    page.add_init_script("delete window.DecompressionStream")
+    page.reload()
+    page.wait_for_selector("body[data-ready=yes]", state="attached")
+    assert page.evaluate("typeof DecompressionStream") == "undefined"
+    assert (page.locator(".alarm").count(), page.locator("th").count()) == (0, page.locator("th > button").count())
 
 
 def test_a_skill_stands_beside_its_placebo_where_some_skill_has_one(campaign, tmp_path, open_page):

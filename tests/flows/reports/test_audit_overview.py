@@ -18,17 +18,26 @@ from tests.audited import CONFIG
 from tests.factories import START_ROWS, commit_rows, named_rows, row
 
 
-def make(root: Path, name: str, *outcomes: str, temperature: float = 1.0, first_task: int = 0, **config: Any) -> None:
+def make(
+    root: Path,
+    name: str,
+    *outcomes: str,
+    temperature: float = 1.0,
+    first_task: int = 0,
+    other_tasks: bool = False,
+    **config: Any,
+) -> None:
     """A campaign with an evaluation after each number of updates: `sf` is a first task won and a second lost."""
     store = open_campaign(root, name, {**CONFIG, "campaign": name, **config})
     previous = None
     for version, of_tasks in enumerate(outcomes):
+        first = first_task + 10 * version * other_tasks
         played = [
             row(
                 "evaluations",
                 policy_version=version,
                 temperature=temperature,
-                task_id=f"valid/{first_task + task}",
+                task_id=f"valid/{first + task}",
                 outcome={"s": "success", "f": "failure"}[outcome],
             )
             for task, outcome in enumerate(of_tasks)
@@ -107,6 +116,13 @@ def test_the_page_shows_each_campaign_and_what_it_took(tmp_path, opid):
     assert "<h2>Against skills</h2>" in page
 
 
+def test_the_cell_of_evaluations_on_other_tasks_is_sorted_as_unknown(tmp_path):
+    make(tmp_path, "plain", "ffff", "sfff")
+    make(tmp_path, "moved", "ffff", "sfff", other_tasks=True)
+    page = write_overview(str(tmp_path), None, [], None).read_text(encoding="utf-8")
+    assert re.findall(r"<td([^>]*)>other tasks</td>", page) == [' data-sort=""']
+
+
 def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path, opid):
     root = tmp_path / "runs"
     for name in ("old", "plain"):
@@ -138,7 +154,9 @@ def test_curves_of_evaluations_are_whole_and_of_training_dashed(tmp_path):
     ((cold, one), (warm, other)) = charts([row_of(root, "plain"), row_of(root, "colder")])
     assert (cold, warm) == ("temperature 0.4", "temperature 1")
     assert [(line.name, line.dashed) for line in one.series] == [("colder", False)]
-    assert [(point.x, point.value) for point in other.series[0].points] == [(0, 0.0), (1, 0.25)]
+    points = other.series[0].points
+    assert [(point.x, point.value) for point in points] == [(0, 0.0), (1, 0.25)]
+    assert [point.note.split(":")[0] for point in points] == ["plain, after 0 updates", "plain, after 1 update"]
     assert one.series[0].colour != other.series[0].colour
     page = write_overview(str(root), None, ["plain"], None).read_text(encoding="utf-8")
     assert page.count("stroke-dasharray") == 1  # the training rollouts

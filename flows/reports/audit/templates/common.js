@@ -66,7 +66,7 @@ function reachable(chart) {
   if (!lines.length) return;
   let [line, place] = [0, lines[0].length - 1];
   function stop(nextLine, nextPlace) {
-    lines[line][place].setAttribute("tabindex", "-1");
+    lines[line][place].removeAttribute("tabindex"); // a click would give it the focus
     line = Math.max(0, Math.min(lines.length - 1, nextLine));
     place = Math.max(0, Math.min(lines[line].length - 1, nextPlace));
     lines[line][place].setAttribute("tabindex", "0");
@@ -75,7 +75,7 @@ function reachable(chart) {
   stop(line, place);
   chart.addEventListener("keydown", (event) => {
     const moves = { ArrowRight: [line, place + 1], ArrowLeft: [line, place - 1], ArrowDown: [line + 1, place], ArrowUp: [line - 1, place], Home: [line, 0], End: [line, Infinity] };
-    if (!moves[event.key]) return;
+    if (event.altKey || event.ctrlKey || event.metaKey || !moves[event.key]) return;
     event.preventDefault(); // the page stays
     stop(...moves[event.key]).focus();
   });

@@ -448,7 +448,8 @@
 
   async function open() {
     reloadFollowed();
-    if (typeof DecompressionStream === "undefined") throw new Error("this page needs a browser of 2023 or later");
+    const isPacked = byId("index") || byId("campaign");
+    if (isPacked && typeof DecompressionStream === "undefined") throw new Error("this page needs a browser of 2023 or later");
     await (byId("index") ? iterationPage() : byId("campaign") ? campaignPage() : sortTables());
     document.body.dataset.ready = "yes";
   }
