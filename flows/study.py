@@ -15,7 +15,7 @@ from rich.table import Table
 from flows import cost, memory, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
-from flows.reports.formatting import say
+from flows.reports.formatting import quantity, say
 from flows.train import check_and_open
 from flows.warm_start import write_warm_start
 from infra.names import is_one_folder
@@ -158,7 +158,8 @@ def show(study: Study, console: Console, card: str | None = None) -> None:
         console.print(f"{label}: {differs}", highlight=False)
     seeds_shown, policy = ", ".join(map(str, study.seeds)), first.policy or "made by warm start once"
     console.print(
-        f"{len(configs)} campaigns of {first.iterations} iterations under {first.root}, seeds {seeds_shown}, compared "
+        f"{quantity(len(configs), 'campaign')} of {quantity(first.iterations, 'iteration')} under {first.root}, seeds "
+        f"{seeds_shown}, compared "
         f"with {study.baseline}; one policy for all: {policy}.\n"
         "Samples, calls to the analyzer's model and disk are the most that it can be; hours are an estimate, of all "
         f"{cost.cards(first, sheet)} x {card_name} of a campaign together.",
@@ -171,7 +172,7 @@ def show(study: Study, console: Console, card: str | None = None) -> None:
     cost_text = cost.describe(study.methods[longest], costs[longest], card_name)
     console.print(f"The longest campaign, {longest}: {cost_text}", highlight=False)
     if runs:
-        console.print(f"Calibrated on what {runs} campaigns of the study have taken so far.")
+        console.print(f"Calibrated on what {quantity(runs, 'campaign')} of the study took so far.")
 
 
 AMOUNTS = ("episodes", "samples", "calls", "hours", "disk GiB")

@@ -1,6 +1,7 @@
 """Reading what others wrote, a file or a reply, in bounded time and memory: it may be endless, huge or nested deeply.
 
-Most of it ends in the errors of ordinary damage (OSError, json.JSONDecodeError), so that whoever reads says what for.
+All but `json_of_file` and `whole_characters`, which raise DataError, end in the errors of ordinary damage (OSError,
+UnicodeDecodeError, json.JSONDecodeError), so that whoever reads says what for.
 """
 
 from __future__ import annotations

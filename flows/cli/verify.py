@@ -21,7 +21,7 @@ def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint =
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flows.reports.chains import read_chain
-    from flows.reports.formatting import say
+    from flows.reports.formatting import quantity, say
     from infra import store as stores
 
     store, chain = read_chain(root, campaign, endpoint_url)
@@ -39,6 +39,7 @@ def verify(campaign: CampaignName, root: Root = "runs", endpoint_url: Endpoint =
 
         files = stores.verify(store, on_file, chain=chain)
     deleted = sum(len(stores.files_of(manifest)) for manifest in chain) - files
-    note = f" {deleted} files of old optimizer states were deleted (storage.optimizer_states)." if deleted else ""
-    iterations = max(0, len(chain) - 1)
-    say(console, f"{stores.location(store)}: whole: {files} files, {decimal(total)}, {iterations} iterations.{note}")
+    gone = quantity(deleted, "file")
+    note = f" Deleted: {gone} of old optimizer states (storage.optimizer_states)." if deleted else ""
+    amounts = f"{quantity(files, 'file')}, {decimal(total)}, {quantity(len(chain) - 1, 'iteration')}"
+    say(console, f"{stores.location(store)}: whole: {amounts}.{note}")

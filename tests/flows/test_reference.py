@@ -44,11 +44,6 @@ def test_every_key_of_a_config_is_on_the_page():
     assert [key for key in found if f"| `{key}` |" not in page] == []
 
 
-def test_every_environment_has_its_options_on_the_page():
-    page = reference()
-    assert [name for name in BUILT_IN if f"## `environment.options` for `name: {name}`" not in page] == []
-
-
 def test_keys_that_may_differ_are_keys():
     assert {key.split(".")[0] for key in MAY_DIFFER} <= set(CampaignConfig.model_fields)
 
