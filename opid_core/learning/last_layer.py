@@ -61,7 +61,7 @@ def log_probs_at(
         return _read(logits, targets, entropy, train_entropy)
     with _only_at(policy, rows, columns, ids.shape[1], output_layer=False):
         body = policy.base_model(input_ids=ids, use_cache=False, **inputs)
-    hidden = body.last_hidden_state[rows, columns]
+    hidden = _at(body.last_hidden_state, rows, columns)
 
     def read(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         with _body_answers(policy, type(body)(**{**body, "last_hidden_state": hidden[None]})):
@@ -74,6 +74,13 @@ def log_probs_at(
     ]
     entropies = [of_part for _, of_part in results if of_part is not None]
     return torch.cat([of_part for of_part, _ in results]), torch.cat(entropies) if entropy else None
+
+
+def _at(
+    states: Float[Tensor, "batch tokens features"], rows: Int[Tensor, " reads"], columns: Int[Tensor, " reads"]
+) -> Float[Tensor, "reads features"]:
+    # states[rows, columns] adds the gradients of a position that is read often in the order in which threads come.
+    return states.flatten(0, 1).index_select(0, rows * states.shape[1] + columns)
 
 
 def _read(
@@ -125,7 +132,7 @@ def _only_at(
     places = once // width, once % width
 
     def pick_reads(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
-        return (inputs[0][rows, columns][None],)
+        return (_at(inputs[0], rows, columns)[None],)
 
     def pick(module: nn.Module, inputs: tuple[Float[Tensor, "batch tokens features"]]) -> tuple[Tensor]:
         nonlocal shape
