@@ -31,16 +31,16 @@ architectures.md). An architecture that is not here may see ahead, or not be kno
 NAME` tells."""
 
 _SHARING_NAMES = """
-apertus arcee aria_text axk1 biogpt bitnet cohere ctrl deepseek_v2 deepseek_v3 diffllama doge dots1 ernie4_5
-ernie4_5_moe flex_olmo gemma glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe
-granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe laguna lfm2 llama
-longcat_flash mellum minimax_m2 minimax_m3_vl_text ministral3 mistral mixtral nanochat olmo olmo2 olmoe opt persimmon
-phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
+apertus arcee aria_text axk1 biogpt bitnet cohere ctrl deepseek_v2 deepseek_v3 diffllama dots1 ernie4_5 ernie4_5_moe
+flex_olmo gemma glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neox granite granitemoe granitemoeshared
+helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe laguna lfm2 llama longcat_flash mellum
+minimax_m2 minimax_m3_vl_text ministral3 mistral mixtral nanochat olmo olmo2 olmoe opt persimmon phi phi3 phimoe qwen2
+qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open starcoder2 youtu
 """
 SHARING = frozenset(_SHARING_NAMES.split())
-"""Of the scored ones, those in which nothing but attention looks at other positions, and attention is looked up by its
-name: `learner.shared_prefixes` computes them within 1e-5 nats of their own forward pass
-(docs/measurements/shared_prefixes.md)."""
+"""Of the scored ones, those in which, where all `layer_types` are full_attention, nothing but attention looks at other
+positions, and attention is looked up by its name and takes no mask of the layer's own: `learner.shared_prefixes`
+computes them within 1e-5 nats of their own forward pass (docs/measurements/shared_prefixes.md)."""
 
 PLAYED_TIED = frozenset(("cohere", "cohere2", "cohere2_moe", "gemma2", "gemma3n_text"))
 """vLLM takes the embeddings of these as their output layer, and skips an output layer in the weights: a live engine
@@ -86,7 +86,7 @@ def check_sharing(config: PreTrainedConfig) -> None:
             f"the architecture {config.model_type!r} is none of those that share prefixes: {', '.join(sorted(SHARING))}"
         )
     elif windows := _windows(config):
-        reason = f"layers of this {config.model_type} see a part of their past (config.json: {windows})"
+        reason = f"not all layers of this {config.model_type} are full attention (config.json: {windows})"
     else:
         return
     raise ConfigError(f"learner.shared_prefixes: true: {reason}; set it to false")

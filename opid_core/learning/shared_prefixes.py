@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opid_core.architectures import check_sharing
+from opid_core.errors import DataError
 from opid_core.samples import Ragged, micro_batches
 
 if TYPE_CHECKING:
@@ -124,12 +125,17 @@ def _attention(
     query: Float[Tensor, "1 heads tokens features"],
     key: Float[Tensor, "1 key_heads tokens features"],
     value: Float[Tensor, "1 key_heads tokens features"],
-    attention_mask: None,
+    attention_mask: Tensor | None,
     *,
     paths: Int[Tensor, "sequences longest"],
     places: Int[Tensor, " tokens"],
     **settings: Any,
 ) -> tuple[Float[Tensor, "1 tokens heads features"], None]:
+    if attention_mask is not None:
+        raise DataError(
+            f"learner.shared_prefixes: true: {type(module).__name__} of this policy gives its attention a mask, which "
+            "has no meaning for packed sequences; set it to false"
+        )
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def spread(states: Tensor) -> Float[Tensor, "sequences heads longest features"]:

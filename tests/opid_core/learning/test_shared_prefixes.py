@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.architectures import shares_prefixes
 from opid_core.architectures import SCORED, SHARING, check_sharing
-from opid_core.errors import ConfigError
-from opid_core.learning import last_layer
+from opid_core.errors import ConfigError, DataError
+from opid_core.learning import last_layer, shared_prefixes
 from opid_core.learning.scoring import ResponseScorer, score
 from opid_core.learning.shared_prefixes import batches_of, joined, pack, share_prefixes
 from opid_core.samples import Ragged
@@ -115,14 +116,32 @@ def test_a_common_prefix_goes_through_the_model_once():
     assert scores[0].tolist() == scores[2].tolist()
 
 
-def test_two_runs_give_the_same_bytes():
-    def run() -> list[bytes]:
-        scorer = both_ways()[1]
-        log_probs, _ = scorer(PROMPTS, RESPONSES)
-        log_probs.sum().backward()
-        return [one.grad.numpy().tobytes() for one in scorer.policy.parameters() if one.grad is not None]
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
-    assert run() == run()
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_all_runs_give_the_same_bytes(in_parts, two_threads, monkeypatch):
+    """In more than one thread: PyTorch adds up little in one alone, so each position is read eight times, and wide."""
+    if in_parts:
+        monkeypatch.setattr(last_layer, "LOGITS_AT_ONCE", 50 * 64)
+    scorer = both_ways(
+        hidden_size=576, intermediate_size=64, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=1
+    )[1]
+    prompts, responses = ragged(*[[5, 6, 7]] * 8), ragged(*[list(range(8, 28))] * 8)
+
+    def run() -> bytes:
+        scorer.zero_grad()
+        log_probs, _ = scorer(prompts, responses)
+        (log_probs * torch.arange(1, 9)[:, None]).sum().backward()
+        gradients = [one.grad.numpy().tobytes() for one in scorer.policy.parameters() if one.grad is not None]
+        return b"".join([log_probs.detach().numpy().tobytes(), *gradients])
+
+    assert len({run() for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,6 +158,27 @@ def test_an_architecture_that_cannot_share_is_refused_by_name_and_reason(config,
         check_sharing(config)
     with pytest.raises(ConfigError, match=reason):
         share_prefixes(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_policy_that_masks_its_attention_is_refused_rather_than_computed_wrong(monkeypatch):
+    model = tiny_model(tiny_config("doge"))
+    with pytest.raises(ConfigError, match="'doge' is none of"):
+        share_prefixes(model)
+    monkeypatch.setattr(shared_prefixes, "check_sharing", lambda config: None)
+    with pytest.raises(DataError, match=r"learner\.shared_prefixes: true: DogeAttention"):
+        sharing_gap(model)
+    assert not shares_prefixes("doge")
+    assert shares_prefixes("llama")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "other"),
+    [("lfm2", "conv"), ("qwen2", "sliding_attention"), ("minimax_m3_vl_text", "minimax_m3_sparse")],
+)
+def test_layers_that_are_not_full_attention_are_refused(model_type, other):
+    check_sharing(tiny_config(model_type, layer_types=["full_attention"] * 2))
+    with pytest.raises(ConfigError, match=rf"not all layers .* full attention \(config\.json: layer_types {other}\)"):
+        check_sharing(tiny_config(model_type, layer_types=["full_attention", other]))
 
 
 def test_what_can_share_can_be_scored():
