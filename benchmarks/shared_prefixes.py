@@ -43,8 +43,8 @@ Sequences = tuple[Ragged, Ragged]
 
 
 def calls_of(root: str, campaign: str, iteration: int) -> tuple[dict[str, Sequences], int]:
-    """What an iteration's re-scoring asks the learner in one call (without placebos, which are not stored), and its
-    first mini-batch; and the config's `micro_batch_tokens`."""
+    """What an iteration's re-scoring asks the learner in one call (without the prompts of placebos and of
+    `added_skill_id`, which are not stored), and its first mini-batch; and the config's `micro_batch_tokens`."""
     store = find_campaign(root, campaign)
     config = build_config(read_config(store), campaign)
     tables = manifests(store)[iteration].tables
@@ -119,7 +119,7 @@ def row(
     for _ in range(given.repetitions):
         (apart, apart_s), (shared, shared_s) = (timed(lambda one=one: once(one)) for one in scorers)
         times.append((apart_s, shared_s))
-        difference = max(float((a - b).abs().max()) for a, b in zip(apart, shared, strict=True))
+        difference = max(difference, *(float((a - b).abs().max()) for a, b in zip(apart, shared, strict=True)))
     ratios = sorted(apart_s / shared_s for apart_s, shared_s in times)
     apart_s, shared_s = (median(column) for column in zip(*times, strict=True))
     return (

@@ -69,8 +69,8 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
     shared_prefixes: bool = False
-    """Compute once what sequences of a micro-batch begin with in common; equal up to rounding, and faster for policies
-    that are not tiny (docs/learner.md). Attention then sees up to twice `micro_batch_tokens`."""
+    """Compute once what sequences of a micro-batch begin with in common; equal up to rounding, and may be faster for
+    larger policies (docs/learner.md). Attention then sees up to twice `micro_batch_tokens`."""
     lora: LoraConfig | None = None
     """Train adapters in place of all weights; `{}` is LoRA with its defaults."""
 
