@@ -337,7 +337,7 @@ def test_the_fault_of_a_tracker_keeps_nothing_from_the_others_and_tells_no_secre
     with pytest.raises(InfrastructureError) as raised:
         write(config, store, chain)
     tensorboard, _, said = str(raised.value).partition("; ")
-    assert tensorboard.startswith(f"TensorBoard: {store.root}/audited/tensorboard: cannot be written: ")
+    assert tensorboard.startswith(f"TensorBoard: {store.root}/audited/tensorboard/newest: cannot be written: ")
     assert said == "Weights & Biases: WandbError: HTTP 503 of https://host/ for [key]"
 
 
