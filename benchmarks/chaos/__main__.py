@@ -28,14 +28,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is killed and when")
     parser.add_argument("--start-up", action="store_true", help="kill only while the driver starts")
     parser.add_argument("--upload", action="store_true", help="slow uploads, and kill only while there is one")
+    parser.add_argument("--ranks", type=int, choices=(1, 2), help="only campaigns with so many (default: in turns)")
     parser.add_argument("--no-serve", action="store_true", help="leave out campaigns that `opid serve` runs")
     parser.add_argument("--out", type=Path, help="write the result there, as Markdown")
     arguments = parser.parse_args()
+    if arguments.start_up and arguments.ranks == 2:
+        parser.error("--ranks 2: campaigns that are killed at --start-up have 1")
     clear_environment()
     folder = Path(tempfile.mkdtemp(prefix="opid-chaos-"))
     stores = ["file", "s3"] if arguments.store == "both" else [arguments.store]
     only: Mode | None = "start-up" if arguments.start_up else "upload" if arguments.upload else None
-    shapes = _shapes(stores, only, not arguments.no_serve)
+    shapes = [
+        shape for shape in _shapes(stores, only, not arguments.no_serve) if arguments.ranks in (None, shape.ranks)
+    ]
     generator = random.Random(arguments.seed)
     killed: dict[str, Counter[str]] = {store: Counter() for store in stores}
     storages: dict[str, Storage] = {}
