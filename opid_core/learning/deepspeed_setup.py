@@ -31,8 +31,8 @@ def prepare_process(threads: int) -> Any:
         share = max(1, threads // int(os.environ.get("WORLD_SIZE", "1")))
         if torch.get_num_threads() != share:
             torch.set_num_threads(share)
-        # Else sums whose terms several threads bring, as the gradient of an index that names a row twice, are added in the
-        # order in which these come. On a GPU some layers have no such kernel, and nothing is promised there.
+        # Else sums whose terms several threads bring, as the gradient of an index that names a row twice, are added in
+        # the order in which these come. On a GPU some layers have no such kernel, and nothing is promised there.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     with _without_mlflow():
