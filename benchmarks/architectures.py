@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from opid_core.learning.shared_prefixes import ATTENTION
-from opid_core.policies import shape_of
+from opid_core.policy_shape import shape_of
 from tests.architectures import gap, sharing_gap, tiny_config, tiny_model
 
 TOLERANCE = 1e-4

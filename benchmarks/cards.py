@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from flows.memory import estimate
 from opid_core.config import CampaignConfig, load_config
-from opid_core.policies import KNOWN_SHAPES
+from opid_core.policy_shape import KNOWN_SHAPES
 
 CARDS_GB = (12, 16, 24, 48, 80)
 MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen3-1.7b", "qwen2.5-3b", "qwen3-4b", "qwen2.5-7b", "qwen3-8b")

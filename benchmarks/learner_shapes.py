@@ -25,7 +25,7 @@ from flows.cost import CARDS, card_called, flops_a_token
 from infra.scratch import scratch_folder
 from opid_core.config.learning import LoraConfig
 from opid_core.errors import OutOfMemory
-from opid_core.policies import PolicyShape, shape_of
+from opid_core.policy_shape import PolicyShape, shape_of
 from tests.factories import make_tokenizer
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {

@@ -12,7 +12,7 @@ from flows.memory import BYTES, stored
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.learning.methods.base import SkillMethod
-from opid_core.policies import PolicyShape
+from opid_core.policy_shape import PolicyShape
 from tasks.commit import WORK
 from tasks.results import evaluation_due
 

@@ -7,7 +7,7 @@ import os
 from flows.memory import policy_shape
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
-from opid_core.policies import PolicyShape
+from opid_core.policy_shape import PolicyShape
 from tasks.cluster import check_cluster
 from tasks.places import gpus_of_replicas, threads_of_replica, visible_gpus
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from opid_core.config import CampaignConfig
 from opid_core.errors import OpidError
 from opid_core.hub import policy_folder
-from opid_core.policies import PolicyShape, count_parameters, known_shape
+from opid_core.policy_shape import PolicyShape, count_parameters, known_shape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _MIB = 2**20

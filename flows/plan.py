@@ -26,8 +26,9 @@ from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError, OpidError
 from opid_core.hub import hub_model, policy_folder
 from opid_core.learning.methods import OutcomeMethod
-from opid_core.policies import PolicyShape, load_tokenizer
+from opid_core.policies import load_tokenizer
 from opid_core.policy_check import check_policy_folder, load_config
+from opid_core.policy_shape import PolicyShape
 from opid_core.rollout.prompting import encode, inject, with_template_arguments
 from opid_core.skills.analyzers.messages import INSTRUCTIONS
 from opid_core.warm_start import require_expert

@@ -28,7 +28,7 @@ from flows.cost import (
 from opid_core.config import CampaignConfig, build_config
 from opid_core.config.presets import merge
 from opid_core.errors import ConfigError
-from opid_core.policies import PolicyShape
+from opid_core.policy_shape import PolicyShape
 
 BASE: dict[str, Any] = {
     "campaign": "c",

@@ -21,7 +21,7 @@ from flows.memory import (
     trained_parameters,
 )
 from opid_core.config import CampaignConfig, load_config
-from opid_core.policies import KNOWN_SHAPES, Linear, PolicyShape
+from opid_core.policy_shape import KNOWN_SHAPES, Linear, PolicyShape
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper"
 ARCHITECTURES = {

@@ -1,8 +1,6 @@
-import pytest
 from transformers import AutoTokenizer
 
-from opid_core.policies import make_tiny_policy, shape_of, train_tokenizer
-from tests.architectures import tiny_config, tiny_model
+from opid_core.policies import make_tiny_policy, train_tokenizer
 
 TEXTS = ["go to shelf 1", "take creditcard 12 from shelf 1"] * 20
 
@@ -29,16 +27,3 @@ def test_the_chat_template_opens_the_answer(tmp_path):
     tokens = [tokenizer.convert_ids_to_tokens(i) for i in tokenizer.encode(text, add_special_tokens=False)]
     assert tokens == ["<|user|>", "go", "<|end|>", "<|assistant|>"]
     assert tokenizer.eos_token == "<|end|>"
-
-
-@pytest.mark.parametrize(
-    ("model_type", "idle"),
-    [
-        ("qwen3_moe", 2 * 2 * 3 * 32 * 24),  # of 2 layers 2 of 4 experts: gate, up and down, width 32 to 24
-        ("qwen2_moe", 2 * 2 * 3 * 32 * 24),  # beside a shared expert, which each token meets
-        ("qwen3", 0),
-    ],
-)
-def test_a_token_meets_its_own_experts_alone(model_type, idle):
-    shape = shape_of(tiny_model(tiny_config(model_type)))
-    assert (shape.idle_parameters, shape.active_parameters) == (idle, shape.parameters - idle)
