@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flows.memory import BYTES, stored
+from flows.memory import BYTES, planned_shape, stored
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.learning.methods.base import SkillMethod
@@ -16,6 +16,8 @@ from opid_core.policy_shape import PolicyShape
 from tasks.commit import WORK
 from tasks.results import evaluation_due
 
+ASSUMED_CARD = "assumed"
+"""In the name of a card that this machine does not have."""
 PHASES = ("rollout", "extract_skills", "rescore", "update", "evaluate", "other")
 
 
@@ -283,6 +285,19 @@ def describe(config: CampaignConfig, cost: Cost, card_name: str) -> str:
     )
 
 
+def first_guess(config: CampaignConfig) -> str | None:
+    """How long a campaign of which nothing was measured takes on this machine, in a line that says what it is. None
+    where the policy or the card is unknown, or others do the work."""
+    shape, (card_name, card) = planned_shape(config), card_of(config, None)
+    if shape is None or ASSUMED_CARD in card_name or config.cluster.address is not None:
+        return None
+    hours = estimate(config, shape, card).hours
+    return (
+        f"Expected: about {_hours(hours)} hours on {cards(config, card)} x {card_name}, an estimate by assumptions "
+        "(docs/cost.md) that may be a multiple off, until an iteration has been measured."
+    )
+
+
 def assumptions(config: CampaignConfig) -> str:
     """What an estimate assumes, in words."""
     steps, assumed = _steps(config), ASSUMED
@@ -301,7 +316,7 @@ def card_of(config: CampaignConfig, name: str | None) -> tuple[str, Card]:
     """The card of an estimate and its name: the one asked for, else this machine's GPU where its data sheet is known,
     else an H100 for a policy in bfloat16 and the CPU for one in float32. Raises ConfigError for an unknown name."""
     if not (name or _card_here()) and config.learner.dtype != "float32":
-        return f"H100 (assumed: {_why_no_card_here()})", CARDS["H100"]
+        return f"H100 ({ASSUMED_CARD}: {_why_no_card_here()})", CARDS["H100"]
     name = known_card(name or _card_here() or "CPU")
     card = CARDS[name]
     if name != "CPU":

@@ -22,31 +22,69 @@ KNOWN_AFTER = 0.25
 """Share of a stage that is done before its time left is told: the episodes that end first are the shortest."""
 
 
-class CampaignClock:
-    """How long a campaign still takes, from the iterations that were committed while it was watched."""
+class Clock:
+    """How long the stage that runs now and its campaign still take, from what was seen of them."""
 
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, iterations: int | None) -> None:
         self.iterations, self.done = iterations, 0
+        self.stage_left_s: float | None = None
+        """Seconds left of the stage as its newest event tells; None before `KNOWN_AFTER` of it."""
         self._since_s: float | None = None
         self._took_s: list[float] = []
+        self._forget()
 
-    def resumed(self, iteration: int) -> None:
-        """The campaign goes on now after an iteration that was committed before."""
-        self._since_s, self.done = time.monotonic(), iteration
-
-    def committed(self, iteration: int) -> None:
-        """An iteration was committed now (0: the start)."""
+    def heard(self, event: progress.Progress) -> None:
+        """What `event` tells. The campaign that goes on after a commit begins its next iteration then, as a new attempt
+        does; how long what was given up took says nothing about one."""
         now_s = time.monotonic()
-        if iteration > 0 and self._since_s is not None:
-            self._took_s.append(now_s - self._since_s)
-        self._since_s, self.done = now_s, iteration
+        if event.event == "progress":
+            self._at(event, now_s)
+        elif event.iteration is not None and event.event in ("resumed", "committed"):
+            if event.event == "committed" and event.iteration > 0 and self._since_s is not None:
+                self._took_s.append(now_s - self._since_s)
+            self._since_s, self.done = now_s, event.iteration
+            self._forget()
+        elif event.event == "given up":
+            self._forget()
 
-    def left_s(self) -> float | None:
-        """Seconds until the last commit if the iterations to come take as long as those seen; None before any."""
-        if not self._took_s or self._since_s is None:
-            return None
-        whole_s = sum(self._took_s) / len(self._took_s) * (self.iterations - self.done)
-        return max(0.0, whole_s - (time.monotonic() - self._since_s))
+    def left(self) -> str:
+        """`about 0:06:40`: the time until the last commit if iterations take as long as those seen. Before any was,
+        `at least about 0:06:40`: if all take as long as the stages of the first that were seen, and is the present one
+        at its speed so far. "" where nothing is known.
+        """
+        if self.iterations is None:
+            return ""
+        now_s, to_come = time.monotonic(), self.iterations - self.done
+        if self._took_s and self._since_s is not None:
+            whole_s = sum(self._took_s) / len(self._took_s) * to_come
+            return f"about {clock_text(max(0.0, whole_s - (now_s - self._since_s)))}"
+        stage_s = now_s - self._stage_since_s if self._counts else 0.0
+        known_s = self._stage_s if self._counts else None
+        if not self._finished_s and known_s is None:
+            return ""
+        whole_s = (self._finished_s + max(stage_s, known_s or 0.0)) * to_come
+        return f"at least about {clock_text(whole_s - self._finished_s - stage_s)}"
+
+    def _at(self, event: progress.Progress, now_s: float) -> None:
+        name = stage_name(event)
+        if name != self._stage:
+            if self._counts:
+                self._finished_s += now_s - self._stage_since_s
+            self._stage, self._stage_since_s, self._stage_s = name, now_s, None
+            # Not what comes once, as the start of an engine, nor what not each iteration has.
+            self._counts = event.iteration == self.done + 1 and event.stage != "evaluate"
+        self.stage_left_s = None
+        if event.done and event.done >= KNOWN_AFTER * event.total:
+            elapsed_s = now_s - self._stage_since_s
+            self._stage_s = elapsed_s / event.done * event.total
+            self.stage_left_s = self._stage_s - elapsed_s
+
+    def _forget(self) -> None:
+        self._stage, self._stage_since_s, self._counts = "", time.monotonic(), False
+        self._stage_s: float | None = None
+        """Seconds that the stage takes in all as far as can be told."""
+        self._finished_s = 0.0
+        """Of those before it, of the iteration that comes next."""
 
 
 @contextmanager
@@ -56,13 +94,12 @@ def live_progress(console: Console, config: CampaignConfig | None = None, first:
     `first` is what goes on until a stage reports. On a terminal two bars; elsewhere a line as a stage begins, every
     `LINE_EVERY_S` seconds while it goes on, and whatever stays on a terminal too.
     """
-    clock = CampaignClock(config.iterations) if config else None
+    clock = Clock(config.iterations if config else None)
     shown = _bars if console.is_terminal else _lines
     with shown(console, config.campaign if config else "", clock, first) as show:
 
         def heard(event: progress.Progress) -> None:
-            if clock and event.iteration is not None and event.event in ("resumed", "committed"):
-                (clock.resumed if event.event == "resumed" else clock.committed)(event.iteration)
+            clock.heard(event)
             show(event)
 
         stop = progress.listen(heard)
@@ -82,13 +119,6 @@ def counted(event: progress.Progress) -> str:
     return ", ".join(part for part in (f"{event.done}/{event.total}" if event.total else "", event.note) if part)
 
 
-def stage_left_s(event: progress.Progress, elapsed_s: float) -> float | None:
-    """Seconds left of a stage that is as far as `event` tells, at its speed so far; None before `KNOWN_AFTER`."""
-    if not event.done or event.done < KNOWN_AFTER * event.total:
-        return None
-    return elapsed_s / event.done * (event.total - event.done)
-
-
 def clock_text(seconds: float) -> str:
     """`0:06:40`."""
     return str(timedelta(seconds=round(seconds)))
@@ -98,21 +128,21 @@ def clock_text(seconds: float) -> str:
 
 
 class _Left(ProgressColumn):
-    """The time left: of the campaign by its clock, of a stage as its newest event told."""
+    """The time left: of the campaign or of the stage, by the clock."""
 
     max_refresh = 0.5
 
-    def __init__(self, clock: CampaignClock | None) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._clock = clock
 
     def render(self, task: Task) -> Text:
-        seconds = self._clock.left_s() if task.fields["of_campaign"] and self._clock else task.fields["left_s"]
-        return Text("" if seconds is None or task.total is None else f"{clock_text(seconds)} left", "cyan")
+        left = self._clock.left() if task.fields["of_campaign"] else task.fields["left"]
+        return Text(f"{left} left" if left else "", "cyan")
 
 
 @contextmanager
-def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: str) -> Iterator[progress.Listener]:
+def _bars(console: Console, campaign: str, clock: Clock, first: str) -> Iterator[progress.Listener]:
     columns = (
         TextColumn(
             "{task.fields[label]}",
@@ -125,28 +155,27 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
         _Left(clock),
     )
     with Progress(*columns, console=console, transient=True, expand=True) as bars:
-        whole = (
-            bars.add_task("", total=clock.iterations, label=campaign, of_campaign=True, left_s=None) if clock else None
-        )
-        stage = bars.add_task("", total=None, label=first, of_campaign=False, left_s=None)
-        current, began_s = None, time.monotonic()
+        whole = None
+        if clock.iterations is not None:
+            whole = bars.add_task("", total=clock.iterations, label=campaign, of_campaign=True)
+        stage = bars.add_task("", total=None, label=first, of_campaign=False, left="")
+        current: str | None = None
 
         def at(label: str, event: progress.Progress | None = None) -> None:
-            nonlocal stage, current, began_s
+            nonlocal stage, current
             is_new = label != current
             if is_new:  # another task: the old one keeps its total
-                current, began_s = label, time.monotonic()
+                current = label
                 bars.remove_task(stage)
-                stage = bars.add_task("", total=None, label=label, of_campaign=False, left_s=None)
+                stage = bars.add_task("", total=None, label=label, of_campaign=False, left="")
             if event:
-                left_s = stage_left_s(event, time.monotonic() - began_s)
-                how_far = counted(event)
-                bars.update(stage, completed=event.done, total=event.total or None, description=how_far, left_s=left_s)
+                left, how_far = _stage_left(clock), counted(event)
+                bars.update(stage, completed=event.done, total=event.total or None, description=how_far, left=left)
             if is_new:
                 bars.refresh()
 
         def show(event: progress.Progress) -> None:
-            if whole is not None and clock:
+            if whole is not None:
                 done = f"{clock.done} of {clock.iterations} iterations"
                 bars.update(whole, completed=clock.done, description=done)
             if event.event != "progress":
@@ -163,28 +192,29 @@ def _bars(console: Console, campaign: str, clock: CampaignClock | None, first: s
 
 
 @contextmanager
-def _lines(console: Console, campaign: str, clock: CampaignClock | None, first: str) -> Iterator[progress.Listener]:
+def _lines(console: Console, campaign: str, clock: Clock, first: str) -> Iterator[progress.Listener]:
     current: str | None = None
-    began_s = printed_s = time.monotonic()
+    printed_s = time.monotonic()
 
     def line(text: str) -> None:
         say(console, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {campaign}{' ' if campaign else ''}{text}")
 
     def show(event: progress.Progress) -> None:
-        nonlocal current, began_s, printed_s
+        nonlocal current, printed_s
+        whole = f"; {left} left" if (left := clock.left()) else ""
         if event.event != "progress":
-            left_s = clock.left_s() if clock and event.event == "committed" else None
-            line(event.note + (f"; about {clock_text(left_s)} left" if left_s else ""))
+            line(event.note + (whole if event.event == "committed" else ""))
             return
         name, now_s = stage_name(event), time.monotonic()
-        if name != current:
-            current, began_s = name, now_s
-        elif now_s - printed_s < LINE_EVERY_S:
+        if name == current and now_s - printed_s < LINE_EVERY_S:
             return
-        printed_s = now_s
-        left_s = stage_left_s(event, now_s - began_s) if event.total else None
-        left = "" if left_s is None else f", {clock_text(left_s)} left"
-        line(f"{name} {counted(event)}{left}".rstrip())
+        current, printed_s = name, now_s
+        left = f", {left} left" if (left := _stage_left(clock)) else ""
+        line(f"{name} {counted(event)}".rstrip() + left + (f"{whole} in all" if whole else ""))
 
     line(first)
     yield show
+
+
+def _stage_left(clock: Clock) -> str:
+    return "" if clock.stage_left_s is None else clock_text(clock.stage_left_s)

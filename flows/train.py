@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from rich.console import Console
 
-from flows import notify, plan, settings
+from flows import cost, notify, plan, settings
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.audit import write_audit
@@ -18,7 +18,7 @@ from flows.reports.campaign import print_report, write_report
 from flows.reports.formatting import Terminal, say
 from infra import automations
 from infra.interrupts import defer_interrupts
-from infra.store import find_campaign, open_campaign
+from infra.store import find_campaign, is_committed, open_campaign
 from opid_core.config import CampaignConfig, load_config
 from tasks.cluster import check_store
 from tasks.store import when_reachable
@@ -44,16 +44,20 @@ def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a pla
 
 
 def check_and_open(config: CampaignConfig, console: Console) -> None:
-    """Check the config and open its store. Raises ConfigError or DataError at once, and as `when_reachable`."""
+    """Check the config, open its store, and tell what is to be known before. Raises ConfigError or DataError at once,
+    and as `when_reachable`."""
 
-    def check() -> None:
+    def check() -> bool:
         plan.check(config)
         store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"), config.storage.endpoint_url)
         if config.cluster.address is not None:
             check_store(store)
+        return not is_committed(store, 1)
 
-    when_reachable(config.recovery, check, partial(say, console))
+    is_unmeasured = when_reachable(config.recovery, check, partial(say, console))
     plan.warn(config, console)
+    if is_unmeasured and (expected := cost.first_guess(config)):
+        say(console, expected)
 
 
 def train_campaign(config: CampaignConfig, console: Console, api: AbstractContextManager[None] | None = None) -> None:

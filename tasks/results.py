@@ -28,7 +28,10 @@ class StageResult(Record):
     @field_validator("metrics", mode="before")
     @classmethod
     def _undefined_is_null(cls, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: None if value is None or math.isnan(value) else float(value) for name, value in metrics.items()}
+        try:
+            return {n: None if value is None or math.isnan(value) else float(value) for n, value in metrics.items()}
+        except (AttributeError, TypeError) as error:  # stored as something else
+            raise ValueError(f"no numbers by their names: {error}") from None
 
 
 def read_result(stored: Mapping[str, Any]) -> StageResult:

@@ -87,7 +87,7 @@ def status(
 
 def _now(standing: Standing) -> str:
     """Who works on it, at what, and for how long yet; or what stopped it."""
-    left = "" if standing.seconds_left is None else f", about {timedelta(seconds=round(standing.seconds_left))} left"
+    left = _time_left(standing)
     where = f"iteration {standing.iterations_done + 1 if standing.committed_at else 0}, {standing.stage}"
     match standing.state:
         case "running" if standing.stage is None:
@@ -101,6 +101,15 @@ def _now(standing: Standing) -> str:
         case "not begun":
             return "No driver has begun yet: `opid train` takes up to a minute or two to start Prefect."
     return "No driver works on it."
+
+
+def _time_left(standing: Standing) -> str:
+    if standing.seconds_left is not None:
+        return f", about {timedelta(seconds=round(standing.seconds_left))} left"
+    if standing.seconds_left_at_least is not None:
+        least = timedelta(seconds=round(standing.seconds_left_at_least))
+        return f", at least about {least} left, by its stages so far"
+    return ", time left not known yet" if standing.iterations_done == 0 else ""
 
 
 def _how_it_ended(standing: Standing) -> str:
@@ -121,13 +130,14 @@ def overview(campaigns: Sequence[Standing]) -> Table:
     for header in ("iterations", "state", "stage", "time left", "newest evaluation"):
         table.add_column(header)
     for one in campaigns:
-        is_over = one.state == "finished" or one.seconds_left is None
+        seconds, least = one.seconds_left, one.seconds_left_at_least
+        told = "" if seconds is None and least is None else str(timedelta(seconds=round(seconds or least or 0)))
         table.add_row(
             one.campaign,
             f"{one.iterations_done} of {one.iterations_planned}",
             one.state,
             one.stage or "",
-            "" if is_over else str(timedelta(seconds=round(one.seconds_left or 0))),
+            "" if one.state == "finished" else told if least is None else f"> {told}",
             "\n".join(f"{name} {share:.1%}" for name, share in one.success.items()),
         )
     return table

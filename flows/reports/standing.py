@@ -12,6 +12,7 @@ from infra import lease, stages
 from infra.manifest import Manifest
 from infra.store import CampaignStore, find_campaign, list_campaigns, list_studies, location, manifests, read_config
 from opid_core.errors import ConfigError, DataError
+from tasks.results import read_result
 
 NEWEST = 10
 """Iterations whose durations the time left is taken from."""
@@ -43,6 +44,9 @@ class Standing:
     ended by itself, or does not tell."""
     seconds_left: float | None
     """Until the last commit, if the iterations to come take as long as the newest; None before the first."""
+    seconds_left_at_least: float | None
+    """Before the first iteration is committed: until the last commit, if all iterations take as long as the stages of
+    the first that have finished; None before one has, and after that commit."""
     success: dict[str, float]
     """The newest evaluation: temperature (`t1`), or split and temperature, -> share of tasks won."""
     failures: tuple[str, ...]
@@ -80,6 +84,7 @@ def standing_of(store: CampaignStore, chain: list[Manifest]) -> Standing:
         driver=driver and f"{driver}, last heartbeat {silent_s:.0f} s ago",
         ended=held[0].ended if held else None,
         seconds_left=seconds_left(chain, planned, is_running=state == "running"),
+        seconds_left_at_least=_at_least_s(store, planned, len(given_up)) if len(chain) == 1 else None,
         success=evaluated,
         failures=tuple(f"attempt {n} at {one['at']}: {one['reason']}" for n, one in enumerate(given_up, start=1)),
         newest_policy=location(store, chain[-1].policy.uri) if chain else None,
@@ -124,6 +129,17 @@ def _stage(finished: set[str], iteration: int) -> str:
     order = ("initial_policy",) if iteration == 0 else ("rollout", "extract_skills", "route", "rescore", "update")
     waiting = [stage for stage in order if stage not in finished]
     return waiting[0] if waiting else "commit" if "evaluate" in finished else "evaluate or commit"
+
+
+def _at_least_s(store: CampaignStore, planned: int, attempt: int) -> float | None:
+    """Of the iterations after the first, as far as the stages of that one have finished. An evaluation does not count:
+    not each iteration has one."""
+    took_s = 0.0
+    for stage in stages.finished(store, 1, attempt) - {"evaluate"}:
+        result = read_result(stages.recorded(store, 1, attempt, stage, {}) or {})
+        took_s += result.metrics.get(f"seconds/stage/{stage}_s") or 0.0
+    whole_s = took_s * min(max(0, planned - 1), LONGEST_S)
+    return min(whole_s, LONGEST_S) if whole_s > 0 else None
 
 
 def seconds_left(chain: Sequence[Manifest], planned: int, *, is_running: bool) -> float | None:

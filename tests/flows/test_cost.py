@@ -19,6 +19,7 @@ from flows.cost import (
     card_called,
     card_of,
     estimate,
+    first_guess,
     flops_a_token,
     known_card,
     measured_seconds,
@@ -285,3 +286,18 @@ def test_prompts_of_one_length_have_one_number():
 )
 def test_a_card_is_known_by_what_its_driver_calls_it(told, name):
     assert card_called(told) == name
+
+
+def test_what_a_campaign_is_expected_to_take_is_told_where_card_and_policy_are_known(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = config_of(learner={"dtype": "float32", "ranks": 1}, engine={"dtype": "float32"}, threads=4)
+    monkeypatch.setattr("flows.cost.planned_shape", lambda config: SHAPE)
+    hours = estimate(config, SHAPE, card_of(config, None)[1]).hours
+    assert (first_guess(config) or "").startswith(
+        f"Expected: about {hours:.2g} hours on 1 x CPU (4 threads), an estimate"
+    )
+    assert first_guess(config_of()) is None  # an H100 is assumed, which is not what it runs on
+    elsewhere = config_of(learner={"dtype": "float32"}, cluster={"address": "host:6379"})
+    assert first_guess(elsewhere) is None
+    monkeypatch.undo()
+    assert first_guess(config_of(learner={"dtype": "float32"}, policy=str(tmp_path))) is None

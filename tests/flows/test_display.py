@@ -8,7 +8,7 @@ import re
 import pytest
 
 from flows import display
-from flows.display import CampaignClock, live_progress
+from flows.display import Clock, live_progress
 from flows.reports.formatting import Terminal
 from opid_core.config import build_config
 from tasks import progress
@@ -24,31 +24,81 @@ def now_s(monkeypatch) -> list[float]:
     return now
 
 
+def committed(iteration: int) -> progress.Progress:
+    return progress.Progress(iteration, "commit", event="committed")
+
+
 def test_the_time_left_of_a_campaign_is_that_of_the_iterations_seen(now_s):
-    clock = CampaignClock(4)
-    assert clock.left_s() is None
-    clock.committed(0)  # how long the start took says nothing about an iteration
-    assert clock.left_s() is None
+    clock = Clock(4)
+    assert clock.left() == ""
+    clock.heard(committed(0))  # how long the start took says nothing about an iteration
+    assert clock.left() == ""
     now_s[0] += 60
-    clock.committed(1)
+    clock.heard(committed(1))
     now_s[0] += 40
-    clock.committed(2)
-    assert clock.left_s() == 100.0  # two iterations of 50 s
+    clock.heard(committed(2))
+    assert clock.left() == "about 0:01:40"  # two iterations of 50 s
     now_s[0] += 30
-    assert clock.left_s() == 70.0
+    assert clock.left() == "about 0:01:10"
     now_s[0] += 300
-    assert clock.left_s() == 0.0
+    assert clock.left() == "about 0:00:00"
 
 
 def test_what_was_committed_before_a_resume_is_no_iteration_seen(now_s):
-    clock = CampaignClock(4)
-    clock.resumed(0)
-    now_s[0] += 90
-    clock.resumed(2)
-    assert (clock.done, clock.left_s()) == (2, None)
-    now_s[0] += 50
-    clock.committed(3)
-    assert clock.left_s() == 50.0
+    clock = Clock(4)
+    for iteration in (0, 2):
+        clock.heard(progress.Progress(iteration, "campaign", event="resumed"))
+        now_s[0] += 90
+    assert (clock.done, clock.left()) == (2, "")
+    now_s[0] -= 40
+    clock.heard(committed(3))
+    assert clock.left() == "about 0:00:50"
+
+
+def test_before_the_first_commit_all_iterations_take_at_least_as_long_as_the_stages_seen(now_s):
+    clock = Clock(4)
+    clock.heard(progress.Progress(0, "evaluate", 0, 300))
+    now_s[0] += 10
+    clock.heard(progress.Progress(0, "evaluate", 150, 300))
+    assert clock.left() == ""
+    clock.heard(committed(0))
+    seconds = [  # iteration and stage, units done and in all, seconds until the next event
+        (None, "start engine", 0, 0, 100),
+        (1, "rollout", 0, 64, 10),
+        (1, "rollout", 8, 64, 10),  # an eighth is too little to tell from
+    ]
+    for iteration, stage, done, total, took_s in seconds:
+        clock.heard(progress.Progress(iteration, stage, done, total))
+        now_s[0] += took_s
+        assert clock.left() == ""
+    clock.heard(progress.Progress(1, "rollout", 32, 64))  # 40 s in all: four of these, less the 20 s that are over
+    assert clock.left() == "at least about 0:02:20"
+    now_s[0] += 30
+    clock.heard(progress.Progress(1, "rescore"))  # rollout took 50 s
+    assert clock.left() == "at least about 0:02:30"
+    now_s[0] += 10
+    assert clock.left() == "at least about 0:03:00"  # 4 times 60 s, less 60 s
+    clock.heard(progress.Progress(2, "rollout"))  # played ahead
+    now_s[0] += 10
+    clock.heard(progress.Progress(1, "evaluate", 100, 300))  # not each iteration has one
+    now_s[0] += 10
+    assert clock.left() == "at least about 0:03:00"
+    clock.heard(committed(1))
+    assert clock.left() == "about 0:09:00"  # 3 times 180 s, the start of the engine among them
+
+
+def test_an_attempt_that_was_given_up_says_nothing_about_an_iteration(now_s):
+    clock = Clock(2)
+    clock.heard(progress.Progress(1, "rollout"))
+    now_s[0] += 100
+    clock.heard(progress.Progress(1, "rescore"))
+    assert clock.left() == "at least about 0:01:40"
+    clock.heard(progress.Progress(1, "attempt", event="given up"))
+    assert clock.left() == ""
+    clock.heard(progress.Progress(1, "rollout"))
+    now_s[0] += 60
+    clock.heard(progress.Progress(1, "rescore"))
+    assert clock.left() == "at least about 0:01:00"
 
 
 def test_the_time_left_of_a_stage_is_told_from_a_quarter_on(now_s):
@@ -99,7 +149,7 @@ def test_without_a_terminal_each_stage_has_lines_with_the_time(now_s):
         "start Prefect",
         "start engine",
         "1: rollout 0/64",
-        "1: rollout 32/64, 9 won, 1234 tokens/s, 0:00:32 left",
+        "1: rollout 32/64, 9 won, 1234 tokens/s, 0:00:32 left; at least about 0:03:44 left in all",  # 4 x 64 s - 32 s
         "iteration 1 of 4 committed",
         "iteration 2 of 4 committed; about 0:02:00 left",
     ]

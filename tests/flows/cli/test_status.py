@@ -236,3 +236,38 @@ def test_the_time_left_is_that_of_the_newest_iterations(tmp_path):
     endless = [m.model_copy(update={"metrics": {"seconds/iteration_s": 1e300}}) for m in chain]
     assert standing_of(store, endless).seconds_left == LONGEST_S
     assert timedelta(seconds=LONGEST_S).days > 365 * 3000
+
+
+def test_before_the_first_iteration_is_committed_its_finished_stages_tell_the_least_time_left(tmp_path, opid):
+    store = a_campaign(tmp_path, tmp_path, "mine", 0)
+    with lease.held(store, 30):
+        assert "At iteration 0, initial_policy, time left not known yet.\n" in opid(
+            "status", "mine", "--root", tmp_path
+        )
+    store = a_campaign(tmp_path, tmp_path, "other", 1)
+    stages.give_up(store, 1, 0, "EngineDied: gone")
+
+    def told() -> tuple[float | None, float | None]:
+        standing = standing_of(store, manifests(store))
+        return standing.seconds_left, standing.seconds_left_at_least
+
+    assert told() == (None, None)
+    for stage, attempt, took_s in (("rollout", 0, 900), ("rollout", 1, 100), ("rescore", 1, 50), ("evaluate", 1, 70)):
+        metrics = {f"seconds/stage/{stage}_s": took_s, "seconds/other_s": 1000.0}
+        stages.record(store, 1, attempt, stage, {"parent": "p"}, {"metrics": metrics})
+    assert told() == (None, 300.0)  # two more iterations of at least 150 s
+    with lease.held(store, 30):
+        printed = opid("status", "other", "--root", tmp_path)
+        row = next(line for line in opid("status", "--root", tmp_path).splitlines() if line.startswith("other"))
+    assert "At iteration 1, extract_skills, at least about 0:05:00 left, by its stages so far.\n" in printed
+    assert row.split()[-2:] == [">", "0:05:00"]
+    assert json.loads(opid("status", "other", "--root", tmp_path, "--json"))["seconds_left_at_least"] == 300.0
+    commit(store, make_manifest(store, tmp_path / "other", manifests(store)[0]))
+    assert told() == (None, None)
+
+
+def test_a_record_that_holds_no_result_of_a_stage_is_named(tmp_path):
+    store = a_campaign(tmp_path, tmp_path, "mine", 1)
+    stages.record(store, 1, 0, "rollout", {}, {"metrics": {"seconds/stage/rollout_s": "soon"}})
+    with pytest.raises(DataError):
+        standing_of(store, manifests(store))
