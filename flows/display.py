@@ -50,20 +50,20 @@ class Clock:
     def left(self) -> str:
         """`about 0:06:40`: the time until the last commit if iterations take as long as those seen. Before any was,
         `at least about 0:06:40`: if all take as long as the stages of the first that were seen, and is the present one
-        at its speed so far. "" where nothing is known.
+        at its speed so far. "" where nothing is known, or less than a second is left by that.
         """
         if self.iterations is None:
             return ""
         now_s, to_come = time.monotonic(), self.iterations - self.done
         if self._took_s and self._since_s is not None:
             whole_s = sum(self._took_s) / len(self._took_s) * to_come
-            return f"about {clock_text(max(0.0, whole_s - (now_s - self._since_s)))}"
+            return _told("about", whole_s - (now_s - self._since_s))
         stage_s = now_s - self._stage_since_s if self._counts else 0.0
         known_s = self._stage_s if self._counts else None
         if not self._finished_s and known_s is None:
             return ""
         whole_s = (self._finished_s + max(stage_s, known_s or 0.0)) * to_come
-        return f"at least about {clock_text(whole_s - self._finished_s - stage_s)}"
+        return _told("at least about", whole_s - self._finished_s - stage_s)
 
     def _at(self, event: progress.Progress, now_s: float) -> None:
         name = stage_name(event)
@@ -122,6 +122,10 @@ def counted(event: progress.Progress) -> str:
 def clock_text(seconds: float) -> str:
     """`0:06:40`."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def _told(how: str, seconds: float) -> str:
+    return f"{how} {clock_text(seconds)}" if seconds >= 1 else ""
 
 
 # On a terminal ------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def test_the_time_left_of_a_campaign_is_that_of_the_iterations_seen(now_s):
     now_s[0] += 30
     assert clock.left() == "about 0:01:10"
     now_s[0] += 300
-    assert clock.left() == "about 0:00:00"
+    assert clock.left() == ""  # it takes longer than was thought
 
 
 def test_what_was_committed_before_a_resume_is_no_iteration_seen(now_s):
@@ -89,7 +89,7 @@ def test_before_the_first_commit_all_iterations_take_at_least_as_long_as_the_sta
 
 def test_an_attempt_that_was_given_up_says_nothing_about_an_iteration(now_s):
     clock = Clock(2)
-    clock.heard(progress.Progress(1, "rollout"))
+    clock.heard(progress.Progress(1, "rollout", 0, 64))
     now_s[0] += 100
     clock.heard(progress.Progress(1, "rescore"))
     assert clock.left() == "at least about 0:01:40"
