@@ -347,6 +347,24 @@ def test_nobody_else_is_answered(served):
         check_api(served.url)
 
 
+def test_the_commands_that_it_shows_work_as_they_are_and_what_it_says_fits_80_columns(served):
+    first, _, last = served.printed.partition("Ctrl-C stops all")
+    lines = [*first.splitlines(), "Ctrl-C stops all" + last.splitlines()[0]]
+    assert max(len(line) for line in lines if str(served.root) not in line) <= 80
+    address, auth, run, runs, cancel, pause = [line.strip() for line in lines if line.startswith("  ")]
+    assert address == f"export PREFECT_API_URL={served.url}"
+    assert str(served.auth_file) in auth
+    assert run == "prefect deployment run train/train -p config=configs/quickstart.yaml"
+    assert cancel == "prefect flow-run cancel ID"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    script = "\n".join(["set -e", address, auth, runs, pause])
+    told = subprocess.run(["bash", "-c", script], env={**inherited, "PATH": path}, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert served.client.read_work_pool("pool").is_paused
+    served.client.update_work_pool("pool", WorkPoolUpdate(is_paused=False))
+
+
 def test_a_second_serve_is_refused(served, tmp_path, monkeypatch):
     again = served.start()
     assert again.wait(LIMIT_S) == 1
