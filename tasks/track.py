@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from prefect import task
 
@@ -20,7 +21,7 @@ from tasks import trackers
 from tasks.commit import manifest_path
 from tasks.iteration import TASK, CampaignRun, campaign_run
 from tasks.markdown import as_code, markdown_table
-from tasks.progress import artifact_key, logged
+from tasks.progress import announce, artifact_key, logged
 from tasks.trackers.commits import committed, without_secrets
 
 SHOWN = {
@@ -73,8 +74,9 @@ def track_metrics(run: CampaignRun, chain: Sequence[Manifest]) -> None:
     from prefect.artifacts import create_markdown_artifact
     from prefect.exceptions import PrefectException
 
-    store, manifest, commits = run.store, chain[-1], committed(run.config, run.store, chain, run.table)
-    faults = []
+    store, manifest = run.store, chain[-1]
+    tell = partial(announce, manifest.iteration, "track", "fault")
+    commits, faults = committed(run.config, store, chain, run.table, tell), []
     try:
         create_markdown_artifact(
             markdown=markdown(store, chain, commits[-1].metrics),

@@ -17,6 +17,7 @@ from infra.manifest import FileRecord, Manifest
 from infra.store import CampaignStore
 from opid_core.config import CampaignConfig
 from opid_core.endpoint import without_key
+from opid_core.errors import DataError
 from opid_core.skills.effects import COLUMNS, effect_rows, skill_effects
 
 SKILLS_SHOWN = 100
@@ -40,6 +41,8 @@ class Committed:
     """Whether it is new enough for its skills to be shown."""
     table: Callable[[FileRecord, Sequence[str]], pa.Table]
     """Gives columns of a table by its record."""
+    tell: Callable[[str], None]
+    """Hears what the trackers go without, for a table that is damaged: they go on with later iterations."""
 
     @property
     def iteration(self) -> int:
@@ -52,17 +55,26 @@ class Committed:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Those that are defined."""
-        rows = self.table(self.manifest.tables["metrics"], ["name", "value"]).to_pylist()
+        """Those that are defined; none where their table is damaged."""
+        try:
+            rows = self.table(self.manifest.tables["metrics"], ["name", "value"]).to_pylist()
+        except DataError as error:
+            self._tell_damaged("metrics", error)
+            return {}
         return {row["name"]: row["value"] for row in rows if row["value"] is not None and math.isfinite(row["value"])}
 
     @cached_property
     def skills(self) -> list[dict[str, Any]]:
-        """Rows of `effect_rows`, most advantage first; none where no step was scored under a skill."""
+        """Rows of `effect_rows`, most advantage first; none where no step was scored under a skill, or a table is
+        damaged."""
         records = self.manifest.tables
         if not (self.has_skills and COLUMNS.keys() <= records.keys()):
             return []
-        tables = {name: self.table(records[name], columns) for name, columns in COLUMNS.items()}
+        try:
+            tables = {name: self.table(records[name], columns) for name, columns in COLUMNS.items()}
+        except DataError as error:
+            self._tell_damaged("skills", error)
+            return []
         return effect_rows(skill_effects([(self.iteration, tables)]))[:SKILLS_SHOWN]
 
     @property
@@ -70,17 +82,24 @@ class Committed:
         """Whether the campaign is finished with it."""
         return self.iteration >= self.config.iterations
 
+    def _tell_damaged(self, what: str, error: DataError) -> None:
+        self.tell(
+            f"{self.store.campaign}, iteration {self.iteration}: its {what} are left out of the trackers: {error}; put "
+            "the file back from a copy: opid verify says when it is whole"
+        )
+
 
 def committed(
     config: CampaignConfig,
     store: CampaignStore,
     chain: Sequence[Manifest],
     table: Callable[[FileRecord, Sequence[str]], pa.Table],
+    tell: Callable[[str], None],
 ) -> list[Committed]:
     """The commits of `chain`, which begins with the campaign's start, without that: the first is iteration 1."""
     run = f"{store.campaign}-{chain[0].checksum[:8]}"
     newest = len(chain) - SKILLS_CAUGHT_UP
-    return [Committed(config, store, run, one, one.iteration >= newest, table) for one in chain[1:]]
+    return [Committed(config, store, run, one, one.iteration >= newest, table, tell) for one in chain[1:]]
 
 
 def without_secrets(text: str) -> str:

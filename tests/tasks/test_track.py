@@ -11,6 +11,7 @@ import time
 import types
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,7 +90,7 @@ def campaign(tmp_path, **tracking):
 
 def commits_of(config, store, chain):
     """The commits of `chain` as trackers get them of another process than the one that made them."""
-    return committed(config, store, chain, partial(read_table, store))
+    return committed(config, store, chain, partial(read_table, store), pytest.fail)
 
 
 def write(config, store, chain) -> None:
@@ -176,10 +177,34 @@ def test_a_tracker_that_begins_late_gets_all_metrics_and_the_newest_skills(tmp_p
 
     tracking = QUIET | {"wandb_project": "mine"}
     config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 12, "tracking": tracking})
-    trackers.write(committed(config, store, chain, table))
+    trackers.write(committed(config, store, chain, table, pytest.fail))
     (logged,) = wandb.runs.values()
     assert [(step, "skills" in metrics) for metrics, step in logged] == [(n, n > 2) for n in range(1, 13)]
     assert (read.count("metrics"), read.count("scores")) == (12, 10)
+
+
+@pytest.mark.usefixtures("seconds")
+def test_a_damaged_table_is_told_once_and_the_trackers_go_on_with_later_iterations(tmp_path, wandb):
+    store, chain = make_campaign(tmp_path, 3, Shape())
+    tracking = {"tensorboard": True, "wandb_project": "mine"}
+    config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 3, "tracking": tracking})
+    damaged = [chain[1].tables["metrics"].path, chain[2].tables["scores"].path]
+    for path in damaged:
+        (Path(store.root) / "audited" / path).write_bytes(b"no table")
+    told: list[str] = []
+    for _ in range(2):
+        trackers.write(committed(config, store, chain, partial(read_table, store), told.append))
+    assert [step for step, _ in in_tensorboard(store, "rollout/steps")] == [2, 3]
+    assert [step for step, _ in in_tensorboard(store, "skills/text_summary")] == [1, 3]
+    (logged,) = wandb.runs.values()
+    assert [(step, "rollout/steps" in metrics, "skills" in metrics) for metrics, step in logged] == [
+        (1, False, True),
+        (2, True, False),
+        (3, True, True),
+    ]
+    begins = ["audited, iteration 1: its metrics are left out", "audited, iteration 2: its skills are left out"]
+    assert [text.split(" of the trackers")[0] for text in told] == begins
+    assert all(path in text for path, text in zip(damaged, told, strict=True))
 
 
 def test_mlflow_shows_each_step_once_with_config_and_skills(tmp_path, monkeypatch):
@@ -211,7 +236,7 @@ def test_mlflow_shows_each_step_once_with_config_and_skills(tmp_path, monkeypatc
     assert build_config(stored).iterations == 2
     awkward = pa.table({"name": ["rollout/success/[nq] \u00e9"], "value": [0.5]})
     third = chain[2].model_copy(update={"iteration": 3, "tables": {"metrics": chain[2].tables["metrics"]}})
-    trackers.write(committed(longer, store, [*chain, third], lambda *_: awkward))
+    trackers.write(committed(longer, store, [*chain, third], lambda *_: awkward, pytest.fail))
     assert client.get_run(run.info.run_id).data.metrics["rollout/success/_nq_ _"] == 0.5
     other_store, other_chain = make_campaign(tmp_path / "again", 1, Shape())
     write(config, other_store, other_chain)
