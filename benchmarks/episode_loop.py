@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tasks.places
+from benchmarks.sleeping import Answer
 from envs.base import PromptParts, StepResult, Task, make
 from infra.hosting import HostedGroup
 from opid_core.config import CampaignConfig
@@ -30,13 +31,6 @@ from tests.factories import make_tiny_policy_folder, make_tokenizer
 
 WORDS = "go to desk 1 , open drawer 2 , look : book 1"
 """What the engine that answers at once says; no world admits it."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    request_id: str
-    token_ids: list[int]
-    log_probs: list[float]
 
 
 @dataclass

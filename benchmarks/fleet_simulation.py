@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.episode_loop import Answer, alfworld_requests, settings
+from benchmarks.episode_loop import alfworld_requests, settings
+from benchmarks.sleeping import Answer, Sampling
 from envs.base import Environment
 from opid_core.policies import load_tokenizer
 from opid_core.rollout.engines.fleet import EngineFleet, dealt
@@ -58,43 +59,34 @@ class Clock:
 
 
 @dataclass
-class SleepingReplica:
-    """An engine whose steps take `step_s`, whatever runs, and end a response after a number of tokens that its seed
-    gives: from half to one and a half times `tokens`."""
+class SimulatedReplica:
+    """An engine whose steps take time of its clock alone."""
 
     name: str
     clock: Clock
-    step_s: float
-    tokens: int
-    answer: list[int]
+    sampling: Sampling
     policy_dir: Any = "policy"
-    tokens_generated: int = 0
-    worked_s: float = 0.0
-    remaining: dict[str, int] = field(default_factory=dict)
     done_s: float | None = None
     """When the steps that were begun end; None where nothing was."""
     sampled: list[Answer] = field(default_factory=list)
 
     @property
+    def tokens_generated(self) -> int:
+        return self.sampling.generated
+
+    @property
     def is_idle(self) -> bool:
-        return not self.remaining and self.done_s is None
+        return not self.sampling.remaining and self.done_s is None
 
     def submit(self, request_id: str, prompt_ids: Sequence[int], *, seed: int, **sampling: Any) -> None:
-        self.remaining[request_id] = self.tokens // 2 + seed % (self.tokens + 1)
+        self.sampling.submit(request_id, seed)
 
     def begin(self, max_steps: int | None = 1) -> None:
-        if not self.remaining or self.done_s is not None:
+        if not self.sampling.remaining or self.done_s is not None:
             return
-        first = min(self.remaining.values())
-        steps = first if max_steps is None else min(first, max_steps)
-        self.tokens_generated += steps * len(self.remaining)
-        self.worked_s += steps * self.step_s
-        self.done_s = self.clock.now_s() + steps * self.step_s
-        self.remaining = {name: left - steps for name, left in self.remaining.items()}
-        ended = [name for name, left in self.remaining.items() if not left]
-        for name in ended:
-            del self.remaining[name]
-        self.sampled = [Answer(name, self.answer, [-1.0] * len(self.answer)) for name in ended]
+        began_s = self.clock.now_s()
+        seconds, self.sampled = self.sampling.advance(max_steps)
+        self.done_s = began_s + seconds
 
     def step(self) -> list[Answer]:
         self.begin(max_steps=None)
@@ -119,7 +111,7 @@ class SleepingReplica:
         """There is no process."""
 
 
-def first_done(replicas: Sequence[SleepingReplica]) -> SleepingReplica:
+def first_done(replicas: Sequence[SimulatedReplica]) -> SimulatedReplica:
     """The one whose steps end first: `step` waits for it."""
     return min(replicas, key=lambda replica: replica.done_s if replica.done_s is not None else float("inf"))
 
@@ -131,13 +123,13 @@ class Played:
     episodes: list[Episode]
     driver_s: float
     wall_s: float
-    engines: list[SleepingReplica]
+    engines: list[SimulatedReplica]
 
 
 def by_driver(batch: Batch, replicas: int, step_s: float, tokens: int) -> Played:
     """One loop for all replicas (`rollout.loop: driver`)."""
     clock = Clock()
-    engines = [SleepingReplica(f"replica {n}", clock, step_s, tokens, batch.answer) for n in range(replicas)]
+    engines = [SimulatedReplica(f"replica {n}", clock, Sampling(step_s, tokens, batch.answer)) for n in range(replicas)]
     computed_s, began_s = time.process_time(), clock.now_s()
     fleet = EngineFleet(engines, "policy", first_done)
     episodes = run_episodes(fleet, batch.tokenizer, batch.make_environment, batch.requests, batch.rules)
@@ -152,7 +144,7 @@ def by_replicas(batch: Batch, replicas: int, step_s: float, tokens: int) -> Play
     for number in range(replicas):
         requests = [request for request in batch.requests if homes[request.group_id] == number]
         clock = Clock()
-        engine = SleepingReplica(f"replica {number}", clock, step_s, tokens, batch.answer)
+        engine = SimulatedReplica(f"replica {number}", clock, Sampling(step_s, tokens, batch.answer))
         began_s = clock.now_s()
         for episode in ended_episodes(engine, batch.tokenizer, batch.make_environment, requests, batch.rules):
             crossed.append(pickle.dumps(episode, protocol=5))
@@ -164,18 +156,22 @@ def by_replicas(batch: Batch, replicas: int, step_s: float, tokens: int) -> Play
     return Played(episodes, driver_s, max(*walls_s, driver_s), engines)
 
 
-def row(tasks: int, replicas: int, loop: str, step_s: float, tokens: int) -> str:
-    """A row of the table: `tasks` groups of eight on so many replicas."""
+def batch_of(tasks: int, tokens: int) -> Batch:
+    """`tasks` groups of eight, whose answers have so many tokens."""
     tokenizer = load_tokenizer(POLICY)
     thought = tokenizer.encode(THOUGHT, add_special_tokens=False)
     answer = tokenizer.encode("<think>") + thought * (tokens // len(thought)) + tokenizer.encode(ACTION)
     make_environment, requests = alfworld_requests(8 * tasks)
     # Episodes end by their steps: a busy machine must not cut them.
     rules = replace(settings(MAX_STEPS, max_prompt_tokens=900), timeout_s=math.inf)
-    batch = Batch(tokenizer, answer, make_environment, requests, rules)
-    played = (by_driver if loop == "driver" else by_replicas)(batch, replicas, step_s, tokens)
+    return Batch(tokenizer, answer, make_environment, requests, rules)
+
+
+def row(tasks: int, replicas: int, loop: str, step_s: float, tokens: int) -> str:
+    """A row of the table: `tasks` groups of eight on so many replicas."""
+    played = (by_driver if loop == "driver" else by_replicas)(batch_of(tasks, tokens), replicas, step_s, tokens)
     turns = sum(len(episode.turns) for episode in played.episodes)
-    idle = 1 - sum(engine.worked_s for engine in played.engines) / (replicas * played.wall_s)
+    idle = 1 - sum(engine.sampling.worked_s for engine in played.engines) / (replicas * played.wall_s)
     generated = [engine.tokens_generated for engine in played.engines]
     imbalance = max(generated) * replicas / sum(generated)
     peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
