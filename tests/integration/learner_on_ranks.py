@@ -75,6 +75,23 @@ def of_stage(stage, make, folder, samples) -> dict[str, Any]:
     result["resumed from one"] = weights(learner)
     learner.close()
 
+    if stage < 3:
+        learner = make(zero_stage=stage)
+        away(learner)
+        learner.update(samples, seed=3)
+        away(learner)
+        learner.score(*sequences_of(samples))
+        away(learner)
+        learner.save(folder / f"away-{stage}")
+        learner.update(samples, seed=4)
+        result["away between updates"] = weights(learner)
+        learner.close()
+
+        learner = make(zero_stage=stage, state=folder / f"away-{stage}")
+        learner.update(samples, seed=4)
+        result["resumed from what was away"] = weights(learner)
+        learner.close()
+
     if stage in DISTILLATION_AT:
         learner = make(zero_stage=stage, lora=LORA)
         result["adapters at first"] = weights(learner)
@@ -104,6 +121,12 @@ def of_stage(stage, make, folder, samples) -> dict[str, Any]:
         last_layer.LOGITS_AT_ONCE = whole
         learner.close()
     return result
+
+
+def away(learner: Learner) -> None:
+    """As while an engine has its GPU, told twice as after a fault."""
+    for move in 2 * [learner.offload] + 2 * [learner.reload]:
+        move()
 
 
 def spoil(file: Path) -> None:

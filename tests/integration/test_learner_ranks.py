@@ -132,6 +132,14 @@ def test_two_ranks_train_adapters_as_plain_torch_does_and_one_goes_on_with_them(
         assert largest_difference(weights(learner), first["adapters uninterrupted"]) < 1e-5
 
 
+def test_two_ranks_that_were_away_go_on_bit_for_bit(two_ranks):
+    """Before the first update, between updates, and where they save (`engine.share_gpus`)."""
+    for stage in (0, 1, 2):
+        for results in (results[stage] for results in two_ranks):
+            for name in ("away between updates", "resumed from what was away"):
+                assert largest_difference(results[name], results["uninterrupted"]) == 0
+
+
 def test_every_rank_returns_the_same(two_ranks):
     for stage in STAGES:
         first, second = (results[stage] for results in two_ranks)
