@@ -7,7 +7,6 @@ there, each file is hashed before a folder is used.
 from __future__ import annotations
 
 import collections
-import fcntl
 import os
 import re
 import secrets
@@ -104,12 +103,8 @@ def shared_folder_path(store: CampaignStore, folder: FolderRecord) -> Path:
     base = _cached(store, "")
     with local_objects.faults(base, "written"):
         base.mkdir(parents=True, exist_ok=True)
-        lock = os.open(base, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with local_objects.one_process_at_a_time(base):
         return folder_path(store, folder)
-    finally:
-        os.close(lock)
 
 
 def _names(folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import math
@@ -192,6 +193,18 @@ def faults(path: Path, action: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise _fault(path, action, error) from error
+
+
+@contextlib.contextmanager
+def one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """In the block no other process of this machine is in such a block for `folder`, which must exist."""
+    with faults(folder, "read"):
+        lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _fault(path: Path, action: str, error: OSError) -> OpidError:

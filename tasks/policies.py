@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,8 +14,9 @@ from pathlib import Path
 from infra.folders import shared_folder_path
 from infra.groups import StoredFolder
 from infra.hosting import HostedGroup
+from infra.local_objects import one_process_at_a_time
 from infra.manifest import FolderRecord, is_adapter
-from infra.scratch import make_scratch_folder, scratch_folder
+from infra.scratch import make_scratch_folder, others_scratch, scratch_folder
 from infra.store import CampaignStore, base_of, folder_path, weights_only
 
 
@@ -46,24 +49,36 @@ class MergedFolder(StoredFolder):
     """The HF folder of a stored adapter merged into `base`, as an argument for objects on other machines."""
 
     base: FolderRecord = field(kw_only=True)
+    key: str = field(kw_only=True, default_factory=lambda: secrets.token_hex(8))
+    """Where this crosses to several processes of a machine, they share the copy that has it in its path."""
 
     def path(self) -> Path:
-        """A copy in this machine's temporary folder, there until `remove` or the end of this process. Raises as
-        `folder_path` does, and InfrastructureError."""
+        """A copy in this machine's temporary folder, there until `remove` or the end of the process that asked first:
+        it merges, the others wait. Raises as `folder_path` does, and InfrastructureError."""
         folders = [shared_folder_path(self.store, one) for one in (self.base, self.folder)]
-        path = make_scratch_folder() / self.folder.uri
+        name = f"{self.key}/{self.folder.uri}"
+        with one_process_at_a_time(Path(tempfile.gettempdir())):
+            return others_scratch(name) or self._merged(*folders, name)
+
+    def _merged(self, base: Path, adapter: Path, name: str) -> Path:
+        scratch = make_scratch_folder()
         # The process that asks is of the cluster: torch, and the memory of a whole model, are another one's.
-        name = f"merging of base and adapter on {socket.gethostname()}"
-        group = HostedGroup(name, "importlib:import_module", "opid_core.learning.lora")
+        group = HostedGroup(
+            f"merging of base and adapter on {socket.gethostname()}",
+            "importlib:import_module",
+            "opid_core.learning.lora",
+        )
         try:
-            group.call("write_merged", *folders, path)
+            group.call("write_merged", base, adapter, scratch / "merging")
+            (scratch / name).parent.mkdir(parents=True)
+            (scratch / "merging").rename(scratch / name)  # whole, or not there
         except BaseException:
-            self.remove(path)
+            shutil.rmtree(scratch, ignore_errors=True)
             raise
         finally:
             group.kill()
-        return path
+        return scratch / name
 
     def remove(self, path: Path) -> None:
-        """Remove what `path` has made."""
-        shutil.rmtree(path.parents[self.folder.uri.count("/")], ignore_errors=True)
+        """Remove the copy at `path`: the driver says so to all who share it, when all have read it."""
+        shutil.rmtree(path.parents[self.folder.uri.count("/") + 1], ignore_errors=True)

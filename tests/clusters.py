@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +45,12 @@ def use_a_token() -> None:
 
 
 @contextmanager
-def raylets(count: int, *, cpus: int = 1, gpus: int = 0, head_works: bool = True) -> Iterator[Cluster]:
-    """`count` raylets of so many CPUs (and GPUs, which need not exist), unless the first one, the head, has none; the
-    environment that reaches them is set in the block. Nothing of them is left afterwards."""
+def raylets(
+    count: int, *, cpus: int = 1, gpus: int = 0, head_works: bool = True, envs: Sequence[Mapping[str, str]] = ()
+) -> Iterator[Cluster]:
+    """`count` raylets of so many CPUs (and GPUs, which need not exist), unless the first one, the head, has none, each
+    with its own of the `envs` where these are given; the environment that reaches them is set in the block. Nothing of
+    them is left afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # names of sockets are short
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *ENVIRONMENT)}
     use_a_token()
@@ -58,7 +61,8 @@ def raylets(count: int, *, cpus: int = 1, gpus: int = 0, head_works: bool = True
         for number in range(count):
             is_head = number == 0
             has = {"cpus": cpus, "gpus": gpus} if head_works or not is_head else {"cpus": 0, "gpus": 0}
-            started.append(start_raylet(address, folder, is_head=is_head, **has))
+            env = envs[number] if envs else {}
+            started.append(start_raylet(address, folder, is_head=is_head, env=env, **has))
             if is_head:
                 _wait_until_up(started[0], folder / f"{started[0].pid}.log")
         for raylet in started[1:]:
@@ -74,7 +78,9 @@ def raylets(count: int, *, cpus: int = 1, gpus: int = 0, head_works: bool = True
                 os.environ[name] = value
 
 
-def start_raylet(address: str, folder: Path, *, is_head: bool, cpus: int, gpus: int) -> subprocess.Popen[bytes]:
+def start_raylet(
+    address: str, folder: Path, *, is_head: bool, cpus: int, gpus: int, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a raylet, and the head's other processes, below a process that waits for them."""
     host, _, port = address.rpartition(":")
     metrics, listen, grpc, environments = free_ports(4)  # chosen by agents themselves they may come too late
@@ -90,6 +96,7 @@ def start_raylet(address: str, folder: Path, *, is_head: bool, cpus: int, gpus: 
             *(f"--dashboard-agent-grpc-port={grpc}", f"--runtime-env-agent-port={environments}"),
         ],
         log,
+        env,
     )
     log.rename(folder / f"{process.pid}.log")
     return process

@@ -87,39 +87,43 @@ def test_two_replicas_on_two_nodes_play_what_one_plays_each_time(campaign, prefe
     assert first.table("steps", 2)["response_ids"].equals(campaign.table("steps", 2)["response_ids"])
 
 
-def test_adapters_on_a_node_are_those_of_one_machine_and_no_weights_pass_the_driver(
-    prefect_server, s3_server, tmp_path, monkeypatch
+@pytest.mark.parametrize(("nodes", "replicas"), [(1, 1), (1, 2), (2, 2)])
+def test_adapters_on_nodes_are_those_of_one_machine_and_no_weights_pass_the_driver(
+    prefect_server, s3_server, tmp_path, monkeypatch, nodes, replicas
 ):
     """Each iteration by a driver of its own, the second one goes on from the adapter of the first; both are evaluated.
-    The node has a cache and a temporary folder of its own."""
-    same = (*LORA, "evaluation.every=1")
-    alone, root, node = tmp_path / "alone", tmp_path / "runs", tmp_path / "node"
+    As many ranks as replicas. Each node has a cache and a temporary folder of its own."""
+    many = (f"engine.replicas={replicas}", f"learner.ranks={replicas}", f"threads={replicas}")
+    same = (*LORA, *many, "evaluation.every=1")
+    alone, root = tmp_path / "alone", tmp_path / "runs"
+    folders = [tmp_path / f"node-{number}" for number in range(nodes)]
     expected = opened(alone, finish(start(alone, prefect_server, *same), alone))
-    (node / "temporary").mkdir(parents=True)
+    for node in folders:
+        (node / "temporary").mkdir(parents=True)
 
-    def merged() -> list[Path]:
-        return [*(node / "temporary").glob("opid-*/policies")]
+    def merged() -> list[list[Path]]:
+        return [[*(node / "temporary").glob("opid-*/*/policies")] for node in folders]
 
-    monkeypatch.setenv("OPID_CACHE", str(node / "cache"))
-    monkeypatch.setenv("TMPDIR", str(node / "temporary"))
-    with raylets(1, cpus=2) as cluster:
-        monkeypatch.delenv("TMPDIR")
+    envs = [{"OPID_CACHE": str(node / "cache"), "TMPDIR": str(node / "temporary")} for node in folders]
+    with raylets(nodes, cpus=2 // nodes, envs=envs) as cluster:
         stored, printed = f"s3://{S3_BUCKET}/{tmp_path.name}", ""
         storage = (f"root={stored}", f"storage.endpoint_url={s3_server.endpoint_url}")
         for number, loop in ((1, "driver"), (2, "replicas")):
             monkeypatch.setenv("OPID_CACHE", str(tmp_path / f"driver-{number}"))
             how = (f"iterations={number}", f"rollout.loop={loop}", f"cluster.address={cluster.address}")
             process = start(root, prefect_server, *same, *storage, *how)
-            wait_for(process, root, lambda: merged() != [])
+            wait_for(process, root, lambda: all(merged()))
             printed = finish(process, root)
     found = opened(stored, printed, s3_server.endpoint_url)
     assert same_content(found, expected)
+    assert [one.execution["learner.ranks"] for one in found.chain[1:]] == 2 * [replicas]
     assert {"evaluations"} <= {*found.chain[1].tables} & {*found.chain[2].tables}
     assert [*(tmp_path / "driver-2").rglob("*.safetensors")] == []
-    read = sorted(path.relative_to(node / "cache").parts[2::2] for path in (node / "cache").rglob("*.safetensors"))
-    assert read == [
-        ("000000", "model.safetensors"),
-        ("000001", "adapter_model.safetensors"),
-        ("000002", "adapter_model.safetensors"),
-    ]
-    assert merged() == []
+    for node in folders:
+        read = sorted(path.relative_to(node / "cache").parts[2::2] for path in (node / "cache").rglob("*.safetensors"))
+        assert read == [
+            ("000000", "model.safetensors"),
+            ("000001", "adapter_model.safetensors"),
+            ("000002", "adapter_model.safetensors"),
+        ]
+    assert merged() == nodes * [[]]

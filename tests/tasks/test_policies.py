@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def test_what_is_missing_damaged_or_not_named_is_an_error(store, tmp_path, merge
 
 
 @pytest.mark.integration
-def test_a_node_plays_the_same_merged_files_and_keeps_them_until_it_is_told(store, tmp_path, monkeypatch):
+def test_the_places_of_a_node_play_one_copy_of_merged_files_and_keep_it_until_they_are_told(
+    store, tmp_path, monkeypatch
+):
     from opid_core.learning.lora import adapt, save_adapter
     from opid_core.policies import load_model
 
@@ -98,15 +101,25 @@ def test_a_node_plays_the_same_merged_files_and_keeps_them_until_it_is_told(stor
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(processes, "die_with_parent", lambda: None)  # an actor does, not this process
-    place, merged = Place(), MergedFolder(store, policy, base=base_and_adapter(store, policy)[0])
-    place.start("reader", "reader", "pathlib:Path", (merged,), {}, {}, 60.0)
+    place, another = Place(), Place()
+    merged, later = (MergedFolder(store, policy, base=base_and_adapter(store, policy)[0]) for _ in range(2))
+
+    def started(place: Place) -> None:
+        place.start("reader", "reader", "pathlib:Path", (merged,), {}, {}, 60.0)
+
+    with ThreadPoolExecutor() as both:  # as two actors do, whose replicas start side by side
+        list(both.map(started, (place, another)))
     kind, path, _ = place.run("reader", "absolute", (), {}, False)
     assert kind == "result"
     assert isinstance(path, Path)
     assert is_same_folder(merged, path)
     assert {name: (path / name).read_bytes() for name in all_files(path)} == expected
     assert place.run("reader", "samefile", (merged,), {}, False)[1] is True  # a second call merges nothing
-    place.forget(merged)
-    place.forget(merged)
-    place.kill("reader")
+    assert another.run("reader", "absolute", (), {}, False)[1] == path
+    assert another.run("reader", "samefile", (later,), {}, False)[1] is False  # another push of the same policy
+    for told in (merged, merged, later):
+        place.forget(told)
+        another.forget(told)
+    for ended in (place, another):
+        ended.kill("reader")
     assert list(temporary.iterdir()) == []
