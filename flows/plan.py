@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.base import Environment, PromptParts, result_of
-from flows import cost, memory, notify
+from flows import cost, memory, notify, number_type
 from flows.devices import check_devices, describe_engine, device_warnings
 from flows.prefect_api import check_api
 from flows.reports.chains import mean_metrics, read_chain
@@ -38,8 +38,6 @@ from tasks.evaluate import panel
 from tasks.gates.run import check_own
 from tasks.rollout import sample_tasks
 
-_BFLOAT16_TOLERANCE = 0.05
-"""A lower `engine.canary_tolerance` of a bfloat16 engine, half of what one needs, is taken for an oversight."""
 FEW_STATES = 2
 """Of `storage.optimizer_states`, what is proposed where all take too much: the newest, and one to go back to."""
 
@@ -242,10 +240,11 @@ def _warnings(config: CampaignConfig) -> Iterator[str]:
             f"{config.environment.invalid_action_penalty:g}: in a group of equal outcomes malformed steps may get "
             "advantages in the hundreds (docs/algorithm.md, section 2); set method.tied_groups=zero, or no penalty."
         )
-    if engine.dtype == "bfloat16" and engine.canary_tolerance < _BFLOAT16_TOLERANCE:
+    if number_type.is_narrow(config):
+        section = "engine" if engine.dtype == "bfloat16" else "learner"
         yield (
-            f"engine.canary_tolerance {engine.canary_tolerance:g} with engine.dtype bfloat16, which needs about 0.1: "
-            "the first comparison of engine and learner would stop the run."
+            f"engine.canary_tolerance {engine.canary_tolerance:g} with {section}.dtype bfloat16, which needs about "
+            "0.1: the first comparison of engine and learner would stop the run."
         )
     if 0 < config.iterations < learner.warmup_iterations:
         highest = learner.learning_rate_in(config.iterations)

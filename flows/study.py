@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from prefect import flow
 from rich.console import Console
 from rich.table import Table
 
-from flows import cost, memory, plan
+from flows import cost, memory, number_type, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.formatting import quantity, say
@@ -121,6 +121,13 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
             raise ConfigError(f"{path}: no config in this folder (*.yaml)")
         files += configs
     return files
+
+
+def with_number_types(study: Study, tell: Callable[[str], None], card: str | None = None) -> Study:
+    """The study with the types that `auto` stands for, the same in all of its campaigns: `number_type.types_of`."""
+    types = number_type.types_of([config for _, _, config in study.campaigns()], tell, card=card)
+    methods = {label: number_type.with_types(config, types) for label, config in study.methods.items()}
+    return replace(study, methods=methods)
 
 
 def check(study: Study, *, weights: bool = True) -> None:

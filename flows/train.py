@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from rich.console import Console
 
-from flows import cost, notify, plan, settings
+from flows import cost, notify, number_type, plan, settings
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.audit import write_audit
@@ -39,25 +39,28 @@ def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a pla
         settings.apply(loaded.root)
         console = Terminal(width=120, force_terminal=False)
         with notify.on_failure(loaded):
-            check_and_open(loaded, console)
-        train_campaign(loaded, console)
+            decided = check_and_open(loaded, console)
+        train_campaign(decided, console)
 
 
-def check_and_open(config: CampaignConfig, console: Console) -> None:
-    """Check the config, open its store, and tell what is to be known before. Raises ConfigError or DataError at once,
-    and as `when_reachable`."""
+def check_and_open(config: CampaignConfig, console: Console) -> CampaignConfig:
+    """Check the config, open its store, and tell what is to be known before. Returns the config that it is stored with:
+    `config` with the types that `auto` stands for. Raises ConfigError or DataError at once, and as `when_reachable`."""
 
-    def check() -> bool:
-        plan.check(config)
-        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"), config.storage.endpoint_url)
+    def check() -> tuple[CampaignConfig, bool]:
+        decided = number_type.decided(config, partial(say, console))
+        plan.check(decided)
+        stored = decided.model_dump(mode="json")
+        store = open_campaign(config.root, config.campaign, stored, config.storage.endpoint_url)
         if config.cluster.address is not None:
             check_store(store)
-        return not is_committed(store, 1)
+        return decided, not is_committed(store, 1)
 
-    is_unmeasured = when_reachable(config.recovery, check, partial(say, console))
-    plan.warn(config, console)
-    if is_unmeasured and (expected := cost.first_guess(config)):
+    decided, is_unmeasured = when_reachable(config.recovery, check, partial(say, console))
+    plan.warn(decided, console)
+    if is_unmeasured and (expected := cost.first_guess(decided)):
         say(console, expected)
+    return decided
 
 
 def train_campaign(config: CampaignConfig, console: Console, api: AbstractContextManager[None] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,17 +49,18 @@ def compare(
     name = name or (configs[0].resolve().name.removesuffix(".yaml") if len(configs) == 1 else "study") + "_tiny" * tiny
     with console.status(f"{name}: checking"):  # the imports alone take seconds
         from flows.plan import problem
-        from flows.study import check, load_study, run_study, show, study_folder
+        from flows.study import check, load_study, run_study, show, study_folder, with_number_types
         from tasks.store import when_reachable
 
         study = load_study(name, configs, seeds, overrides, tiny=tiny)
         settings.apply(study_folder(study))
-        fault = None
+        fault, tell = None, partial(say, console)
+        recovery = next(iter(study.methods.values())).recovery
+        study = when_reachable(recovery, partial(with_number_types, study, tell, card), tell)
         if dry_run:
             fault = problem(lambda: check(study, weights=False))
         elif not report_only:
-            recovery = next(iter(study.methods.values())).recovery
-            when_reachable(recovery, lambda: check(study), lambda text: say(console, text))
+            when_reachable(recovery, lambda: check(study), tell)
         if dry_run or not report_only:
             show(study, console, card)
     if dry_run:

@@ -27,8 +27,10 @@ def train(
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     if dry_run:
-        from flows import plan
+        from flows import number_type, plan
+        from flows.reports.formatting import say
 
+        config = number_type.decided(config, lambda text: say(console, text), card=card)
         problem = plan.problem(lambda: plan.check(config, weights=False))
         plan.show(config, console, card, prompt=problem is None)
         if problem:
@@ -39,5 +41,5 @@ def train(
             from flows.prefect_api import prefect_api
             from flows.train import check_and_open, train_campaign
 
-            check_and_open(config, console)
+            config = check_and_open(config, console)
         train_campaign(config, console, prefect_api())

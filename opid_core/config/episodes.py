@@ -55,8 +55,8 @@ class EngineConfig(Section):
     """Engines that share the episodes, each with GPUs of its own; on a CPU `threads` is divided among them."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs among which each replica's weights are divided; it must divide the model's heads and widths."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the engine's weights."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    """Number type of the engine's weights; `auto`: decided as that of `learner.dtype`."""
     max_concurrent: int = Field(default=128, ge=1)
     """Most sequences that a replica decodes at once."""
     kv_cache_mib: int = Field(default=512, ge=16)
@@ -69,7 +69,7 @@ class EngineConfig(Section):
     `learner.zero_stage` 0 to 2). Off by default because it has not run on a GPU yet (docs/scale.md)."""
     canary_tolerance: float = Field(default=1e-3, gt=0)
     """Largest |log-prob gap| between engine and learner after a weight push, in nats; more stops the run.
-    float32 engines stay below 1e-5; a bfloat16 engine needs about 0.1."""
+    float32 engines stay below 1e-5; bfloat16 needs about 0.1, which less than 0.05 becomes where `auto` chose it."""
 
 
 class EvaluationConfig(Section):

@@ -60,8 +60,9 @@ class LearnerConfig(Section):
     """How token losses become one number, over the whole mini-batch."""
     max_gradient_norm: float = Field(default=1.0, gt=0)
     """Gradient clipping."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the training weights."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Number type of the training weights; the optimizer's are float32. `auto`: the one that this machine's GPU or CPU
+    is faster in, decided as the campaign begins and kept (docs/learner.md); `zero_stage` 1 to 3."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     ranks: int = Field(default=1, ge=1)

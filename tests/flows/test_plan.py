@@ -148,6 +148,8 @@ def test_a_penalty_that_would_be_blown_up_is_warned_of(method, penalty, warned):
     [
         ({"engine": {"dtype": "bfloat16"}}, "engine.canary_tolerance 0.001 with engine.dtype bfloat16"),
         ({"engine": {"dtype": "bfloat16", "canary_tolerance": 0.05}}, None),
+        ({"learner": {"dtype": "bfloat16"}}, "engine.canary_tolerance 0.001 with learner.dtype bfloat16"),
+        ({"learner": {"dtype": "bfloat16"}, "engine": {"canary_tolerance": 0.05}}, None),
         (
             {"learner": {"warmup_iterations": 15, "learning_rate": 2e-4}, "iterations": 8},
             "reaches 0.000107, never 0.0002",

@@ -248,6 +248,10 @@ def test_an_override_that_is_no_yaml(tmp_path):
             "learner: {zero_stage: 0, dtype: bfloat16}",
             r"learner\.zero_stage: 0 keeps no float32 master weights for dtype bfloat16; use 1, 2 or 3 \(got 0\)",
         ),
+        (
+            "learner: {zero_stage: 0, dtype: auto}",
+            r"learner\.zero_stage: 0 keeps no float32 master weights for dtype auto; use 1, 2 or 3 \(got 0\)",
+        ),
     ],
 )
 def test_errors_name_the_file_the_field_and_what_is_allowed(tmp_path, text, message):

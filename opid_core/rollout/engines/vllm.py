@@ -74,6 +74,7 @@ class VllmEngine:
 
         Raises ConfigError for a missing vLLM and for sizes that vLLM refuses.
         """
+        assert config.dtype != "auto", "decided before a campaign is opened: vLLM knows an `auto` of another meaning"
         on_gpu = prepare_process(threads)
         try:
             from vllm import EngineArgs, LLMEngine
