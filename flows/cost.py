@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from flows.memory import BYTES, planned_shape, stored
 from opid_core.config import CampaignConfig
@@ -291,9 +292,9 @@ def first_guess(config: CampaignConfig) -> str | None:
     shape, (card_name, card) = planned_shape(config), card_of(config, None)
     if shape is None or ASSUMED_CARD in card_name or config.cluster.address is not None:
         return None
-    hours = estimate(config, shape, card).hours
+    expected = timedelta(seconds=round(3600 * estimate(config, shape, card).hours))
     return (
-        f"Expected: about {_hours(hours)} hours on {cards(config, card)} x {card_name}, an estimate by assumptions "
+        f"Expected: about {expected} on {cards(config, card)} x {card_name}, an estimate by assumptions "
         "(docs/cost.md) that may be a multiple off, until an iteration has been measured."
     )
 

@@ -60,7 +60,7 @@ class Clock:
             return _told("about", whole_s - (now_s - self._since_s))
         stage_s = now_s - self._stage_since_s if self._counts else 0.0
         known_s = self._stage_s if self._counts else None
-        if not self._finished_s and known_s is None:
+        if self._is_partly_reused or (not self._finished_s and known_s is None):
             return ""
         whole_s = (self._finished_s + max(stage_s, known_s or 0.0)) * to_come
         return _told("at least about", whole_s - self._finished_s - stage_s)
@@ -73,6 +73,7 @@ class Clock:
             self._stage, self._stage_since_s, self._stage_s = name, now_s, None
             # Not what comes once, as the start of an engine, nor what not each iteration has.
             self._counts = event.iteration == self.done + 1 and event.stage != "evaluate"
+        self._is_partly_reused |= event.note == progress.REUSED
         self.stage_left_s = None
         if event.done and event.done >= KNOWN_AFTER * event.total:
             elapsed_s = now_s - self._stage_since_s
@@ -83,6 +84,7 @@ class Clock:
         self._stage, self._stage_since_s, self._counts = "", time.monotonic(), False
         self._stage_s: float | None = None
         """Seconds that the stage takes in all as far as can be told."""
+        self._is_partly_reused = False  # what was done before took longer than is seen
         self._finished_s = 0.0
         """Of those before it, of the iteration that comes next."""
 

@@ -135,16 +135,17 @@ def _main(name: str, revision: str, weights: str) -> int:
             "(hf auth login, or HF_TOKEN)"
         )
     except (OSError, httpx2.HTTPError) as error:
+        at = f" --revision {revision}" if revision else ""
         if constants.HF_HUB_OFFLINE:
-            at = f" --revision {revision}" if revision else ""
             print(
                 f"{name}: no such folder here, not in the hub's cache ({constants.HF_HUB_CACHE}), and the hub may not "
                 f"be asked (HF_HUB_OFFLINE); where it may: hf download {name}{at}"
             )
             return BAD_INPUT
-        # What snapshot_download raises where it cannot connect.
-        away = isinstance(error, errors.LocalEntryNotFoundError)
-        reason = "cannot be reached; is this machine online?" if away else f"does not give it: {_line(error)}"
+        reason = f"does not give it: {_line(error)}"
+        if isinstance(error, errors.LocalEntryNotFoundError):  # what snapshot_download raises where it cannot connect
+            reason = f"cannot be reached; is this machine online? On one that is: hf download {name}{at} --local-dir "
+            reason += "FOLDER; then bring FOLDER here and name it as the policy"
         print(f"{name}: no such folder here, not in the hub's cache, and the hub ({constants.ENDPOINT}) {reason}")
         return FAULT
     return BAD_INPUT

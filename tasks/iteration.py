@@ -39,7 +39,7 @@ from opid_core.errors import AttemptUnusable, ConfigError, DataError, Infrastruc
 from opid_core.samples import Samples
 from opid_core.schema import TABLES
 from tasks.gates import run as gates
-from tasks.progress import StageProgress, artifact_key, logged
+from tasks.progress import REUSED, StageProgress, artifact_key, logged
 from tasks.results import StageResult, made_from, read_result
 from tasks.workers import Workers
 
@@ -352,7 +352,7 @@ def stage(name: str, campaign: str, iteration: int, attempt: int, recorded: bool
             it.begin_stage(
                 name, StageProgress(iteration, name, artifact_key("progress", campaign), get_run_logger()), recorded
             )
-            it.progress(note="reused" if it.is_reused else "")
+            it.progress(note=REUSED if it.is_reused else "")
             yield it
             if recorded and not it.is_reused:
                 it.end_stage(time.monotonic() - began_s)

@@ -20,6 +20,8 @@ from opid_core.errors import InfrastructureError
 
 Event = Literal["progress", "resumed", "committed", "fault", "given up"]
 
+REUSED = "reused"
+"""The note of a stage that was finished before."""
 LOG_EVERY_S = 30.0
 ARTIFACT_AFTER_S = 10.0
 ARTIFACT_EVERY_S = 5.0

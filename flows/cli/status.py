@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ROOT = "runs"
 """It may be missing: nothing was trained here yet. A root that the user names is there."""
+PREFECTS_SIGTERM = "TerminationSignal"
+"""The exception that Prefect turns SIGTERM into."""
 
 
 @app.command()
@@ -118,6 +120,8 @@ def _how_it_ended(standing: Standing) -> str:
     ended, failed = standing.ended, "after a failure, see below" if standing.failures else ""
     if ended == INTERRUPTED:
         return ", ".join(filter(None, ("by Ctrl-C", failed)))
+    if ended and ended.startswith(PREFECTS_SIGTERM):
+        return ", ".join(filter(None, ("by SIGTERM, as of kill, or of a run that was cancelled", failed)))
     if ended and not any(ended in failure for failure in standing.failures):
         return f"by {ended}"
     return failed or "with no failure recorded"

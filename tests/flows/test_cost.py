@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -292,10 +293,8 @@ def test_what_a_campaign_is_expected_to_take_is_told_where_card_and_policy_are_k
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = config_of(learner={"dtype": "float32", "ranks": 1}, engine={"dtype": "float32"}, threads=4)
     monkeypatch.setattr("flows.cost.planned_shape", lambda config: SHAPE)
-    hours = estimate(config, SHAPE, card_of(config, None)[1]).hours
-    assert (first_guess(config) or "").startswith(
-        f"Expected: about {hours:.2g} hours on 1 x CPU (4 threads), an estimate"
-    )
+    expected = timedelta(seconds=round(3600 * estimate(config, SHAPE, card_of(config, None)[1]).hours))
+    assert (first_guess(config) or "").startswith(f"Expected: about {expected} on 1 x CPU (4 threads), an estimate ")
     assert first_guess(config_of()) is None  # an H100 is assumed, which is not what it runs on
     elsewhere = config_of(learner={"dtype": "float32"}, cluster={"address": "host:6379"})
     assert first_guess(elsewhere) is None

@@ -101,6 +101,19 @@ def test_an_attempt_that_was_given_up_says_nothing_about_an_iteration(now_s):
     assert clock.left() == "at least about 0:01:00"
 
 
+def test_of_an_iteration_whose_first_stages_were_done_before_no_least_time_is_told(now_s):
+    clock = Clock(3)
+    for stage, note in (("rollout", "reused"), ("rescore", ""), ("update", "")):
+        clock.heard(progress.Progress(1, stage, note=note))
+        now_s[0] += 20
+        assert clock.left() == ""
+    clock.heard(committed(1))
+    clock.heard(progress.Progress(2, "rollout"))
+    now_s[0] += 20
+    clock.heard(progress.Progress(2, "rescore"))
+    assert clock.left() == "at least about 0:00:20"
+
+
 def test_the_time_left_of_a_stage_is_told_from_a_quarter_on(now_s):
     output = io.StringIO()
     with live_progress(Terminal(file=output, width=80)):
