@@ -55,10 +55,10 @@ class MergedFolder(StoredFolder):
     def path(self) -> Path:
         """A copy in this machine's temporary folder, there until `remove` or the end of the process that asked first:
         it merges, the others wait. Raises as `folder_path` does, and InfrastructureError."""
-        folders = [shared_folder_path(self.store, one) for one in (self.base, self.folder)]
+        base, adapter = (shared_folder_path(self.store, one) for one in (self.base, self.folder))
         name = f"{self.key}/{self.folder.uri}"
         with one_process_at_a_time(Path(tempfile.gettempdir())):
-            return others_scratch(name) or self._merged(*folders, name)
+            return others_scratch(name) or self._merged(base, adapter, name)
 
     def _merged(self, base: Path, adapter: Path, name: str) -> Path:
         scratch = make_scratch_folder()

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from infra import ray_nodes
 from infra.hosting import HostedGroup
+from infra.ray_hosting import RayGroup
 from infra.store import open_campaign, put_folder
 from opid_core.config import EngineConfig, build_config
 from opid_core.errors import InfrastructureError, OutOfMemory
@@ -24,6 +26,7 @@ from opid_core.rollout.episodes import run_episodes
 from tasks import places
 from tasks.remote_engine import RemoteEngine
 from tasks.workers import Workers
+from tests.clusters import raylets
 from tests.factories import EOS_ID, make_tiny_policy_folder, make_tokenizer
 from tests.integration.learner_cases import CONFIG, LORA, largest_difference, make_samples, sequences_of, weights
 from tests.opid_core.rollout.scripted import SETTINGS, TOKENIZER, Room, request
@@ -111,45 +114,98 @@ def test_nothing_holds_on_to_the_weights_of_a_learner_that_is_away(make_learner,
     assert sum(not block.expired() for block in of_learner) == 2
 
 
-@pytest.mark.slow  # the order of calls: tests/tasks/test_workers.py
-def test_real_processes_do_the_same_in_turns_as_side_by_side(policy_folder, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "visible_gpus", lambda: ["0"])  # passes the check; there may be none
+def played_and_learned(root, policy_folder, samples, calls, *, ranks, zero_stage, share_gpus, address=None):
+    """What the processes of a campaign play, score, update, store and play again, with a replica for each rank."""
+    config = build_config(
+        {
+            "campaign": f"shared-{share_gpus}-{address is None}",
+            "root": str(root),
+            "threads": ranks,
+            "cluster": {"address": address},
+            "engine": {"max_concurrent": 8, "kv_cache_mib": 16, "share_gpus": share_gpus, "replicas": ranks},
+            "learner": {**CONFIG.model_dump(mode="json"), "ranks": ranks, "zero_stage": zero_stage},
+            "rollout": {"max_prompt_tokens": 96, "max_response_tokens": 32},
+        }
+    )
+    store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
+    policy = put_folder(store, policy_folder, "policies/000000/start")
     asked = [request(f"{member}", seed=member) for member in range(4)]
-    found = []
-    for share_gpus in (False, True):
-        config = build_config(
-            {
-                "campaign": f"shared-{share_gpus}",
-                "root": str(tmp_path),
-                "threads": 1,
-                "engine": {"max_concurrent": 8, "kv_cache_mib": 16, "share_gpus": share_gpus},
-                "learner": {**CONFIG.model_dump(mode="json")},
-                "rollout": {"max_prompt_tokens": 96, "max_response_tokens": 32},
-            }
-        )
-        store = open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
-        policy = put_folder(store, policy_folder, "policies/000000/start")
 
-        def played(engine) -> list[tuple[list[int], list[float]]]:
-            episodes = run_episodes(engine, TOKENIZER, Room, asked, SETTINGS)
-            return [([*turn.response_ids], [*turn.log_probs]) for episode in episodes for turn in episode.turns]
+    def played(engine) -> list[tuple[list[int], list[float]]]:
+        episodes = run_episodes(engine, TOKENIZER, Room, asked, SETTINGS)
+        return [([*turn.response_ids], [*turn.log_probs]) for episode in episodes for turn in episode.turns]
 
-        with Workers(config, store) as processes:
-            turns = played(processes.engine(policy))
-            scores = processes.reference_score(policy, policy)(*sequences_of(samples)).values
-            with processes.updating(policy) as learner:
-                numbers = learner.update(
-                    samples, seed=3, learning_rate=1e-3, extra_loss=None, on_progress=lambda *_: None
-                )
-                updated = learner.store(store, "policies/000001/next")
-            processes.updated(updated)
-            turns += played(processes.engine(updated))
-            stored = processes.stored()
-            scores_after = processes.learner(stored).score(*sequences_of(samples)).values
-        hashes = {file.path: file.content_hash for file in stored.files if file.path.endswith(".safetensors")}
-        found.append((turns, scores.tolist(), numbers, hashes, scores_after.tolist()))
-    assert found[1] == found[0]
-    assert found[0][1] != found[0][4]
+    calls.clear()
+    with Workers(config, store) as processes:
+        turns = played(processes.engine(policy))
+        scores = processes.reference_score(policy, policy)(*sequences_of(samples)).values
+        with processes.updating(policy) as learner:
+            numbers = learner.update(samples, seed=3, learning_rate=1e-3, extra_loss=None, on_progress=lambda *_: None)
+            updated = learner.store(store, "policies/000001/next")
+        processes.updated(updated)
+        turns += played(processes.engine(updated))
+        stored = processes.stored()
+        scores_after = processes.learner(stored).score(*sequences_of(samples)).values
+    hashes = {file.path: file.content_hash for file in stored.files if file.path.endswith(".safetensors")}
+    assert scores.tolist() != scores_after.tolist()
+    return turns, scores.tolist(), numbers, hashes, scores_after.tolist()
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, str]]:
+    """What the groups of this process are told from here on, but for what engines sample: name and method."""
+    told: list[tuple[str, str]] = []
+
+    def written_down(real):
+        def call(group, method, *arguments, **named):
+            if method != "advance":
+                told.append((group.name, method))
+            return real(group, method, *arguments, **named)
+
+        return call
+
+    for kind in (HostedGroup, RayGroup):
+        for name in ("call", "begin"):
+            monkeypatch.setattr(kind, name, written_down(getattr(kind, name)))
+    return told
+
+
+@pytest.mark.slow  # the order of calls: tests/tasks/test_workers.py
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 1), (2, 1), (2, 2)])
+def test_real_processes_do_the_same_in_turns_as_side_by_side(
+    policy_folder, samples, tmp_path, monkeypatch, calls, ranks, zero_stage
+):
+    monkeypatch.setattr(places, "visible_gpus", lambda: ["0", "1"])  # passes the check; there may be none
+    how = {"ranks": ranks, "zero_stage": zero_stage}
+    apart, in_turns = (
+        played_and_learned(tmp_path, policy_folder, samples, calls, share_gpus=share_gpus, **how)
+        for share_gpus in (False, True)
+    )
+    assert in_turns == apart
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_the_nodes_of_a_cluster_do_in_turns_what_one_machine_does(policy_folder, samples, tmp_path, monkeypatch, calls):
+    monkeypatch.setattr(places, "visible_gpus", lambda: ["0", "1"])
+    how = {"ranks": 2, "zero_stage": 1, "share_gpus": True}
+    here = played_and_learned(tmp_path, policy_folder, samples, calls, **how)
+    told_here = [*calls]
+    with raylets(2, cpus=1, gpus=1) as cluster:  # which need not be there
+        try:
+            there = played_and_learned(tmp_path, policy_folder, samples, calls, address=cluster.address, **how)
+        finally:
+            ray_nodes.disconnect()
+    assert there == here
+    assert calls == told_here
+    learner = [method for name, method in calls if name == "learner"]
+    assert learner == [
+        *("score", "offload"),  # the check of the engine
+        *("reload", "score", "update", "store", "offload"),
+        *("reload", "score", "offload", "stored", "reload", "score"),
+    ]
 
 
 # With a GPU ---------------------------------------------------------------------------------------------------------
