@@ -9,7 +9,7 @@ from safetensors import safe_open
 from infra.store import read_config
 from tests.integration.campaigns import Campaign, finish, opened, start
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]  # each runs a campaign twice
 
 AUTO = ("learner.dtype=auto", "engine.dtype=auto")
 BFLOAT16 = ("learner.dtype=bfloat16", "engine.dtype=bfloat16", "engine.canary_tolerance=0.1")
@@ -46,7 +46,6 @@ def test_auto_is_decided_once_and_kept_when_the_campaign_goes_on(tmp_path, prefe
     assert {weights for version in (1, 2) for weights in weight_types(longer, version)} == {getattr(torch, learner)}
 
 
-@pytest.mark.slow
 def test_a_campaign_in_bfloat16_commits_and_goes_on_in_it_under_auto(tmp_path, prefect_server):
     """On a CPU without units for it, `auto` alone would have chosen float32."""
     finish(start(tmp_path, prefect_server, *BFLOAT16, "iterations=1"), tmp_path)
