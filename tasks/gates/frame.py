@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from opid_core.config import GatesConfig
-from tasks.gates.expectations import Expectation, in_set, unique
+from tasks.gates.expectations import Expectation, flag, in_set, unique
 
 STEP_KEY = ("trajectory_id", "step")
 KEYS: dict[str, tuple[str, ...]] = {
@@ -70,7 +71,7 @@ class Frame:
 
 def frame_of(name: str, rows: pd.DataFrame, *suite: Expectation) -> Frame:
     """The rows of a table with what holds of every table: the key is unique, no value is missing that must be there."""
-    return Frame(rows, KEYS[name], (unique(*KEYS[name]), in_set("missing_column", [""]), *suite))
+    return Frame(rows, KEYS[name], (unique(*KEYS[name]), flag("missing_column", ""), *suite))
 
 
 def coverage(rows: pd.DataFrame, expected: pd.DataFrame) -> Frame:
@@ -78,9 +79,23 @@ def coverage(rows: pd.DataFrame, expected: pd.DataFrame) -> Frame:
     found = rows[list(STEP_KEY)].drop_duplicates().assign(row_present=True)
     both = found.merge(expected.drop_duplicates().assign(row_expected=True), how="outer", on=list(STEP_KEY))
     flags = {name: both[name].notna() for name in ("row_present", "row_expected")}
-    return Frame(both.assign(**flags), STEP_KEY, (in_set("row_present", [True]), in_set("row_expected", [True])))
+    return Frame(both.assign(**flags), STEP_KEY, (flag("row_present"), flag("row_expected")))
 
 
 def step_keys(steps: pa.Table) -> pd.DataFrame:
     """The key of each step."""
     return steps.select(list(STEP_KEY)).to_pandas()
+
+
+FAULT = "fault"
+"""Column that stands for the rules about single rows of a frame."""
+
+
+def with_fault(frame: Frame, rules: Sequence[Expectation]) -> Frame:
+    """The frame with what stands for all its `rules` about single rows: the column `FAULT` names, of the first that
+    a row breaks, its column; it is empty in a row that breaks none. Its suite is that alone."""
+    fault = np.full(len(frame.rows), "", dtype=object)
+    for rule in reversed(rules):
+        assert rule.broken_in is not None
+        fault[rule.broken_in(frame.rows).to_numpy(bool)] = rule.arguments.get("column") or rule.arguments["column_A"]
+    return Frame(frame.rows.assign(**{FAULT: fault}), frame.key, (in_set(FAULT, [""]),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,10 +40,17 @@ def own_expectations(
 
 def with_own(frames: Sequence[Frame], own: Sequence[tuple[str, Expectation | Frame]]) -> list[Frame]:
     """`frames` of a table with the user's own: single expectations are of the first frame, the table's own rows."""
-    single = tuple(one for _, one in own if isinstance(one, Expectation))
-    first = replace(frames[0], suite=(*frames[0].suite, *single))
+
+    def alone(suite: Iterable[Expectation]) -> tuple[Expectation, ...]:
+        return tuple(replace(one, broken_in=None) for one in suite)  # what Great Expectations says of a wrong column
+
+    first = replace(frames[0], suite=(*frames[0].suite, *alone(one for _, one in own if isinstance(one, Expectation))))
     own_frames = [one for _, one in own if isinstance(one, Frame)]
-    return [first, *frames[1:], *(replace(one, rows=one.rows.reset_index(drop=True)) for one in own_frames)]
+    return [
+        first,
+        *frames[1:],
+        *(Frame(one.rows.reset_index(drop=True), one.key, alone(one.suite)) for one in own_frames),
+    ]
 
 
 def _function(plugin: str, where: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from opid_core.schema import OUTCOMES
 from tasks.gates.columns import plain
-from tasks.gates.expectations import equal, in_range, in_set, is_finite, log_probs, only
+from tasks.gates.expectations import equal, flag, in_range, in_set, is_finite, log_probs, only
 from tasks.gates.frame import Frame, Limits, coverage, frame_of
 
 
@@ -22,7 +22,7 @@ def steps(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> l
     suite = (
         in_range("step", low=0),
         is_finite("reward"),
-        in_set("prompt_is_blank", [False]),
+        flag("prompt_is_blank", False),
         in_range("n_prompt_ids", low=1, high=limits.max_prompt_tokens),
         in_range("n_response_ids", low=1, high=limits.max_response_tokens),
         in_range("history_dropped", low=0),
@@ -50,7 +50,7 @@ def trajectories(table: pa.Table, related: Mapping[str, pa.Table], limits: Limit
         in_range("tokens", low=0),
         in_range("seconds", low=0),
         equal("steps", "n_step_rows"),
-        in_set("broken_without_error", [False]),
+        flag("broken_without_error", False),
         *only("group_members", limits.group_size),
         *only("iteration", limits.iteration),
     )

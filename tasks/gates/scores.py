@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from opid_core.samples import one_chunk
 from opid_core.schema import ROUTE_NAMES
 from tasks.gates.columns import plain
-from tasks.gates.expectations import Expectation, equal, has_text, in_range, in_set, is_finite, log_probs, warn
+from tasks.gates.expectations import Expectation, equal, flag, has_text, in_range, in_set, is_finite, log_probs, warn
 from tasks.gates.frame import STEP_KEY, Frame, Limits, coverage, frame_of, step_keys
 from tasks.gates.knowledge import knowledge
 
@@ -40,9 +40,9 @@ def routes(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
     rows = rows.assign(placebo_fits=rows["placebo"].isna() | ((rows["route"] != "none") & is_text))
     suite = (
         in_set("route", ROUTE_NAMES),
-        in_set("skill_fits_route", [True]),
-        in_set("added_skill_fits", [True]),
-        in_set("placebo_fits", [True]),
+        flag("skill_fits_route"),
+        flag("added_skill_fits"),
+        flag("placebo_fits"),
         has_text("reason"),
     )
     return [frame_of("routes", rows, *suite), coverage(rows, step_keys(related["steps"]))]
@@ -76,15 +76,15 @@ def scores(table: pa.Table, related: Mapping[str, pa.Table], limits: Limits) -> 
         *log_probs("placebo_log_probs", "n_response_ids"),
         *log_probs("reference_log_probs", "n_response_ids"),
         equal("n_skill_advantages", "n_response_ids"),
-        in_set("n_not_finite_skill_advantages", [0]),
+        flag("n_not_finite_skill_advantages", 0),
         is_finite("outcome_advantage"),
         is_finite("step_advantage"),
         warn(in_range("max_skill_delta", high=limits.settings.max_skill_delta)),
-        in_set("scored_as_routed", [True]),
-        in_set("added_scored_as_routed", [True]),
-        in_set("placebo_scored_as_routed", [True]),
-        in_set("signal_without_skill", [False]),
-        in_set("broken_but_trained", [False]),
+        flag("scored_as_routed"),
+        flag("added_scored_as_routed"),
+        flag("placebo_scored_as_routed"),
+        flag("signal_without_skill", False),
+        flag("broken_but_trained", False),
         Expectation("ExpectColumnUniqueValueCountToBeBetween", {"column": "has_reference", "max_value": 1}),
         in_range("history_dropped", low=0),
     )

@@ -14,7 +14,7 @@ from opid_core.schema import OUTCOMES, SKILL_KINDS
 from opid_core.skills.replies import MAX_SKILL_CHARS
 from tasks.gates import skill_texts
 from tasks.gates.columns import plain
-from tasks.gates.expectations import in_range, in_set, is_finite, unique, warn
+from tasks.gates.expectations import flag, in_range, in_set, is_finite, unique, warn
 from tasks.gates.frame import Frame, Limits, frame_of, step_keys
 
 SKILL_OUTCOMES = (*OUTCOMES, "unknown")
@@ -47,8 +47,7 @@ def _rows(rows: pd.DataFrame, related: Mapping[str, pa.Table]) -> Frame:
         in_set("kind", SKILL_KINDS),
         in_set("outcome", SKILL_OUTCOMES),
         unique("trajectory_id", "subject"),
-        *(in_set(c, [True]) for c in ("trajectory_known", "step_known", "step_fits_kind")),
-        *(in_set(c, [True]) for c in ("text_fits_kind", "error_fits_kind")),
+        *(flag(c) for c in ("trajectory_known", "step_known", "step_fits_kind", "text_fits_kind", "error_fits_kind")),
         in_range("text_chars", high=MAX_SKILL_CHARS),
         *(in_range(c, low=0) for c in ("attempts", "tokens", "prompt_tokens", "completion_tokens", "cost")),
         is_finite("cost"),
@@ -152,7 +151,7 @@ def _analyses(rows: pd.DataFrame, trajectories: pa.Table, limits: Limits) -> pd.
 
 
 def _budget(analyses: pd.DataFrame, limits: Limits) -> Frame:
-    suite = [in_set("analysis_present", [True])]
+    suite = [flag("analysis_present")]
     if limits.max_failure_rate is not None:
         allowed = in_set("failure", [""], max_others=limits.max_failure_rate)
         suite.append(replace(allowed, budget=f"more than {limits.max_failure_rate:.1%} of the analyses failed"))
