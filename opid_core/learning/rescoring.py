@@ -6,6 +6,7 @@ One policy, the old one, scores with and without the skill; a rollout engine's l
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -160,7 +161,7 @@ def skill_prompts(
                 with_skill = inject(parts, kinds[row], text, config.prompting)
                 prompt = encode(tokenizer, with_skill, limit, may_exceed=True)
             rows.append(int(row))
-            ids.append(np.asarray(prompt.ids, np.int32))
+            ids.append(array("i", prompt.ids))
             dropped.append(prompt.history_dropped)
     order = np.argsort(np.array(rows, np.int64))
     return SkillPrompts(

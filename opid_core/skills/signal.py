@@ -101,8 +101,8 @@ def action_tokens(samples: Samples, rows: Sequence[int], decode: Decode) -> Iter
             yield slice(0, 0)
             continue
         ids = samples.response_ids[row].tolist()
-        first = _tokens_of(matches[-1].start() + 1, ids, decode) - 1
-        yield slice(first, _tokens_of(matches[-1].end(), ids, decode))
+        first = _tokens_of(matches[-1].start() + 1, ids, decode)
+        yield slice(first - 1, _tokens_of(matches[-1].end(), ids, decode, least=first))
 
 
 def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decode: Decode) -> dict[str, float]:
@@ -164,18 +164,24 @@ def _delta(samples: Samples, name: str) -> Float[np.ndarray, " samples"]:
 
 def _magnitudes(samples: Samples, rows: np.ndarray, decode: Decode) -> Float[np.ndarray, "samples parts=2 sums=2"]:
     """Of the samples at `rows` the sum of |delta| and the number of tokens: of the action's tokens, of all others."""
+    skill = samples.tokens("skill_log_probs").take(rows)
+    sizes = np.abs(skill.values.astype(np.float64) - samples.tokens("old_log_probs").take(rows).values)
+    is_action = np.zeros(len(sizes), bool)
+    for begin, tokens in zip(skill.offsets, action_tokens(samples, rows.tolist(), decode), strict=False):
+        is_action[begin + tokens.start : begin + tokens.stop] = True
+    owner = np.repeat(np.arange(len(rows)), skill.lengths)
     sums = np.zeros((len(samples), 2, 2))
-    old, skill = samples.tokens("old_log_probs"), samples.tokens("skill_log_probs")
-    for row, tokens in zip(rows, action_tokens(samples, rows.tolist(), decode), strict=True):
-        sizes = np.abs(skill[row].astype(np.float64) - old[row])
-        is_action = np.zeros(len(sizes), bool)
-        is_action[tokens] = True
-        for part, mask in enumerate((is_action, ~is_action)):
-            sums[row, part] = sizes[mask].sum(), mask.sum()
+    for part, mask in enumerate((is_action, ~is_action)):
+        counts = np.bincount(owner[mask], minlength=len(rows))
+        filled = np.flatnonzero(counts)
+        starts = np.concatenate([[0], np.cumsum(counts[filled])[:-1]]).astype(np.int64)
+        if len(filled):
+            sums[rows[filled], part, 0] = np.add.reduceat(sizes[mask], starts)
+        sums[rows, part, 1] = counts
     return sums
 
 
-def _tokens_of(characters: int, ids: Sequence[int], decode: Decode) -> int:
-    """The fewest of `ids` from the front whose text has so many characters."""
-    counts = range(1, len(ids))  # no token has no character, and all have enough
-    return 1 + bisect.bisect_left(counts, characters, key=lambda count: len(decode(ids[:count])))
+def _tokens_of(characters: int, ids: Sequence[int], decode: Decode, least: int = 1) -> int:
+    """The fewest of `ids` from the front, `least` or more, whose text has so many characters."""
+    counts = range(least, len(ids))  # no token has no character, and all have enough
+    return least + bisect.bisect_left(counts, characters, key=lambda count: len(decode(ids[:count])))
