@@ -24,175 +24,204 @@ _VOLATILE = {b"volatile": b"1"}
 _i32, _i64, _f32, _f64, _text, _flag = pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string(), pa.bool_()
 
 
-def _table(*fields: tuple[str, pa.DataType] | pa.Field, nullable: tuple[str, ...] = ()) -> pa.Schema:
-    built = [f if isinstance(f, pa.Field) else pa.field(f[0], f[1], nullable=f[0] in nullable) for f in fields]
-    return pa.schema(built, metadata={b"version": str(VERSION).encode()})
+TABLES: dict[str, pa.Schema] = {}
+ROWS: dict[str, str] = {}
+"""What a row of each table is."""
+MEANINGS: dict[str, dict[str, str]] = {}
+"""What each column of each table holds, in Markdown (docs/tables.md)."""
 
+_Column = tuple[str, pa.DataType, str] | tuple[str, pa.DataType, str, dict[bytes, bytes]]
+"""Name, type, meaning, and what Arrow keeps with it."""
+
+
+def _table(name: str, row: str, *columns: _Column, nullable: tuple[str, ...] = ()) -> pa.Schema:
+    fields = [
+        pa.field(n, of, nullable=n in nullable, metadata=marks[0] if marks else None) for n, of, _, *marks in columns
+    ]
+    ROWS[name], MEANINGS[name] = row, {column[0]: column[2] for column in columns}
+    TABLES[name] = pa.schema(fields, metadata={b"version": str(VERSION).encode()})
+    return TABLES[name]
+
+
+# Columns of several tables.
+_campaign = ("campaign", _text, "Name of the campaign.")
+_iteration = ("iteration", _i32, "Of the campaign, from 1.")
+_group_id = ("group_id", _text, "Episodes of one task that are compared with each other.")
+_trajectory_id = ("trajectory_id", _text, "Id of the episode, unique in the campaign; it begins with the iteration.")
+_step = ("step", _i32, "From 0 in its trajectory.")
+_task_id = ("task_id", _text, "Id of the task in its split.")
+_task_type = ("task_type", _text, "Kind of the task.")
+_outcome = ("outcome", _text, "`success`, `failure`, `truncated` (out of steps) or `broken` (by an error).")
+_return = ("return", _f32, "Sum of the episode's rewards; penalties for invalid responses are no part of it.")
+_score = ("score", _f32, "What the episode was worth, 0 to 1, where the environment says so.")
+_steps = ("steps", _i32, "How many steps were played.")
+_tokens = ("tokens", _i32, "Of the responses.")
 
 STEPS = _table(
-    ("campaign", _text),
-    ("iteration", _i32),
-    ("group_id", _text),
-    ("trajectory_id", _text),
-    ("step", _i32),
-    ("task_id", _text),
-    ("task_type", _text),
-    ("task_text", _text),
-    ("observation", _text),
-    ("state", _text),
-    ("admissible_actions", pa.list_(_text)),
-    ("prompt_text", _text),
-    ("prompt_ids", pa.list_(_i32)),
-    ("history_dropped", _i32),
-    ("response_text", _text),
-    ("response_ids", pa.list_(_i32)),
-    ("rollout_log_probs", pa.list_(_f32)),
-    ("action", _text),
-    ("is_valid", _flag),
-    ("reward", _f32),
-    ("done", _flag),
-    ("truncated", _flag),
-    ("policy_version", _i32),
-    ("seed", _i64),
+    "steps",
+    "a decision: prompt and response",
+    _campaign,
+    _iteration,
+    _group_id,
+    _trajectory_id,
+    _step,
+    _task_id,
+    _task_type,
+    ("task_text", _text, "The task as the prompt states it."),
+    ("observation", _text, "What the policy saw before it acted."),
+    ("state", _text, "The environment's own key of its state before the action; null where it has none."),
+    ("admissible_actions", pa.list_(_text), "What the world offered; empty where it lists nothing."),
+    (
+        "prompt_text",
+        _text,
+        "The user message before the chat template; with `prompting.style: chat` the conversation so far.",
+    ),
+    ("prompt_ids", pa.list_(_i32), "Tokens of the whole prompt, chat template included."),
+    ("history_dropped", _i32, "Past steps left out of the prompt for its length."),
+    ("response_text", _text, "The response as text."),
+    ("response_ids", pa.list_(_i32), "Tokens of the response, as sampled."),
+    ("rollout_log_probs", pa.list_(_f32), "Of the response's tokens, by the engine that sampled, at temperature 1."),
+    ("action", _text, "The action found in the response, as the world got it."),
+    ("is_valid", _flag, "Whether the response was well-formed."),
+    ("reward", _f32, "The environment's own for the action, times `environment.success_reward`."),
+    ("done", _flag, "Whether the step was its trajectory's last."),
+    ("truncated", _flag, "Whether the step was the last of a trajectory that ran out of steps."),
+    ("policy_version", _i32, "The policy that sampled: k is the one that k updates made."),
+    ("seed", _i64, "Of the response's sampling."),
     nullable=("state",),
 )
-"""One decision a row. `prompt_text` is the user message before the chat template; `observation` is what the policy saw
-before acting, `state` the environment's own key of the state that it was in (`envs.base.HasStateKey`); `reward` is the
-environment's own for the action; `history_dropped` counts entries cut for length."""
 
 TRAJECTORIES = _table(
-    ("campaign", _text),
-    ("iteration", _i32),
-    ("group_id", _text),
-    ("trajectory_id", _text),
-    ("task_id", _text),
-    ("task_type", _text),
-    ("outcome", _text),
-    ("return", _f32),
-    ("score", _f32),
-    ("steps", _i32),
-    ("tokens", _i32),
-    pa.field("seconds", _f32, nullable=False, metadata=_VOLATILE),
-    ("error", _text),
+    "trajectories",
+    "an episode",
+    _campaign,
+    _iteration,
+    _group_id,
+    _trajectory_id,
+    _task_id,
+    _task_type,
+    _outcome,
+    _return,
+    _score,
+    _steps,
+    _tokens,
+    ("seconds", _f32, "How long the episode took.", _VOLATILE),
+    ("error", _text, "Why the episode broke."),
     nullable=("score", "error"),
 )
-"""One episode a row. outcome: success | failure | truncated | broken; score: what the episode was worth, 0 to 1, where
-the environment says so (`envs.base.StepResult`); tokens: response tokens."""
 OUTCOMES = ("success", "failure", "truncated", "broken")
 
 SKILLS = _table(
-    ("skill_id", _text),
-    ("trajectory_id", _text),
-    ("kind", _text),
-    ("step", _i32),
-    ("text", _text),
-    ("reason", _text),
-    ("outcome", _text),
-    ("analyzer", _text),
-    ("model", _text),
-    ("prompt_hash", _text),
-    pa.field("attempts", _i32, nullable=False, metadata=_VOLATILE),
-    ("tokens", _i32),
-    ("prompt_tokens", _i32),
-    ("completion_tokens", _i32),
-    ("cost", _f64),
-    pa.field("seconds", _f32, nullable=True, metadata=_VOLATILE),
-    ("cut", _text),
-    ("error", _text),
-    ("raw_reply", _text),
-    ("reasoning", _text),
+    "skills",
+    "a skill, or a failed analysis",
+    ("skill_id", _text, "Id of the skill."),
+    _trajectory_id,
+    ("kind", _text, "`episode`, `step`, or `failed` (no skill, but an `error`)."),
+    ("step", _i32, "The step that a step skill is for; null for others."),
+    ("text", _text, "The skill, as it is put into a prompt; empty where the analysis failed."),
+    ("reason", _text, "JSON of why a step has this skill, where the analyzer says so."),
+    ("outcome", _text, "Of its trajectory."),
+    ("analyzer", _text, "What made the skill, or tried last: `hindsight`, `llm`, or `module:name`."),
+    (
+        "model",
+        _text,
+        "The model asked; null where none was. "
+        "What follows, up to `reasoning`, is of its call, which all skills of a trajectory share.",
+    ),
+    ("prompt_hash", _text, "sha256 of the messages sent to the model."),
+    ("attempts", _i32, "Requests sent.", _VOLATILE),
+    ("tokens", _i32, "Of prompts and replies."),
+    ("prompt_tokens", _i32, "Of the prompts sent to the model."),
+    ("completion_tokens", _i32, "Of the model's replies."),
+    ("cost", _f64, "Of the model's calls at the configured prices; null without prices."),
+    ("seconds", _f32, "How long the analysis took.", _VOLATILE),
+    ("cut", _text, "JSON of what the model was not shown for length."),
+    ("error", _text, "Why there is no skill; with `hindsight` as analyzer, why the model's analysis failed."),
+    ("raw_reply", _text, "The model's last reply, unchanged."),
+    ("reasoning", _text, "What the endpoint kept apart of the reply."),
     nullable=(
         *("step", "reason", "model", "prompt_hash", "tokens", "prompt_tokens", "completion_tokens", "cost", "cut"),
-        *("error", "raw_reply", "reasoning"),
+        *("seconds", "error", "raw_reply", "reasoning"),
     ),
 )
-"""One skill a row, one row of kind `failed` (empty text, `error` set) a failed analysis. reason: JSON of why a step
-has its skill, where the analyzer says so; hindsight gives `kind` (`own`: the skill names what the step did; `other`),
-`left` and `left_after` (steps to success before and after the step, null: nobody won from there) and `siblings` (how
-many other trajectories were in the step's state). From `model` to
-`reasoning` it tells of the model's call, which all skills of a trajectory share; `reasoning` is what the endpoint kept
-apart of the reply. attempts: requests sent; tokens: of prompts and
-completions; cost: at the configured prices, null without them; cut: JSON of what the model was not shown. A skill with
-an `error` was made by hindsight (`analyzer`) because the model's analysis failed for that reason."""
+"""One row of kind `failed` is a failed analysis. The `reason` of hindsight's step skills holds `kind` (`own`: the skill
+names what the step did; `other`), `left` and `left_after` (steps to success before and after the step, null: nobody won
+from there) and `siblings` (how many other trajectories were in the step's state)."""
 SKILL_KINDS = ("episode", "step", "failed")
 
 ROUTES = _table(
-    ("trajectory_id", _text),
-    ("step", _i32),
-    ("route", _text),
-    ("skill_id", _text),
-    ("added_skill_id", _text),
-    ("reason", _text),
-    ("placebo", _text),
+    "routes",
+    "a step, and which skill it is scored under",
+    _trajectory_id,
+    _step,
+    ("route", _text, "`step`, `episode`, or `none`: which kind of skill the step is scored under."),
+    ("skill_id", _text, "The skill that the step is scored under; null where nothing is routed."),
+    ("added_skill_id", _text, "With `method.routing: additive` the episode skill beside the step's own."),
+    ("reason", _text, "Why the step has this route."),
+    ("placebo", _text, "Text of the skill's placebo, under which the step is scored too."),
     nullable=("skill_id", "added_skill_id", "placebo"),
 )
-"""One row a step sample. route: step | episode | none; skill_id: the row of `skills` that is injected; added_skill_id:
-under `method.routing: additive` the episode skill that a step of route `step` is scored under too; placebo: the text of
-the skill's placebo, under which the step is scored too (`method.placebo_episode`, `method.placebo_step`)."""
 ROUTE_NAMES = ("step", "episode", "none")
 
 SCORES = _table(
-    ("trajectory_id", _text),
-    ("step", _i32),
-    ("old_log_probs", pa.list_(_f32)),
-    ("skill_log_probs", pa.list_(_f32)),
-    ("added_log_probs", pa.list_(_f32)),
-    ("placebo_log_probs", pa.list_(_f32)),
-    ("reference_log_probs", pa.list_(_f32)),
-    ("skill_prompt_ids", pa.list_(_i32)),
-    ("history_dropped", _i32),
-    ("outcome_advantage", _f32),
-    ("step_advantage", _f32),
-    ("skill_advantages", pa.list_(_f32)),
-    ("trained", _flag),
+    "scores",
+    "a step's log-probs and advantages",
+    _trajectory_id,
+    _step,
+    ("old_log_probs", pa.list_(_f32), "Of the response without a skill, by the learner and the policy that sampled."),
+    ("skill_log_probs", pa.list_(_f32), "Of the response under the routed skill; null where nothing is routed."),
+    (
+        "added_log_probs",
+        pa.list_(_f32),
+        "Of the response under the episode skill of `added_skill_id` too; null where there is none.",
+    ),
+    ("placebo_log_probs", pa.list_(_f32), "Of the response under the placebo; null where there is none."),
+    ("reference_log_probs", pa.list_(_f32), "Of the response by the reference policy; null where the KL term is off."),
+    ("skill_prompt_ids", pa.list_(_i32), "Tokens of the prompt with the skill; null where nothing is routed."),
+    ("history_dropped", _i32, "Past steps left out of the prompt with the skill; 0 where nothing is routed."),
+    ("outcome_advantage", _f32, "The advantage from won and lost, the same for each token of the response."),
+    ("step_advantage", _f32, "The advantage from comparing actions in the same state, weighted (gigpo); else 0."),
+    ("skill_advantages", pa.list_(_f32), "The advantage from the skill, a number a token, weighted."),
+    (
+        "trained",
+        _flag,
+        "False in groups in which an environment broke, or whose outcomes tie where the method skips those.",
+    ),
     nullable=(
         *("skill_log_probs", "added_log_probs", "placebo_log_probs", "reference_log_probs"),
         "skill_prompt_ids",
     ),
 )
-"""One row a step sample. `skill_log_probs` is null where nothing is routed, `added_log_probs` where no other skill is,
-`placebo_log_probs` where the skill has no placebo,
-`reference_log_probs` where the KL term is off; `step_advantage` and `skill_advantages` already carry their weights;
-`trained` is false for groups in which an environment broke, or whose outcomes tie where the method filters those."""
 
 METRICS = _table(
-    ("iteration", _i32),
-    ("name", _text),
-    ("value", _f64),
+    "metrics",
+    "a number of an iteration",
+    ("iteration", _i32, "Of the campaign; 0 is the start."),
+    ("name", _text, "See [metrics](metrics.md). Names that end in `_s` or `_per_s` are wall-clock."),
+    ("value", _f64, "The number; null where there is none."),
     nullable=("value",),
 )
-"""One number a row (a long table: new metrics need no new schema). Names ending in `_s` or `_per_s` are wall-clock."""
+"""A long table: new metrics need no new schema."""
 
 EVALUATIONS = _table(
-    ("policy_version", _i32),
-    ("split", _text),
-    ("temperature", _f32),
-    ("repetition", _i32),
-    ("task_id", _text),
-    ("task_type", _text),
-    ("outcome", _text),
-    ("return", _f32),
-    ("score", _f32),
-    ("steps", _i32),
-    ("valid_actions", _i32),
-    ("admissible_actions", _i32),
-    ("tokens", _i32),
-    ("seed", _i64),
+    "evaluations",
+    "an evaluated episode",
+    ("policy_version", _i32, "The policy that played: k is the one that k updates made."),
+    ("split", _text, "The evaluated split."),
+    ("temperature", _f32, "Of the evaluation's sampling."),
+    ("repetition", _i32, "From 0, where tasks are played several times."),
+    _task_id,
+    _task_type,
+    _outcome,
+    _return,
+    _score,
+    _steps,
+    ("valid_actions", _i32, "How many responses were well-formed."),
+    ("admissible_actions", _i32, "How many actions were on offer."),
+    _tokens,
+    ("seed", _i64, "Of the episode."),
     nullable=("score",),
 )
-"""One evaluated episode a row, `repetition` from 0; policy_version k is the policy that k updates made; `score` as in
-`trajectories`.
-`admissible_actions` counts the actions taken that were on offer."""
-
-TABLES: dict[str, pa.Schema] = {
-    "steps": STEPS,
-    "trajectories": TRAJECTORIES,
-    "skills": SKILLS,
-    "routes": ROUTES,
-    "scores": SCORES,
-    "metrics": METRICS,
-    "evaluations": EVALUATIONS,
-}
 
 LOG_PROB_COLUMNS = (
     "rollout_log_probs",
