@@ -14,7 +14,7 @@ from infra.local_objects import faults
 from opid_core.errors import ConfigError
 
 
-def made_folder(folder: Path, option: str = "--out") -> Path:
+def make_folder(folder: Path, option: str = "--out") -> Path:
     """`folder`, made with its parents unless it is there. Raises ConfigError where it cannot be made."""
     _make(folder, folder, option)
     return folder

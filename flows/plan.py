@@ -35,7 +35,7 @@ from opid_core.warm_start import require_expert
 from tasks import trackers
 from tasks.episodes import check_skill_banks, environment_maker, evaluation_settings, training_settings
 from tasks.evaluate import panel
-from tasks.gates.run import check_own
+from tasks.gates.run import check_user_expectations
 from tasks.rollout import sample_tasks
 
 FEW_STATES = 2
@@ -75,7 +75,7 @@ def check_all_but_space(config: CampaignConfig, *, weights: bool = True) -> None
         check_endpoint(config.analyzer.llm)
     trackers.check(config)
     notify.check(config)
-    check_own(config.gates)
+    check_user_expectations(config.gates)
     if url := os.environ.get("PREFECT_API_URL"):
         check_api(url)
 

@@ -1,7 +1,7 @@
 """Hosted objects on the nodes of a Ray cluster: the second implementation of `infra.groups.Group`.
 
-Ray places one actor (`infra.places.Place`) on each share of the nodes, carries calls and tells of losses. It repeats
-nothing: no actor is restarted and no call is made again. Every loss is an InfrastructureError.
+Ray places one actor (`infra.node_actor.NodeActor`) on each share of the nodes, carries calls and tells of losses. It
+repeats nothing: no actor is restarted and no call is made again. Every loss is an InfrastructureError.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from infra.groups import StoredFolder
-from infra.places import Place
+from infra.node_actor import NodeActor
 from infra.processes import killed_when_left
 from infra.ray_nodes import SLICE_S, answers, one_line, those_ready, title
 from opid_core import errors
@@ -44,7 +44,7 @@ class RayPlaces:
         self._start_timeout_s = start_timeout_s
         self._placement = placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
         never = {"max_restarts": 0, "max_task_retries": 0}
-        make: Any = ray.remote(Place)
+        make: Any = ray.remote(NodeActor)
         self.actors: list[Any] = []
         self.nodes: list[str] = []
         """Of each place: the node's name, and its process there."""
@@ -112,7 +112,7 @@ class RayPlaces:
         return RayGroup(self, name, seats, factory, arguments, named, both, self._start_timeout_s)
 
     def forget(self, folder: StoredFolder) -> None:
-        """Let all places do without `folder`: see `Place.forget`."""
+        """Let all places do without `folder`: see `NodeActor.forget`."""
         for actor in self.actors:
             actor.forget.remote(folder)
 

@@ -20,7 +20,7 @@ def init(
 
     Example: [bold]opid init my_project[/]
     """
-    from flows.output import made_folder
+    from flows.output import make_folder
     from flows.reports.formatting import say
     from flows.schema import text
     from infra.local_objects import faults
@@ -31,7 +31,7 @@ def init(
     for name in files:
         if os.path.exists(folder / name):
             raise ConfigError(f"{folder / name} exists already; name another folder")
-    made_folder(folder, "DIR")
+    make_folder(folder, "DIR")
     with faults(folder, "written"):
         for name, content in files.items():
             (folder / name).write_text(content, encoding="utf-8")

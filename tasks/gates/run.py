@@ -21,7 +21,7 @@ from opid_core.errors import ConfigError, DataError, FailureBudgetExceeded, Gate
 from opid_core.schema import TABLES, from_rows
 from tasks.gates import RELATED, Expectation, Frame, Limits, frames
 from tasks.gates.frame import with_fault
-from tasks.gates.own import own_expectations, with_own
+from tasks.gates.user_expectations import user_expectations, with_user_expectations
 
 SHOWN_ROWS = 10
 """How many failing rows a result names."""
@@ -50,10 +50,10 @@ def check(
         raise DataError(f"gate of table {name}: needs the related tables {', '.join(missing)}")
     _check_columns(name, table)
     bounds = Limits(**limits)
-    own = own_expectations(name, table, related, bounds.settings)
+    own = user_expectations(name, table, related, bounds.settings)
     checked = [
         (expectation, result)
-        for frame in with_own(frames(name, table, related, bounds), own)
+        for frame in with_user_expectations(frames(name, table, related, bounds), own)
         for expectation, result in zip(frame.suite, _validate(frame), strict=True)
     ]
     broken = [(e, result) for e, result in checked if isinstance(result, BrokenExpectation)]
@@ -71,7 +71,7 @@ def check(
     )
 
 
-def check_own(settings: GatesConfig) -> None:
+def check_user_expectations(settings: GatesConfig) -> None:
     """Try the user's own expectations on tables without rows, so that what is wrong with them is known before any work.
 
     Raises ConfigError that names the key and the allowed values. Where there are any, imports Great Expectations, which
@@ -82,7 +82,7 @@ def check_own(settings: GatesConfig) -> None:
     empty = {name: from_rows(name, []) for name in TABLES}
     for name in TABLES:
         rows = frames(name, empty[name], empty, Limits(settings=settings))[0].rows
-        for where, own in own_expectations(name, empty[name], empty, settings):
+        for where, own in user_expectations(name, empty[name], empty, settings):
             suite, columns = (own.suite, own.rows) if isinstance(own, Frame) else ((own,), rows)
             for expectation in suite:
                 _check_expectation(expectation, where, list(columns))

@@ -12,7 +12,7 @@ import torch
 from infra import processes
 from infra.groups import is_same_folder
 from infra.manifest import weights_only
-from infra.places import Place
+from infra.node_actor import NodeActor
 from infra.store import commit, open_campaign, put_folder
 from opid_core.config import LoraConfig
 from opid_core.errors import DataError
@@ -101,10 +101,10 @@ def test_the_places_of_a_node_play_one_copy_of_merged_files_and_keep_it_until_th
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(processes, "die_with_parent", lambda: None)  # an actor does, not this process
-    place, another = Place(), Place()
+    place, another = NodeActor(), NodeActor()
     merged, later = (MergedFolder(store, policy, base=base_and_adapter(store, policy)[0]) for _ in range(2))
 
-    def started(place: Place) -> None:
+    def started(place: NodeActor) -> None:
         place.start("reader", "reader", "pathlib:Path", (merged,), {}, {}, 60.0)
 
     with ThreadPoolExecutor() as both:  # as two actors do, whose replicas start side by side

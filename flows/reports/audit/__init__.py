@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from flows.output import made_folder
+from flows.output import make_folder
 from flows.reports.chains import read_chain
 from infra.manifest import uncollected
 from infra.store import CampaignStore, local_folder
@@ -34,7 +34,7 @@ def write_audit(
     folder = pages_folder(store, out)
     if kind != "html" and not numbers:
         raise ConfigError(f"campaign: no iteration of {campaign!r} is committed yet: it has no tables but evaluations")
-    made_folder(folder)
+    make_folder(folder)
     if kind == "html":
         from flows.reports.audit.pages import write_pages
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flows.output import made_folder
+from flows.output import make_folder
 from flows.reports.audit import pages_folder
 from flows.reports.audit.pages import CAMPAIGN_PAGE, Commits, read_commits, write_pages
 from flows.reports.chains import read_chain
@@ -39,7 +39,7 @@ def follow(
     change, and each fault of the store that may pass. Raises ConfigError for an unknown campaign.
     """
     store, chain = read_chain(root, campaign, endpoint_url)
-    folder = made_folder(pages_folder(store, out))
+    folder = make_folder(pages_folder(store, out))
     page, shown, reloads, told = folder / CAMPAIGN_PAGE, 0, False, ""
     commits = Commits()
     try:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from flows.output import made_folder
+from flows.output import make_folder
 from flows.reports.audit import pages_folder, summary
 from flows.reports.audit.charts import COLOURS, LARGE_MARGINS, Chart, Series
 from flows.reports.audit.pages import CAMPAIGN_PAGE, page_script, render, write_page
@@ -92,7 +92,7 @@ def write_overview(
     names = list(dict.fromkeys(campaigns)) or list_campaigns(root, endpoint_url)
     if not names:
         raise ConfigError(f"audit: no campaign in {root}; {known_campaigns(root, endpoint_url)}")
-    folder = address_of(root, endpoint_url) if out is None else made_folder(out.absolute())
+    folder = address_of(root, endpoint_url) if out is None else make_folder(out.absolute())
     folder = folder if isinstance(folder, Path) else Path("runs").absolute()
     rows: list[CampaignRow] = []
     left_out: dict[str, str] = {}

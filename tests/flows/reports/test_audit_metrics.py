@@ -67,7 +67,7 @@ def test_each_metric_of_an_iteration_stands_beside_what_it_is(tmp_path):
         assert told.range, metric
         row = next(line for line in table.splitlines() if f"<td>{metric}</td>" in line)
         for part in (told.what, told.range, told.bad):
-            assert f'<td class="told">{escape(part)}</td>' in row
+            assert f'<td class="meaning">{escape(part)}</td>' in row
     campaign = (tmp_path / "pages" / CAMPAIGN_PAGE).read_text(encoding="utf-8")
     for metric in ("routes/step", "skills/coverage", "update/kl_k3"):
         assert f'<th title="{escape(definition_of(metric).note)}">' in campaign

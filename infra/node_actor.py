@@ -25,7 +25,7 @@ Answer = tuple[str, Any, list[tuple[Any, ...]]]
 """`result`, `error` or `death`; the result, or name and text of the error; the progress that was not told yet."""
 
 
-class Place:
+class NodeActor:
     """Processes by the key of their group; one process of a group, its rank."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from tasks.gates.expectations import Expectation
 from tasks.gates.frame import Frame
 
 
-def own_expectations(
+def user_expectations(
     name: str, table: pa.Table, related: Mapping[str, pa.Table], settings: GatesConfig
 ) -> list[tuple[str, Expectation | Frame]]:
     """What the user's config and plugins expect of table `name`, each with the config key that it is from. A plugin is
@@ -38,7 +38,7 @@ def own_expectations(
     return found
 
 
-def with_own(frames: Sequence[Frame], own: Sequence[tuple[str, Expectation | Frame]]) -> list[Frame]:
+def with_user_expectations(frames: Sequence[Frame], own: Sequence[tuple[str, Expectation | Frame]]) -> list[Frame]:
     """`frames` of a table with the user's own: single expectations are of the first frame, the table's own rows."""
 
     def alone(suite: Iterable[Expectation]) -> tuple[Expectation, ...]:

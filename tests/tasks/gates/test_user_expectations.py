@@ -30,7 +30,7 @@ def settings_of(*expectations: dict, plugins: tuple[str, ...] = ()) -> GatesConf
 def test_the_documented_example(user_modules):
     (user_modules / "my_gates.py").write_text(block("python"), encoding="utf-8")
     settings = build_config({"campaign": "c", **yaml.safe_load(block("yaml"))}).gates
-    gates.check_own(settings)
+    gates.check_user_expectations(settings)
     tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
     result = gates.check("skills", tables["skills"], tables, settings=settings)
     assert result.warnings == ()
@@ -87,7 +87,7 @@ def test_of_its_own_severity_fail_stops():
 def test_what_is_wrong_in_the_config_is_named_before_any_work(own, message):
     given = {"table": "steps", "expectation": "ExpectColumnValuesToBeUnique", "arguments": {"column": "step"}, **own}
     with pytest.raises(ConfigError, match=message):
-        gates.check_own(settings_of(given))
+        gates.check_user_expectations(settings_of(given))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_what_is_wrong_with_a_plugin_is_named_before_any_work(user_modules, plug
         encoding="utf-8",
     )
     with pytest.raises(ConfigError, match=message):
-        gates.check_own(settings_of(plugins=(plugin,)))
+        gates.check_user_expectations(settings_of(plugins=(plugin,)))
 
 
 def test_the_tables_that_a_config_may_name_are_all():
