@@ -9,12 +9,7 @@ from opid_core.errors import ConfigError
 from opid_core.hashing import MAY_DIFFER, config_hash, training_hash
 from opid_core.hub import policy_folder
 from opid_core.learning.methods import Gigpo, Grpo, Opid
-
-
-def write(tmp_path, text: str):
-    path = tmp_path / "campaign.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
+from tests.opid_core.config_files import write
 
 
 def test_a_minimal_file_gets_the_released_numbers(tmp_path):
@@ -84,15 +79,6 @@ def test_template_arguments_keep_their_kind_and_need_a_policy(tmp_path):
             load_config(path, wrong)
 
 
-@pytest.mark.parametrize("key", ["prompting.template_arguments", "analyzer.llm.request_options.inner"])
-@pytest.mark.parametrize("word", ["on", "Off", "YES", "no"])
-def test_a_word_that_no_type_makes_a_truth_value_is_refused(tmp_path, key, word):
-    path = write(tmp_path, "campaign: c\npolicy: somewhere\n")
-    message = f"{key.removesuffix('.inner')}: .*: '{word}' is a text .* write true or false"
-    with pytest.raises(ConfigError, match=message):
-        load_config(path, [f"{key}={{enable_thinking: {word}}}"])
-
-
 def test_a_split_is_evaluated_once(tmp_path):
     path = write(tmp_path, "campaign: c\nevaluation: {split: valid_seen, more_splits: [valid_unseen]}\n")
     assert load_config(path).evaluation.splits == ("valid_seen", "valid_unseen")
@@ -139,57 +125,6 @@ def test_options_of_another_environment_below_fall_away(tmp_path):
     assert (questions.max_steps, questions.options["generator"]["train"]) == (7, 50)
     assert questions.options["generator"]["passages"] == 2000
     assert load_config(path, ["environment.name=alfworld"]).environment.options["generator"]["train"] == 40
-
-
-def test_overrides_are_yaml_and_the_last_one_wins(tmp_path):
-    path = write(tmp_path, "campaign: c\nseed: 1\nlearner: {epochs: 2, weight_decay: 0.5}\n")
-    config = load_config(
-        path,
-        [
-            "seed=2",
-            "seed=3",
-            "preset=paper",
-            "learner.learning_rate=1e-5",
-            "learner.weight_decay=0",
-            "learner.dual_clip=null",
-            "evaluation.temperatures=[0.4, 1.0]",
-            "tracking.tensorboard=false",
-            "environment.options.generator.size=small",
-        ],
-    )
-    assert config.seed == 3
-    assert config.environment.success_reward == 1.0
-    assert config.learner.learning_rate == 1e-5
-    assert (config.learner.epochs, config.learner.weight_decay, config.learner.dual_clip) == (2, 0.0, None)
-    assert config.evaluation.temperatures == (0.4, 1.0)
-    assert config.tracking.tensorboard is False
-    assert config.environment.options["generator"]["size"] == "small"
-
-
-def test_exponents_without_a_point_are_numbers_in_the_file_and_in_overrides(tmp_path):
-    """YAML 1.1 reads 1e-5 as text."""
-    path = write(tmp_path, "campaign: c\nlearner: {learning_rate: 1e-5, dual_clip: 2e0}\n")
-    assert (load_config(path).learner.learning_rate, load_config(path).learner.dual_clip) == (1e-5, 2.0)
-    overridden = load_config(path, ["learner.learning_rate=3e-4", "evaluation.temperatures=[4e-1]"])
-    assert (overridden.learner.learning_rate, overridden.evaluation.temperatures) == (3e-4, (0.4,))
-
-
-def test_text_that_looks_like_a_number_stays_text(tmp_path):
-    path = write(tmp_path, "campaign: c\n")
-    assert load_config(path, ["campaign='7'"]).campaign == "7"
-    assert load_config(path, ["campaign=1e5"]).campaign == "1e5"
-    assert load_config(path, ["policy=nan"]).policy == "nan"
-
-
-@pytest.mark.parametrize("override", ["seed", "=3", " =3"])
-def test_an_override_without_a_key_or_value_sign(tmp_path, override):
-    with pytest.raises(ConfigError, match=r"--set '.*': expected key=value"):
-        load_config(write(tmp_path, "campaign: c\n"), [override])
-
-
-def test_an_override_that_is_no_yaml(tmp_path):
-    with pytest.raises(ConfigError, match=r"--set 'seed=\[': the value is not valid YAML"):
-        load_config(write(tmp_path, "campaign: c\n"), ["seed=["])
 
 
 @pytest.mark.parametrize(
@@ -291,30 +226,6 @@ def test_addresses_and_folders_with_a_colon_are_roots():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("learner: {epochs: 2}\nseed: 1\nlearner: {ranks: 2}\n", r"learner: stands twice, first on line 2.*line 4"),
-        ("rollout: {group_size: 4, group_size: 8}\n", r"group_size: stands twice, first on line 2"),
-        ("seed: 010\n", r"010: .* base 8"),
-        ("recovery: {stage_timeout_s: 1:30}\n", r"1:30: .* base 60"),
-    ],
-)
-def test_yaml_that_says_something_else_than_it_shows(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=f"(?s)not valid YAML: {message}"):
-        load_config(write(tmp_path, f"campaign: c\n{text}"))
-
-
-def test_yaml_of_today(tmp_path):
-    """A merge may be overridden, quotes make a text, and `on` is a word."""
-    text = "campaign: '010'\nrollout: &r {group_size: 4}\nanalyzer: {llm: {structured_output: on}}\n"
-    config = load_config(
-        write(tmp_path, text), ["learner={<<: {epochs: 2, ranks: 2}, ranks: 1}", "tracking.tensorboard=no"]
-    )
-    assert (config.campaign, config.analyzer.llm.structured_output) == ("010", "on")
-    assert (config.learner.epochs, config.learner.ranks, config.tracking.tensorboard) == (2, 1, False)
-
-
-@pytest.mark.parametrize(
     ("values", "field"),
     [
         ({"learner": {"learning_rate": float("inf")}}, "learner.learning_rate"),
@@ -360,32 +271,6 @@ def test_several_problems_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         build_config({"campaign": "c", "sed": 1, "iterations": -1})
     assert len(str(caught.value).splitlines()) == 2
-
-
-def test_unreadable_files(tmp_path):
-    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot read the config: No such file"):
-        load_config(tmp_path / "absent.yaml")
-    with pytest.raises(ConfigError, match="cannot read the config: not a regular file"):
-        load_config(tmp_path)
-    binary = tmp_path / "binary.yaml"
-    binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"binary\.yaml: cannot read the config: not UTF-8"):
-        load_config(binary)
-
-
-def test_text_that_is_no_config(tmp_path):
-    with pytest.raises(ConfigError, match=r"campaign\.yaml: not valid YAML: (.|\n)*line 2"):
-        load_config(write(tmp_path, "campaign: c\nseed: [1\n"))
-    with pytest.raises(ConfigError, match="expected a mapping of config keys, got list"):
-        load_config(write(tmp_path, "- campaign\n"))
-    for text in ("", "# campaign: c\n"):
-        with pytest.raises(ConfigError, match=r"campaign\.yaml: the file is empty"):
-            load_config(write(tmp_path, text))
-    for text in ("campaign: c\nlearner:\n\tepochs: 1\n", "campaign: c\nseed: 1\n\t\n"):
-        with pytest.raises(ConfigError, match=r"campaign\.yaml: not valid YAML: line 3: a tab; indent with spaces$"):
-            load_config(write(tmp_path, text))
-    with pytest.raises(ConfigError, match="campaign: Field required"):
-        load_config(write(tmp_path, "seed: 1\n"))
 
 
 def test_the_hash_depends_on_values_alone(tmp_path):

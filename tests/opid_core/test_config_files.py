@@ -7,12 +7,7 @@ import pytest
 from opid_core.config import load_config, load_rows
 from opid_core.errors import ConfigError
 from opid_core.learning.methods import Grpo, Opid
-
-
-def write(tmp_path, text: str):
-    path = tmp_path / "campaign.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
+from tests.opid_core.config_files import write
 
 
 def test_a_file_holds_only_what_differs_from_the_one_it_extends(tmp_path):
