@@ -133,7 +133,7 @@ def iterate(
                 stages_s[name] = cpu_s() - began_s
             if profile:
                 profiler.disable()
-            assert committed(config, store, [*run.chain, result], run.table)[-1].skills  # what trackers read
+            assert committed(config, store, [*run.chain, result], run.table, print)[-1].skills  # what trackers read
             if profile:
                 pstats.Stats(profiler).sort_stats("tottime").print_stats(profile)
             counters.root = ""
