@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", default="since_dd80165", help="a key of the file: which runs (default: the newest)")
     arguments = parser.parse_args()
     runs = json.loads(arguments.file.read_text(encoding="utf-8"))[arguments.runs]
-    print("\n\n".join("\n".join(table(runs)) for table in (against_twin, over_seeds, against_start)))
+    print("\n\n".join("\n".join(table(runs)) for table in TABLES))
 
 
 def won(runs: Sequence[Mapping[str, Any]], policy: str, temperature: str) -> Float[np.ndarray, "seeds tasks"]:
@@ -86,6 +86,30 @@ def against_start(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         points = [_points(of) for of in (found, *alone)]
         rows.append([name, temperature, points[0], f"{found.p_value:.2g}", f"{p_value:.2g}", *points[1:]])
     return markdown_table(header, rows)
+
+
+def placebos(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table with a row for each run, and one over them: success at temperature 1 with placebos in place of skills,
+    and what that is less without any signal and less OPID."""
+    cases = [[run] for run in runs] + ([[*runs]] if len(runs) > 1 else [])
+    found = [[difference(won(case, "placebo", "1"), won(case, m, "1")) for m in ("grpo", "opid")] for case in cases]
+    # Single seeds are one family, what is over all of them another.
+    alone = [holm([of[side].p_value for of in found[: len(runs)]]) for side in (0, 1)]
+    header = ["seed", "placebo", "GRPO", "OPID"]
+    header += [f"placebo less {of}{column}" for of in ("GRPO", "OPID") for column in ("", ", p", ", p (Holm)")]
+    rows = []
+    for number, (case, of) in enumerate(zip(cases, found, strict=True)):
+        is_one = number < len(runs)
+        means = [f"{won(case, method, '1').mean():.1%}" for method in ("placebo", "grpo", "opid")]
+        sides = [
+            [_points(one), f"{one.p_value:.2g}", f"{alone[side][number]:.2g}" if is_one else ""]
+            for side, one in enumerate(of)
+        ]
+        rows.append([str(case[0]["seed"]) if is_one else "all", *means, *sides[0], *sides[1]])
+    return markdown_table(header, rows)
+
+
+TABLES = (against_twin, over_seeds, against_start, placebos)
 
 
 def _success(games: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quickstart import against_start, against_twin, over_seeds
+from benchmarks.quickstart import TABLES, against_start, against_twin, over_seeds, placebos
 
 MEASUREMENTS = Path(__file__).parents[2] / "docs" / "measurements"
 
@@ -38,9 +38,23 @@ def test_opid_less_its_twin_by_hand():
     assert means[:5] == ["1", "1", "25.0%", "25.0%", "75.0%"]
 
 
+def test_placebos_by_hand():
+    """In the first run the placebo loses four games that OPID wins: 2 of 16 flips of four signs are as far from 0."""
+    runs = [
+        {"seed": 3, "placebo": {"1": "00001"}, "grpo": {"1": "00001"}, "opid": {"1": "11111"}},
+        {"seed": 4, "placebo": {"1": "00001"}, "grpo": {"1": "00001"}, "opid": {"1": "00001"}},
+    ]
+    first, second, both = [[cell.strip() for cell in row.strip("|").split("|")] for row in placebos(runs)[2:]]
+    assert first[:4] == ["3", "20.0%", "20.0%", "100.0%"]
+    assert [cell.split()[0] for cell in (first[4], first[7], second[7], both[7])] == ["+0.0", "-80.0", "+0.0", "-40.0"]
+    assert float(first[8]) == pytest.approx(2 / 16, abs=0.02)
+    assert float(first[9]) == pytest.approx(2 * float(first[8]), abs=0.02)
+    assert (both[0], both[6], both[9]) == ("all", "", "")
+
+
 @pytest.mark.parametrize("runs", ["since_dd80165", "panel"])
 def test_the_page_has_the_numbers_of_its_file(runs):
     played = json.loads((MEASUREMENTS / "quickstart.json").read_text(encoding="utf-8"))[runs]
     page = (MEASUREMENTS / "quickstart.md").read_text(encoding="utf-8")
-    for table in (against_twin, over_seeds, against_start):
+    for table in TABLES:
         assert "\n".join(table(played)) in page
