@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -31,39 +31,50 @@ class Clock:
         """Seconds left of the stage as its newest event tells; None before `KNOWN_AFTER` of it."""
         self._since_s: float | None = None
         self._took_s: list[float] = []
+        self._begun: set[str] = set()
+        """Stages that were seen at work: one that is reused then was played ahead, and its time was seen."""
         self._forget()
 
     def heard(self, event: progress.Progress) -> None:
         """What `event` tells. The campaign that goes on after a commit begins its next iteration then, as a new attempt
-        does; how long what was given up took says nothing about one."""
+        does; how long what was given up, or a try of a stage that failed, took says nothing about one, nor does an
+        iteration of which a part was done before."""
         now_s = time.monotonic()
         if event.event == "progress":
             self._at(event, now_s)
         elif event.iteration is not None and event.event in ("resumed", "committed"):
-            if event.event == "committed" and event.iteration > 0 and self._since_s is not None:
+            is_seen = event.event == "committed" and event.iteration > 0 and not self._is_partly_reused
+            if is_seen and self._since_s is not None:
                 self._took_s.append(now_s - self._since_s)
             self._since_s, self.done = now_s, event.iteration
             self._forget()
         elif event.event == "given up":
+            self._since_s = now_s
+            self._begun.clear()
             self._forget()
+        elif event.event == "fault" and stage_name(event) == self._stage:
+            if self._since_s is not None:
+                self._since_s += now_s - self._stage_since_s
+            self._stage, self._counts, self.stage_left_s = "", False, None
 
-    def left(self) -> str:
+    def left(self, *, short: bool = False) -> str:
         """`about 0:06:40`: the time until the last commit if iterations take as long as those seen. Before any was,
         `at least about 0:06:40`: if all take as long as the stages of the first that were seen, and is the present one
-        at its speed so far. "" where nothing is known, or less than a second is left by that.
+        at its speed so far. "" where nothing is known, or less than a second is left by that. Where `short`, `0:06:40`
+        and `> 0:06:40`, and from a day on whole hours, `> 30 h`.
         """
         if self.iterations is None:
             return ""
         now_s, to_come = time.monotonic(), self.iterations - self.done
         if self._took_s and self._since_s is not None:
             whole_s = sum(self._took_s) / len(self._took_s) * to_come
-            return _told("about", whole_s - (now_s - self._since_s))
+            return _told("" if short else "about ", whole_s - (now_s - self._since_s), short)
         stage_s = now_s - self._stage_since_s if self._counts else 0.0
         known_s = self._stage_s if self._counts else None
         if self._is_partly_reused or (not self._finished_s and known_s is None):
             return ""
         whole_s = (self._finished_s + max(stage_s, known_s or 0.0)) * to_come
-        return _told("at least about", whole_s - self._finished_s - stage_s)
+        return _told("> " if short else "at least about ", whole_s - self._finished_s - stage_s, short)
 
     def _at(self, event: progress.Progress, now_s: float) -> None:
         name = stage_name(event)
@@ -73,7 +84,10 @@ class Clock:
             self._stage, self._stage_since_s, self._stage_s = name, now_s, None
             # Not what comes once, as the start of an engine, nor what not each iteration has.
             self._counts = event.iteration == self.done + 1 and event.stage != "evaluate"
-        self._is_partly_reused |= event.note == progress.REUSED
+        if event.note != progress.REUSED:
+            self._begun.add(name)
+        elif event.iteration == self.done + 1 and name not in self._begun:
+            self._is_partly_reused = True
         self.stage_left_s = None
         if event.done and event.done >= KNOWN_AFTER * event.total:
             elapsed_s = now_s - self._stage_since_s
@@ -126,15 +140,19 @@ def clock_text(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def _told(how: str, seconds: float) -> str:
-    return f"{how} {clock_text(seconds)}" if seconds >= 1 else ""
+def _short_text(seconds: float) -> str:
+    return clock_text(seconds) if round(seconds) < 86400 else f"{round(seconds / 3600)} h"
+
+
+def _told(how: str, seconds: float, short: bool) -> str:
+    return f"{how}{_short_text(seconds) if short else clock_text(seconds)}" if seconds >= 1 else ""
 
 
 # On a terminal ------------------------------------------------------------------------------------------------------
 
 
 class _Left(ProgressColumn):
-    """The time left: of the campaign or of the stage, by the clock."""
+    """The time left: of the campaign or of the stage, by the clock, and short: what it takes, the text beside lacks."""
 
     max_refresh = 0.5
 
@@ -143,7 +161,7 @@ class _Left(ProgressColumn):
         self._clock = clock
 
     def render(self, task: Task) -> Text:
-        left = self._clock.left() if task.fields["of_campaign"] else task.fields["left"]
+        left = self._clock.left(short=True) if task.fields["of_campaign"] else task.fields["left"]
         return Text(f"{left} left" if left else "", "cyan")
 
 
@@ -175,7 +193,7 @@ def _bars(console: Console, campaign: str, clock: Clock, first: str) -> Iterator
                 bars.remove_task(stage)
                 stage = bars.add_task("", total=None, label=label, of_campaign=False, left="")
             if event:
-                left, how_far = _stage_left(clock), counted(event)
+                left, how_far = _stage_left(clock, _short_text), counted(event)
                 bars.update(stage, completed=event.done, total=event.total or None, description=how_far, left=left)
             if is_new:
                 bars.refresh()
@@ -215,12 +233,12 @@ def _lines(console: Console, campaign: str, clock: Clock, first: str) -> Iterato
         if name == current and now_s - printed_s < LINE_EVERY_S:
             return
         current, printed_s = name, now_s
-        left = f", {left} left" if (left := _stage_left(clock)) else ""
+        left = f", {left} left" if (left := _stage_left(clock, clock_text)) else ""
         line(f"{name} {counted(event)}".rstrip() + left + (f"{whole} in all" if whole else ""))
 
     line(first)
     yield show
 
 
-def _stage_left(clock: Clock) -> str:
-    return "" if clock.stage_left_s is None else clock_text(clock.stage_left_s)
+def _stage_left(clock: Clock, text: Callable[[float], str]) -> str:
+    return "" if clock.stage_left_s is None else text(clock.stage_left_s)

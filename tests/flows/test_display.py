@@ -99,6 +99,34 @@ def test_an_attempt_that_was_given_up_says_nothing_about_an_iteration(now_s):
     now_s[0] += 60
     clock.heard(progress.Progress(1, "rescore"))
     assert clock.left() == "at least about 0:01:00"
+    now_s[0] += 20
+    clock.heard(committed(1))
+    assert clock.left() == "about 0:01:20"
+
+
+@pytest.mark.parametrize("between", [(), ("start engine",)])
+def test_a_try_of_a_stage_that_failed_says_nothing_about_an_iteration(now_s, between):
+    clock = Clock(3)
+    clock.heard(committed(0))
+    clock.heard(progress.Progress(1, "rollout"))
+    now_s[0] += 50
+    clock.heard(progress.Progress(1, "rescore", 0, 8))
+    now_s[0] += 3600
+    clock.heard(progress.Progress(1, "rescore", 4, 8))
+    clock.heard(progress.Progress(1, "track", event="fault"))  # another's
+    assert clock.left() == "at least about 5:01:40"  # three times 50 s and twice an hour, less what is over
+    clock.heard(progress.Progress(1, "rescore", event="fault"))
+    assert (clock.left(), clock.stage_left_s) == ("at least about 0:01:40", None)
+    clock.heard(progress.Progress(1, "rescore"))
+    for stage in between:
+        clock.heard(progress.Progress(None, stage))
+        now_s[0] += 30
+        clock.heard(progress.Progress(1, "rescore"))
+    now_s[0] += 10
+    clock.heard(progress.Progress(1, "update"))
+    assert clock.left() == "at least about 0:02:00"  # three times 60 s, less 60 s
+    clock.heard(committed(1))
+    assert clock.left() == ("about 0:03:00" if between else "about 0:02:00")
 
 
 def test_of_an_iteration_whose_first_stages_were_done_before_no_least_time_is_told(now_s):
@@ -112,6 +140,24 @@ def test_of_an_iteration_whose_first_stages_were_done_before_no_least_time_is_to
     now_s[0] += 20
     clock.heard(progress.Progress(2, "rescore"))
     assert clock.left() == "at least about 0:00:20"
+
+
+def test_an_iteration_counts_as_seen_unless_a_part_of_it_was_done_before(now_s):
+    clock = Clock(6)
+    clock.heard(progress.Progress(2, "campaign", event="resumed"))
+    clock.heard(progress.Progress(3, "update", note="reused"))  # in an earlier process
+    now_s[0] += 5
+    clock.heard(committed(3))
+    assert clock.left() == ""
+    for stage, iteration in (("rollout", 4), ("update", 4), ("rollout", 5), ("update", 4)):
+        clock.heard(progress.Progress(iteration, stage))
+        now_s[0] += 25
+    clock.heard(committed(4))
+    assert clock.left() == "about 0:03:20"
+    clock.heard(progress.Progress(5, "rollout", note="reused"))  # played ahead, and seen
+    now_s[0] += 60
+    clock.heard(committed(5))
+    assert clock.left() == "about 0:01:20"  # one of 100 s and one of 60 s
 
 
 def test_the_time_left_of_a_stage_is_told_from_a_quarter_on(now_s):
@@ -177,6 +223,26 @@ def test_the_wait_for_a_lease_and_what_was_done_before_do_not_count_as_iteration
         now_s[0] += 60
         progress.report(3, "commit", event="committed", note="iteration 3 of 4 committed")
     assert output.getvalue().splitlines()[-1].endswith("iteration 3 of 4 committed; about 0:01:00 left")
+
+
+@pytest.mark.parametrize(("took_s", "told"), [(59, "0:37:22"), (10 * 86400, "9120 h")])  # 38 times as long
+@pytest.mark.parametrize("seen", [False, True])
+def test_on_a_terminal_of_80_columns_the_time_left_pushes_nothing_out(now_s, took_s, told, seen):
+    output = io.StringIO()
+    terminal = Terminal(file=output, width=80, force_terminal=True, color_system=None)
+    with live_progress(terminal, CONFIG.model_copy(update={"iterations": 40})):
+        progress.report(1, "campaign", event="resumed")
+        progress.report(2, "rescore")
+        now_s[0] += took_s
+        if seen:
+            progress.report(2, "commit", event="committed")
+        before = len(output.getvalue())
+        progress.report(2 + seen, "rollout", 12, 64, "9 won, 1234 tokens/s")
+    shown = output.getvalue()[before:]
+    row = re.search(rf"{1 + seen} of 40 iterations +(> )?{told} left", shown)
+    assert row is not None
+    assert (row[1] is None) == seen
+    assert "12/64, 9 won, 1234 tokens/s" in shown
 
 
 def test_on_a_terminal_of_80_columns_a_stage_has_one_line_and_ends_with_its_commit():
