@@ -30,7 +30,7 @@ class StageResult(Record):
     def _undefined_is_null(cls, metrics: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return {n: None if value is None or math.isnan(value) else float(value) for n, value in metrics.items()}
-        except (AttributeError, TypeError) as error:  # stored as something else
+        except (AttributeError, OverflowError, TypeError) as error:  # stored as something else
             raise ValueError(f"no numbers by their names: {error}") from None
 
 

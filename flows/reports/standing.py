@@ -133,11 +133,12 @@ def _stage(finished: set[str], iteration: int) -> str:
 
 def _at_least_s(store: CampaignStore, planned: int, attempt: int) -> float | None:
     """Of the iterations after the first, as far as the stages of that one have finished. An evaluation does not count:
-    not each iteration has one."""
+    not each iteration has one; nor does what comes before the first episode, as the start of an engine."""
     took_s = 0.0
     for stage in stages.finished(store, 1, attempt) - {"evaluate"}:
         result = read_result(stages.recorded(store, 1, attempt, stage, {}) or {})
-        took_s += result.metrics.get(f"seconds/stage/{stage}_s") or 0.0
+        stage_s, push_s = (result.metrics.get(name) or 0.0 for name in (f"seconds/stage/{stage}_s", "seconds/push_s"))
+        took_s += max(0.0, stage_s - push_s)
     whole_s = took_s * min(max(0, planned - 1), LONGEST_S)
     return min(whole_s, LONGEST_S) if whole_s > 0 else None
 

@@ -257,6 +257,8 @@ def test_before_the_first_iteration_is_committed_its_finished_stages_tell_the_le
     assert told() == (None, None)
     for stage, attempt, took_s in (("rollout", 0, 900), ("rollout", 1, 100), ("rescore", 1, 50), ("evaluate", 1, 70)):
         metrics = {f"seconds/stage/{stage}_s": took_s, "seconds/other_s": 1000.0}
+        if stage == "rollout":  # of the engine's start: an iteration has none
+            metrics |= {f"seconds/stage/{stage}_s": took_s + 80, "seconds/push_s": 80.0}
         stages.record(store, 1, attempt, stage, {"parent": "p"}, {"metrics": metrics})
     assert told() == (None, 300.0)  # two more iterations of at least 150 s
     with lease.held(store, 30):
@@ -269,8 +271,9 @@ def test_before_the_first_iteration_is_committed_its_finished_stages_tell_the_le
     assert told() == (None, None)
 
 
-def test_a_record_that_holds_no_result_of_a_stage_is_named(tmp_path):
+@pytest.mark.parametrize("took_s", ["soon", 10**400], ids=["text", "too large"])
+def test_a_record_that_holds_no_result_of_a_stage_is_named(tmp_path, took_s):
     store = a_campaign(tmp_path, tmp_path, "mine", 1)
-    stages.record(store, 1, 0, "rollout", {}, {"metrics": {"seconds/stage/rollout_s": "soon"}})
+    stages.record(store, 1, 0, "rollout", {}, {"metrics": {"seconds/stage/rollout_s": took_s}})
     with pytest.raises(DataError):
         standing_of(store, manifests(store))
