@@ -103,7 +103,7 @@ def shared_folder_path(store: CampaignStore, folder: FolderRecord) -> Path:
     base = _cached(store, "")
     with local_objects.faults(base, "written"):
         base.mkdir(parents=True, exist_ok=True)
-    with local_objects.one_process_at_a_time(base):
+    with local_objects.one_process_at_a_time(base / ".lock"):
         return folder_path(store, folder)
 
 

@@ -196,15 +196,17 @@ def faults(path: Path, action: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """In the block no other process of this machine is in such a block for `folder`, which must exist."""
-    with faults(folder, "read"):
-        lock = os.open(folder, os.O_RDONLY)
+def one_process_at_a_time(lock: Path) -> Iterator[None]:
+    """In the block no other process of this machine is in such a block for the file `lock`, which is made where it is
+    missing; its folder must exist."""
+    with faults(lock, "written"):
+        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with faults(lock, "locked"):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(lock)
+        os.close(file)
 
 
 def _fault(path: Path, action: str, error: OSError) -> OpidError:

@@ -13,17 +13,14 @@ from pathlib import Path
 
 import psutil
 
-from infra.local_objects import faults
-
-_PREFIX = "opid-"
+from infra.local_objects import faults, one_process_at_a_time
 
 
 def make_scratch_folder() -> Path:
     """A new empty folder, readable by this user alone; those of processes of this machine that are gone are removed
     first. Its name cannot be guessed, so nobody can have made it before; names like it that another user made, links
     and files, and the folders of other machines (whose process ids say nothing here) are left alone."""
-    machine = hashlib.sha256(_this_machine().encode()).hexdigest()[:8]
-    temporary, prefix = Path(tempfile.gettempdir()), f"{_PREFIX}{machine}-"
+    temporary, prefix = Path(tempfile.gettempdir()), _prefix()
     with faults(temporary, "written"):
         for left in temporary.glob(f"{prefix}*"):
             owner = left.name.removeprefix(prefix).split("-")[0]
@@ -34,10 +31,28 @@ def make_scratch_folder() -> Path:
 
 def others_scratch(name: str) -> Path | None:
     """The folder `name` in a scratch folder of this user that any process of this machine has made."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{name}"):
+    for path in Path(tempfile.gettempdir()).glob(f"{_prefix()}*/{name}"):
         if _is_our_folder(path.parents[name.count("/")]):
             return path
     return None
+
+
+@contextmanager
+def scratch_lock(key: str) -> Iterator[None]:
+    """In the block no other process of this machine is in such a block for `key`, which others must not be able to
+    guess: whoever holds the lock keeps all that ask for it waiting. A process that comes as one leaves need not wait
+    for those that did: what a block makes may be made again. One that is killed leaves an empty file."""
+    path = Path(tempfile.gettempdir(), f"{_prefix()}lock-{key}")
+    with one_process_at_a_time(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _prefix() -> str:
+    """Of the names in the temporary folder, which several machines may share."""
+    return f"opid-{hashlib.sha256(_this_machine().encode()).hexdigest()[:8]}-"
 
 
 def _is_our_folder(path: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from pathlib import Path
 from infra.folders import shared_folder_path
 from infra.groups import StoredFolder
 from infra.hosting import HostedGroup
-from infra.local_objects import one_process_at_a_time
+from infra.local_objects import faults
 from infra.manifest import FolderRecord, is_adapter
-from infra.scratch import make_scratch_folder, others_scratch, scratch_folder
+from infra.scratch import make_scratch_folder, others_scratch, scratch_folder, scratch_lock
 from infra.store import CampaignStore, base_of, folder_path, weights_only
 
 
@@ -57,7 +56,7 @@ class MergedFolder(StoredFolder):
         it merges, the others wait. Raises as `folder_path` does, and InfrastructureError."""
         base, adapter = (shared_folder_path(self.store, one) for one in (self.base, self.folder))
         name = f"{self.key}/{self.folder.uri}"
-        with one_process_at_a_time(Path(tempfile.gettempdir())):
+        with scratch_lock(self.key):
             return others_scratch(name) or self._merged(base, adapter, name)
 
     def _merged(self, base: Path, adapter: Path, name: str) -> Path:
@@ -70,8 +69,9 @@ class MergedFolder(StoredFolder):
         )
         try:
             group.call("write_merged", base, adapter, scratch / "merging")
-            (scratch / name).parent.mkdir(parents=True)
-            (scratch / "merging").rename(scratch / name)  # whole, or not there
+            with faults(scratch / name, "written"):
+                (scratch / name).parent.mkdir(parents=True)
+                (scratch / "merging").rename(scratch / name)  # whole, or not there
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise

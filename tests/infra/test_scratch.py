@@ -8,7 +8,7 @@ import tempfile
 import pytest
 
 from infra import scratch
-from infra.scratch import make_scratch_folder, scratch_folder
+from infra.scratch import make_scratch_folder, others_scratch, scratch_folder, scratch_lock
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,31 @@ def test_the_scratch_of_another_machine_is_left_alone(monkeypatch):
         elsewhere.setattr(scratch, "_this_machine", lambda: "another machine")
         elsewhere.setattr(os, "getpid", lambda: ended.pid)
         theirs = make_scratch_folder()
-    make_scratch_folder()
+        (theirs / "copy" / "model").mkdir(parents=True)
+    mine = make_scratch_folder()
     assert theirs.is_dir()
+    assert others_scratch("copy/model") is None
+    (mine / "copy" / "model").mkdir(parents=True)
+    assert others_scratch("copy/model") == mine / "copy" / "model"
+
+
+def test_a_lock_keeps_only_those_waiting_that_ask_for_the_same_key_and_leaves_nothing(tmp_path):
+    code = "import sys; from infra.scratch import scratch_lock\nwith scratch_lock(sys.argv[1]): print('in')"
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+
+    def asks(key: str) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", code, key], env=env, stdout=subprocess.PIPE, text=True)
+
+    with scratch_lock("ours"):
+        waits = asks("ours")
+        assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600]
+        with asks("another") as goes_on:
+            assert goes_on.communicate(timeout=60)[0] == "in\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            waits.wait(2)
+    with waits:
+        assert waits.communicate(timeout=60)[0] == "in\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_ours_alone_and_new_and_what_another_put_there_is_neither_used_nor_followed(monkeypatch, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from infra.manifest import weights_only
 from infra.node_actor import NodeActor
 from infra.store import commit, open_campaign, put_folder
 from opid_core.config import LoraConfig
-from opid_core.errors import DataError
+from opid_core.errors import DataError, InfrastructureError
 from tasks.policies import MergedFolder, base_and_adapter, whole_policy
 from tests.factories import CONFIG, all_files, make_chain, make_manifest, make_tiny_policy_folder
 
@@ -101,8 +103,17 @@ def test_the_places_of_a_node_play_one_copy_of_merged_files_and_keep_it_until_th
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(processes, "die_with_parent", lambda: None)  # an actor does, not this process
-    place, another = NodeActor(), NodeActor()
     merged, later = (MergedFolder(store, policy, base=base_and_adapter(store, policy)[0]) for _ in range(2))
+
+    def is_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "rename", is_full)
+        with pytest.raises(InfrastructureError, match=re.escape(str(temporary))):
+            merged.path()
+    assert list(temporary.iterdir()) == []
+    place, another = NodeActor(), NodeActor()
 
     def started(place: NodeActor) -> None:
         place.start("reader", "reader", "pathlib:Path", (merged,), {}, {}, 60.0)
