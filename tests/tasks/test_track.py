@@ -81,11 +81,11 @@ def test_a_task_publishes_the_artifact_under_a_key_that_prefect_takes(tmp_path, 
 QUIET = {"tensorboard": False}
 
 
-def campaign(tmp_path, **tracking):
-    """A committed campaign of two iterations, and its config."""
-    store, chain = make_campaign(tmp_path, 2, Shape())
-    config = {"campaign": "audited", "root": str(tmp_path), "iterations": 2, "seed": 7, "tracking": QUIET | tracking}
-    return build_config(config), store, chain
+def campaign(tmp_path, iterations=2, **tracking):
+    """A committed campaign, and its config."""
+    store, chain = make_campaign(tmp_path, iterations, Shape())
+    config = {"campaign": "audited", "root": str(tmp_path), "iterations": iterations, "seed": 7}
+    return build_config(config | {"tracking": QUIET | tracking}), store, chain
 
 
 def commits_of(config, store, chain):
@@ -138,8 +138,7 @@ def test_tensorboard_shows_each_step_once_and_the_skills_that_did_most(tmp_path)
 def test_tensorboard_makes_up_for_what_was_left_undone(tmp_path, monkeypatch, left):
     from torch.utils.tensorboard import SummaryWriter
 
-    store, chain = make_campaign(tmp_path, 3, Shape())
-    config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 3})
+    config, store, chain = campaign(tmp_path, 3, tensorboard=True)
     if left not in ("nothing", "half of the first"):
         write(config, store, chain[:2])
     if left.startswith("half"):
@@ -168,15 +167,13 @@ def test_another_campaign_of_the_name_begins_anew_in_tensorboards_folder(tmp_pat
 
 
 def test_a_tracker_that_begins_late_gets_all_metrics_and_the_newest_skills(tmp_path, wandb):
-    store, chain = make_campaign(tmp_path, 12, Shape())
+    config, store, chain = campaign(tmp_path, 12, wandb_project="mine")
     read: list[str] = []
 
     def table(record, columns):
         read.append(record.path.split("/")[0])
         return read_table(store, record, columns)
 
-    tracking = QUIET | {"wandb_project": "mine"}
-    config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 12, "tracking": tracking})
     trackers.write(committed(config, store, chain, table, pytest.fail))
     (logged,) = wandb.runs.values()
     assert [(step, "skills" in metrics) for metrics, step in logged] == [(n, n > 2) for n in range(1, 13)]
@@ -185,9 +182,7 @@ def test_a_tracker_that_begins_late_gets_all_metrics_and_the_newest_skills(tmp_p
 
 @pytest.mark.usefixtures("seconds")
 def test_a_damaged_table_is_told_once_and_the_trackers_go_on_with_later_iterations(tmp_path, wandb):
-    store, chain = make_campaign(tmp_path, 3, Shape())
-    tracking = {"tensorboard": True, "wandb_project": "mine"}
-    config = build_config({"campaign": "audited", "root": str(tmp_path), "iterations": 3, "tracking": tracking})
+    config, store, chain = campaign(tmp_path, 3, tensorboard=True, wandb_project="mine")
     damaged = [chain[1].tables["metrics"].path, chain[2].tables["scores"].path]
     for path in damaged:
         (Path(store.root) / "audited" / path).write_bytes(b"no table")
@@ -263,15 +258,7 @@ def test_mlflow_gets_what_was_left_undone(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    store, chain = make_campaign(tmp_path, 3, Shape())
-    config = build_config(
-        {
-            "campaign": "audited",
-            "root": str(tmp_path),
-            "iterations": 3,
-            "tracking": QUIET | {"mlflow_experiment": "agents"},
-        }
-    )
+    config, store, chain = campaign(tmp_path, 3, mlflow_experiment="agents")
     write(config, store, chain[:2])
     log_dict = mlflow.MlflowClient.log_dict
     with monkeypatch.context() as patched:
