@@ -5,11 +5,13 @@ Nothing here is measured unless `factors` says so: a campaign that has run puts 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from flows.memory import BYTES, planned_shape, stored
+from flows.reports.standing import LONGEST_S
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError
 from opid_core.learning.methods.base import SkillMethod
@@ -191,20 +193,23 @@ def estimate(
     passes_of_push = 1 if learner.lora is None else 2  # adapters are merged into a folder first
     push_s = passes_of_push * shape.parameters * BYTES[learner.dtype] / assumed.storage_bytes_per_s
     updated_s = learner.epochs * layers * tokens * forward / (assumed.update_share * speed)
-    evaluated = sum(evaluation_due(config, i) > 0 for i in range(config.iterations + 1))
-    panels = sum(play_seconds(config, shape, card, assumed, n) for n in _panels(config))
+    evaluations = _evaluations(config)
+    played_s = {
+        tasks: play_seconds(config, shape, card, assumed, config.evaluation.passes * tasks) for tasks in evaluations
+    }
+    panels_s = sum(count * played_s[tasks] for tasks, count in evaluations.items())
     factors = factors or {}
     work_s = {
         "rollout": rollout_s,
         "extract_skills": analyzer_calls(config) * assumed.analyzer_call_s / config.analyzer.llm.concurrency,
         "rescore": passes(config) * tokens * forward / (assumed.score_share * speed),
         "update": updated_s,
-        "evaluate": panels / max(1, config.iterations),
+        "evaluate": panels_s / max(1, config.iterations),
     }
     waiting_s = {
         "rollout": push_s,
         "update": to_store_s,
-        "evaluate": push_s * evaluated / max(1, config.iterations),
+        "evaluate": push_s * evaluations.total() / max(1, config.iterations),
         "other": assumed.other_s,
     }
     seconds = {p: factors.get(p, 1.0) * (work_s.get(p, 0.0) + waiting_s.get(p, 0.0)) for p in PHASES}
@@ -292,7 +297,7 @@ def first_guess(config: CampaignConfig) -> str | None:
     shape, (card_name, card) = planned_shape(config), card_of(config, None)
     if shape is None or ASSUMED_CARD in card_name or config.cluster.address is not None:
         return None
-    expected = timedelta(seconds=round(3600 * estimate(config, shape, card).hours))
+    expected = timedelta(seconds=round(min(3600 * estimate(config, shape, card).hours, LONGEST_S)))
     return (
         f"Expected: about {expected} on {cards(config, card)} x {card_name}, an estimate by assumptions "
         "(docs/cost.md) that may be a multiple off, until an iteration has been measured."
@@ -378,10 +383,11 @@ def _prompt_tokens(config: CampaignConfig, step: int) -> int:
     return min(config.rollout.max_prompt_tokens, play.first_prompt_tokens + past * play.tokens_per_past_step)
 
 
-def _panels(config: CampaignConfig) -> list[int]:
-    """Episodes of each evaluation of the campaign."""
-    due = (evaluation_due(config, iteration) for iteration in range(config.iterations + 1))
-    return [config.evaluation.passes * count for count in due if count]
+def _evaluations(config: CampaignConfig) -> Counter[int]:
+    """How many evaluations of the campaign have so many tasks: `evaluation_due` over all iterations, not walked."""
+    last, evaluation = config.iterations, config.evaluation
+    ends, between = min(last, 1) + 1, max(0, last - 1) // evaluation.every if evaluation.every else 0
+    return Counter({evaluation_due(config, 0): ends}) + Counter({evaluation.tasks: between})
 
 
 def flops_a_token(shape: PolicyShape, context: float) -> float:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flows.cost import (
     CARDS,
@@ -27,10 +29,12 @@ from flows.cost import (
     passes,
     play_seconds,
 )
+from flows.reports.standing import LONGEST_S
 from opid_core.config import CampaignConfig, build_config
 from opid_core.config.presets import merge
 from opid_core.errors import ConfigError
 from opid_core.policy_shape import PolicyShape
+from tasks.results import evaluation_due
 
 BASE: dict[str, Any] = {
     "campaign": "c",
@@ -84,6 +88,19 @@ def test_the_learners_seconds_by_hand():
     evaluate_s = cost.seconds["evaluate"] - 2.2 * 3 / 10
     busy_s = rollout_s + evaluate_s + 2 * (cost.seconds["rescore"] + update_s)
     assert cost.busy == pytest.approx(busy_s / (2 * total_s))
+
+
+@given(
+    iterations=st.integers(0, 40),
+    every=st.integers(0, 12),
+    final_tasks=st.none() | st.integers(1, 9),
+)
+def test_evaluations_are_those_that_are_due(iterations, every, final_tasks):
+    config = config_of(iterations=iterations, evaluation={"every": every, "final_tasks": final_tasks})
+    due = [count for i in range(iterations + 1) if (count := evaluation_due(config, i))]
+    played_s = sum(play_seconds(config, SHAPE, CARD, ASSUMED, 2 * count) for count in due)  # at two temperatures
+    spread_s = (played_s + 2.2 * len(due)) / max(1, iterations)
+    assert estimate(config, SHAPE, CARD, ASSUMED).seconds["evaluate"] == pytest.approx(spread_s)
 
 
 def test_a_state_is_waited_for_as_far_as_its_upload_is_longer_than_a_rollout():
@@ -296,6 +313,8 @@ def test_what_a_campaign_is_expected_to_take_is_told_where_card_and_policy_are_k
     expected = timedelta(seconds=round(3600 * estimate(config, SHAPE, card_of(config, None)[1]).hours))
     assert (first_guess(config) or "").startswith(f"Expected: about {expected} on 1 x CPU (4 threads), an estimate ")
     assert first_guess(config_of()) is None  # an H100 is assumed, which is not what it runs on
+    endless = config.model_copy(update={"iterations": 10**15})
+    assert f"about {timedelta(seconds=LONGEST_S)} on" in (first_guess(endless) or "")
     elsewhere = config_of(learner={"dtype": "float32"}, cluster={"address": "host:6379"})
     assert first_guess(elsewhere) is None
     monkeypatch.undo()
