@@ -56,7 +56,7 @@ class EngineConfig(Section):
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs among which each replica's weights are divided; it must divide the model's heads and widths."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    """Number type of the engine's weights; `auto`: decided as that of `learner.dtype`."""
+    """Number type of the engine's weights; `auto`: decided in the same way as `learner.dtype`."""
     max_concurrent: int = Field(default=128, ge=1)
     """Most sequences that a replica decodes at once."""
     kv_cache_mib: int = Field(default=512, ge=16)
