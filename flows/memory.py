@@ -237,12 +237,17 @@ def policy_shape(config: CampaignConfig) -> PolicyShape:
     return count_parameters(folder, config.warm_start)
 
 
-def planned_shape(config: CampaignConfig) -> PolicyShape | None:
-    """`policy_shape`; where this machine does not have the policy, that of the published model that its name tells.
-    None where neither is known."""
+def published_shape(config: CampaignConfig) -> PolicyShape | None:
+    """The shape of the published model that the policy's name tells, where this machine does not have the policy. None
+    where it does, and for an unknown name."""
     policy = config.policy or ""
     is_here = not policy or Path(os.path.expandvars(os.path.expanduser(policy))).is_dir()
-    if not is_here and (known := known_shape(policy)):
+    return None if is_here else known_shape(policy)
+
+
+def planned_shape(config: CampaignConfig) -> PolicyShape | None:
+    """`published_shape`, else `policy_shape`. None where neither is known."""
+    if known := published_shape(config):
         return known
     try:
         return policy_shape(config)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from flows.cost import CARDS, known_card
-from flows.memory import planned_shape
+from flows.memory import policy_shape, published_shape
 from infra.store import campaign_exists, find_campaign, location, read_config
 from opid_core.config import CampaignConfig
 from opid_core.errors import ConfigError, DataError
+from opid_core.hub import policy_folder
+from opid_core.policy_check import check_policy_folder
 from opid_core.policy_shape import PolicyShape, count_parameters
 
 AUTO = "auto"
@@ -30,64 +33,59 @@ _WIDEST, _FEWEST_ROWS, _MOST_ROWS = 1024, 16, 4096
 """Of matrices that are multiplied: larger ones take longer, and give the same ratio of both types."""
 _PASS_S, _PASSES = 0.03, 3
 
+Choices: TypeAlias = Mapping[str, Mapping[str, str | float]]
+"""Values for a config, by section and key."""
+
 
 def decided(
     config: CampaignConfig, tell: Callable[[str], None], *, folder: Path | None = None, card: str | None = None
 ) -> CampaignConfig:
-    """`config` with the types that its `auto` stands for: see `types_of` and `with_types`."""
-    return with_types(config, types_of([config], tell, folder=folder, card=card))
+    """`config` with what its `auto` stands for: see `choices`."""
+    return with_choices(config, choices([config], tell, folder=folder, card=card))
 
 
-def types_of(
+def choices(
     configs: Sequence[CampaignConfig],
     tell: Callable[[str], None],
     *,
     folder: Path | None = None,
     card: str | None = None,
-) -> dict[str, str]:
-    """The types of the sections whose `dtype` is `auto`, of campaigns with the same one: what the first of them that
-    is in the store has, else what this machine (or the `card` of a data sheet) computes fastest in, for the policy in
-    `folder` (None: the config's). `tell` hears what was chosen, and why.
+) -> Choices:
+    """What `auto` stands for in `configs`, campaigns that have the same policy, learner and engine; empty where nothing
+    is `auto`.
 
-    Empty where nothing is `auto`, or where the policy cannot be read: the checks of a campaign say what is wrong with
-    it. Raises ConfigError where the campaign would run on a cluster, DataError for a store with another value.
+    The types of the sections whose `dtype` is `auto` are those that the first of the campaigns in the store has, else
+    what this machine (or the `card` of a data sheet) computes fastest in, for the policy in `folder` (None: the
+    config's). Where bfloat16 is among them, an `engine.canary_tolerance` too narrow for it becomes the stored one, else
+    `TOLERANCE`. `tell` hears what was chosen, and why.
+
+    Raises ConfigError for a policy that cannot be read, and where the campaign would run on a cluster; DataError for a
+    store with another value; InfrastructureError where the store or the hub is away.
     """
     config = configs[0]
     sections = [section for section in TYPES if getattr(config, section).dtype == AUTO]
     if not sections:
         return {}
-    for one in configs:
-        where = one.root, one.campaign, one.storage.endpoint_url
-        if campaign_exists(*where):
-            types = {section: _stored_type(one, section) for section in sections}
-            tell(f"dtype auto: {_worded(types)}, as campaign {one.campaign} began")
-            return types
-    if config.cluster.address is not None:
-        raise ConfigError(
-            f"{sections[0]}.dtype: auto is decided by what this machine measures, and the campaign would run on the "
-            f"nodes of cluster.address; set {' and '.join(f'{section}.dtype' for section in sections)} to float32 or "
-            "bfloat16"
-        )
-    shape = planned_shape(config) if folder is None else count_parameters(folder, config.warm_start)
-    if shape is None:
-        return {}
-    chosen, why = _fastest(shape, card)
-    types = dict.fromkeys(sections, chosen)
-    tell(f"dtype auto: {_worded(types)}: {why}")
-    return types
+    begun = next((one for one in configs if campaign_exists(one.root, one.campaign, one.storage.endpoint_url)), None)
+    if begun is None:
+        types, why = _chosen(config, sections, folder, card)
+        tell(f"dtype auto: {_worded(types)}: {why}")
+        tolerance = TOLERANCE
+    else:
+        types, tolerance = _stored(begun, sections)
+        tell(f"dtype auto: {_worded(types)}, as campaign {begun.campaign} began")
+    chosen: dict[str, dict[str, str | float]] = {section: {"dtype": dtype} for section, dtype in types.items()}
+    if "bfloat16" in types.values() and config.engine.canary_tolerance < TOLERANCE / 2:
+        chosen.setdefault("engine", {})["canary_tolerance"] = tolerance
+    return chosen
 
 
-def with_types(config: CampaignConfig, types: Mapping[str, str]) -> CampaignConfig:
-    """`config` with the `dtype` of each section in `types`. With bfloat16 in learner or engine,
-    an `engine.canary_tolerance` that is too narrow becomes `TOLERANCE`."""
-    if not types:
+def with_choices(config: CampaignConfig, chosen: Choices) -> CampaignConfig:
+    """`config` with what was `chosen`."""
+    if not chosen:
         return config
-    changed = {name: getattr(config, name).model_copy(update={"dtype": dtype}) for name, dtype in types.items()}
-    config = config.model_copy(update=changed)
-    if is_narrow(config):
-        engine = config.engine.model_copy(update={"canary_tolerance": TOLERANCE})
-        config = config.model_copy(update={"engine": engine})
-    return config
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in chosen.items()}
+    return config.model_copy(update=sections)
 
 
 def is_narrow(config: CampaignConfig) -> bool:
@@ -102,12 +100,12 @@ def fastest(rates: Mapping[str, float]) -> str:
     return "bfloat16" if rates["bfloat16"] >= FASTER * rates["float32"] else "float32"
 
 
-def measured_rates(sizes: Iterable[tuple[int, int]]) -> dict[str, float]:
+def measured_rates(sizes: Iterable[tuple[int, int]], clock: Callable[[], float] = time.thread_time) -> dict[str, float]:
     """FLOP/s of one CPU thread in bare products with layers of `sizes` (inputs, outputs), by number type.
 
-    One thread, by its own CPU time: several wait for each other, so that on a busy machine chance would decide. A pass
-    is one product with every layer, of ever more rows until it takes long enough; the types take turns, and the fastest
-    pass of each counts. Some tenths of a second in all.
+    One thread, by its own CPU time (`clock`, in seconds): several wait for each other, so that on a busy machine chance
+    would decide. A pass is one product with every layer, of ever more rows until it takes long enough; the types take
+    turns, and the fastest pass of each counts. Some tenths of a second in all.
     """
     import torch
 
@@ -116,7 +114,7 @@ def measured_rates(sizes: Iterable[tuple[int, int]]) -> dict[str, float]:
     if threads != 1:
         torch.set_num_threads(1)
     try:
-        while max((seconds := _seconds(layers, rows)).values()) < _PASS_S and rows < _MOST_ROWS:
+        while max((seconds := _seconds(layers, rows, clock)).values()) < _PASS_S and rows < _MOST_ROWS:
             rows *= 2
     finally:
         if threads != 1:
@@ -125,7 +123,7 @@ def measured_rates(sizes: Iterable[tuple[int, int]]) -> dict[str, float]:
     return {dtype: flops / spent_s for dtype, spent_s in seconds.items()}
 
 
-def _seconds(layers: Sequence[tuple[int, int]], rows: int) -> dict[str, float]:
+def _seconds(layers: Sequence[tuple[int, int]], rows: int, clock: Callable[[], float]) -> dict[str, float]:
     """Of the fastest pass, by number type."""
     import torch
 
@@ -139,23 +137,42 @@ def _seconds(layers: Sequence[tuple[int, int]], rows: int) -> dict[str, float]:
     fastest_s = dict.fromkeys(of_type, float("inf"))
     for _ in range(_PASSES):
         for dtype, factors in of_type.items():
-            since_s = time.thread_time()
+            since_s = clock()
             for values, weights in factors:
                 torch.nn.functional.linear(values, weights)
-            fastest_s[dtype] = min(fastest_s[dtype], time.thread_time() - since_s)
+            fastest_s[dtype] = min(fastest_s[dtype], clock() - since_s)
     return {str(dtype).removeprefix("torch."): seconds for dtype, seconds in fastest_s.items()}
 
 
-def _fastest(shape: PolicyShape, card: str | None) -> tuple[str, str]:
-    """The type and why it is that, for a policy of `shape`."""
+def _chosen(
+    config: CampaignConfig, sections: Sequence[str], folder: Path | None, card: str | None
+) -> tuple[dict[str, str], str]:
+    """The types of `sections` on this machine or `card`, and why they are that."""
+    if config.cluster.address is not None:
+        raise ConfigError(
+            f"{sections[0]}.dtype: auto is decided by what this machine measures, and the campaign would run on the "
+            f"nodes of cluster.address; set {' and '.join(f'{section}.dtype' for section in sections)} to float32 or "
+            "bfloat16"
+        )
+    dtype, why = _of_gpu(card) or _of_cpu(_shape(config, folder))
+    return dict.fromkeys(sections, dtype), why
+
+
+def _of_gpu(card: str | None) -> tuple[str, str] | None:
+    """The type and why it is that; None for a CPU."""
     import torch
 
-    if card is not None and not CARDS[known_card(card)].is_cpu:
-        return "bfloat16", f"a card such as {known_card(card)} computes in it"
-    if card is None and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16", "this machine's GPU computes in it"
-        return "float32", "this machine's GPU does not compute in bfloat16"
+    if card is not None:
+        known = known_card(card)
+        return None if CARDS[known].is_cpu else ("bfloat16", f"a card such as {known} computes in it")
+    if not torch.cuda.is_available():
+        return None
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16", "this machine's GPU computes in it"
+    return "float32", "this machine's GPU does not compute in bfloat16"
+
+
+def _of_cpu(shape: PolicyShape) -> tuple[str, str]:
     sizes = {(one.inputs, one.outputs) for one in shape.linear} or {(shape.hidden_size, shape.hidden_size)}
     rates = measured_rates(sizes)
     float32, bfloat16 = rates["float32"], rates["bfloat16"]
@@ -165,14 +182,33 @@ def _fastest(shape: PolicyShape, card: str | None) -> tuple[str, str]:
     )
 
 
-def _stored_type(config: CampaignConfig, section: str) -> str:
+def _shape(config: CampaignConfig, folder: Path | None) -> PolicyShape:
+    if folder is not None:
+        check_policy_folder(folder, trained=False, weights=False)
+        return count_parameters(folder, config.warm_start)
+    if known := published_shape(config):
+        return known
+    if config.policy is not None:
+        check_policy_folder(policy_folder(config.policy, weights=False), weights=False)
+    return policy_shape(config)
+
+
+def _stored(config: CampaignConfig, sections: Sequence[str]) -> tuple[dict[str, str], float]:
+    """The types of `sections` and `engine.canary_tolerance` that the campaign began with."""
     store = find_campaign(config.root, config.campaign, config.storage.endpoint_url)
-    dtype = read_config(store).get(section, {}).get("dtype")
-    if dtype not in TYPES[section]:
-        raise DataError(
-            f"{location(store, 'config.json')}: {section}.dtype: expected {', '.join(TYPES[section])}, got {dtype!r}"
-        )
-    return dtype
+    values = read_config(store)
+
+    def wrong(key: str, expected: str, value: object) -> DataError:
+        return DataError(f"{location(store, 'config.json')}: {key}: expected {expected}, got {value!r}")
+
+    types = {section: values.get(section, {}).get("dtype") for section in sections}
+    for section, dtype in types.items():
+        if dtype not in TYPES[section]:
+            raise wrong(f"{section}.dtype", ", ".join(TYPES[section]), dtype)
+    tolerance = values.get("engine", {}).get("canary_tolerance")
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance > 0:
+        raise wrong("engine.canary_tolerance", "a number > 0", tolerance)
+    return types, tolerance
 
 
 def _worded(types: Mapping[str, str]) -> str:

@@ -124,9 +124,9 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def with_number_types(study: Study, tell: Callable[[str], None], card: str | None = None) -> Study:
-    """The study with the types that `auto` stands for, the same in all of its campaigns: `number_type.types_of`."""
-    types = number_type.types_of([config for _, _, config in study.campaigns()], tell, card=card)
-    methods = {label: number_type.with_types(config, types) for label, config in study.methods.items()}
+    """The study with what `auto` stands for, the same in all of its campaigns: `number_type.choices`."""
+    chosen = number_type.choices([config for _, _, config in study.campaigns()], tell, card=card)
+    methods = {label: number_type.with_choices(config, chosen) for label, config in study.methods.items()}
     return replace(study, methods=methods)
 
 

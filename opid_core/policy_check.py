@@ -64,7 +64,7 @@ def check_policy_folder(folder: str | Path, trained: bool = True, weights: bool 
         check_trainable(config, folder)
     if weights:
         check_weights(folder, config)
-    if trained and config.tie_word_embeddings:
+    if trained and weights and config.tie_word_embeddings:
         _check_tied(folder, tied_weights(config))
 
 

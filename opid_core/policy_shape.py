@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from opid_core.architectures import linear_layers, names_of_tied
+from opid_core.architectures import linear_layers, names_of_tied, without_values
 from opid_core.config import WarmStartConfig
 from opid_core.policies import TINY_VOCABULARY, make_tiny_policy
 from opid_core.policy_check import load_config
@@ -97,24 +97,22 @@ def known_shape(policy: str) -> PolicyShape | None:
 
 
 def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> PolicyShape:
-    """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights."""
+    """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights.
+    Raises ConfigError for a folder whose config is of no causal language model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    if folder is None:
-        with torch.device("meta"):
-            model = make_tiny_policy(
-                vocab_size=TINY_VOCABULARY,
-                hidden_size=warm_start.hidden_size,
-                layers=warm_start.layers,
-                heads=warm_start.heads,
-                max_positions=1,
-                seed=0,
-                tied=warm_start.tied_embeddings,
-            )
-    else:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
+    if folder is not None:
+        return shape_of(without_values(load_config(folder)))
+    with torch.device("meta"):
+        model = make_tiny_policy(
+            vocab_size=TINY_VOCABULARY,
+            hidden_size=warm_start.hidden_size,
+            layers=warm_start.layers,
+            heads=warm_start.heads,
+            max_positions=1,
+            seed=0,
+            tied=warm_start.tied_embeddings,
+        )
     return shape_of(model)
 
 

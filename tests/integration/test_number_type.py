@@ -31,6 +31,7 @@ def engine_gap(campaign: Campaign, iteration: int) -> float:
     return gap
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is asked, not measured")
 def test_auto_is_decided_once_and_kept_when_the_campaign_goes_on(tmp_path, prefect_server):
     finish(start(tmp_path, prefect_server, *AUTO, "iterations=1"), tmp_path)
     begun = opened(tmp_path, "")

@@ -56,7 +56,7 @@ def test_an_address_of_no_model(policy):
 
 
 def test_a_model_is_downloaded_once_texts_before_weights_and_found_offline(cache, tmp_path):
-    base = make_tiny_policy_folder(tmp_path / "base")
+    base = make_tiny_policy_folder(tmp_path / "base", tied=True)
     (base / "original").mkdir()
     for name in ("original/params.json", "consolidated.safetensors", "pytorch_model.bin", "modeling_own.py"):
         (base / name).write_bytes(b"{}")
