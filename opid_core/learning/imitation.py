@@ -199,5 +199,7 @@ def _losses(
         at, column = column.unique(return_inverse=True)
         kept = {"logits_to_keep": at}
     logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, **kept).logits.float()
-    losses = functional.cross_entropy(logits[row, column], packed.targets.to(device), reduction="none")
+    # logits[row, column] adds the gradients of a token that several branches follow in the order in which threads come.
+    read = logits.flatten(0, 1).index_select(0, row * logits.shape[1] + column)
+    losses = functional.cross_entropy(read, packed.targets.to(device), reduction="none")
     return losses, packed.is_response.to(device)
