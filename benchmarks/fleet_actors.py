@@ -195,14 +195,19 @@ def noticed_s(
             killed_s.append(time.monotonic())
             os.kill(places.process_ids[victim], signal.SIGKILL)
 
-        threading.Timer(generator.uniform(*KILLED_AFTER_S), kill).start()
+        timer = threading.Timer(generator.uniform(*KILLED_AFTER_S), kill)
+        timer.start()
         told = ""
         try:
             for _ in PlayerFleet(players, POLICY_DIR, first_done).play(batch.requests, None):  # pyright: ignore
                 pass
         except InfrastructureError as error:
+            if not killed_s:
+                raise
             found.append(time.monotonic() - killed_s[0])
             told = str(error)
+        finally:
+            timer.cancel()  # the process may be gone, and its number another's
         if f"the {groups[victim].name} (process" not in told:
             raise AssertionError(f"the loss of {groups[victim].name} was not named: {told or 'all was played'}")
         left.remove(victim)

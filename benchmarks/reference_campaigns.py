@@ -29,7 +29,7 @@ import yaml
 
 from infra.manifest import WEIGHT_SUFFIX, Manifest
 from infra.store import find_campaign, manifests
-from tests.integration.campaigns import CONFIG
+from tests.integration.campaigns import CONFIG, kill, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORD = REPOSITORY / "docs" / "measurements" / "reference_content.json"
@@ -106,14 +106,17 @@ def run(case: str, root: Path) -> list[dict[str, Any]]:
     folder.mkdir()
     with open(folder / "output.txt", "w+", encoding="utf-8") as output:
         process = _train(name, folder, output)
-        if case in RESUMED:
-            while process.poll() is None and not (folder / name / KILLED_AFTER).exists():
-                time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGKILL)
-            if process.wait() != -signal.SIGKILL:
-                raise RuntimeError(f"{case}: ended before it could be killed after {KILLED_AFTER}")
-            process = _train(name, folder, output)
-        if process.wait():
+        try:
+            if case in RESUMED:
+                wait_for(process, folder, (folder / name / KILLED_AFTER).exists)
+                kill(process)
+                if process.returncode != -signal.SIGKILL:
+                    raise RuntimeError(f"{case}: ended before it could be killed after {KILLED_AFTER}")
+                process = _train(name, folder, output)
+            process.wait()
+        finally:
+            kill(process)
+        if process.returncode:
             output.seek(0)
             print(output.read())
             raise subprocess.CalledProcessError(process.returncode, process.args)

@@ -8,7 +8,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -172,7 +171,9 @@ def _checked(frame: Frame) -> list[Any]:
         return _run(frame, suite, "BASIC")
     others = [n for n in range(len(suite)) if n not in rules]
     merged = with_fault(frame, [suite[n] for n in rules])
-    *of_others, of_rules = _run(merged, [*(suite[n] for n in others), *merged.suite], "BASIC")
+    (of_rules,) = _run(merged, merged.suite, "BASIC")
+    # By themselves: one about the whole table, as a user's may be, would count the column that was added.
+    of_others = _run(frame, [suite[n] for n in others], "BASIC") if others else []
     found = dict(zip(others, of_others, strict=True)) | dict.fromkeys(rules, of_rules)
     if not of_rules.success:
         found |= dict(zip(rules, _run(frame, [suite[n] for n in rules], "BASIC"), strict=True))
@@ -199,6 +200,8 @@ def _run(frame: Frame, suite: Sequence[Expectation], detail: str) -> list[Any]:
 
 
 def _result(frame: Frame, expectation: Expectation, validation: Any) -> HeldExpectation | BrokenExpectation:
+    from great_expectations.util import camel_to_snake
+
     columns = _named_columns(expectation)
     found = validation.result
     positions = (found.get("unexpected_index_list") or [])[:SHOWN_ROWS]
@@ -209,7 +212,7 @@ def _result(frame: Frame, expectation: Expectation, validation: Any) -> HeldExpe
         observed = f"{found['unexpected_count']} of {found['element_count']} rows"
     else:
         observed = sorted({fault["exception_message"] for fault in validation.exception_info.values()})
-    name, column = re.sub(r"(?<!^)(?=[A-Z])", "_", expectation.kind).lower(), ", ".join(columns)
+    name, column = camel_to_snake(expectation.kind), ", ".join(columns)
     observed = json.loads(json.dumps(observed, default=str), parse_constant=str)
     if validation.success:
         return name, column, observed

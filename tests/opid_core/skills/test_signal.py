@@ -132,6 +132,8 @@ def test_the_metrics_of_a_small_iteration():
     assert math.isnan(metrics["signal/step/order_low"])  # one group alone
     # action tokens |2.0|, |-1.0| ("wait" takes the second token too), others 0.5, 0.5
     assert (metrics["signal/step/delta_action"], metrics["signal/step/delta_rest"]) == (1.5, 0.5)
+    moved = signal_metrics(samples.select(np.array([3, 0, 1, 2])), from_rows("skills", skills), WORDS, halves)
+    assert (moved["signal/step/delta_action"], moved["signal/step/delta_rest"]) == (1.5, 0.5)  # one without before them
     # advantages 1.5, 1.5; 1.25, 1; 0, 0.75; 0, 0: 6 in all, of which step skills have 1.75
     assert metrics["signal/step/advantage"] == pytest.approx(1.75 / 6)
     assert metrics["signal/episode/advantage"] == pytest.approx(0.25 / 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_what_is_wrong_in_the_config_is_named_before_any_work(own, message):
     given = {"table": "steps", "expectation": "ExpectColumnValuesToBeUnique", "arguments": {"column": "step"}, **own}
     with pytest.raises(ConfigError, match=message):
         gates.check_user_expectations(settings_of(given))
+
+
+@pytest.mark.parametrize(("columns", "holds"), [(30, True), (31, False)])
+def test_the_users_expectations_see_no_column_that_gates_add(columns, holds):
+    tables = {name: from_rows(name, rows) for name, rows in valid_rows().items()}
+    given = {"table": "steps", "expectation": "ExpectTableColumnCountToEqual", "arguments": {"value": columns}}
+    with nullcontext() if holds else pytest.raises(GateError):
+        gates.check("steps", tables["steps"], tables, settings=settings_of(given))
 
 
 @pytest.mark.parametrize(
