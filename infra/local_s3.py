@@ -129,26 +129,28 @@ def main() -> None:
     arguments = parser.parse_args()
     access_key = os.environ.get("AWS_ACCESS_KEY_ID") or "opid"
     secret_key = os.environ.get("AWS_SECRET_ACCESS_KEY") or secrets.token_urlsafe(24)
-    server = start(
-        arguments.folder.absolute(),
-        access_key=access_key,
-        secret_key=secret_key,
-        bucket=arguments.bucket,
-        port=arguments.port,
-    )
-    print(
-        f"export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}\n"
-        f"opid train CONFIG --set root=s3://{arguments.bucket}/runs --set storage.endpoint_url={server.endpoint_url}\n"
-        "Running until Ctrl-C.",
-        flush=True,
-    )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        server.process.wait()
+        server = start(
+            arguments.folder.absolute(),
+            access_key=access_key,
+            secret_key=secret_key,
+            bucket=arguments.bucket,
+            port=arguments.port,
+        )
+        try:
+            print(
+                f"export AWS_ACCESS_KEY_ID={access_key} AWS_SECRET_ACCESS_KEY={secret_key}\n"
+                f"opid train CONFIG --set root=s3://{arguments.bucket}/runs "
+                f"--set storage.endpoint_url={server.endpoint_url}\n"
+                "Running until Ctrl-C.",
+                flush=True,
+            )
+            server.process.wait()
+        finally:
+            stop(server)
     except KeyboardInterrupt:
         pass
-    finally:
-        stop(server)
 
 
 if __name__ == "__main__":
