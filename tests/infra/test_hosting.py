@@ -175,8 +175,9 @@ def test_a_process_that_does_not_start_is_an_infrastructure_fault_with_the_reaso
         group.call("add", 1)
 
 
-def test_a_process_that_takes_too_long_to_start_is_an_infrastructure_fault():
-    group = HostedGroup("counter", "tests.hosted:Counter", 5, start_timeout_s=0)
+def test_a_process_that_takes_too_long_to_start_is_an_infrastructure_fault(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep(600)\n", encoding="utf-8")  # at each start
+    group = HostedGroup("counter", "tests.hosted:Counter", 5, start_timeout_s=0, env={"PYTHONPATH": str(tmp_path)})
     with pytest.raises(InfrastructureError, match="the counter did not start within 0 s"):
         group.call("add", 1)
     assert group.process.poll() is not None
