@@ -31,22 +31,23 @@ CONFIG = LearnerConfig(
 )
 
 
-def make_samples(count: int) -> Samples:
-    generator = np.random.default_rng(0)
+def make_samples(
+    count: int, prompts: tuple[int, int] = (1500, 1500), responses: tuple[int, int] = (300, 300)
+) -> Samples:
+    """Random tokens; of lengths between these, both included."""
+    generator, of_lengths = np.random.default_rng(0), np.random.default_rng(1)
+    prompt_lengths, lengths = (of_lengths.integers(*bounds, count, endpoint=True) for bounds in (prompts, responses))
 
-    def rows(length: int, values: np.ndarray) -> Ragged:
-        return Ragged.from_lengths(values, np.full(count, length))
-
-    def tokens(length: int) -> Ragged:
-        return rows(length, generator.integers(5, VOCABULARY, count * length).astype(np.int32))
+    def tokens(lengths: np.ndarray) -> Ragged:
+        return Ragged.from_lengths(generator.integers(5, VOCABULARY, lengths.sum()).astype(np.int32), lengths)
 
     return Samples.from_columns(
-        prompt_ids=tokens(1500),
-        response_ids=tokens(300),
-        old_log_probs=rows(300, np.full(count * 300, -10.0, np.float32)),
+        prompt_ids=tokens(prompt_lengths),
+        response_ids=tokens(lengths),
+        old_log_probs=Ragged.from_lengths(np.full(lengths.sum(), -10.0, np.float32), lengths),
         outcome_advantage=np.zeros(count, np.float32),
         step_advantage=np.zeros(count, np.float32),
-        skill_advantages=rows(300, generator.normal(size=count * 300).astype(np.float32)),
+        skill_advantages=Ragged.from_lengths(generator.normal(size=lengths.sum()).astype(np.float32), lengths),
     )
 
 

@@ -1,8 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import varlen
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.architectures import shares_prefixes
@@ -10,7 +13,15 @@ from opid_core.architectures import SCORED, SHARING, check_sharing
 from opid_core.errors import ConfigError, DataError
 from opid_core.learning import last_layer, shared_prefixes
 from opid_core.learning.scoring import ResponseScorer, score
-from opid_core.learning.shared_prefixes import batches_of, joined, pack, share_prefixes
+from opid_core.learning.shared_prefixes import (
+    batches_of,
+    has_flash,
+    inputs_for,
+    is_unpadded,
+    joined,
+    pack,
+    share_prefixes,
+)
 from opid_core.samples import Ragged
 from tests.architectures import sharing_gap, tiny_config, tiny_model
 
@@ -30,6 +41,12 @@ def test_packed_by_hand():
     assert packed.positions.tolist() == [0, 1, 2, 2, 3, 1]
     assert packed.paths.tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [0, 1, 3, 0], [0, 5, 0, 0]]
     assert packed.places.tolist() == [0, 1, 2, 6, 7, 13]
+    assert packed.lengths.tolist() == [3, 4, 3, 2]
+    inputs = inputs_for(packed, torch.device("cpu"))
+    assert inputs["joined_paths"].tolist() == [0, 1, 2, 0, 1, 3, 4, 0, 1, 3, 0, 5]
+    assert inputs["joined_places"].tolist() == [0, 1, 2, 5, 6, 11]
+    assert inputs["ends"].tolist() == [0, 3, 7, 10, 12]
+    assert inputs["ends"].dtype == torch.int32
 
 
 def test_micro_batches_with_common_prefixes_by_hand():
@@ -102,6 +119,119 @@ def test_log_probs_entropies_and_gradients_are_those_without_sharing(checkpointi
     for name, expected in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-4)
     assert max(float(one.abs().max()) for one in gradients[0].values()) > 1
+
+
+TORCHS_OWN = varlen.varlen_attn
+
+
+class Attention:
+    """In place of torch's variable-length attention, which runs on a GPU alone: softmax(q k / sqrt(d)) v of each token
+    by itself; keeps what it was asked for. Torch's own is asked for the shape, which needs no GPU."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[int], int]] = []
+
+    def __call__(self, query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        (tokens, heads, width), key_heads = query.shape, key.shape[1]
+        assert key.shape == value.shape == (tokens, key_heads, width)
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert cu_seq_q.tolist() == cu_seq_k.tolist()
+        assert (max_q, window_size, enable_gqa) == (max_k, (-1, 0), heads > key_heads)
+        self.asked.append((cu_seq_q.tolist(), max_q))
+        named = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
+        q, k, v, ends = (one.to("meta") for one in (query, key, value, cu_seq_q))
+        of_torch = TORCHS_OWN(q, k, v, ends, ends, max_q, max_k, **named)
+        assert isinstance(of_torch, torch.Tensor)
+        assert of_torch.shape == query.shape
+        results = []
+        for first, end in pairwise(cu_seq_q.tolist()):
+            for token in range(first, end):
+                of_heads = []
+                for head in range(heads):
+                    keys, values = (one[first : token + 1, head * key_heads // heads] for one in (key, value))
+                    weights = (keys @ query[token, head] * (width**-0.5 if scale is None else scale)).softmax(0)
+                    of_heads.append(weights @ values)
+                results.append(torch.stack(of_heads))
+        return torch.stack(results)
+
+
+@pytest.fixture
+def attention(monkeypatch):
+    found = Attention()
+    monkeypatch.setattr(varlen, "varlen_attn", found)
+    monkeypatch.setattr(shared_prefixes, "has_flash", lambda device: True)
+    return found
+
+
+def scores_and_gradients(scorer: ResponseScorer) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Log-probs, and gradients of their mean; of the same sequences each time."""
+    scorer.zero_grad()
+    log_probs, _ = scorer(PROMPTS, RESPONSES)
+    (log_probs.sum() / len(RESPONSES.values)).backward()
+    return log_probs.detach(), {
+        name: one.grad for name, one in scorer.policy.named_parameters() if one.grad is not None
+    }
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "checkpointing"), [(4, 4, False), (4, 2, False), (4, 1, True)])
+def test_without_padding_scores_and_gradients_are_those_with_it(
+    attention, monkeypatch, heads, key_heads, checkpointing
+):
+    scorer = both_ways(num_attention_heads=heads, num_key_value_heads=key_heads)[1]
+    if checkpointing:
+        scorer.policy.gradient_checkpointing_enable()
+    padded, gradients = scores_and_gradients(scorer)
+    assert not attention.asked  # float32: no kernel has it
+    monkeypatch.setattr(shared_prefixes, "FLASH_TYPES", (torch.float32,))
+    unpadded, again = scores_and_gradients(scorer)
+    ends = [0, *(PROMPTS.lengths + RESPONSES.lengths).cumsum().tolist()]
+    assert attention.asked[:2] == [(ends, 7)] * 2  # each layer
+    torch.testing.assert_close(unpadded, padded, rtol=0, atol=1e-5)
+    assert again.keys() == gradients.keys()
+    for name, expected in gradients.items():
+        torch.testing.assert_close(again[name], expected, rtol=0, atol=1e-5)
+    assert max(float(one.abs().max()) for one in gradients.values()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widths", "unpadded"),
+    [
+        (torch.bfloat16, (64, 64), True),
+        (torch.float16, (256, 256), True),
+        (torch.float32, (64, 64), False),
+        (torch.bfloat16, (264, 264), False),
+        (torch.bfloat16, (68, 68), False),
+        (torch.bfloat16, (64, 32), False),  # as of latent attention
+    ],
+)
+def test_attention_pads_nothing_where_the_gpu_has_a_kernel_for_it(attention, monkeypatch, dtype, widths, unpadded):
+    of_keys, of_values = (torch.zeros(1, 2, 3, width, dtype=dtype) for width in widths)
+    assert is_unpadded(of_keys, of_keys, of_values) == unpadded
+    assert not is_unpadded(of_keys, of_keys.double(), of_values)
+    monkeypatch.setattr(shared_prefixes, "has_flash", lambda device: False)
+    assert not is_unpadded(of_keys, of_keys, of_values)
+
+
+def test_a_cpu_has_no_such_kernel():
+    assert not has_flash(torch.device("cpu"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_in_bfloat16_it_rounds_no_more_than_each_sequence_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(varlen, "varlen_attn", lambda *given, **named: asked.append(1) or TORCHS_OWN(*given, **named))
+    exact, exact_gradients = scores_and_gradients(both_ways()[0])
+
+    def errors(scorer: ResponseScorer) -> tuple[float, float]:
+        scorer.policy.to("cuda", torch.bfloat16)
+        scores, gradients = scores_and_gradients(scorer)
+        distances = [(gradients[name].float().cpu() - one).norm() for name, one in exact_gradients.items()]
+        return float((scores.cpu() - exact).norm()), float(torch.stack(distances).norm())
+
+    apart, packed = (errors(scorer) for scorer in both_ways())
+    assert len(asked) == 2
+    assert packed[0] < 2 * apart[0] + 0.01
+    assert packed[1] < 2 * apart[1] + 0.01
 
 
 def test_a_common_prefix_goes_through_the_model_once():
