@@ -39,7 +39,7 @@ SAMPLES = {"1M": 64, "26M": 32, "135M": 8}
 
 
 def make_policy(shape: str) -> Any:
-    """A policy with random weights, of the quickstart's shape, of that of benchmarks.learning_steps, or of SmolLM2-135M's."""
+    """A policy with random weights: of the shape of the quickstart's, of benchmarks.learning_steps' or of SmolLM2-135M's."""
     if shape == "135M":
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -122,7 +122,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, ", end="")
     print(f"n = {options.repetitions}, load average at the end {os.getloadavg()[0]:.0f}.\n")
     print(
-        "| parameters | step | type | CPU s | GFLOP/s | bare products | of bfloat16's products | faster by | nats: mean, largest |"
+        "| parameters | step | type | CPU s | GFLOP/s | bare products | of bfloat16's | faster by | nats: mean, largest |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
