@@ -4,8 +4,8 @@
     python -m benchmarks.number_types 26M --repetitions 5
 
 Random weights of three shapes, one thread, both types in turns in each repetition: scoring, and one optimizer step with
-float32 master weights (DeepSpeed ZeRO 1). Times are CPU seconds, which other load hardly changes. The peak is that of bare
-products with the policy's layers in bfloat16, measured in the same run; operations are counted without padding, an
+float32 master weights (DeepSpeed ZeRO 1). Times are CPU seconds, which other load hardly changes. The peak is that of
+bare products with the policy's layers in bfloat16, measured in the same run; operations are counted without padding, an
 update as three forward passes. Prints a Markdown table.
 """
 
@@ -39,7 +39,7 @@ SAMPLES = {"1M": 64, "26M": 32, "135M": 8}
 
 
 def make_policy(shape: str) -> Any:
-    """A policy with random weights: of the shape of the quickstart's, of benchmarks.learning_steps' or of SmolLM2-135M's."""
+    """Random weights in the shape of the quickstart's policy, of benchmarks.learning_steps' or of SmolLM2-135M's."""
     if shape == "135M":
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -122,7 +122,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, ", end="")
     print(f"n = {options.repetitions}, load average at the end {os.getloadavg()[0]:.0f}.\n")
     print(
-        "| parameters | step | type | CPU s | GFLOP/s | bare products | of bfloat16's | faster by | nats: mean, largest |"
+        "| parameters | step | type | CPU s | GFLOP/s | bare products | of bfloat16's | faster by | nats: mean, most |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
