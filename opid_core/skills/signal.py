@@ -8,6 +8,7 @@ whether skills teach by what they say.
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import re
 from collections import defaultdict
@@ -101,8 +102,10 @@ def action_tokens(samples: Samples, rows: Sequence[int], decode: Decode) -> Iter
             yield slice(0, 0)
             continue
         ids = samples.response_ids[row].tolist()
-        first = _tokens_of(matches[-1].start() + 1, ids, decode)
-        yield slice(first - 1, _tokens_of(matches[-1].end(), ids, decode, least=first))
+        # Both ends lie close together: most of the beginnings that are tried for one were decoded for the other.
+        characters = functools.cache(lambda count: len(decode(ids[:count])))  # noqa: B023 - used up before the next row
+        begin, end = (_tokens_of(n, len(ids), characters) for n in (matches[-1].start() + 1, matches[-1].end()))
+        yield slice(begin - 1, end)
 
 
 def signal_metrics(samples: Samples, skills: pa.Table, words: ActionWords, decode: Decode) -> dict[str, float]:
@@ -181,7 +184,7 @@ def _magnitudes(samples: Samples, rows: np.ndarray, decode: Decode) -> Float[np.
     return sums
 
 
-def _tokens_of(characters: int, ids: Sequence[int], decode: Decode, least: int = 1) -> int:
-    """The fewest of `ids` from the front, `least` or more, whose text has so many characters."""
-    counts = range(least, len(ids))  # no token has no character, and all have enough
-    return least + bisect.bisect_left(counts, characters, key=lambda count: len(decode(ids[:count])))
+def _tokens_of(wanted: int, tokens: int, characters: Callable[[int], int]) -> int:
+    """The fewest of `tokens` from the front, one or more, that have `wanted` characters."""
+    counts = range(1, tokens)  # no token has no character, and all have enough
+    return 1 + bisect.bisect_left(counts, wanted, key=characters)

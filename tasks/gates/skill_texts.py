@@ -63,23 +63,20 @@ def searchable(texts: Iterable[str]) -> str:
     return " | ".join(["", *(" ".join(words(text)) for text in texts), ""])
 
 
-def without(sources: Sequence[str], texts: Iterable[str]) -> list[str]:
-    """`sources` (made by `searchable`) in which each of `texts`, as words in a row, ends a run as a text's end does;
-    the longest where several begin at a word."""
+def without(source: str, texts: Iterable[str]) -> str:
+    """`source` (made by `searchable`) in which each of `texts`, as words in a row, ends a run as a text's end does; the
+    longest where several begin at a word."""
     runs = {run for text in texts if (run := tuple(words(text)))}
     lengths: dict[str, list[int]] = {}
     for first, length in sorted({(run[0], len(run)) for run in runs}, reverse=True):
         lengths.setdefault(first, []).append(length)  # by the first word, which most words of a source are not
-    kept = []
-    for source in sources:
-        found, of_source, done = source.split(" "), [], 0
-        for at in [at for at, word in enumerate(found) if word in lengths]:
-            length = next((n for n in lengths[found[at]] if tuple(found[at : at + n]) in runs), 0)
-            if at >= done and length:
-                of_source += [*found[done:at], "|"]
-                done = at + length
-        kept.append(" ".join([*of_source, *found[done:]]))
-    return kept
+    found, kept, done = source.split(" "), [], 0
+    for at in [at for at, word in enumerate(found) if word in lengths]:
+        length = next((n for n in lengths[found[at]] if tuple(found[at : at + n]) in runs), 0)
+        if at >= done and length:
+            kept += [*found[done:at], "|"]
+            done = at + length
+    return " ".join([*kept, *found[done:]])
 
 
 def longest_copied_run(text: str, source: str, known: str = "") -> int:

@@ -61,7 +61,17 @@ def _texts(rows: pd.DataFrame, related: Mapping[str, pa.Table], limits: Limits) 
     ids, trajectories = rows["skill_id"].fillna("").tolist(), rows["trajectory_id"].tolist()
     texts = rows["text"].fillna("").tolist()
     shown, forbidden, settings = _shown(related["steps"]), _forbidden(related["trajectories"], limits), limits.settings
-    written, acted = _written(related["steps"])
+    written, taken = _written(related["steps"])
+    known = {name: shown[name] + skill_texts.searchable(actions) for name, actions in taken.items()}
+
+    def written_words(text: str, trajectory: str) -> int:
+        """Most words in a row of what the policy wrote; where they are not too many, maybe with actions in them."""
+        source, known_here = written.get(trajectory, ""), known.get(trajectory, "")
+        found = skill_texts.longest_copied_run(text, source, known_here)
+        if found <= settings.max_written_words:
+            return found  # never less than without the actions, which takes longer
+        return skill_texts.longest_copied_run(text, skill_texts.without(source, taken[trajectory]), known_here)
+
     frame = pd.DataFrame(
         {
             "skill_id": ids,
@@ -71,12 +81,7 @@ def _texts(rows: pd.DataFrame, related: Mapping[str, pa.Table], limits: Limits) 
                 skill_texts.longest_copied_run(text, shown.get(trajectory, ""))
                 for text, trajectory in zip(texts, trajectories, strict=True)
             ],
-            "written_words": [
-                skill_texts.longest_copied_run(
-                    text, written.get(trajectory, ""), shown.get(trajectory, "") + acted.get(trajectory, "")
-                )
-                for text, trajectory in zip(texts, trajectories, strict=True)
-            ],
+            "written_words": [written_words(*of_skill) for of_skill in zip(texts, trajectories, strict=True)],
             "leaked": [
                 skill_texts.forbidden_in(text, forbidden.get(trajectory, ()))
                 for text, trajectory in zip(texts, trajectories, strict=True)
@@ -106,23 +111,19 @@ def _shown(steps: pa.Table) -> dict[str, str]:
     return {trajectory: skill_texts.searchable(shown) for trajectory, shown in texts.items()}
 
 
-def _written(steps: pa.Table) -> tuple[dict[str, str], dict[str, str]]:
-    """What the policy wrote in each trajectory, searchable, without the actions of its group, which a skill may name;
-    and these actions: a thought that has the words of one (a query) is no other text than the action."""
+def _written(steps: pa.Table) -> tuple[dict[str, str], dict[str, dict[str, None]]]:
+    """What the policy wrote in each trajectory, searchable, and the actions of its group, which a skill may name: a
+    thought that has the words of one (a query) is no other text than the action."""
     columns = ("group_id", "trajectory_id", "response_text", "action", "is_valid")
-    texts: dict[str, dict[str, list[str]]] = {}
+    texts: dict[str, list[str]] = {}
     actions: dict[str, dict[str, None]] = {}
+    taken: dict[str, dict[str, None]] = {}
     for group, trajectory, text, action, is_valid in zip(*(steps[name].to_pylist() for name in columns), strict=True):
-        texts.setdefault(group, {}).setdefault(trajectory, []).append(text or "")
+        texts.setdefault(trajectory, []).append(text or "")
+        taken[trajectory] = actions.setdefault(group, {})
         if is_valid:
-            actions.setdefault(group, {})[action or ""] = None
-    written, acted = {}, {}
-    for group, responses in texts.items():
-        taken = actions.get(group, {})
-        said = [skill_texts.searchable(of_trajectory) for of_trajectory in responses.values()]
-        written |= zip(responses, skill_texts.without(said, taken), strict=True)
-        acted |= dict.fromkeys(responses, skill_texts.searchable(taken))
-    return written, acted
+            actions[group][action or ""] = None
+    return {trajectory: skill_texts.searchable(wrote) for trajectory, wrote in texts.items()}, taken
 
 
 def _forbidden(trajectories: pa.Table, limits: Limits) -> dict[str, tuple[str, ...]]:

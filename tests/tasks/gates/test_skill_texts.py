@@ -83,7 +83,7 @@ def test_runs_of_copied_words():
 
 def test_what_the_policy_wrote_but_for_actions_and_what_it_was_shown():
     wrote = searchable(["I think the mug is on shelf 2, so I go to shelf 2 and look.", "Go to shelf 20!"])
-    (plain,) = without([wrote], ["go to shelf 2", "shelf 2", "..."])
+    plain = without(wrote, ["go to shelf 2", "shelf 2", "..."])
     assert plain == searchable(["I think the mug is on", "so I", "and look", "Go to shelf 20"])
     skill = "Do now: go to shelf 2 and look. I think the mug is on shelf 2, so I go to shelf 2."
     assert longest_copied_run(skill, wrote) == 14
@@ -92,7 +92,7 @@ def test_what_the_policy_wrote_but_for_actions_and_what_it_was_shown():
     assert (
         longest_copied_run(skill, plain, searchable(["think the mug is on"])) == 6
     )  # the run as a whole was not shown
-    assert without([wrote, plain], []) == [wrote, plain]
+    assert without(wrote, []) == wrote
 
 
 def test_forbidden_texts_are_whole_words():
