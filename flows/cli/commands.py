@@ -17,7 +17,7 @@ Every command of `opid`, as its `--help` has it. This page is made from the comm
 
 * An argument in brackets may be left out. One with `...` may stand several times, as an option whose meaning says so.
 * Exit codes: 0 for success, 2 for what you can mend (a config, a name, a missing package; one message says what), 130
-  after Ctrl-C, 1 for anything else.
+  after Ctrl-C, 143 after SIGTERM, 1 for anything else.
 """
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -80,14 +82,25 @@ def opid(
 
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
-    """Around what may be interrupted: Ctrl-C ends the command with exit code 130, and says how to go on."""
+    """Around what may be interrupted: Ctrl-C ends the command with exit code 130, SIGTERM with 143, and both say how to
+    go on. A second SIGTERM waits for nothing."""
+    from prefect.exceptions import TerminationSignal  # by which a flow's run knows the reason
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise TerminationSignal(number)
+
+    before = signal.signal(signal.SIGTERM, end)  # within a flow Prefect has its own, which ends in this one
     try:
         yield
     except BaseException as error:
-        if not is_interrupt(error):
+        is_ended = isinstance(error, TerminationSignal)
+        if not (is_ended or is_interrupt(error)):
             raise
-        console.print("Interrupted. The same command continues where it was.")
-        raise typer.Exit(130) from None
+        console.print(f"{'Ended by SIGTERM' if is_ended else 'Interrupted'}. The same command continues where it was.")
+        raise typer.Exit(128 + signal.SIGTERM if is_ended else 130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _root(text: str) -> str:

@@ -66,7 +66,7 @@ def test_ended_in_every_way_it_goes_on_and_ends_as_what_nothing_disturbed(
 
     process = run_until(rolls_out, prefect_server)
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    assert finish(process, root, expected_code=143).endswith("The same command continues where it was.\n")
     all_is_over()
 
     process = run_until((stages / "route.json").exists)

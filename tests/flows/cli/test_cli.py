@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 
 from flows.cli import doctor
 from flows.cli import main as cli
+from flows.cli.common import exit_on_interrupt
 from infra.store import open_campaign
 from opid_core import warm_start
 from opid_core.config import build_config
@@ -330,6 +332,16 @@ def test_an_optional_package_that_is_missing_is_neither_ok_nor_a_fault(monkeypat
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     marks = {row[1]: row[0] for row in rows if len(row) == 3}
     assert (marks["torch"], marks["numpy (optional)"], marks["no_such_package (optional)"]) == ("ok", "ok", "-")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_a_signal_ends_says_how_to_go_on(capsys, number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(typer.Exit) as ended, exit_on_interrupt():
+        signal.raise_signal(number)
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().out.endswith("The same command continues where it was.\n")
+    assert signal.getsignal(number) == before
 
 
 def test_the_help_needs_no_heavy_library():
