@@ -10,6 +10,7 @@ from typing import Literal
 
 from infra import lease, stages
 from infra.manifest import Manifest
+from infra.objects import Address, address_of
 from infra.store import CampaignStore, find_campaign, list_campaigns, list_studies, location, manifests, read_config
 from opid_core.errors import ConfigError, DataError
 from tasks.results import read_result
@@ -106,11 +107,11 @@ def standings(root: str, endpoint_url: str | None) -> tuple[list[Standing], dict
         except (ConfigError, DataError) as error:  # of the former: what lies in it is not ours to read
             left_out[f"{prefix}{name}"] = str(error)
     if left_out and not found:
-        raise none_readable(root, left_out)
+        raise none_readable(address_of(root, endpoint_url), left_out)
     return found, left_out
 
 
-def none_readable(root: str, left_out: Mapping[str, str]) -> DataError:
+def none_readable(root: Address, left_out: Mapping[str, str]) -> DataError:
     """The error for a root of whose campaigns none can be read; `left_out`: why, by name."""
     reasons = "".join(f"\n  {name}: {reason}" for name, reason in left_out.items())
     return DataError(f"root: none of the campaigns in {root} can be read:{reasons}")

@@ -18,6 +18,7 @@ from flows.reports.audit.tokens import tokenizer_json
 from flows.reports.chains import Tables, read_chain, read_tables
 from flows.reports.standing import none_readable
 from infra.manifest import BrokenExpectation, FolderRecord, Manifest
+from infra.objects import address_of
 from infra.store import CampaignStore, known_campaigns, list_campaigns
 from opid_core.errors import ConfigError, DataError
 
@@ -117,9 +118,10 @@ def trace_skill(
     Raises ConfigError for an unknown skill, naming the ids most like it, and for one that several campaigns have;
     DataError where no campaign can be read.
     """
+    where = address_of(root, endpoint_url)
     names = [campaign] if campaign is not None else list_campaigns(root, endpoint_url)
     if not names:
-        raise ConfigError(f"root: no campaign in {root}; {known_campaigns(root, endpoint_url)}")
+        raise ConfigError(f"root: no campaign in {where}; {known_campaigns(root, endpoint_url)}")
     traces: list[SkillTrace] = []
     known: set[str] = set()
     left_out: dict[str, str] = {}
@@ -143,17 +145,17 @@ def trace_skill(
             load = partial(token_texts, store, chain[index - 1].policy)
             traces.append(skill_trace(name, chain[index], tables, skill_id, load))
     if len(left_out) == len(names):
-        raise none_readable(root, left_out)
+        raise none_readable(where, left_out)
     if len(traces) > 1:
         raise ConfigError(
-            f"skill {skill_id!r}: several campaigns in {root} have one of this name "
+            f"skill {skill_id!r}: several campaigns in {where} have one of this name "
             f"({', '.join(trace.campaign for trace in traces)}); name yours with --campaign"
         )
     if not traces:
         nearest = difflib.get_close_matches(skill_id, sorted(known), n=3, cutoff=0.0)
         hint = f"the nearest are {', '.join(nearest)}" if nearest else "no skill is committed"
         read = [name for name in names if name not in left_out]
-        raise ConfigError(f"skill: no skill {skill_id!r} in {', '.join(read)} under {root}; {hint}")
+        raise ConfigError(f"skill: no skill {skill_id!r} in {', '.join(read)} under {where}; {hint}")
     return traces[0]
 
 

@@ -89,10 +89,11 @@ def write_overview(
     version, is left out, which the page and `say` tell. Raises ConfigError for one that does not exist, DataError where
     none can be read.
     """
+    where = address_of(root, endpoint_url)
     names = list(dict.fromkeys(campaigns)) or list_campaigns(root, endpoint_url)
     if not names:
-        raise ConfigError(f"audit: no campaign in {root}; {known_campaigns(root, endpoint_url)}")
-    folder = address_of(root, endpoint_url) if out is None else make_folder(out.absolute())
+        raise ConfigError(f"audit: no campaign in {where}; {known_campaigns(root, endpoint_url)}")
+    folder = where if out is None else make_folder(out.absolute())
     folder = folder if isinstance(folder, Path) else Path("runs").absolute()
     rows: list[CampaignRow] = []
     left_out: dict[str, str] = {}
@@ -102,7 +103,7 @@ def write_overview(
         except DataError as error:
             left_out[name] = str(error)
     if not rows:
-        raise none_readable(root, left_out)
+        raise none_readable(where, left_out)
     for name, reason in left_out.items():
         say(f"Left out: {name}: {reason}")
     page = folder / OVERVIEW_PAGE

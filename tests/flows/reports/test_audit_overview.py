@@ -181,10 +181,11 @@ def test_the_page_runs_nothing_fetches_nothing_and_texts_are_texts(tmp_path):
     assert page.count("&lt;b&gt;bold &amp; loud") > 2
 
 
-def test_what_is_no_overview_is_refused(tmp_path, opid):
+def test_what_is_no_overview_is_refused(tmp_path, opid, monkeypatch):
     root = tmp_path / "runs"
-    with pytest.raises(ConfigError, match="there is no campaign there"):
-        opid("audit", "--overview", "--root", root)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"no campaign in {root}; there is no campaign there"):
+        opid("audit", "--overview")
     make(root, "plain", "ffff")
     with pytest.raises(ConfigError, match="no campaign 'other'"):
         opid("audit", "plain", "other", "--overview", "--root", root)

@@ -165,7 +165,10 @@ def test_campaigns_that_cannot_be_read_are_left_out_and_named(tmp_path):
         trace_skill(store.root, None, "older", f"{FIRST}/step0")
 
 
-def test_an_empty_root_and_a_campaign_without_iterations(tmp_path):
+def test_an_empty_root_and_a_campaign_without_iterations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"no campaign in {tmp_path}/runs; there is no campaign there"):
+        trace_skill("runs", None, None, "000001-0000-00/episode")
     with pytest.raises(ConfigError, match="there is no campaign there"):
         trace_skill(str(tmp_path), None, None, "000001-0000-00/episode")
     store = open_campaign(tmp_path / "runs", "demo", CONFIG)
