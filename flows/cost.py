@@ -291,10 +291,10 @@ def describe(config: CampaignConfig, cost: Cost, card_name: str) -> str:
     )
 
 
-def first_guess(config: CampaignConfig) -> str | None:
+def first_guess(config: CampaignConfig, *, by_auto: bool = False) -> str | None:
     """How long a campaign of which nothing was measured takes on this machine, in a line that says what it is. None
-    where the policy or the card is unknown, or others do the work."""
-    shape, (card_name, card) = planned_shape(config), card_of(config, None)
+    where the policy or the card is unknown, or others do the work. `by_auto`: see `card_of`."""
+    shape, (card_name, card) = planned_shape(config), card_of(config, None, by_auto=by_auto)
     if shape is None or ASSUMED_CARD in card_name or config.cluster.address is not None:
         return None
     expected = timedelta(seconds=round(min(3600 * estimate(config, shape, card).hours, LONGEST_S)))
@@ -318,10 +318,13 @@ def assumptions(config: CampaignConfig) -> str:
     )
 
 
-def card_of(config: CampaignConfig, name: str | None) -> tuple[str, Card]:
+def card_of(config: CampaignConfig, name: str | None, *, by_auto: bool = False) -> tuple[str, Card]:
     """The card of an estimate and its name: the one asked for, else this machine's GPU where its data sheet is known,
-    else an H100 for a policy in bfloat16 and the CPU for one in float32. Raises ConfigError for an unknown name."""
-    if not (name or _card_here()) and config.learner.dtype != "float32":
+    else an H100 for a policy in bfloat16 and the CPU for one in float32, or where this machine has no GPU and chose the
+    type for itself (`by_auto`). Raises ConfigError for an unknown name."""
+    import torch
+
+    if not (name or _card_here() or config.learner.dtype == "float32" or (by_auto and not torch.cuda.is_available())):
         return f"H100 ({ASSUMED_CARD}: {_why_no_card_here()})", CARDS["H100"]
     name = known_card(name or _card_here() or "CPU")
     card = CARDS[name]

@@ -245,8 +245,15 @@ def published_shape(config: CampaignConfig) -> PolicyShape | None:
     return None if is_here else known_shape(policy)
 
 
+WHY_UNKNOWN = "the policy is not on this machine, nor one of those known by name, or `dtype: auto` is not decided"
+"""Where `planned_shape` is None."""
+
+
 def planned_shape(config: CampaignConfig) -> PolicyShape | None:
-    """`published_shape`, else `policy_shape`. None where neither is known."""
+    """`published_shape`, else `policy_shape`. None where neither is known, and before a `dtype: auto` is decided: no
+    estimate is of less."""
+    if "auto" in (config.learner.dtype, config.engine.dtype):
+        return None
     if known := published_shape(config):
         return known
     try:

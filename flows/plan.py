@@ -288,11 +288,13 @@ def so_far(configs: Sequence[CampaignConfig], shape: PolicyShape, card: cost.Car
     return cost.calibration(runs), len(runs)
 
 
-def show(config: CampaignConfig, console: Console, card: str | None = None, *, prompt: bool = True) -> None:
-    """Print the plan: the whole config, the stages, episodes, the estimates for `card` (None: as `cost.card_of`) and
-    the first prompt. Raises ConfigError for a card without a data sheet."""
+def show(
+    config: CampaignConfig, console: Console, card: str | None = None, *, by_auto: bool = False, prompt: bool = True
+) -> None:
+    """Print the plan: the whole config, the stages, episodes, the estimates for `card` (None: as `cost.card_of`, which
+    has `by_auto`) and the first prompt. Raises ConfigError for a card without a data sheet."""
     rollout, evaluation, shape = config.rollout, config.evaluation, memory.planned_shape(config)
-    card_name, sheet = cost.card_of(config, card)
+    card_name, sheet = cost.card_of(config, card, by_auto=by_auto)
     console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
     episodes = rollout.tasks_per_iteration * rollout.group_size
     samples = episodes * config.environment.max_steps
@@ -308,9 +310,7 @@ def show(config: CampaignConfig, console: Console, card: str | None = None, *, p
     table.add_row("analyzer", analyzer_cost(config))
     table.add_row("engine", describe_engine(config))
     if shape is None:
-        table.add_row(
-            "memory, time, store", "unknown: the policy is not on this machine, nor one of those known by name"
-        )
+        table.add_row("memory, time, store", f"unknown: {memory.WHY_UNKNOWN}")
     else:
         factors, runs = so_far([config], shape, sheet) if card is None else ({}, 0)
         cost_text = cost.describe(config, cost.estimate(config, shape, sheet, factors=factors), card_name)

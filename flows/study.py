@@ -138,14 +138,14 @@ def check(study: Study, *, weights: bool = True) -> None:
     plan.check_space([config for _, _, config in study.campaigns()])
 
 
-def show(study: Study, console: Console, card: str | None = None) -> None:
-    """Print what the study will run and what it takes, on `card` (None: the one of `cost.card_of`).
+def show(study: Study, console: Console, card: str | None = None, *, by_auto: bool = False) -> None:
+    """Print what the study will run and what it takes, on `card` (None: the one of `cost.card_of`, with `by_auto`).
 
     Raises ConfigError for a card without a data sheet.
     """
     configs = [config for _, _, config in study.campaigns()]
     first, seeds = configs[0], len(study.seeds)
-    card_name, sheet = cost.card_of(first, card)
+    card_name, sheet = cost.card_of(first, card, by_auto=by_auto)
     shape = memory.planned_shape(first)
     factors, runs = plan.so_far(configs, shape, sheet) if shape and card is None else ({}, 0)
     costs = {
@@ -173,7 +173,7 @@ def show(study: Study, console: Console, card: str | None = None) -> None:
         highlight=False,
     )
     if not costs:
-        console.print("Hours and disk unknown: the policy is not on this machine, nor one of those known by name.")
+        console.print(f"Hours and disk unknown: {memory.WHY_UNKNOWN}.")
         return
     longest = max(costs, key=lambda label: costs[label].hours)
     cost_text = cost.describe(study.methods[longest], costs[longest], card_name)

@@ -58,7 +58,7 @@ def check_and_open(config: CampaignConfig, console: Console) -> CampaignConfig:
 
     decided, is_unmeasured = when_reachable(config.recovery, check, partial(say, console))
     plan.warn(decided, console)
-    if is_unmeasured and (expected := cost.first_guess(decided)):
+    if is_unmeasured and (expected := cost.first_guess(decided, by_auto=config.learner.dtype == number_type.AUTO)):
         say(console, expected)
     return decided
 

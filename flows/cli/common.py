@@ -125,7 +125,7 @@ Card = Annotated[
     str | None,
     typer.Option(
         help="With --dry-run: estimate for this card, as in H100 or RTX4090; default: this machine's GPU, else an H100 "
-        "for bfloat16 and the CPU for float32."
+        "for bfloat16 and the CPU for float32 or what `auto` chose."
     ),
 ]
 

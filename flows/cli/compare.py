@@ -48,21 +48,29 @@ def compare(
     check_card(card, dry_run)
     name = name or (configs[0].resolve().name.removesuffix(".yaml") if len(configs) == 1 else "study") + "_tiny" * tiny
     with console.status(f"{name}: checking"):  # the imports alone take seconds
+        from flows.number_type import AUTO
         from flows.plan import problem
         from flows.study import check, load_study, run_study, show, study_folder, with_number_types
+        from opid_core.errors import OpidError
         from tasks.store import when_reachable
 
         study = load_study(name, configs, seeds, overrides, tiny=tiny)
         settings.apply(study_folder(study))
         fault, tell = None, partial(say, console)
-        recovery = next(iter(study.methods.values())).recovery
-        study = when_reachable(recovery, partial(with_number_types, study, tell, card), tell)
+        first = next(iter(study.methods.values()))
+        by_auto, decide = first.learner.dtype == AUTO, partial(with_number_types, study, tell, card)
         if dry_run:
-            fault = problem(lambda: check(study, weights=False))
-        elif not report_only:
-            when_reachable(recovery, lambda: check(study), tell)
+            try:
+                study = decide()
+                fault = problem(lambda: check(study, weights=False))
+            except OpidError as error:  # as of a hub that is away; the plan has all but hours and disk
+                fault = error
+        else:
+            study = when_reachable(first.recovery, decide, tell)
+        if not (dry_run or report_only):
+            when_reachable(first.recovery, lambda: check(study), tell)
         if dry_run or not report_only:
-            show(study, console, card)
+            show(study, console, card, by_auto=by_auto)
     if dry_run:
         console.print("Dry run: nothing was written.")
         if fault:

@@ -22,6 +22,7 @@ def train(
     Example: [bold]opid train configs/quickstart.yaml --set iterations=5 --set campaign=short[/]
     """
     from opid_core.config import load_config
+    from opid_core.errors import OpidError
 
     check_card(card, dry_run)
     config = load_config(config_path, overrides)
@@ -30,9 +31,13 @@ def train(
         from flows import number_type, plan
         from flows.reports.formatting import say
 
-        config = number_type.decided(config, lambda text: say(console, text), card=card)
-        problem = plan.problem(lambda: plan.check(config, weights=False))
-        plan.show(config, console, card, prompt=problem is None)
+        by_auto = config.learner.dtype == number_type.AUTO
+        try:
+            config = number_type.decided(config, lambda text: say(console, text), card=card)
+            problem = plan.problem(lambda: plan.check(config, weights=False))
+        except OpidError as error:  # as of a hub that is away; the plan has all but estimates
+            problem = error
+        plan.show(config, console, card, by_auto=by_auto, prompt=problem is None)
         if problem:
             raise problem
         return

@@ -258,6 +258,7 @@ def test_a_card_that_is_not_here_is_said_to_be_assumed(monkeypatch):
     assert name == "H100 (assumed: this machine has no GPU)"
     assert card == CARDS["H100"]
     assert card_of(config_of(learner={"dtype": "float32"}), None)[0].startswith("CPU")
+    assert card_of(config_of(learner={"dtype": "bfloat16"}), None, by_auto=True)[0].startswith("CPU")
 
 
 @pytest.mark.parametrize(
@@ -271,6 +272,7 @@ def test_a_slice_of_a_card_is_not_taken_for_the_whole(monkeypatch, told, why):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: told)
     assert card_of(config_of(), None) == (f"H100 (assumed: {why})", CARDS["H100"])
+    assert card_of(config_of(), None, by_auto=True) == (f"H100 (assumed: {why})", CARDS["H100"])
 
 
 def test_prompts_of_one_length_have_one_number():
@@ -313,6 +315,7 @@ def test_what_a_campaign_is_expected_to_take_is_told_where_card_and_policy_are_k
     expected = timedelta(seconds=round(3600 * estimate(config, SHAPE, card_of(config, None)[1]).hours))
     assert (first_guess(config) or "").startswith(f"Expected: about {expected} on 1 x CPU (4 threads), an estimate ")
     assert first_guess(config_of()) is None  # an H100 is assumed, which is not what it runs on
+    assert "CPU" in (first_guess(config_of(), by_auto=True) or "")
     endless = config.model_copy(update={"iterations": 10**15})
     assert f"about {timedelta(seconds=LONGEST_S)} on" in (first_guess(endless) or "")
     elsewhere = config_of(learner={"dtype": "float32"}, cluster={"address": "host:6379"})

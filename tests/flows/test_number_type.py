@@ -219,6 +219,23 @@ def test_a_hub_that_was_away_is_asked_again_before_anything_is_stored(tmp_path, 
     assert "policy: the hub is away; trying again" in console.export_text()
 
 
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_plan_has_all_but_estimates_while_the_hub_is_away(tmp_path, measure, monkeypatch, capsys, command):
+    def away(policy: str, *, weights: bool = True) -> Path:
+        raise InfrastructureError("policy: the hub is away")
+
+    measure(None)
+    for module in (memory, number_type, plan):
+        monkeypatch.setattr(module, "policy_folder", away)
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps({**SMALL, "root": str(tmp_path / "runs"), **BOTH, "policy": "org/own"}))
+    assert opid(monkeypatch, command, path, "--dry-run") == 2
+    printed = capsys.readouterr()
+    assert printed.err == "error: policy: the hub is away\n"
+    assert "Dry run: nothing was written." in printed.out
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_study_is_not_begun_with_what_is_not_decided(tmp_path, measure, away_once):
     measure(SLOW)
     path = config_file(tmp_path, "grpo", "{name: grpo}")
