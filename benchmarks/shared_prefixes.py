@@ -1,6 +1,7 @@
 """What `learner.shared_prefixes` leaves of a campaign's tokens, and how much faster it is.
 
     python -m benchmarks.shared_prefixes CAMPAIGN [--root runs] [--policy FOLDER | --layers 10]
+    python -m benchmarks.shared_prefixes [--repetitions 5]    # what `auto` measures, for two shapes
 
 The stored prompts of one iteration, as re-scoring and the update take them: re-scoring asks for plain and skill prompts
 in one call, the update for a shuffled mini-batch. Both are cut into micro-batches as with sharing, and a few of these,
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from flows.prefix_sharing import FASTER, measured
 from infra.store import find_campaign, manifests, read_config, read_table
 from opid_core.config import build_config
 from opid_core.learning.scoring import ResponseScorer, score
 from opid_core.learning.shared_prefixes import batches_of, joined, pack, share_prefixes
 from opid_core.policies import load_model
+from opid_core.policy_check import load_config
 from opid_core.samples import Ragged, Samples, stacked
 
 SMOLLM2_135M: dict[str, Any] = {
@@ -128,9 +131,31 @@ def row(
     )
 
 
+def print_auto(repetitions: int) -> None:
+    """What `learner.shared_prefixes: auto` measures for the quickstart's policy and for SmolLM2-135M's shape."""
+    from transformers import LlamaConfig
+
+    folder = Path(__file__).parents[1] / "configs" / "policies" / "alfworld_tiny"
+    shapes = {
+        "the quickstart's": load_config(folder),
+        "SmolLM2-135M": LlamaConfig(num_hidden_layers=30, **SMOLLM2_135M),
+    }
+    print(f"float32, torch {torch.__version__}, n = {repetitions}\n")
+    print("| policy | faster by | chosen | CPU s of a measurement |\n|---|---|---|---|")
+    for name, config in shapes.items():
+        results = [timed(lambda one=config: measured(one).faster) for _ in range(repetitions)]
+        ratios = sorted(ratio for ratio, _ in results)
+        shares = sum(ratio >= FASTER for ratio in ratios)
+        print(
+            f"| {name} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | true, {shares} of {repetitions} "
+            f"| {median(seconds for _, seconds in results):.1f} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("campaign")
+    parser.add_argument("campaign", nargs="?")
     parser.add_argument("--root", default="runs")
     parser.add_argument("--iteration", type=int, default=1)
     parser.add_argument("--policy", type=Path, help="HF folder; default: random, of SmolLM2-135M's shape")
@@ -140,6 +165,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.campaign is None:
+        print_auto(given.repetitions)
+        return
     calls, budget = calls_of(given.root, given.campaign, given.iteration)
     scorers = (
         make_scorer(given.policy, given.layers, shares=False),

@@ -110,7 +110,7 @@ def _bounds(constraints: Sequence[Any]) -> list[str]:
 def _in_words(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
+        return ", ".join(f"`{str(value).lower() if isinstance(value, bool) else value}`" for value in arguments)
     if origin is dict:
         return "mapping"
     if origin is tuple and get_origin(arguments[0]) is Literal:

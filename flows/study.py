@@ -12,7 +12,7 @@ from prefect import flow
 from rich.console import Console
 from rich.table import Table
 
-from flows import cost, memory, number_type, plan
+from flows import auto, cost, memory, plan
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.formatting import quantity, say
@@ -123,10 +123,10 @@ def config_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def with_number_types(study: Study, tell: Callable[[str], None], card: str | None = None) -> Study:
-    """The study with what `auto` stands for, the same in all of its campaigns: `number_type.choices`."""
-    chosen = number_type.choices([config for _, _, config in study.campaigns()], tell, card=card)
-    methods = {label: number_type.with_choices(config, chosen) for label, config in study.methods.items()}
+def with_decisions(study: Study, tell: Callable[[str], None], card: str | None = None) -> Study:
+    """The study with what `auto` stands for, the same in all of its campaigns: `auto.choices`."""
+    chosen = auto.choices([config for _, _, config in study.campaigns()], tell, card=card)
+    methods = {label: auto.with_choices(config, chosen) for label, config in study.methods.items()}
     return replace(study, methods=methods)
 
 

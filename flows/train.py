@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from rich.console import Console
 
-from flows import cost, notify, number_type, plan, settings
+from flows import auto, cost, notify, plan, settings
 from flows.campaign import cancelled_by_interrupt, run_campaign
 from flows.display import live_progress
 from flows.reports.audit import write_audit
@@ -48,7 +48,7 @@ def check_and_open(config: CampaignConfig, console: Console) -> CampaignConfig:
     `config` with the types that `auto` stands for. Raises ConfigError or DataError at once, and as `when_reachable`."""
 
     def check() -> tuple[CampaignConfig, bool]:
-        decided = number_type.decided(config, partial(say, console))
+        decided = auto.decided(config, partial(say, console))
         plan.check(decided)
         stored = decided.model_dump(mode="json")
         store = open_campaign(config.root, config.campaign, stored, config.storage.endpoint_url)
@@ -58,7 +58,7 @@ def check_and_open(config: CampaignConfig, console: Console) -> CampaignConfig:
 
     decided, is_unmeasured = when_reachable(config.recovery, check, partial(say, console))
     plan.warn(decided, console)
-    if is_unmeasured and (expected := cost.first_guess(decided, by_auto=config.learner.dtype == number_type.AUTO)):
+    if is_unmeasured and (expected := cost.first_guess(decided, by_auto=config.learner.dtype == auto.AUTO)):
         say(console, expected)
     return decided
 

@@ -81,15 +81,19 @@ def _why_not(config: PreTrainedConfig) -> str | None:
 
 def check_sharing(config: PreTrainedConfig) -> None:
     """Raise ConfigError for a model that cannot be trained with `learner.shared_prefixes`."""
+    if reason := why_no_sharing(config):
+        raise ConfigError(f"learner.shared_prefixes: true: {reason}; set it to false")
+
+
+def why_no_sharing(config: PreTrainedConfig) -> str | None:
+    """Why a model cannot be trained with `learner.shared_prefixes`; None where it can."""
     if config.model_type not in SHARING:
-        reason = (
+        return (
             f"the architecture {config.model_type!r} is none of those that share prefixes: {', '.join(sorted(SHARING))}"
         )
-    elif windows := _windows(config):
-        reason = f"not all layers of this {config.model_type} are full attention (config.json: {windows})"
-    else:
-        return
-    raise ConfigError(f"learner.shared_prefixes: true: {reason}; set it to false")
+    if windows := _windows(config):
+        return f"not all layers of this {config.model_type} are full attention (config.json: {windows})"
+    return None
 
 
 def _windows(config: PreTrainedConfig) -> str:

@@ -14,7 +14,7 @@ from opid_core.policies import TINY_VOCABULARY, make_tiny_policy
 from opid_core.policy_check import load_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN_EXPERTS = ("num_experts_per_tok", "moe_topk", "moe_k")
@@ -99,12 +99,17 @@ def known_shape(policy: str) -> PolicyShape | None:
 def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> PolicyShape:
     """The shape of the policy in `folder`, or (None) of the one that a warm start would make. Allocates no weights.
     Raises ConfigError for a folder whose config is of no causal language model."""
+    return shape_of(without_values(policy_config(folder, warm_start)))
+
+
+def policy_config(folder: Path | None, warm_start: WarmStartConfig) -> PreTrainedConfig:
+    """The model config of the policy in `folder`, or (None) of the one that a warm start would make."""
     import torch
 
     if folder is not None:
-        return shape_of(without_values(load_config(folder)))
+        return load_config(folder)
     with torch.device("meta"):
-        model = make_tiny_policy(
+        tiny = make_tiny_policy(
             vocab_size=TINY_VOCABULARY,
             hidden_size=warm_start.hidden_size,
             layers=warm_start.layers,
@@ -113,7 +118,7 @@ def count_parameters(folder: Path | None, warm_start: WarmStartConfig) -> Policy
             seed=0,
             tied=warm_start.tied_embeddings,
         )
-    return shape_of(model)
+    return tiny.config
 
 
 def shape_of(model: PreTrainedModel) -> PolicyShape:

@@ -48,9 +48,9 @@ def compare(
     check_card(card, dry_run)
     name = name or (configs[0].resolve().name.removesuffix(".yaml") if len(configs) == 1 else "study") + "_tiny" * tiny
     with console.status(f"{name}: checking"):  # the imports alone take seconds
-        from flows.number_type import AUTO
+        from flows.auto import AUTO
         from flows.plan import problem
-        from flows.study import check, load_study, run_study, show, study_folder, with_number_types
+        from flows.study import check, load_study, run_study, show, study_folder, with_decisions
         from opid_core.errors import OpidError
         from tasks.store import when_reachable
 
@@ -58,7 +58,7 @@ def compare(
         settings.apply(study_folder(study))
         fault, tell = None, partial(say, console)
         first = next(iter(study.methods.values()))
-        by_auto, decide = first.learner.dtype == AUTO, partial(with_number_types, study, tell, card)
+        by_auto, decide = first.learner.dtype == AUTO, partial(with_decisions, study, tell, card)
         if dry_run:
             try:
                 study = decide()

@@ -50,7 +50,7 @@ def evaluate(
     if (endpoint is None) != (not model):
         raise ConfigError("--endpoint and --model NAME belong together")
     settings.apply(config.root)
-    from flows import number_type, plan
+    from flows import auto, plan
     from flows.evaluate import endpoint_settings, evaluate_endpoint, evaluate_folder, policy_to_play
     from flows.output import check_new_file, write_file
     from flows.reports.campaign import evaluation_record, show_evaluations
@@ -69,7 +69,7 @@ def evaluate(
             plan.check_policy_and_engine(folder, trained=False)
             plan.first_prompt(config, folder)
             more = {}
-            config = number_type.decided(config, lambda text: say(console, text), folder=folder)
+            config = auto.decided(config, lambda text: say(console, text), folder=folder)
             say(console, f"Evaluating {evaluated}")
             table = evaluate_folder(config, folder, console)
     show_evaluations(table, console)

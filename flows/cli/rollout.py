@@ -34,7 +34,7 @@ def rollout(
 
     config = load_config(config_path, overrides)
     settings.apply(config.root)
-    from flows import number_type
+    from flows import auto
     from flows.evaluate import policy_to_play
     from flows.output import check_new_file, write_file
     from flows.reports.formatting import say, show_markdown
@@ -42,7 +42,7 @@ def rollout(
     if out is not None:
         check_new_file(out)
     with policy_to_play(config, policy) as (folder, _):
-        config = number_type.decided(config, lambda text: say(console, text), folder=folder)
+        config = auto.decided(config, lambda text: say(console, text), folder=folder)
         played = play_episodes(config, folder, episodes)
     summary = _summary(played, config.evaluation.temperatures[0])
     text = "\n\n".join([*(transcript(episode) for episode in played), f"**{summary}**"]) + "\n"

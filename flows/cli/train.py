@@ -28,12 +28,12 @@ def train(
     config = load_config(config_path, overrides)
     settings.apply(config.root)
     if dry_run:
-        from flows import number_type, plan
+        from flows import auto, plan
         from flows.reports.formatting import say
 
-        by_auto = config.learner.dtype == number_type.AUTO
+        by_auto = config.learner.dtype == auto.AUTO
         try:
-            config = number_type.decided(config, lambda text: say(console, text), card=card)
+            config = auto.decided(config, lambda text: say(console, text), card=card)
             problem = plan.problem(lambda: plan.check(config, weights=False))
         except OpidError as error:  # as of a hub that is away; the plan has all but estimates
             problem = error

@@ -69,9 +69,10 @@ class LearnerConfig(Section):
     """Processes that share the update, started by torchrun: one a GPU; on a CPU `threads` is divided among them."""
     gradient_checkpointing: bool = False
     """Trade compute for activation memory."""
-    shared_prefixes: bool = False
+    shared_prefixes: Literal[True, False, "auto"] = False
     """Compute once what sequences of a micro-batch begin with in common; equal up to rounding, and may be faster for
-    larger policies (docs/learner.md). Attention then sees up to twice `micro_batch_tokens`."""
+    larger policies (docs/learner.md). Attention then sees up to twice `micro_batch_tokens`. `auto`: where this
+    machine's CPU measures it faster, decided as the campaign begins and kept; false on a GPU."""
     lora: LoraConfig | None = None
     """Train adapters in place of all weights; `{}` is LoRA with its defaults."""
 

@@ -71,6 +71,7 @@ class Learner:
         state from `seed`. Raises ConfigError where the weights cannot be loaded or the state is of another ZeRO stage
         or dtype, DataError where the state is missing, damaged or of another model; OutOfMemory.
         """
+        assert config.shared_prefixes != "auto", "decided before a campaign is opened"
         self.config = config
         self._policy_dir = Path(policy_dir)
         self._adapter_dir = adapter
@@ -134,7 +135,7 @@ class Learner:
         if not prompts.lengths.all():
             raise DataError(f"score: row {int(prompts.lengths.argmin())} has a prompt without tokens")
         budget = self.config.micro_batch_tokens
-        parts = batches_of(prompts, responses, budget, shares=self.config.shared_prefixes)
+        parts = batches_of(prompts, responses, budget, shares=self.config.shared_prefixes is True)
         scores = Ragged(np.zeros(len(responses.values), np.float32), responses.offsets)
         is_base = self.config.lora is not None and reference == self._policy_dir
         with _memory_errors(budget), disabled(self._policy) if is_base else nullcontext():
@@ -268,7 +269,7 @@ class Learner:
             batch.prompt_ids,
             batch.response_ids,
             self.config.micro_batch_tokens,
-            shares=self.config.shared_prefixes,
+            shares=self.config.shared_prefixes is True,
         )
         sums: dict[str, Tensor] = {}
         for part, weight, is_last in _rounds(parts):

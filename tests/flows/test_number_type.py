@@ -12,8 +12,9 @@ from rich.console import Console
 from transformers import T5Config
 
 from flows import memory, number_type, plan
-from flows.number_type import FASTER, TOLERANCE, choices, decided, fastest, measured_rates, with_choices
-from flows.study import load_study, with_number_types
+from flows.auto import choices, decided, with_choices
+from flows.number_type import FASTER, TOLERANCE, fastest, measured_rates
+from flows.study import load_study, with_decisions
 from flows.train import check_and_open
 from infra.store import find_campaign, open_campaign, read_config
 from opid_core.config import CampaignConfig, build_config
@@ -243,8 +244,8 @@ def test_a_study_is_not_begun_with_what_is_not_decided(tmp_path, measure, away_o
     path.write_text(text + "learner: {dtype: auto}\nengine: {dtype: auto}\n")
     study = load_study("mine", [path], 2)
     with pytest.raises(InfrastructureError):
-        with_number_types(study, silent)
-    assert {dtypes(c) for _, _, c in with_number_types(study, lambda text: None).campaigns()} == {
+        with_decisions(study, silent)
+    assert {dtypes(c) for _, _, c in with_decisions(study, lambda text: None).campaigns()} == {
         ("float32", "float32", 0.001)
     }
 
@@ -337,12 +338,12 @@ def test_a_stored_config_must_say_which_type_it_is(tmp_path, measure, stored):
 
 @pytest.mark.parametrize(
     ("sections", "named"),
-    [(BOTH, r"learner\.dtype and engine\.dtype"), ({"engine": {"dtype": "auto"}}, r"engine\.dtype")],
+    [(BOTH, r"learner\.dtype and engine\.dtype are"), ({"engine": {"dtype": "auto"}}, r"engine\.dtype is")],
 )
 def test_on_a_cluster_the_type_is_named(tmp_path, measure, sections, named):
     measure(None)
     config = config_of(tmp_path, **sections, cluster={"address": "10.0.0.1:6379"})
-    with pytest.raises(ConfigError, match=rf"cluster\.address; set {named} to float32 or bfloat16$"):
+    with pytest.raises(ConfigError, match=rf"cluster\.address; name what {named} there$"):
         decided(config, silent)
     begun = with_choices(config, {name: IN_BFLOAT16[name] for name in ("engine", *sections)})
     open_campaign(begun.root, begun.campaign, begun.model_dump(mode="json"))
@@ -357,7 +358,7 @@ def test_all_campaigns_of_a_study_compute_alike(tmp_path, measure):
         path.write_text(path.read_text().replace("policy: somewhere\n", "") + more)
     study = load_study("mine", files, 2)
     asked = measure(SLOW)
-    assert {dtypes(c) for _, _, c in with_number_types(study, lambda text: None).campaigns()} == {
+    assert {dtypes(c) for _, _, c in with_decisions(study, lambda text: None).campaigns()} == {
         ("float32", "float32", 0.001)
     }
     assert len(asked) == 1
@@ -365,7 +366,7 @@ def test_all_campaigns_of_a_study_compute_alike(tmp_path, measure):
     measure(None)
     config = with_choices(study.campaigns()[-1][2], IN_BFLOAT16)
     open_campaign(config.root, config.campaign, config.model_dump(mode="json"))
-    assert {dtypes(c) for _, _, c in with_number_types(study, lambda text: None).campaigns()} == {
+    assert {dtypes(c) for _, _, c in with_decisions(study, lambda text: None).campaigns()} == {
         ("bfloat16", "bfloat16", 0.1)
     }
 
