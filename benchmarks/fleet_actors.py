@@ -20,11 +20,13 @@ import pickle
 import random
 import signal
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -215,7 +217,8 @@ def noticed_s(
 
 
 def main() -> None:
-    """Print the tables, a line as soon as it is there."""
+    """Print the tables, a line as soon as it is there; what Ray prints goes to stderr."""
+    tell = partial(print, file=sys.stdout, flush=True)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", nargs="+", type=int, default=[16, 64, 128])
     parser.add_argument("--loops", nargs="+", default=["driver", "replicas"], choices=["driver", "replicas"])
@@ -223,14 +226,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=150, help="mean length of a response")
     parser.add_argument("--seed", type=int, default=0, help="of who is killed and when")
     given = parser.parse_args()
+    with redirect_stdout(sys.stderr):
+        measure(given, tell)
+
+
+def measure(given: argparse.Namespace, tell: Callable[[str], None]) -> None:
+    """What `main` was asked for."""
     use_a_token()  # the same for one cluster after the other
     generator, drills, each_mib = random.Random(given.seed), [], 0.0
-    print(
+    tell(
         "| replicas | loop | episodes | turns | seconds of the rollout | of an episode by itself | driver's seconds "
         "| ms a turn | replicas' own seconds | replicas idle | imbalance | GiB of the replicas | of the driver |\n|"
         + "---|"
-        * 13,
-        flush=True,
+        * 13
     )
     for count in given.replicas:
         step_s, batch = step_seconds(count), batch_of(count, given.tokens)
@@ -247,18 +255,18 @@ def main() -> None:
                 started_s = time.monotonic() - started_s
                 each_mib = (memory_mib(family(cluster)) - alone_mib) / count
                 for loop in given.loops:
-                    print(rollout(cluster, groups, loop, batch, step_s, given.tokens), flush=True)
+                    tell(rollout(cluster, groups, loop, batch, step_s, given.tokens))
                 found = noticed_s(places, groups, given.kills, batch, turns, generator)
         drills.append(
             f"| {count} | {each_mib:.0f} | {started_s:.0f} | {len(found)} | {statistics.median(found):.2f} "
             f"| {min(found):.2f} to {max(found):.2f} |"
         )
-    print(
+    tell(
         "\n| replicas | MiB of each | seconds to start | actors killed | noticed after, s: median | range |\n|"
         + "---|" * 6
     )
-    print("\n".join(drills))
-    print(f"\nA step takes {1000 * step_s:.2f} ms; the load at the end is {os.getloadavg()[0]:.1f}.")
+    tell("\n".join(drills))
+    tell(f"\nA step takes {1000 * step_s:.2f} ms; the load at the end is {os.getloadavg()[0]:.1f}.")
 
 
 if __name__ == "__main__":

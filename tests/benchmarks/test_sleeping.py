@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import fleet_actors
 from benchmarks.fleet_actors import step_seconds
 from benchmarks.sleeping import Answer, Sampling, SleepingReplica
 
@@ -42,3 +44,11 @@ def test_a_step_by_the_cost_model_reads_the_weights_whatever_the_number_of_repli
     """3.09 B parameters of two bytes over 0.77 x 3.35 TB/s, and 2.5 ms of the host; caches and prompts come on top."""
     assert step_seconds(2) == pytest.approx(step_seconds(64))
     assert 0.0024 + 0.0025 < step_seconds(2) < 0.006
+
+
+def test_what_ray_prints_is_not_in_the_table(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fleet_actors"])
+    monkeypatch.setattr(fleet_actors, "measure", lambda given, tell: (print("a warning"), tell("| a row |")))
+    fleet_actors.main()
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("| a row |\n", "a warning\n")
