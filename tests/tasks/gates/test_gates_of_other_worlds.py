@@ -62,6 +62,15 @@ def test_a_thought_that_is_repeated_is_a_quotation(world, text):
     assert warnings("skills", rows) == QUOTED
 
 
+@pytest.mark.parametrize(("is_valid", "expected"), [(True, []), (False, QUOTED)])
+def test_the_words_of_an_action_are_no_part_of_a_quotation(is_valid, expected):
+    rows = valid_rows()
+    said = "So I go to shelf 2 and take mug 1 from it."  # 12 words, 6 of them in a row are left without the action
+    rows["steps"][0] |= {"response_text": said, "action": "go to shelf 2", "is_valid": is_valid}
+    rows["skills"][1]["text"] = said
+    assert warnings("skills", rows) == expected
+
+
 def moved(delta: float, action: str, offered: list[str]) -> Rows:
     """Valid rows; the one response under a step skill (2 tokens, of 3 steps in all) is moved by `delta` nats."""
     rows = valid_rows()
