@@ -13,7 +13,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import LogFilter
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_RESULTS_PERSIST_BY_DEFAULT, temporary_settings
-from prefect.tasks import MaterializingTask
 
 from infra import stages
 from infra.hosting import HostedGroup
@@ -29,24 +28,14 @@ from opid_core.errors import (
     NumericsError,
     OutOfMemory,
 )
-from opid_core.schema import TABLES, from_rows
+from opid_core.schema import from_rows
 from tasks import progress
-from tasks.commit import commit
-from tasks.evaluate import evaluate
-from tasks.extract_skills import extract_skills
-from tasks.initial_policy import initial_policy
-from tasks.iteration import TASK, CampaignRun, Iteration, asset, configured, retry_delays_s, stage
-from tasks.rescore import rescore
-from tasks.rollout import rollout
-from tasks.route import route
-from tasks.store import count_attempts, open_store, read_chain
-from tasks.track import prune_states, track
-from tasks.update import update
+from tasks.iteration import TASK, CampaignRun, Iteration, configured, retry_delays_s, stage
+from tasks.store import count_attempts
 from tests.factories import make_chain, make_manifest, valid_rows
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("prefect_server")]
 
-STAGES = (initial_policy, rollout, extract_skills, route, rescore, update, evaluate, commit)
 RECOVERY = {"stage_retries": 2, "retry_delay_s": 0.0, "stage_timeout_s": 300.0}
 
 
@@ -132,26 +121,6 @@ def test_no_result_comes_from_a_cache_of_prefect(run, persisted):
         run.begin(0, 0)
         assert value_of(call(run, task)) == 0.7
     assert calls == [0, 0]
-
-
-def test_every_task_has_a_name_and_a_key_and_the_configs_limits(run):
-    tasks = [*STAGES, open_store, read_chain, count_attempts, track, prune_states]
-    assert len({one.task_key for one in tasks}) == len(tasks)
-    for one in tasks:
-        limited = configured(one, run.config)
-        assert isinstance(limited, Task)
-        assert (limited.name, limited.retries, limited.timeout_seconds) == (one.fn.__name__, 2, 300.0)
-        assert (limited.task_key, limited.persist_result) == (one.task_key, False)
-
-
-def test_every_table_is_an_asset_that_is_made_of_earlier_ones(run):
-    made: set[str] = set()
-    for one in STAGES:
-        limited: Any = configured(one, run.config)  # pyright: ignore[reportArgumentType]
-        assert isinstance(limited, MaterializingTask)
-        assert {it.key for it in limited.asset_deps} <= made | {asset("evaluations", "demo")}
-        made |= {it.key for it in limited.assets}
-    assert made == {asset(name, "demo") for name in (*TABLES, "policy", "manifest")}
 
 
 def test_another_run_that_was_faster_is_adopted(run, tmp_path):
@@ -346,15 +315,11 @@ def test_out_of_memory_makes_the_next_micro_batch_smaller_in_this_campaign_alone
     assert new_run(tmp_path / "another").workers.micro_batch_tokens == 16384
 
 
-def test_delays_double_and_are_spread():
-    delays = retry_delays_s(RecoveryConfig(stage_retries=5, retry_delay_s=2.0))
-    for delay, least in zip(delays, (2, 4, 8, 16, 32), strict=True):
-        assert least <= delay <= 1.5 * least
-    assert sum(delays) >= 60  # a store that is away for a minute is waited for
-
-
-def test_fifty_delays_are_bounded():
+def test_delays_double_are_spread_and_bounded():
     delays = retry_delays_s(RecoveryConfig(stage_retries=50, retry_delay_s=2.0))
+    for delay, least in zip(delays, (2, 4, 8, 16, 32), strict=False):
+        assert least <= delay <= 1.5 * least
+    assert sum(delays[:5]) >= 60  # a store that is away for a minute is waited for
     assert len(delays) == 50
     assert 600 <= delays[-1] <= max(delays) <= 900
 
