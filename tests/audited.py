@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +32,11 @@ CONFIG = {
     "analyzer": {"backend": "hindsight"},
 }
 WORDS = ["go", "to", "desk", "shelf", "take", "put", "mug", "lamp", "open", "close", "look", "at", "then", "1", "2"]
+
+
+def unpacked(text: str) -> Any:
+    """What `packed` was given, as a page's script reads it."""
+    return json.loads(gzip.decompress(base64.b64decode(text)))
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def is_finite(column: str) -> Expectation:
     return flag(f"not_finite_{column}", False)
 
 
-def log_probs(column: str, length: str) -> list[Expectation]:
+def log_probs(column: str) -> list[Expectation]:
     """As many as response tokens, finite, and no probability above 1."""
-    return [equal(f"n_{column}", length), flag(f"n_not_finite_{column}", 0), in_range(f"max_{column}", high=0.0)]
+    finite = flag(f"n_not_finite_{column}", 0)
+    return [equal(f"n_{column}", "n_response_ids"), finite, in_range(f"max_{column}", high=0.0)]

@@ -165,11 +165,6 @@ def packed(value: Any) -> str:
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
 
 
-def unpacked(text: str) -> Any:
-    """What `packed` was given: what the page's script reads."""
-    return json.loads(gzip.decompress(base64.b64decode(text)))
-
-
 def content_hash(text: str) -> str:
     """The source expression that lets a Content-Security-Policy run exactly this inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

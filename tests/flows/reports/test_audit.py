@@ -19,13 +19,13 @@ import pytest
 
 from flows.reports.audit import iteration_numbers, summary
 from flows.reports.audit.data import iteration_data, new_skills, score_rows
-from flows.reports.audit.pages import CAMPAIGN_PAGE, content_hash, packed, page_of, unpacked, visible, write_pages
+from flows.reports.audit.pages import CAMPAIGN_PAGE, content_hash, packed, page_of, visible, write_pages
 from flows.reports.audit.tokens import ByteTokenizer, stored_tokenizer
 from infra import stages
 from infra.store import manifests, read_table
 from opid_core import schema
 from opid_core.errors import ConfigError
-from tests.audited import TOKENIZER, Shape, make_campaign
+from tests.audited import TOKENIZER, Shape, make_campaign, unpacked
 from tests.factories import valid_rows
 from tests.hostile import hostile_strings
 
