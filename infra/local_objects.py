@@ -26,6 +26,7 @@ from opid_core.reading import NotRegular, open_regular
 PIECE_BYTES = 1 << 22  # in memory at a time, however large the object
 NO_OBJECT = (FileNotFoundError, NotADirectoryError)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What file systems without hard links answer, such as exFAT, to one who has just made a file in the same folder."""
 
@@ -213,7 +214,7 @@ def _fault(path: Path, action: str, error: OSError) -> OpidError:
     problem = f"{path}: cannot be {action}: {error.strerror}"
     if error.errno in _REFUSED:
         return ConfigError(f"{problem}; make it accessible and run the same command again")
-    return InfrastructureError(problem)
+    return InfrastructureError(f"{problem}; free some space" if error.errno in _FULL else problem)
 
 
 @contextlib.contextmanager

@@ -136,6 +136,8 @@ def test_an_object_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, 
         (errno.EPERM, ConfigError, r"^root: .* is on a file system without hard links .*; choose another root$"),
         (errno.ENOTSUP, ConfigError, r"^root: .* is on a file system without hard links .*; choose another root$"),
         (errno.EIO, InfrastructureError, "object: cannot be written: "),
+        (errno.ENOSPC, InfrastructureError, "object: cannot be written: .*; free some space$"),
+        (errno.EDQUOT, InfrastructureError, "object: cannot be written: .*; free some space$"),
     ],
 )
 def test_a_file_system_without_hard_links_is_no_place_for_a_root(tmp_path, monkeypatch, number, kind, message):
