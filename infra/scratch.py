@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -18,14 +19,17 @@ from infra.local_objects import faults, one_process_at_a_time
 
 def make_scratch_folder() -> Path:
     """A new empty folder, readable by this user alone; those of processes of this machine that are gone are removed
-    first. Its name cannot be guessed, so nobody can have made it before; names like it that another user made, links
-    and files, and the folders of other machines (whose process ids say nothing here) are left alone."""
+    first, and the files of locks that such held. Its name cannot be guessed, so nobody can have made it before; names
+    like it that another user made, links and other files, and the folders of other machines (whose process ids say
+    nothing here) are left alone."""
     temporary, prefix = Path(tempfile.gettempdir()), _prefix()
     with faults(temporary, "written"):
         for left in temporary.glob(f"{prefix}*"):
             owner = left.name.removeprefix(prefix).split("-")[0]
             if owner.isdigit() and not psutil.pid_exists(int(owner)) and _is_our_folder(left):
                 shutil.rmtree(left, ignore_errors=True)
+            elif owner == "lock":
+                _remove_unless_held(left)
         return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=temporary))
 
 
@@ -41,13 +45,24 @@ def others_scratch(name: str) -> Path | None:
 def scratch_lock(key: str) -> Iterator[None]:
     """In the block no other process of this machine is in such a block for `key`, which others must not be able to
     guess: whoever holds the lock keeps all that ask for it waiting. A process that comes as one leaves need not wait
-    for those that did: what a block makes may be made again. One that is killed leaves an empty file."""
+    for those that did: what a block makes may be made again. One that is killed leaves an empty file,
+    which the next `make_scratch_folder` removes."""
     path = Path(tempfile.gettempdir(), f"{_prefix()}lock-{key}")
     with one_process_at_a_time(path):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _remove_unless_held(lock: Path) -> None:
+    with suppress(OSError):  # held, another user's, a link, or just removed
+        file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.unlink()
+        finally:
+            os.close(file)
 
 
 def _prefix() -> str:

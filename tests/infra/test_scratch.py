@@ -62,6 +62,19 @@ def test_a_lock_keeps_only_those_waiting_that_ask_for_the_same_key_and_leaves_no
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_lock_of_a_process_that_was_killed_is_removed_and_one_that_is_held_is_not(tmp_path):
+    code = (
+        "import os, signal; from infra.scratch import scratch_lock\n"
+        "with scratch_lock('left'): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, timeout=60)
+    (left,) = tmp_path.iterdir()
+    with scratch_lock("held"):
+        (held,) = {*tmp_path.iterdir()} - {left}
+        folder = make_scratch_folder()
+        assert {*tmp_path.iterdir()} == {held, folder}
+
+
 def test_it_is_ours_alone_and_new_and_what_another_put_there_is_neither_used_nor_followed(monkeypatch, tmp_path):
     with monkeypatch.context() as before, subprocess.Popen([sys.executable, "-c", ""]) as ended:
         before.setattr(os, "getpid", lambda: ended.pid)
