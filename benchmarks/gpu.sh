@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a CPU cannot show, on one GPU of 80 GB: bash benchmarks/gpu.sh > gpu.md. Meant for ten minutes; it has not run there yet.
+# What a CPU cannot show, on one GPU of 80 GB: bash benchmarks/gpu.sh > gpu.md. Ten minutes as estimated; it has not run there yet.
 # `bash benchmarks/gpu.sh --try` runs the same on a CPU with tiny policies: to see that the script works, not for numbers.
 #
 # Not in it, because not built: weights pushed from memory to memory.

@@ -131,8 +131,13 @@ def with_decisions(study: Study, tell: Callable[[str], None], card: str | None =
 
 
 def check(study: Study, *, weights: bool = True) -> None:
-    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError. A policy of the
-    hub is downloaded (without `weights`: its config and tokenizer alone)."""
+    """Everything that can be checked before any work, for each method. Raises ConfigError or DataError, and
+    InfrastructureError where the store is away. A policy of the hub is downloaded (without `weights`: its config and
+    tokenizer alone)."""
+    first = next(iter(study.methods.values()))
+    root = first.root.removesuffix(f"/{study.name}")
+    if campaign_exists(root, study.name, first.storage.endpoint_url):
+        raise ConfigError(f"--name: {study.name} is a campaign under {root}; the study needs a folder of its own")
     for config in study.methods.values():
         plan.check_all_but_space(config, weights=weights)
     plan.check_space([config for _, _, config in study.campaigns()])

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows import plan
 from flows import study as studies
-from flows.study import MAY_VARY, load_study, run_study, shared_policy, show, study_folder, what_differs
+from flows.study import MAY_VARY, check, load_study, run_study, shared_policy, show, study_folder, what_differs
 from flows.train import train
 from infra.store import open_campaign
 from opid_core.config import CampaignConfig
@@ -113,6 +113,12 @@ def test_methods_that_differ_in_more_than_their_signal_are_refused(tmp_path):
 def test_a_study_s_name_is_that_of_one_folder(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"^--name: '{name}'"):
         load_study(name, [config_file(tmp_path, "plain", "{name: grpo}")], 1)
+
+
+def test_a_study_lies_in_no_campaign(study, tmp_path):
+    open_campaign(tmp_path / "runs", "mine", {"campaign": "mine"})
+    with pytest.raises(ConfigError, match="--name: mine .*runs"):
+        check(study)
 
 
 def test_a_study_goes_on_from_the_commit_of_the_hub_that_it_began_with(tmp_path, monkeypatch):
