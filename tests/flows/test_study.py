@@ -117,7 +117,7 @@ def test_a_study_s_name_is_that_of_one_folder(tmp_path, name):
 
 def test_a_study_lies_in_no_campaign(study, tmp_path):
     open_campaign(tmp_path / "runs", "mine", {"campaign": "mine"})
-    with pytest.raises(ConfigError, match="--name: mine .*runs"):
+    with pytest.raises(ConfigError, match=r"--name: mine .*runs"):
         check(study)
 
 
