@@ -26,8 +26,8 @@ FASTER = 1.05
 """How many times as fast re-scoring and update must be together. Measurements differ by some hundredths, and a real
 iteration of SmolLM2's shape gained more than is measured here (docs/measurements/shared_prefixes.md)."""
 SHARED = {"score": 0.3, "update": 0.2}
-"""What sharing leaves out of the tokens of a pair of sequences. Of stored iterations 26% and 14% (the quickstart) and 39%
-and 33% (SmolLM2) were left out (docs/measurements/shared_prefixes.md)."""
+"""What sharing leaves out of the tokens of a pair of sequences. Of stored iterations it left out 26% and 14% (the
+quickstart), and 39% and 33% (SmolLM2) (docs/measurements/shared_prefixes.md)."""
 SCORED = 2
 """Sequences that are re-scored for each that is trained on: with and without its skill."""
 _PAIRS, _PROMPT, _RESPONSE = 2, 300, 30
