@@ -20,7 +20,8 @@ from opid_core.policy_shape import policy_config
 from opid_core.samples import Ragged
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FASTER = 1.05
 """How many times as fast re-scoring and update must be together. Measurements differ by some hundredths, and a real
@@ -35,6 +36,8 @@ _SPREAD = 0.25
 """Of the prompts' lengths: the longest of such a micro-batch is 1.25 times the mean in a stored iteration. Without
 sharing, where sequences of like length are together, it is 1.01 to 1.04 times."""
 _LAYERS, _PASSES = 3, 3
+LARGEST = 100_000_000
+"""Parameters of the few layers: so many take a thread about a minute, and memory for as many gradients."""
 
 
 class Seconds(NamedTuple):
@@ -63,12 +66,27 @@ def chosen(config: CampaignConfig, card: str | None) -> tuple[bool, str]:
         folder = policy_folder(config.policy, weights=False)
         check_policy_folder(folder, weights=False)
     model = policy_config(folder, config.warm_start)
-    if reason := why_no_sharing(model):
+    if reason := why_no_sharing(model) or why_unmeasured(model):
         return False, reason
     faster = measured(model, config.learner.dtype).faster
     return faster >= FASTER, (
         f"a CPU thread computes layers as the policy's {faster:.2f} times as fast with common prefixes once "
         f"(true from {FASTER:g} on)"
+    )
+
+
+def why_unmeasured(config: PreTrainedConfig) -> str | None:
+    """Why a policy of this config is not measured on a CPU; None where it can be. Raises ConfigError for one that
+    cannot be made."""
+    import torch
+
+    with torch.device("meta"):
+        parameters = _small_model(config, torch.float32).num_parameters()
+    if parameters <= LARGEST:
+        return None
+    return (
+        f"{_LAYERS} layers of the policy have {parameters / 1e6:,.0f}M parameters, and on a CPU at most "
+        f"{LARGEST / 1e6:,.0f}M are measured; set it to true to have it"
     )
 
 
@@ -82,7 +100,6 @@ def measured(
     one length. Both ways take turns, and the fastest pass of each counts. Some seconds for a policy of 135M parameters.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     from opid_core.learning.scoring import ResponseScorer
     from opid_core.learning.shared_prefixes import share_prefixes
@@ -93,13 +110,7 @@ def measured(
     best = dict.fromkeys(((name, shares) for name in SHARED for shares in (True, False)), float("inf"))
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            policy = AutoModelForCausalLM.from_config(_few_layers(config), dtype=getattr(torch, dtype))
-        except Exception as error:  # whatever the architecture's own code raises for a value
-            raise ConfigError(
-                f"learner.shared_prefixes: auto: no small {config.model_type} can be made to measure with; set it to "
-                f"true or false ({type(error).__name__}: {error})"
-            ) from None
+        policy = _small_model(config, getattr(torch, dtype))
         scorer, own_attention = ResponseScorer(policy).train(), policy.config._attn_implementation
         for _ in range(_PASSES):
             for name, shares in best:  # sharing first: what the first pass takes longer counts against it
@@ -132,6 +143,19 @@ def _sequences(generator: np.random.Generator, share: float, spread: float) -> t
     return Ragged.from_rows(prompts, np.int32), Ragged.from_rows(responses, np.int32)
 
 
+def _small_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A random model of `_few_layers`. Raises ConfigError where none can be made."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_config(_few_layers(config), dtype=dtype)
+    except Exception as error:  # whatever the architecture's own code raises for a value
+        raise ConfigError(
+            f"learner.shared_prefixes: auto: no small {config.model_type} can be made to measure with; set it to "
+            f"true or false ({type(error).__name__}: {error})"
+        ) from None
+
+
 def _few_layers(config: PreTrainedConfig) -> PreTrainedConfig:
     """`config` with a few of its layers, and that part of its vocabulary: the output layer shares nothing, and would
     count for more than it does."""
@@ -140,6 +164,8 @@ def _few_layers(config: PreTrainedConfig) -> PreTrainedConfig:
     few = min(_LAYERS, layers)
     of_layers = {name: one[:few] for name, one in values.items() if isinstance(one, list) and len(one) == layers}
     changed: dict[str, Any] = {"num_hidden_layers": few, "vocab_size": max(256, vocabulary * few // layers)}
+    if (positions := getattr(config, "max_position_embeddings", None)) is not None:  # some look them up in a table
+        changed["max_position_embeddings"] = max(positions, round((1 + _SPREAD) * _PROMPT) + _RESPONSE)
     changed |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # they may be of the part left out
     own_names = {config.attribute_map.get(name, name): value for name, value in changed.items()}
     return type(config).from_dict({**values, **of_layers, **own_names})

@@ -45,7 +45,7 @@ def train(config: str, overrides: list[str] = []) -> None:  # noqa: B006 - a pla
 
 def check_and_open(config: CampaignConfig, console: Console) -> CampaignConfig:
     """Check the config, open its store, and tell what is to be known before. Returns the config that it is stored with:
-    `config` with the types that `auto` stands for. Raises ConfigError or DataError at once, and as `when_reachable`."""
+    `config` with what its `auto` stands for. Raises ConfigError or DataError at once, and as `when_reachable`."""
 
     def check() -> tuple[CampaignConfig, bool]:
         decided = auto.decided(config, partial(say, console))

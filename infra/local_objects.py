@@ -200,14 +200,25 @@ def faults(path: Path, action: str) -> Iterator[None]:
 def one_process_at_a_time(lock: Path) -> Iterator[None]:
     """In the block no other process of this machine is in such a block for the file `lock`, which is made where it is
     missing; its folder must exist."""
-    with faults(lock, "written"):
-        file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        with faults(lock, "locked"):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
+    while True:
+        with faults(lock, "written"):
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            with faults(lock, "locked"):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not is_at(lock, file):  # removed while this one waited: others lock the file that is there now
+                continue
+            yield
+            return
+        finally:
+            os.close(file)
+
+
+def is_at(path: Path, file: int) -> bool:
+    """Whether the open `file` is the one that `path` names now."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(file))
+    return False
 
 
 def _fault(path: Path, action: str, error: OSError) -> OpidError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.local_objects import faults, one_process_at_a_time
+from infra.local_objects import faults, is_at, one_process_at_a_time
 
 
 def make_scratch_folder() -> Path:
@@ -44,8 +44,7 @@ def others_scratch(name: str) -> Path | None:
 @contextmanager
 def scratch_lock(key: str) -> Iterator[None]:
     """In the block no other process of this machine is in such a block for `key`, which others must not be able to
-    guess: whoever holds the lock keeps all that ask for it waiting. A process that comes as one leaves need not wait
-    for those that did: what a block makes may be made again. One that is killed leaves an empty file,
+    guess: whoever holds the lock keeps all that ask for it waiting. A process that is killed leaves an empty file,
     which the next `make_scratch_folder` removes."""
     path = Path(tempfile.gettempdir(), f"{_prefix()}lock-{key}")
     with one_process_at_a_time(path):
@@ -60,7 +59,8 @@ def _remove_unless_held(lock: Path) -> None:
         file = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.unlink()
+            if is_at(lock, file):  # else another process has removed it and a third one may hold its successor
+                lock.unlink()
         finally:
             os.close(file)
 

@@ -58,12 +58,17 @@ class NumericsError(OpidError):
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """Whether `error` is Ctrl-C, or was raised while Ctrl-C was handled: a library that cleans up may replace it."""
+    """Whether `error` is Ctrl-C, or was raised while Ctrl-C was handled."""
+    return comes_from(error, KeyboardInterrupt)
+
+
+def comes_from(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether `error` is of this kind, or was raised while one was handled: a library that cleans up may replace it."""
     open_ends: list[BaseException | None] = [error]
     seen: set[int] = set()  # causes may form a circle
     while open_ends:
         cause = open_ends.pop()
-        if isinstance(cause, KeyboardInterrupt):
+        if isinstance(cause, kind):
             return True
         if cause is not None and id(cause) not in seen:
             seen.add(id(cause))

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flows.reports.formatting import Terminal
-from opid_core.errors import ConfigError, is_interrupt
+from opid_core.errors import ConfigError, comes_from, is_interrupt
 from opid_core.local_paths import root_path
 from opid_core.wording import FORMS, SERVER_ADDRESS
 
@@ -83,7 +83,7 @@ def opid(
 @contextmanager
 def exit_on_interrupt() -> Iterator[None]:
     """Around what may be interrupted: Ctrl-C ends the command with exit code 130, SIGTERM with 143, and both say how to
-    go on. A second SIGTERM waits for nothing."""
+    go on. A second SIGTERM waits for nothing; within a flow it cuts short what the first one made it clean up."""
     from prefect.exceptions import TerminationSignal  # by which a flow's run knows the reason
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -94,7 +94,7 @@ def exit_on_interrupt() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        is_ended = isinstance(error, TerminationSignal)
+        is_ended = comes_from(error, TerminationSignal)
         if not (is_ended or is_interrupt(error)):
             raise
         console.print(f"{'Ended by SIGTERM' if is_ended else 'Interrupted'}. The same command continues where it was.")

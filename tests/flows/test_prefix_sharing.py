@@ -11,7 +11,7 @@ from rich.console import Console
 
 from flows import number_type, prefix_sharing
 from flows.auto import choices, decided
-from flows.prefix_sharing import FASTER, Seconds, measured
+from flows.prefix_sharing import FASTER, LARGEST, Seconds, measured, why_unmeasured
 from flows.study import load_study, with_decisions
 from flows.train import check_and_open
 from infra.store import find_campaign, open_campaign, read_config
@@ -228,3 +228,17 @@ def test_what_is_measured_has_the_shares_of_an_iteration_and_few_layers_of_the_p
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (config.num_hidden_layers, config.vocab_size) == (5, 1000)
     assert model_type in SHARING
+
+
+def test_a_table_of_few_positions_is_made_long_enough():
+    config = tiny_config("gpt2", n_positions=32)
+    assert min(measured(config)) > 0
+    assert config.n_positions == 32
+
+
+def test_a_policy_that_would_take_long_is_told_and_not_measured():
+    assert why_unmeasured(tiny_config("qwen2")) is None
+    # three of its layers have 3 x 4096 x 4096 each behind attention alone, which is 151M
+    reason = why_unmeasured(tiny_config("qwen2", hidden_size=4096, intermediate_size=4096, num_hidden_layers=5))
+    assert reason is not None
+    assert f"{LARGEST // 10**6}M" in reason

@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import ExitStack
 
 import pytest
 
 from infra import scratch
+from infra.local_objects import one_process_at_a_time
 from infra.scratch import make_scratch_folder, others_scratch, scratch_folder, scratch_lock
 
 
@@ -73,6 +76,29 @@ def test_the_lock_of_a_process_that_was_killed_is_removed_and_one_that_is_held_i
         (held,) = {*tmp_path.iterdir()} - {left}
         folder = make_scratch_folder()
         assert {*tmp_path.iterdir()} == {held, folder}
+
+
+def test_a_lock_that_was_removed_while_one_waited_for_it_lets_nobody_in_beside_the_next_one(tmp_path):
+    entered, first, second = threading.Event(), ExitStack(), ExitStack()
+
+    def enter() -> None:
+        with scratch_lock("ours"):
+            entered.set()
+
+    first.enter_context(scratch_lock("ours"))
+    (lock,) = tmp_path.iterdir()
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    assert not entered.wait(0.5)
+    lock.unlink()
+    second.enter_context(one_process_at_a_time(lock))
+    lock.rename(kept := tmp_path / "kept")  # the first one's end removes what has the lock's name
+    first.close()
+    kept.rename(lock)
+    assert not entered.wait(0.5)
+    second.close()
+    assert entered.wait(60)
+    waiting.join(60)
 
 
 def test_it_is_ours_alone_and_new_and_what_another_put_there_is_neither_used_nor_followed(monkeypatch, tmp_path):
