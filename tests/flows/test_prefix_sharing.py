@@ -231,9 +231,9 @@ def test_what_is_measured_has_the_shares_of_an_iteration_and_few_layers_of_the_p
 
 
 def test_a_table_of_few_positions_is_made_long_enough():
-    config = tiny_config("gpt2", n_positions=32)
+    config = tiny_config("gpt2", max_position_embeddings=32)
     assert min(measured(config)) > 0
-    assert config.n_positions == 32
+    assert config.max_position_embeddings == 32
 
 
 def test_a_policy_that_would_take_long_is_told_and_not_measured():
