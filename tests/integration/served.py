@@ -48,7 +48,10 @@ def train(config: str, overrides: list[str] = []) -> None:
             related = [{"prefect.resource.id": "prefect.tag.opid", "prefect.resource.role": "tag"}]
             run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}"}
             emit_event("prefect.flow-run.heartbeat", resource=run, related=related)  # of the stage that it still ends
-            for _ in range(300):  # it hears of its suspension by an event, or within 10 s, and ends at the next stage
+            for number in range(300):  # it ends at the next stage after it has heard of its suspension
+                if number % 25 == 24:  # an event from before Prefect's listener was there is lost, and none looks again
+                    with get_client(sync_client=True) as client:
+                        client.set_flow_run_state(flow_run.id, Suspended(timeout_seconds=600), force=True)
                 stage()
                 time.sleep(0.2)
     if "wait" in overrides:
